@@ -1,0 +1,34 @@
+"""Where bundled files and caches live, in a checkout and in an installed wheel."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+__all__ = ["cache_dir", "data_dir", "notebooks_dir"]
+
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def _bundled(name: str) -> Path:
+    """A top-level folder of the checkout; in a wheel the same files are packed inside the package as ``_name``."""
+    packed = _PACKAGE / f"_{name}"
+    return packed if packed.is_dir() else _PACKAGE.parent / name
+
+
+def data_dir() -> Path:
+    """Bundled data: ``weights/`` and ``study/``."""
+    return _bundled("data")
+
+
+def notebooks_dir() -> Path:
+    """The notebooks of the suite."""
+    return _bundled("notebooks")
+
+
+def cache_dir() -> Path:
+    """Downloads; ``T2T_ANALYSIS_CACHE`` moves it, otherwise ``~/.cache/t2t_analysis`` (XDG honoured)."""
+    if given := os.environ.get("T2T_ANALYSIS_CACHE"):
+        return Path(given).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "t2t_analysis"
