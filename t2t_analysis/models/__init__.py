@@ -1,0 +1,26 @@
+"""The networks and their weights; importing this registers the T2T-ViT family with timm."""
+
+from .small import SMALL_MODELS
+from .t2t import T2T_ViT
+from .tokens import T2TModule, TokenPerformer, TokenTransformer
+from .vit import vit_small_paper_patch16_224
+
+#: The authors' registered names.
+T2T_MODELS = (
+    "t2t_vit_7", "t2t_vit_10", "t2t_vit_12", "t2t_vit_14", "t2t_vit_19", "t2t_vit_24",
+    "t2t_vit_t_14", "t2t_vit_t_19", "t2t_vit_t_24",
+    "t2t_vit_14_resnext", "t2t_vit_14_wide", "t2t_vit_14_se", "t2t_vit_dense", "t2t_vit_16_ghost",
+)  # fmt: skip
+#: Every name that this package registers.
+MODELS = (*T2T_MODELS, "t2t_vit_c_14", "vit_small_paper_patch16_224", *SMALL_MODELS)
+
+__all__ = [
+    "MODELS",
+    "SMALL_MODELS",
+    "T2T_MODELS",
+    "T2TModule",
+    "T2T_ViT",
+    "TokenPerformer",
+    "TokenTransformer",
+    "vit_small_paper_patch16_224",
+]

@@ -1,0 +1,388 @@
+"""T2T-ViT (Yuan et al., ICCV 2021, arXiv 2101.11986) and its variants, in timm's registry.
+
+A T2T-ViT is timm's VisionTransformer with another tokeniser in front, a fixed sinusoidal position table, and block
+variants. State-dict keys, shapes, order, and which entries train are those of the authors' release.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.layers import Attention, Mlp, calculate_drop_path_rates, resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from ..errors import T2TError
+from .blocks import DenseBlock, GhostAttention, GhostMlp, SEAttention, Transition
+from .tokens import WINDOWS, T2TModule, Window
+
+__all__ = ["RELEASES", "T2T_ViT", "checkpoint_filter_fn", "sinusoid_table"]
+
+#: The authors' release on GitHub; every published file lies under this address.
+RELEASES = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
+
+
+def sinusoid_table(num_tokens: int, dim: int) -> Tensor:
+    """Fixed 1-D position table (Vaswani et al., 2017), sine and cosine interleaved: (1, num_tokens, dim), float32.
+
+    Entry 2i of row p is sin(p / 10000^(2i / dim)), entry 2i + 1 the cosine of the same angle; row 0 is the class
+    token's.
+
+    >>> sinusoid_table(2, 4)[0, 1].tolist()[:2]
+    [0.8414709568023682, 0.5403022766113281]
+    """
+    position = torch.arange(num_tokens, dtype=torch.float64).unsqueeze(1)
+    angle = position / 10000 ** (2 * (torch.arange(dim, dtype=torch.float64) // 2) / dim)
+    even = torch.arange(dim) % 2 == 0
+    return torch.where(even, angle.sin(), angle.cos()).float().unsqueeze(0)
+
+
+class _GridTokens:
+    """The tokeniser as timm's VisionTransformer wants it when image sizes vary: (B, C, H, W) to (B, h, w, D)."""
+
+    def __init__(self, tokeniser: T2TModule) -> None:
+        self.tokeniser = tokeniser
+        self.grid_size, self.num_patches = tokeniser.grid_size, tokeniser.num_patches
+        self.img_size = tokeniser.img_size
+        self.patch_size = to_2tuple(tokeniser.patch_size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.tokeniser(x).unflatten(1, self.dynamic_feat_size(x.shape[-2:]))
+
+    def dynamic_feat_size(self, img_size: Sequence[int]) -> tuple[int, int]:
+        return self.tokeniser.grids(*img_size)[-1]
+
+
+class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
+    """Tokens-to-Token ViT; takes images of any size and shape from 32 px up, whatever ``img_size`` was built for.
+
+    The grid is tracked through the splits, and the position table is resized (bicubic, class token kept) where the
+    grid differs from the one of ``img_size``.
+
+    Parameters
+    ----------
+    img_size : size of the image (or height, width) that the position table is made for.
+    tokens_type : see ``tokens.T2TModule``.
+    drop_rate : dropout after the position table, after each projection and in each MLP, as in the authors' code
+        (timm's ViT applies it before the head only). The Performer tokeniser drops at 0.1 whatever is given here.
+    qk_scale : scale of the backbone's attention; default head_dim ** -0.5. Another value turns fused attention off.
+    token_dim, windows : width and sliding windows of the T2T module.
+    attn_layer, mlp_layer : parts of the backbone's blocks.
+    """
+
+    def __init__(
+        self,
+        img_size: int | tuple[int, int] = 224,
+        tokens_type: str = "performer",
+        in_chans: int = 3,
+        num_classes: int = 1000,
+        embed_dim: int = 768,
+        depth: int = 12,
+        num_heads: int = 12,
+        mlp_ratio: float = 4.0,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        drop_rate: float = 0.0,
+        attn_drop_rate: float = 0.0,
+        drop_path_rate: float = 0.0,
+        norm_layer: Callable[..., nn.Module] | None = None,
+        token_dim: int = 64,
+        windows: Sequence[Window] = WINDOWS,
+        attn_layer: type[nn.Module] = Attention,
+        mlp_layer: type[nn.Module] = Mlp,
+        global_pool: str = "token",
+    ) -> None:
+        nn.Module.__init__(self)  # timm's constructor would make its own patch embedding and a learned table
+        self.tokens_config = dict(tokens_type=tokens_type, token_dim=token_dim, windows=windows)
+        self.num_classes, self.in_chans, self.embed_dim = num_classes, in_chans, embed_dim
+        self._set_timm_traits(global_pool)
+        block = partial(
+            Block,
+            num_heads=num_heads,
+            mlp_ratio=mlp_ratio,
+            qkv_bias=qkv_bias,
+            proj_drop=drop_rate,
+            attn_drop=attn_drop_rate,
+            norm_layer=norm_layer or partial(nn.LayerNorm, eps=1e-5),
+            attn_layer=attn_layer,
+            mlp_layer=mlp_layer,
+        )
+        tokeniser = T2TModule(to_2tuple(img_size), in_chans=in_chans, embed_dim=embed_dim, **self.tokens_config)
+        self.cls_token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, embed_dim), std=0.02))
+        self.pos_embed = nn.Parameter(sinusoid_table(tokeniser.num_patches + 1, embed_dim), requires_grad=False)
+        self.tokens_to_token = tokeniser
+        self.pos_drop = nn.Dropout(drop_rate)
+        self.patch_drop, self.norm_pre = nn.Identity(), nn.Identity()
+        self.blocks, widths = self._make_blocks(block, depth, drop_path_rate)
+        self.num_features = self.head_hidden_size = widths[-1]
+        self.norm = (norm_layer or partial(nn.LayerNorm, eps=1e-5))(self.num_features)
+        self.fc_norm, self.head_drop = nn.Identity(), nn.Dropout(0.0)
+        self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        self.feature_info = [
+            dict(module=f"blocks.{i}", num_chs=width, reduction=tokeniser.patch_size) for i, width in enumerate(widths)
+        ]
+        self.apply(_init_linear)
+        if qk_scale is not None:
+            self._set_qk_scale(qk_scale)
+
+    def _set_timm_traits(self, global_pool: str) -> None:
+        """Attributes that the inherited methods read."""
+        self.global_pool, self.pool_include_prefix, self.attn_pool = global_pool, False, None
+        self.num_prefix_tokens, self.num_reg_tokens, self.has_class_token = 1, 0, True
+        self.no_embed_class, self.reg_token = False, None
+        self.dynamic_img_size, self.grad_checkpointing = True, False
+
+    def _make_blocks(
+        self, block: Callable[..., nn.Module], depth: int, drop_path_rate: float
+    ) -> tuple[nn.Sequential, list[int]]:
+        """The backbone and the width after each of its entries."""
+        rates = calculate_drop_path_rates(drop_path_rate, depth)
+        return nn.Sequential(*(block(self.embed_dim, drop_path=rate) for rate in rates)), [self.embed_dim] * depth
+
+    def _set_qk_scale(self, qk_scale: float) -> None:
+        for module in self.blocks.modules():
+            if hasattr(module, "num_heads"):
+                module.scale, module.fused_attn = qk_scale, False
+
+    @property
+    def patch_embed(self) -> _GridTokens:
+        """The tokeniser under the name and interface of timm's patch embedding."""
+        return _GridTokens(self.tokens_to_token)
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that are exempt from weight decay."""
+        return {"cls_token"}
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Regular expressions that sort parameters into layers (for layer decay)."""
+        return {"stem": r"^cls_token|pos_embed|tokens_to_token", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Recompute block activations in the backward pass to save memory."""
+        self.grad_checkpointing = enable
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Put in a fresh head for ``num_classes`` (0: none) on ``num_features`` channels."""
+        if global_pool is not None:
+            if global_pool not in ("", "token", "avg", "max", "avgmax"):
+                raise T2TError(f"global_pool={global_pool!r}: expected '', 'token', 'avg', 'max' or 'avgmax'")
+            self.global_pool = global_pool
+        self.num_classes = num_classes
+        like = self.norm.weight if hasattr(self.norm, "weight") else self.cls_token
+        head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
+        self.head = head.apply(_init_linear).to(device=like.device, dtype=like.dtype).train(self.training)
+
+    def set_input_size(
+        self, img_size: int | tuple[int, int] | None = None, patch_size: int | tuple[int, int] | None = None
+    ) -> None:
+        """Make ``img_size`` the native size: the position table is resized once instead of in every forward."""
+        if patch_size is not None and to_2tuple(patch_size) != to_2tuple(self.tokens_to_token.patch_size):
+            raise T2TError(f"the patch size of a T2T-ViT is fixed at {self.tokens_to_token.patch_size}")
+        if img_size is None:
+            return
+        old = self.tokens_to_token.grid_size
+        self.tokens_to_token.set_img_size(to_2tuple(img_size))
+        table = resize_table(self.pos_embed, self.tokens_to_token.grid_size, old)
+        self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
+
+
+class T2T_ViT_Dense(T2T_ViT):  # noqa: N801
+    """DenseNet-like backbone: every layer appends ``growth`` channels, transitions halve the width between stages."""
+
+    stages = (3, 6, 6, 4)
+    growth = 64
+
+    def _make_blocks(
+        self, block: Callable[..., nn.Module], depth: int, drop_path_rate: float
+    ) -> tuple[nn.Sequential, list[int]]:
+        # The authors index a schedule of length 12 by the stage, not by the layer; kept, since training depends on it.
+        rates = calculate_drop_path_rates(drop_path_rate, 12)
+        layers: list[nn.Module] = []
+        widths: list[int] = []
+        width = self.embed_dim
+        for stage, num_layers in enumerate(self.stages):
+            for _ in range(num_layers):
+                layers.append(DenseBlock(width, self.growth, drop_path=rates[stage], **block.keywords))
+                widths.append(width := width + self.growth)
+            if stage + 1 < len(self.stages):
+                layers.append(Transition(width))
+                widths.append(width := width // 2)
+        return nn.Sequential(*layers), widths
+
+
+def _init_linear(module: nn.Module) -> None:
+    """Truncated normal with standard deviation 0.02, biases zero; convolutions keep PyTorch's default."""
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def resize_table(table: Tensor, new: tuple[int, int], old: tuple[int, int] | None = None) -> Tensor:
+    """Resize a position table (1, 1 + N, D) to another grid: bicubic, class token kept; ``old`` None means square."""
+    return resample_abs_pos_embed(table, new_size=list(new), old_size=None if old is None else list(old))
+
+
+def checkpoint_filter_fn(state_dict: dict[str, Any], model: T2T_ViT) -> dict[str, Tensor]:
+    """Unwrap a checkpoint of the authors (``state_dict_ema`` first) and fit its position table to ``model``."""
+    for key in ("state_dict_ema", "state_dict", "net", "model"):
+        if key in state_dict:
+            state_dict = state_dict[key]
+            break
+    weights = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    table = weights.get("pos_embed")
+    if table is not None and table.shape[1] != model.pos_embed.shape[1]:
+        weights["pos_embed"] = resize_table(table, model.tokens_to_token.grid_size)
+    return weights
+
+
+def _cfg(file: str = "", size: int = 224, **kwargs: Any) -> dict[str, Any]:
+    return {
+        "url": RELEASES + file if file else "",
+        "num_classes": 1000,
+        "input_size": (3, size, size),
+        "fixed_input_size": False,
+        "pool_size": None,
+        "crop_pct": 0.9,
+        "interpolation": "bicubic",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        # The first convolution is inside the soft split; timm adapts no input channels for it.
+        "first_conv": (),
+        "classifier": "head",
+        "license": "BSD-3-Clause-Clear",
+        **kwargs,
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {
+        "t2t_vit_7": _cfg("71.7_T2T_ViT_7.pth.tar"),
+        "t2t_vit_10": _cfg("75.2_T2T_ViT_10.pth.tar"),
+        "t2t_vit_12": _cfg("76.5_T2T_ViT_12.pth.tar"),
+        "t2t_vit_14": _cfg("81.5_T2T_ViT_14.pth.tar"),
+        "t2t_vit_19": _cfg("81.9_T2T_ViT_19.pth.tar"),
+        "t2t_vit_24": _cfg("82.3_T2T_ViT_24.pth.tar"),
+        "t2t_vit_t_14": _cfg("81.7_T2T_ViTt_14.pth.tar"),
+        "t2t_vit_t_19": _cfg("82.4_T2T_ViTt_19.pth.tar"),
+        "t2t_vit_t_24": _cfg("82.6_T2T_ViTt_24.pth.tar"),
+        "t2t_vit_c_14": _cfg(first_conv="tokens_to_token.soft_split0"),
+        "t2t_vit_14_resnext": _cfg(),
+        "t2t_vit_14_wide": _cfg(),
+        "t2t_vit_14_se": _cfg(),
+        "t2t_vit_dense": _cfg(),
+        "t2t_vit_16_ghost": _cfg(),
+    }
+)
+
+
+def create_t2t_vit(variant: str, pretrained: bool, model_cls: type[T2T_ViT] = T2T_ViT, **kwargs: Any) -> nn.Module:
+    """Build ``variant`` through timm, which handles weights, ``features_only`` and the rest."""
+    return build_model_with_cfg(
+        model_cls,
+        variant,
+        pretrained,
+        pretrained_filter_fn=checkpoint_filter_fn,
+        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+        **kwargs,
+    )
+
+
+def _backbone(dim: int, depth: int, num_heads: int, mlp_ratio: float = 3.0, **more: Any) -> dict[str, Any]:
+    return dict(embed_dim=dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, **more)
+
+
+@register_model
+def t2t_vit_7(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """4.3 M parameters, 1.15 G multiply-accumulates at 224 px."""
+    return create_t2t_vit("t2t_vit_7", pretrained, **_backbone(256, 7, 4, 2.0) | kwargs)
+
+
+@register_model
+def t2t_vit_10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """5.9 M parameters, 1.5 G multiply-accumulates at 224 px."""
+    return create_t2t_vit("t2t_vit_10", pretrained, **_backbone(256, 10, 4, 2.0) | kwargs)
+
+
+@register_model
+def t2t_vit_12(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """6.9 M parameters, 1.8 G multiply-accumulates at 224 px."""
+    return create_t2t_vit("t2t_vit_12", pretrained, **_backbone(256, 12, 4, 2.0) | kwargs)
+
+
+@register_model
+def t2t_vit_14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """21.5 M parameters, 4.8 G multiply-accumulates at 224 px."""
+    return create_t2t_vit("t2t_vit_14", pretrained, **_backbone(384, 14, 6) | kwargs)
+
+
+@register_model
+def t2t_vit_19(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """39.2 M parameters, 8.5 G multiply-accumulates at 224 px."""
+    return create_t2t_vit("t2t_vit_19", pretrained, **_backbone(448, 19, 7) | kwargs)
+
+
+@register_model
+def t2t_vit_24(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """64.1 M parameters, 13.7 G multiply-accumulates at 224 px."""
+    return create_t2t_vit("t2t_vit_24", pretrained, **_backbone(512, 24, 8) | kwargs)
+
+
+@register_model
+def t2t_vit_t_14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Transformer tokeniser; 21.5 M parameters, 6.1 G multiply-accumulates at 224 px."""
+    return create_t2t_vit("t2t_vit_t_14", pretrained, **_backbone(384, 14, 6, tokens_type="transformer") | kwargs)
+
+
+@register_model
+def t2t_vit_t_19(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Transformer tokeniser; 39.2 M parameters, 9.8 G multiply-accumulates at 224 px."""
+    return create_t2t_vit("t2t_vit_t_19", pretrained, **_backbone(448, 19, 7, tokens_type="transformer") | kwargs)
+
+
+@register_model
+def t2t_vit_t_24(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Transformer tokeniser; 64.1 M parameters, 15.0 G multiply-accumulates at 224 px."""
+    return create_t2t_vit("t2t_vit_t_24", pretrained, **_backbone(512, 24, 8, tokens_type="transformer") | kwargs)
+
+
+@register_model
+def t2t_vit_c_14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Tokeniser of three convolutions, chained with nothing between them (the paper's T2T-ViT_c-14)."""
+    return create_t2t_vit("t2t_vit_c_14", pretrained, **_backbone(384, 14, 6, tokens_type="convolution") | kwargs)
+
+
+@register_model
+def t2t_vit_14_resnext(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """32 heads of width 12; otherwise t2t_vit_14."""
+    return create_t2t_vit("t2t_vit_14_resnext", pretrained, **_backbone(384, 14, 32) | kwargs)
+
+
+@register_model
+def t2t_vit_14_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """768 wide and 4 deep (the paper's Table 6 prints depth 14, its parameter count says 4)."""
+    return create_t2t_vit("t2t_vit_14_wide", pretrained, **_backbone(768, 4, 12) | kwargs)
+
+
+@register_model
+def t2t_vit_14_se(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Channel gate after each attention."""
+    return create_t2t_vit("t2t_vit_14_se", pretrained, **_backbone(384, 14, 6, attn_layer=SEAttention) | kwargs)
+
+
+@register_model
+def t2t_vit_16_ghost(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Half of every query, key, value and two thirds of every hidden layer are rescaled copies; 16 layers."""
+    ghost = _backbone(384, 16, 6, attn_layer=GhostAttention, mlp_layer=GhostMlp)
+    return create_t2t_vit("t2t_vit_16_ghost", pretrained, **ghost | kwargs)
+
+
+@register_model
+def t2t_vit_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """DenseNet-like, 3 + 6 + 6 + 4 layers, width 128 growing to 584."""
+    return create_t2t_vit("t2t_vit_dense", pretrained, T2T_ViT_Dense, **_backbone(128, 19, 8, 2.0) | kwargs)

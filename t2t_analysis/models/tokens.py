@@ -1,0 +1,330 @@
+"""Tokenisers: how an image becomes tokens.
+
+The Tokens-to-Token module (Yuan et al., ICCV 2021, section 3.1) splits softly three times: overlapping windows are
+flattened into tokens, the tokens attend to each other, and the result is laid out as an image again. A hard split
+(Dosovitskiy et al., ICLR 2021) and three plain convolutions (the paper's Table 7) are the alternatives it is
+compared with; all of them map (B, C, H, W) to (B, N, D) and know the grid that the N tokens lie on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from ..errors import T2TError, UnknownNameError
+
+__all__ = ["TOKENISERS", "T2TModule", "TokenPerformer", "TokenTransformer", "Window", "normalised_split", "split"]
+
+TOKENISERS = ("performer", "transformer", "convolution", "hard")
+
+
+class Window(NamedTuple):
+    """A sliding window; square, in pixels of what it slides over."""
+
+    kernel: int
+    stride: int
+    padding: int
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Number of windows down and across.
+
+        >>> Window(7, 4, 2).grid(224, 96)
+        (56, 24)
+        """
+        return (
+            (height + 2 * self.padding - self.kernel) // self.stride + 1,
+            (width + 2 * self.padding - self.kernel) // self.stride + 1,
+        )
+
+
+#: The paper's three soft splits: 224 -> 56 -> 28 -> 14. (Its "S = [3, 1, 1]" is the overlap, not the stride.)
+WINDOWS = (Window(7, 4, 2), Window(3, 2, 1), Window(3, 2, 1))
+
+
+def split(x: Tensor, window: Window) -> Tensor:
+    """Flatten overlapping windows: (B, C, H, W) to (B, N, C*k*k), channel first, then kernel row, then column."""
+    return F.unfold(x, window.kernel, padding=window.padding, stride=window.stride).transpose(1, 2)
+
+
+def normalised_split(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: Window, exact: bool = False) -> Tensor:
+    """``linear(norm(split(x)))`` without unfolding: (B, C, H, W) to (B, N, out).
+
+    With scale g and shift b of the norm, row w of the linear layer, and window content u of C*k*k values,
+
+        w . (g * (u - mean u) / std u + b) = (g * w - mean(g * w)) . u / std u + w . b,
+
+    a convolution by mean-free filters, times the reciprocal standard deviation of each window (from box sums), plus
+    a constant. Padding counts as zeros inside the window, as it does for unfold.
+
+    In flat windows (a white border, a saturated sky) the standard deviation vanishes and rounding in the convolution
+    is magnified by up to 1 / sqrt(eps) = 316. ``exact`` is for such input: everything runs in at least full float32,
+    without bfloat16 or TF32 and whatever autocast says, and the window variance in float64.
+    """
+    if exact and not _exact_convolution_available(x):
+        return _plain(x, norm, linear, window, exact=True)
+    dtype = torch.promote_types(x.dtype, torch.float32) if exact else x.dtype
+    wide = torch.float64 if exact else torch.promote_types(x.dtype, torch.float32)
+    with _autocast_off(x) if exact else contextlib.nullcontext():
+        weight = linear.weight.to(dtype) * norm.weight.to(dtype)  # (out, C*k*k)
+        weight = weight - weight.mean(dim=1, keepdim=True)
+        weight = weight.view(-1, x.shape[1], window.kernel, window.kernel)
+        y = _conv2d(x.to(dtype), weight, window, exact)  # (B, out, h, w)
+        y = y * _reciprocal_std(x.to(wide), window, norm.eps).to(y.dtype)
+        y = _rows(y) + _constant(norm, linear)
+    return y.to(x.dtype) if not torch.is_autocast_enabled(x.device.type) else y
+
+
+def _constant(norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
+    """What the shift of the norm and the bias of the linear layer add to every window."""
+    constant = (linear.weight * norm.bias).sum(dim=1)
+    return constant if linear.bias is None else constant + linear.bias
+
+
+def _reciprocal_std(x: Tensor, window: Window, eps: float) -> Tensor:
+    """1 / sqrt(variance + eps) of every window over its C*k*k values: (B, C, H, W) to (B, 1, h, w)."""
+    moments = torch.stack((x.mean(1), x.square().mean(1)), dim=1)
+    mean, square = F.avg_pool2d(moments, window.kernel, window.stride, window.padding).split(1, dim=1)
+    return (square - mean.square()).clamp_min(0).add(eps).rsqrt()
+
+
+def _plain(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: Window, exact: bool) -> Tensor:
+    """The textbook form of ``normalised_split``: reference for tests and benchmarks."""
+    if not exact:
+        return linear(norm(split(x, window)))
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    with _autocast_off(x):
+        u = split(x.to(dtype), window)
+        u = F.layer_norm(u, norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
+        y = F.linear(u, linear.weight.to(dtype), None if linear.bias is None else linear.bias.to(dtype))
+    return y.to(x.dtype) if not torch.is_autocast_enabled(x.device.type) else y
+
+
+def _exact_convolution_available(x: Tensor) -> bool:
+    """Whether a convolution in full float32 and sums in float64 can be had.
+
+    Apple's GPUs have no float64; on CUDA a compiled graph cannot switch TF32 off for one convolution. There the
+    plain form is used, which normalises before it multiplies and so is safe in any precision.
+    """
+    return x.device.type != "mps" and not (x.is_cuda and torch.compiler.is_compiling())
+
+
+def _conv2d(x: Tensor, weight: Tensor, window: Window, exact: bool) -> Tensor:
+    with _tf32_off() if exact and x.is_cuda else contextlib.nullcontext():
+        return F.conv2d(x, weight, stride=window.stride, padding=window.padding)
+
+
+@contextlib.contextmanager
+def _tf32_off() -> Iterator[None]:
+    cudnn = torch.backends.cudnn
+    with cudnn.flags(
+        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
+    ):
+        yield
+
+
+def _autocast_off(x: Tensor) -> torch.autocast:
+    return torch.autocast(device_type=x.device.type, enabled=False)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(B, C, h, w) to (B, h*w, C)."""
+    return x.flatten(2).transpose(1, 2)
+
+
+def _image(x: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(B, h*w, C) to (B, C, h, w): a view in channels-last layout, which is the fast one for convolutions."""
+    return x.transpose(1, 2).unflatten(2, grid)
+
+
+class TokenAttention(nn.Module):
+    """Single-head attention of the transformer tokeniser; the value is the skip, since the input is wider.
+
+    The scale is (input width)^-0.5, 147^-0.5 and 576^-0.5 in the paper's models, not (head width)^-0.5.
+    """
+
+    def __init__(self, dim_in: int, dim: int) -> None:
+        super().__init__()
+        self.scale = dim_in**-0.5
+        self.qkv = nn.Linear(dim_in, 3 * dim, bias=False)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, qkv: Tensor) -> Tensor:
+        """(B, N, 3*d) in the order q, k, v, already projected, to (B, N, d)."""
+        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, N, d)
+        z = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return v.squeeze(1) + self.proj(z.squeeze(1))
+
+
+class _TokenMixer(nn.Module):
+    """What both token transformers share: soft split, norm, projection, attention, MLP."""
+
+    #: order in which the projection holds query, key and value
+    qkv_order: str
+    fused: bool = True
+
+    def __init__(self, window: Window, exact: bool) -> None:
+        super().__init__()
+        self.window, self.exact = window, exact
+        self.hook_qkv = nn.Identity()  # sees the projected tokens, which no Linear module puts out
+
+    def _project(self, x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
+        form = normalised_split if self.fused else _plain
+        return self.hook_qkv(form(x, norm, linear, self.window, exact=self.exact))
+
+
+class TokenTransformer(_TokenMixer):
+    """Soft split, full attention, MLP: (B, C, H, W) to (B, N, d)."""
+
+    qkv_order = "qkv"
+
+    def __init__(self, in_chans: int, dim: int, window: Window, exact: bool = False) -> None:
+        super().__init__(window, exact)
+        dim_in = in_chans * window.kernel**2
+        self.norm1 = nn.LayerNorm(dim_in)
+        self.attn = TokenAttention(dim_in, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = Mlp(dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, N, d)."""
+        x = self.attn(self._project(x, self.norm1, self.attn.qkv))
+        return x + self.mlp(self.norm2(x))
+
+
+class TokenPerformer(_TokenMixer):
+    """Soft split, linear attention by positive random features (Choromanski et al., ICLR 2021), MLP.
+
+    phi(x) = exp(w x - |x|^2 / 2) / sqrt(m); attention is phi(q) (sum phi(k) v) / (phi(q) . sum phi(k) + 1e-8), in at
+    least float32 since 1e-8 is zero in half precision. It never forms an N x N matrix, so there is none to show.
+    """
+
+    qkv_order = "kqv"
+    eps = 1e-8
+
+    def __init__(self, in_chans: int, dim: int, window: Window, exact: bool = False, drop: float = 0.1) -> None:
+        super().__init__(window, exact)
+        dim_in, features = in_chans * window.kernel**2, dim // 2
+        self.w = nn.Parameter(math.sqrt(features) * nn.init.orthogonal_(torch.empty(features, dim)), False)
+        self.kqv = nn.Linear(dim_in, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(drop)
+        self.norm1 = nn.LayerNorm(dim_in)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.Dropout(drop))
+
+    def phi(self, x: Tensor) -> Tensor:
+        """Positive random features: (B, N, d) to (B, N, m)."""
+        features = x @ self.w.to(x.dtype).T - x.square().sum(-1, keepdim=True) / 2
+        return features.exp() / math.sqrt(self.w.shape[0])
+
+    def attend(self, k: Tensor, q: Tensor, v: Tensor) -> Tensor:
+        """Linear attention, (B, N, d) each, to (B, N, d), without autocast and in at least float32."""
+        dtype = torch.promote_types(v.dtype, torch.float32)
+        with _autocast_off(v):
+            phi_k, phi_q, v = self.phi(k.to(dtype)), self.phi(q.to(dtype)), v.to(dtype)
+            weight = torch.einsum("bnm,bm->bn", phi_q, phi_k.sum(1)) + self.eps  # (B, N)
+            return phi_q @ (phi_k.transpose(1, 2) @ v) / weight.unsqueeze(-1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, N, d)."""
+        k, q, v = self._project(x, self.norm1, self.kqv).chunk(3, dim=-1)
+        x = v + self.proj_drop(self.proj(self.attend(k, q, v).to(v.dtype)))
+        return x + self.mlp(self.norm2(x))
+
+
+class T2TModule(nn.Module):
+    """Image to tokens by one of ``TOKENISERS``: (B, C, H, W) to (B, N, embed_dim), N tokens in row-major order.
+
+    Parameters
+    ----------
+    tokens_type : "performer" or "transformer" for the soft splits with attention, "convolution" for three chained
+        convolutions with the same windows, "hard" for one non-overlapping split of the same total stride.
+    windows : the three soft splits; their strides multiply to the patch size.
+    """
+
+    def __init__(
+        self,
+        img_size: tuple[int, int],
+        tokens_type: str = "performer",
+        in_chans: int = 3,
+        embed_dim: int = 768,
+        token_dim: int = 64,
+        windows: Sequence[Window] = WINDOWS,
+    ) -> None:
+        super().__init__()
+        if tokens_type not in TOKENISERS:
+            raise UnknownNameError("tokens_type", tokens_type, TOKENISERS)
+        self.tokens_type, self.in_chans = tokens_type, in_chans
+        first, second, last = windows
+        self.patch_size = first.stride * second.stride * last.stride
+        self.windows = tuple(windows) if tokens_type != "hard" else (Window(self.patch_size, self.patch_size, 0),)
+        if tokens_type in ("performer", "transformer"):
+            mixer = TokenPerformer if tokens_type == "performer" else TokenTransformer
+            # Pixels can be exactly flat over a window; tokens of the second stage, 64 channels wide, are not.
+            self.attention1 = mixer(in_chans, token_dim, first, exact=True)
+            self.attention2 = mixer(token_dim, token_dim, second)
+            self.project: nn.Module = nn.Linear(token_dim * last.kernel**2, embed_dim)
+        elif tokens_type == "convolution":
+            self.soft_split0 = nn.Conv2d(in_chans, token_dim, *first)
+            self.soft_split1 = nn.Conv2d(token_dim, token_dim, *second)
+            self.project = nn.Conv2d(token_dim, embed_dim, *last)
+        else:
+            self.project = nn.Conv2d(in_chans, embed_dim, *self.windows[0])
+        self.set_img_size(img_size)
+
+    def set_img_size(self, img_size: tuple[int, int]) -> None:
+        """Fix the image size that the position table is made for."""
+        self.img_size, self.grid_size = tuple(img_size), self.grids(*img_size)[-1]
+        self.num_patches = self.grid_size[0] * self.grid_size[1]
+
+    def set_fused(self, fused: bool) -> None:
+        """Switch between the convolution form (True) and unfold, norm, linear (False); the numbers are the same."""
+        for stage in self.children():
+            if isinstance(stage, _TokenMixer):
+                stage.fused = fused
+
+    def grids(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Rows and columns of tokens after each split; the last is what the backbone sees.
+
+        >>> T2TModule((224, 224)).grids(224, 96)
+        [(56, 24), (28, 12), (14, 6)]
+        """
+        grids = []
+        grid = (height, width)
+        for window in self.windows:
+            grid = window.grid(*grid)
+            if min(grid) < 1:
+                raise T2TError(f"an image of {height}x{width} px leaves no token; use sides of 32 px or more")
+            grids.append(grid)
+        return grids
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, N, embed_dim)."""
+        if x.shape[1] != self.in_chans:
+            raise T2TError(f"expected images with {self.in_chans} channels, got shape {tuple(x.shape)}")
+        if self.tokens_type == "hard":
+            height, width = x.shape[-2:]
+            if height % self.patch_size or width % self.patch_size:
+                raise T2TError(f"image sides must be multiples of {self.patch_size}, got {height}x{width}")
+            return _rows(self.project(x))
+        if self.tokens_type == "convolution":
+            return _rows(self.project(self.soft_split1(self.soft_split0(x))))
+        first, second, _ = self.grids(*x.shape[-2:])
+        x = _image(self.attention1(x), first)
+        x = _image(self.attention2(x), second)
+        return self._last_split(x)
+
+    def _last_split(self, x: Tensor) -> Tensor:
+        """Soft split and linear projection, without a norm between them, are one convolution."""
+        window = self.windows[-1]
+        if not self.attention2.fused:
+            return self.project(split(x, window))
+        weight = self.project.weight.view(-1, x.shape[1], window.kernel, window.kernel)
+        return _rows(F.conv2d(x, weight, self.project.bias, window.stride, window.padding))
