@@ -1,0 +1,81 @@
+"""One image file to one upright 8-bit RGB image, or an error that names it."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from typing import IO, Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from ..errors import DataError
+
+__all__ = ["read_rgb", "to_rgb"]
+
+#: All that Pillow raises on a damaged or foreign file.
+_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, struct.error, zlib.error)
+#: A strip is cut to this ratio round its middle: a transform that scales the short side would need gigabytes,
+#: and its centre crop sees no more than the middle.
+MAX_ASPECT = 8
+
+
+def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
+    """Scale by the range of the type (65535 becomes 255), where Pillow's own conversion would clip."""
+    values = np.asarray(image)
+    if image.mode == "F" and np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1:
+        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
+    if image.mode.startswith("I") and values.min() >= 0 and values.max() <= 65535:
+        return Image.fromarray(np.rint(values.astype(np.float64) / 257).astype(np.uint8))
+    raise DataError(
+        f"{name}: mode {image.mode} with values from {values.min()} to {values.max()}; expected 8 or 16 "
+        "bits, or floats from 0 to 1"
+    )
+
+
+def _cut_strip(image: Image.Image) -> Image.Image:
+    width, height = image.size
+    longest = MAX_ASPECT * min(width, height)
+    if max(width, height) <= longest:
+        return image
+    new_width, new_height = min(width, longest), min(height, longest)
+    left, top = (width - new_width) // 2, (height - new_height) // 2
+    return image.crop((left, top, left + new_width, top + new_height))
+
+
+def to_rgb(image: Image.Image, name: str = "image") -> Image.Image:
+    """Turn any Pillow image into RGB.
+
+    EXIF orientation is applied; transparency is laid over white; 16-bit greys are scaled, not clipped;
+    grey, palette and CMYK images are converted by Pillow; strips over 8:1 are cut to their middle.
+
+    >>> to_rgb(Image.new("RGBA", (2, 2), (255, 0, 0, 0))).getpixel((0, 0))
+    (255, 255, 255)
+    """
+    image = ImageOps.exif_transpose(image)
+    image = _cut_strip(image)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_8_bit(image, name)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
+
+
+def read_rgb(file: str | IO[bytes] | Any, name: str) -> Image.Image:
+    """Read a file or stream; ``name`` is what an error calls it.
+
+    Raises ``DataError`` if it is no image, is damaged or truncated, or has more pixels than Pillow will
+    decode.
+    """
+    try:
+        with Image.open(file) as image:
+            return to_rgb(image, name)
+    except DataError:
+        raise
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise DataError(f"{name}: too many pixels to decode (limit {limit:,}); reduce it first") from error
+    except _DAMAGED as error:
+        raise DataError(f"cannot read the image {name}: {type(error).__name__}: {error}") from error
