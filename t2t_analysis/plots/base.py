@@ -1,4 +1,4 @@
-"""What every figure shares: style, a colour AND marker AND line per role, a caption, and a text for the blind.
+"""What every figure shares: style, a colour AND marker AND line per role, a caption and an alt text.
 
 A plot function takes results, draws inside ``use_style()`` and returns a :class:`Figure`, usually through
 ``finish``, which puts the word UNTRAINED into the caption when any row rests on random weights. Nothing here
@@ -101,9 +101,9 @@ def new_axes(
 class Figure:
     """A drawing with the words that belong to it.
 
-    ``caption`` says in Markdown what the figure shows, with n, unit, interval and null of what is drawn. ``alt`` is
-    for readers who do not see it: kind of plot, axes, main numbers; plain text of about 250 characters. An empty
-    text raises ValueError.
+    ``caption`` says in Markdown what the figure shows, with n, unit, interval and null of what is drawn.
+    ``alt`` is for readers who do not see it: kind of plot, axes, main numbers; plain text of about 250
+    characters. An empty text raises ValueError.
     """
 
     fig: MplFigure
@@ -136,14 +136,22 @@ class Figure:
         self.fig.clear()
 
 
+def _untrained_names(frame: pd.DataFrame) -> Iterator[str]:
+    """Models whose weights say UNTRAINED; a comparison of two names both weights, with a bar between."""
+    for row in frame[["model", "model_b", "weights"]].drop_duplicates().itertuples(index=False):
+        names = [name for name in (row.model, row.model_b) if isinstance(name, str)]
+        labels = str(row.weights).split(" | ") if len(names) == 2 else [str(row.weights)]
+        yield from (n for n, label in zip(names, labels, strict=False) if "UNTRAINED" in label)
+
+
 def untrained_note(frame: pd.DataFrame) -> str:
     """Return a warning in words if any row of a tidy ``frame`` rests on random weights, else an empty text.
 
-    >>> print(untrained_note(pd.DataFrame({"model": ["a", "b"], "weights": ["UNTRAINED (random)", "file"]})))
-    UNTRAINED: a has random weights, so this shows its architecture and nothing that was learned.
+    >>> from t2t_analysis.results import tidy
+    >>> print(untrained_note(tidy([{"model": "a", "model_b": "b", "weights": "file | UNTRAINED (random)"}])))
+    UNTRAINED: b has random weights, so this shows its architecture and nothing that was learned.
     """
-    rows = frame[frame["weights"].fillna("").str.contains("UNTRAINED")]
-    names = [str(name) for name in dict.fromkeys(rows["model"].dropna())]
+    names = list(dict.fromkeys(_untrained_names(frame)))
     if not names:
         return ""
     verb = "has" if len(names) == 1 else "have"
@@ -154,9 +162,9 @@ def untrained_note(frame: pd.DataFrame) -> str:
 
 
 def finish(fig: MplFigure, frame: pd.DataFrame, caption: str, alt: str) -> Figure:
-    """Return the :class:`Figure`, with a warning about random weights first in caption and alt where it applies.
+    """Return the :class:`Figure`; a warning about random weights comes first in caption and alt.
 
-    ``frame`` is the tidy frame that was drawn.
+    ``frame`` is the tidy frame that was drawn; its weights say whether the warning applies.
     """
     note = untrained_note(frame)
     return Figure(

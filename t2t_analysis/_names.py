@@ -1,0 +1,75 @@
+"""Names of models, read without importing torch, so that a notebook can refuse a typo at once."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from .errors import nearest
+
+__all__ = ["default_baseline", "is_small", "known_models", "model_problem", "our_models"]
+
+_REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+_HUB = ("hf-hub:", "hf_hub:", "local-dir:")
+
+
+def _registered(folder: Path) -> tuple[str, ...]:
+    """Names that the sources in a folder register with timm, in order; importing them would cost seconds."""
+    sources = (path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
+    return tuple(name for source in sources for name in _REGISTERED.findall(source))
+
+
+@cache
+def our_models() -> tuple[str, ...]:
+    """Names of this package's own models."""
+    return _registered(Path(__file__).parent / "models")
+
+
+@cache
+def known_models() -> tuple[str, ...]:
+    """Every name that ``load_model`` takes: ours first, then timm's."""
+    spec = find_spec("timm")
+    timms = _registered(Path(spec.origin).parent / "models") if spec and spec.origin else ()
+    return (*our_models(), *sorted(set(timms) - set(our_models())))
+
+
+def is_small(name: str) -> bool:
+    """Whether this is one of the matched models for 32x32 images.
+
+    >>> is_small("small_hard_deep"), is_small("t2t_vit_14")
+    (True, False)
+    """
+    return name.startswith("small_") and name in our_models()
+
+
+def model_problem(name: str) -> str | None:
+    """Say what is wrong with a model's name, or None; a weights tag after a dot is checked when it is loaded.
+
+    >>> model_problem("vit_tiny_patch16_224.augreg_in21k") is None
+    True
+    >>> model_problem("small_hard_deap")[:46]
+    "unknown model; did you mean 'small_hard_deep',"
+    """
+    if name.startswith(_HUB) or name.split(".")[0] in known_models():
+        return None
+    close = ", ".join(repr(choice) for choice in nearest(name, known_models(), n=3))
+    guess = f"did you mean {close}?" if close else "no name comes near"
+    return f"unknown model; {guess} (python -m t2t_analysis models lists ours)"
+
+
+def default_baseline(model: str) -> str:
+    """Return what a model is compared with when nothing else is said: the nearest in size with a hard split.
+
+    >>> default_baseline("small_performer_deep"), default_baseline("t2t_vit_24")
+    ('small_hard_deep', 'deit_base_patch16_224')
+    """
+    if is_small(model):
+        backbone = model.rsplit("_", 1)[1]
+        return f"small_{'performer' if model.startswith('small_hard') else 'hard'}_{backbone}"
+    if model in {"t2t_vit_7", "t2t_vit_10", "t2t_vit_12"}:
+        return "deit_tiny_patch16_224"
+    if model in {"t2t_vit_19", "t2t_vit_24", "t2t_vit_t_19", "t2t_vit_t_24"}:
+        return "deit_base_patch16_224"
+    return "t2t_vit_14" if model.startswith("deit_small_patch16_224") else "deit_small_patch16_224"

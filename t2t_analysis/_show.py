@@ -1,0 +1,157 @@
+"""What a notebook shows: computed prose, figures with alt text and caption, tables, and where results went.
+
+Each output says its role in its metadata, so that the report can set captions under figures and the index
+can quote the findings.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from base64 import b64encode
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .notebooks import CommonParams
+    from .plots.base import Figure
+    from .results import Result, Results
+
+__all__ = [
+    "METADATA",
+    "code",
+    "findings",
+    "plain",
+    "results_folder",
+    "save",
+    "say",
+    "show",
+    "table",
+    "title_block",
+]
+
+#: key of our own entries in the metadata of an output
+METADATA = "t2t_analysis"
+#: the report command points this at a temporary folder that it moves into place when the notebook is whole
+RESULTS_VARIABLE = "T2T_ANALYSIS_RESULTS"
+
+
+def _publish(data: dict[str, Any], role: str, **details: Any) -> None:
+    from IPython.display import display
+
+    image = details.pop("image", {})
+    display(data, raw=True, metadata={**image, METADATA: {"role": role, **details}})
+
+
+def code(name: object) -> str:
+    """Return a name as Markdown code, whatever characters it has.
+
+    >>> print(code("t2t_vit_14"), code("a`b|c"))
+    `t2t_vit_14` `a'b¦c`
+    """
+    return "`" + str(name).replace("`", "'").replace("|", "¦").replace("\n", " ") + "`"
+
+
+def plain(text: object) -> str:
+    """Return a text in which Markdown finds nothing to format.
+
+    >>> print(plain("a_b <c>"))
+    a\\_b \\<c\\>
+    """
+    return re.sub(r"([\\`*_{}\[\]<>#|$~])", r"\\\1", str(text)).replace("\n", " ")
+
+
+def say(markdown: str, role: str = "text") -> None:
+    """Show computed prose."""
+    _publish({"text/markdown": markdown, "text/plain": markdown}, role)
+
+
+def findings(sentences: Iterable[str]) -> None:
+    """Show computed sentences as a list; the index of the reports quotes the first."""
+    sentences = list(sentences)
+    text = "\n".join(f"- {sentence}" for sentence in sentences)
+    _publish({"text/markdown": text, "text/plain": text}, "findings", sentences=sentences)
+
+
+def show(*figures: Figure) -> None:
+    """Show figures with alt text and caption, and let go of them."""
+    for figure in figures:
+        image = {"image/png": {"alt": figure.alt, "width": figure.width}}
+        _publish(
+            {"image/png": b64encode(figure.png()).decode("ascii"), "text/plain": figure.alt},
+            "figure",
+            image=image,
+        )
+        say(figure.caption, role="caption")
+        figure.close()
+
+
+def table(frame: pd.DataFrame, caption: str) -> None:
+    """Show a table with a caption, without the index; floats to three significant digits."""
+    body = frame.to_html(index=False, border=0, escape=True, na_rep="", float_format=lambda x: f"{x:.3g}")
+    html = body.replace("<thead>", f"<caption>{escape(caption)}</caption>\n<thead>", 1)
+    _publish({"text/html": html, "text/plain": f"{caption}\n{frame.to_string(index=False)}"}, "table")
+
+
+def title_block(models: Sequence[Any], loader: Any, params: CommonParams) -> None:
+    """Show what is compared on what, and say UNTRAINED in words where weights are random.
+
+    ``models`` come from ``load_model`` (model, baseline); ``loader`` from ``load_images``.
+    """
+    rows = zip(("model", "baseline"), (params.model, params.baseline), models, strict=False)
+    lines = ["| | name | weights | parameters |", "|:--|:--|:--|--:|"]
+    untrained = []
+    for part, name, model in rows:
+        count = sum(weight.numel() for weight in model.parameters())
+        lines.append(f"| {part} | {code(name)} | {plain(model.provenance.label)} | {count:,} |")
+        untrained += [name] if model.provenance.untrained else []
+    text = "\n".join([*_warning(untrained), *lines, "", _images(loader, params)])
+    _publish({"text/markdown": text, "text/plain": text}, "title", untrained=untrained)
+
+
+def _warning(untrained: Sequence[str]) -> list[str]:
+    if not untrained:
+        return []
+    names = " and ".join(code(name) for name in untrained)
+    return [
+        f"**UNTRAINED: random weights in {names}. What follows describes architectures at initialisation, "
+        "nothing that was learned, and gives no verdict.**",
+        "",
+    ]
+
+
+def _images(loader: Any, params: CommonParams) -> str:
+    info = loader.dataset.info
+    parts = [f"Images: {code(info.name)}, n = {info.n}"]
+    if getattr(info, "classes", None):
+        parts.append(f"{len(info.classes)} classes")
+    return f"{', '.join(parts)}; batches of {params.batch_size}; seed {params.seed}."
+
+
+def results_folder(params: CommonParams) -> Path:
+    """Return the folder for tables: the one asked for, the report command's, or one in ``reports/``."""
+    if params.results_dir != "auto":
+        return Path(params.results_dir).expanduser()
+    if given := os.environ.get(RESULTS_VARIABLE):
+        return Path(given)
+    from .reports import default_reports_dir, stem
+
+    return default_reports_dir() / stem(params.notebook or "notebook", params)
+
+
+def save(results: Result | Results, params: CommonParams) -> None:
+    """Write the tables behind the figures, one parquet file per measure, and name them."""
+    from .results import Result
+
+    folder = results_folder(params)
+    if isinstance(results, Result):
+        paths = [results.save(folder / f"{results.measure}.parquet")]
+    else:
+        paths = results.save(folder)
+    names = [path.name for path in paths]
+    text = f"Tables behind the figures: {', '.join(code(name) for name in names)} in the folder of results."
+    _publish({"text/markdown": text, "text/plain": text}, "results", files=names)
