@@ -5,7 +5,16 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = ["CheckpointError", "DataError", "ParameterError", "T2TError", "UnknownNameError", "nearest"]
+__all__ = [
+    "CaptureError",
+    "CheckpointError",
+    "DataError",
+    "DownloadError",
+    "ParameterError",
+    "T2TError",
+    "UnknownNameError",
+    "nearest",
+]
 
 
 def nearest(name: object, choices: Iterable[str], n: int = 3) -> list[str]:
@@ -41,12 +50,20 @@ class UnknownNameError(T2TError, ValueError):
         self.what, self.given, self.choices = what, given, choices
 
 
+class CaptureError(T2TError, RuntimeError):
+    """A place inside a model that cannot be observed, or that was never reached."""
+
+
 class DataError(T2TError, ValueError):
     """Images that are missing, unreadable, or too few for what was asked."""
 
 
 class CheckpointError(T2TError, ValueError):
     """A weights file that cannot be read, or does not fit the model; both sides are named."""
+
+
+class DownloadError(T2TError, OSError):
+    """A file that cannot be had from the network: unreachable, missing, incomplete, or not what was promised."""
 
 
 class ParameterError(T2TError, ValueError):
