@@ -168,10 +168,11 @@ def _scan_tar(path: Path) -> dict[PurePosixPath, Path | TarMember]:
             members = [(m.name, m.offset_data, m.size) for m in tar if m.isreg() and not m.issparse()]
     except (tarfile.TarError, OSError, EOFError) as error:
         raise DataError(f"cannot read {path} as an uncompressed tar: {error}") from error
-    found = {
-        PurePosixPath(name.removeprefix("./")): TarMember(path, name, at, size) for name, at, size in members
-    }
-    found = {relative: file for relative, file in found.items() if _is_image(relative)}
+    found: dict[PurePosixPath, Path | TarMember] = {}
+    for name, start, size in members:
+        relative = PurePosixPath(name.removeprefix("./"))
+        if _is_image(relative):
+            found[relative] = TarMember(path, name, start, size)
     while found and all(len(relative.parts) > 1 for relative in found):
         tops = {relative.parts[0] for relative in found}
         if len(tops) > 1 or tops <= _SPLIT_FOLDERS:
