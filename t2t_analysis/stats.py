@@ -1,11 +1,98 @@
-"""How sure are we: intervals, permutation tests and corrections, as pure functions on numpy arrays."""
+"""How sure are we: intervals, permutation tests and corrections, as pure functions on numpy arrays.
+
+The unit that is resampled is the caller's to choose and to name: images for what models do with images, heads
+or channels for counts of them, training seeds for accuracy.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats as sps
 
-__all__ = ["delete_group_jackknife"]
+from .errors import DataError
+
+__all__ = [
+    "Interval",
+    "Test",
+    "bca_interval",
+    "bootstrap",
+    "calibrated",
+    "delete_group_jackknife",
+    "holm",
+    "jackknife",
+    "max_statistic_p",
+    "mcnemar",
+    "mean_ci",
+    "null_summary",
+    "paired_t",
+    "permutation_p",
+    "proportion_ci",
+    "sign_flip_test",
+]
+
+Alternative = Literal["two-sided", "greater", "less"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its interval, how many units it rests on, which unit was resampled, and how."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+    unit: str
+    method: str
+
+
+@dataclass(frozen=True)
+class Test:
+    """An effect with its interval, and the p-value of there being none."""
+
+    __test__ = False  # pytest would take the name for a test class
+
+    interval: Interval
+    p: float
+    method: str
+
+
+# ------------------------------------------------------------------------------------------ intervals
+
+
+def _sample(x: ArrayLike, least: int, what: str) -> np.ndarray:
+    values = np.asarray(x, dtype=float)
+    if values.ndim != 1 or len(values) < least:
+        raise DataError(f"{what} needs one axis of at least {least} values, got shape {values.shape}")
+    return values
+
+
+def mean_ci(x: ArrayLike, *, level: float = 0.95, unit: str = "image") -> Interval:
+    """Mean with Student's t interval.
+
+    >>> round(mean_ci([1.0, 2.0, 3.0, 4.0]).low, 6)
+    0.44574
+    """
+    values = _sample(x, 2, "a t interval")
+    mean, half = values.mean(), sps.t.ppf(0.5 + level / 2, len(values) - 1) * sps.sem(values)
+    return Interval(float(mean), float(mean - half), float(mean + half), len(values), unit, "t")
+
+
+def proportion_ci(successes: int, n: int, *, level: float = 0.95, unit: str = "image") -> Interval:
+    """Proportion with Wilson's score interval (Wilson 1927), for accuracies.
+
+    >>> round(proportion_ci(8, 10).low, 4)
+    0.4902
+    """
+    if not 0 <= successes <= n or n < 1:
+        raise DataError(f"{successes} successes of {n} is no proportion")
+    ci = sps.binomtest(successes, n).proportion_ci(level, method="wilson")
+    return Interval(successes / n, float(ci.low), float(ci.high), n, unit, "Wilson")
 
 
 def delete_group_jackknife(
@@ -40,3 +127,202 @@ def delete_group_jackknife(
         se = np.where(groups >= 2, np.sqrt(variance), np.nan)
         half = sps.t.ppf(0.5 + level / 2, np.maximum(groups - 1, 1)) * se
     return estimate - half, estimate + half, se
+
+
+def jackknife(
+    leave_out: ArrayLike,
+    estimate: float,
+    sizes: ArrayLike | None = None,
+    *,
+    level: float = 0.95,
+    unit: str = "image",
+) -> Interval:
+    """Interval of a scalar from ``leave_out`` (G,), the estimates without each unit or group of units.
+
+    >>> x = np.arange(8.0)
+    >>> jackknife((x.sum() - x) / 7, x.mean()) == jackknife((x.sum() - x) / 7, x.mean(), np.ones(8))
+    True
+    """
+    left = _sample(leave_out, 2, "a jackknife")
+    m = np.ones(len(left)) if sizes is None else np.asarray(sizes, dtype=float)
+    low, high, _ = delete_group_jackknife(np.asarray(estimate), left, m, level=level)
+    method = f"t, delete-a-group jackknife, {int((m > 0).sum())} groups"
+    return Interval(float(estimate), float(low), float(high), int(m.sum()), unit, method)
+
+
+def bca_interval(
+    data: np.ndarray,
+    statistic: Callable[..., np.ndarray],
+    *,
+    level: float = 0.95,
+    resamples: int = 1999,
+    seed: int = 0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bias-corrected and accelerated bootstrap (Efron 1987) over the last axis of ``data`` (..., n).
+
+    Returns value, low and high, each (...); NaN where all resamples agree and nothing can be said.
+    ``statistic`` takes ``axis``. Not for statistics that count pairs of images: a resampled duplicate is a pair
+    that is too alike (use a jackknife).
+    """
+    data = np.asarray(data, dtype=float)
+    if data.shape[-1] < 3:
+        raise DataError(f"a BCa bootstrap needs at least 3 values, got shape {data.shape}")
+    batch = max(1, int(2e6 // data.size))  # bounds the resamples held at once
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = sps.bootstrap(
+            (data,),
+            statistic,
+            axis=-1,
+            n_resamples=resamples,
+            batch=batch,
+            confidence_level=level,
+            rng=np.random.default_rng(seed),
+        )
+    ci = found.confidence_interval
+    return np.asarray(statistic(data, axis=-1)), np.asarray(ci.low), np.asarray(ci.high)
+
+
+def bootstrap(
+    x: ArrayLike,
+    statistic: Callable[..., np.ndarray] = np.mean,
+    *,
+    level: float = 0.95,
+    resamples: int = 1999,
+    seed: int = 0,
+    unit: str = "image",
+) -> Interval:
+    """Bias-corrected and accelerated bootstrap interval of a statistic of one sample."""
+    values = _sample(x, 3, "a BCa bootstrap")
+    value, low, high = bca_interval(values, statistic, level=level, resamples=resamples, seed=seed)
+    return Interval(
+        float(value), float(low), float(high), len(values), unit, f"BCa bootstrap, {resamples} resamples"
+    )
+
+
+# ------------------------------------------------------------------------------------------ tests
+
+
+def permutation_p(observed: ArrayLike, null: ArrayLike, alternative: Alternative = "greater") -> np.ndarray:
+    """Permutation p-value (1 + exceedances) / (K + 1) of ``observed`` (...) among ``null`` (K, ...).
+
+    It is never 0, and valid for any K (Phipson & Smyth 2010). Two-sided: twice the smaller side, at most 1.
+    NaN where the observed value is.
+
+    >>> float(permutation_p(3.0, np.arange(4.0)))
+    0.4
+    """
+    observed, null = np.asarray(observed, dtype=float), np.asarray(null, dtype=float)
+    slack = 1e-12 * np.abs(observed)  # a permutation equal but for rounding is a tie
+    greater = (1 + (null >= observed - slack).sum(0)) / (len(null) + 1)
+    less = (1 + (null <= observed + slack).sum(0)) / (len(null) + 1)
+    p = {"greater": greater, "less": less, "two-sided": np.minimum(1.0, 2 * np.minimum(greater, less))}
+    return np.where(np.isnan(observed), np.nan, p[alternative])
+
+
+def max_statistic_p(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
+    """Permutation p of each cell of a map (...), corrected for looking at all of them (Westfall & Young 1993).
+
+    ``null`` (K, ...) holds whole maps, each under one permutation for all its cells; every cell is compared
+    with the largest value of each. Cells that are NaN take no part.
+    """
+    observed, null = np.asarray(observed, dtype=float), np.asarray(null, dtype=float)
+    flat = np.where(np.isnan(null), -np.inf, null).reshape(len(null), -1)
+    largest = flat.max(axis=1).reshape(-1, *(1,) * observed.ndim)
+    return permutation_p(observed, np.broadcast_to(largest, null.shape))
+
+
+def null_summary(null: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Mean and central interval of a null sample (K, ...) over its first axis."""
+    low, high = np.quantile(null, [0.5 - level / 2, 0.5 + level / 2], axis=0)
+    return null.mean(0), low, high
+
+
+def calibrated(
+    observed: ArrayLike, null: ArrayLike, *, alpha: float = 0.05, highest: float = 1.0
+) -> np.ndarray:
+    """Similarity beyond chance: max(s - tau, 0) / (highest - tau) (Groeger, Wen & Brbic 2026).
+
+    tau is the order statistic ceil((1 - alpha)(K + 1)) of ``observed`` (...) and ``null`` (K, ...) together,
+    so that a value from the null is positive with probability at most alpha.
+
+    >>> float(calibrated(0.6, np.linspace(0.0, 0.2, 99)))
+    0.5050505050505051
+    """
+    observed, null = np.asarray(observed, dtype=float), np.asarray(null, dtype=float)
+    everything = np.sort(np.concatenate([observed[None], null]), axis=0)
+    tau = everything[math.ceil((1 - alpha) * (len(null) + 1)) - 1]
+    return np.maximum(observed - tau, 0.0) / (highest - tau)
+
+
+def sign_flip_test(
+    differences: ArrayLike,
+    *,
+    flips: int = 9999,
+    alternative: Alternative = "two-sided",
+    seed: int = 0,
+    unit: str = "image",
+) -> Test:
+    """Paired permutation test: is the mean of paired differences 0? Swapping a pair flips its sign.
+
+    All 2^n sign patterns are tried where there are no more than ``flips``, otherwise so many random ones.
+    """
+    d = _sample(differences, 2, "a sign-flip test")
+    n = len(d)
+    exact = 2**n <= flips
+    if exact:
+        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
+        null = signs @ d / n
+        # The observed pattern is one of them: leave it out once, as permutation_p adds it.
+        p = permutation_p(d.mean(), null[1:], alternative)
+    else:
+        p = permutation_p(d.mean(), _random_flips(d, flips, seed), alternative)
+    method = f"sign flips, {'all ' + str(2**n) if exact else flips}"
+    return Test(mean_ci(d, unit=unit), float(p), method)
+
+
+def _random_flips(d: np.ndarray, flips: int, seed: int, chunk: int = 256) -> np.ndarray:
+    """Means (flips,) under random signs, a bounded number of patterns at a time."""
+    rng = np.random.default_rng(seed)
+    sizes = [min(chunk, flips - start) for start in range(0, flips, chunk)]
+    means = [rng.choice([-1.0, 1.0], (size, len(d))) @ d / len(d) for size in sizes]
+    return np.concatenate(means)
+
+
+def paired_t(a: ArrayLike, b: ArrayLike, *, unit: str = "image") -> Test:
+    """Student's paired t test of mean(a - b), with its interval."""
+    x, y = _sample(a, 2, "a paired t test"), _sample(b, 2, "a paired t test")
+    if len(x) != len(y):
+        raise DataError(f"pairs need equal lengths, got {len(x)} and {len(y)}")
+    return Test(mean_ci(x - y, unit=unit), float(sps.ttest_rel(x, y).pvalue), "paired t")
+
+
+def mcnemar(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, unit: str = "image") -> Test:
+    """Exact McNemar test of accuracy(a) - accuracy(b) from what each got right on the same images.
+
+    The p-value is binomial over the discordant pairs; the interval is Agresti & Min's (2005), half an image added
+    to each cell of the table.
+    """
+    x, y = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
+    if x.shape != y.shape or x.ndim != 1 or not len(x):
+        raise DataError(f"McNemar needs two equally long lists, got shapes {x.shape} and {y.shape}")
+    only_a, only_b, n = int((x & ~y).sum()), int((y & ~x).sum()), len(x)
+    p = 1.0 if only_a + only_b == 0 else float(sps.binomtest(only_a, only_a + only_b).pvalue)
+    shift, total, discordant = (only_a - only_b) / (n + 2), n + 2, only_a + only_b + 1
+    half = sps.norm.ppf(0.5 + level / 2) * math.sqrt((discordant / total - shift**2) / total)
+    interval = Interval((only_a - only_b) / n, shift - half, shift + half, n, unit, "Agresti-Min")
+    return Test(interval, p, "exact McNemar")
+
+
+def holm(p: ArrayLike) -> np.ndarray:
+    """Holm's (1979) corrected p-values, in the order given; NaN stays NaN and counts for nothing.
+
+    >>> holm([0.01, 0.04, 0.03]).tolist()
+    [0.03, 0.06, 0.06]
+    """
+    values = np.asarray(p, dtype=float)
+    out = np.full(values.shape, np.nan)
+    known = np.flatnonzero(~np.isnan(values))
+    order = known[np.argsort(values[known], kind="stable")]
+    steps = values[order] * np.arange(len(order), 0, -1)
+    out[order] = np.minimum(1.0, np.maximum.accumulate(steps))
+    return out

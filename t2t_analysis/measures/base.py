@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import pandas as pd
 import torch
@@ -39,11 +39,20 @@ __all__ = [
 
 #: What a measure may declare that it does not notice.
 INVARIANCES = frozenset(
-    ["orthogonal", "scale", "translation", "permute_heads", "permute_keys", "permute_images", "permute_channels"]
+    [
+        "orthogonal",
+        "scale",
+        "translation",
+        "permute_heads",
+        "permute_keys",
+        "permute_images",
+        "permute_channels",
+    ]
 )
 
 
-class MeasureBatch(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class MeasureBatch:
     """What `Measure.update` gets.
 
     ``seen`` holds one dict per view: name of the place -> what `Measure.reduce` made of it. A place whose
@@ -79,6 +88,10 @@ class Measure(Metric):
     arity: ClassVar[int] = 1
     alone: ClassVar[bool] = False
     invariances: ClassVar[frozenset[str]] = frozenset()
+
+    n_images: Tensor
+    nonfinite: Tensor
+    _computed: Any
 
     def __init__(self, *, groups: int = 32) -> None:
         super().__init__()
@@ -294,7 +307,7 @@ def _labelled(models: Any, labels: Sequence[str] | None) -> dict[str, nn.Module]
     """Label -> model; the same label twice gets a number."""
     if isinstance(models, Mapping):
         models, labels = list(models.values()), labels or list(models)
-    models = [models] if isinstance(models, nn.Module) else list(models)
+    models = [models] if isinstance(models, nn.Module) else list(models or ())
     given = list(labels) if labels is not None else [capture.ModelView(model).label for model in models]
     if len(given) != len(models) or not models:
         raise T2TError(f"{len(models)} models, but {len(given)} labels {given}")
@@ -391,7 +404,8 @@ def _count_nonfinite(value: Tensor) -> int:
     return int((~torch.isfinite(value)).flatten(1).any(dim=1).sum())
 
 
-class _Batch(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class _Batch:
     images: Tensor
     labels: Tensor
     index: Tensor

@@ -83,7 +83,7 @@ def grouped_estimate(
     >>> x = torch.arange(8.0, dtype=torch.float64)
     >>> e = grouped_estimate(lambda s, n: s / n, (x, torch.ones(8)), torch.ones(8))
     >>> [round(float(v), 6) for v in (e.value, e.low, e.high)]
-    [3.5, 1.452149, 5.547851]
+    [3.5, 1.452175, 5.547825]
     """
     states = [sums] if isinstance(sums, Tensor) else list(sums)
     bad = [tuple(s.shape) for s in states if s.shape[:1] != counts.shape[:1]]

@@ -1,0 +1,199 @@
+"""Statistics against scipy and closed forms, and whether 95 % intervals cover 95 %."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from scipy import stats as sps
+from statsmodels.stats.contingency_tables import mcnemar as sm_mcnemar
+from statsmodels.stats.multitest import multipletests
+
+from t2t_analysis import stats
+from t2t_analysis.errors import DataError
+
+SETS = 2000
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(3)
+
+
+def coverage(low, high, truth):
+    return float(((low <= truth) & (truth <= high)).mean())
+
+
+def test_mean_ci_is_scipys(rng):
+    x = rng.normal(size=17)
+    interval = stats.mean_ci(x)
+    expected = sps.t.interval(0.95, 16, x.mean(), sps.sem(x))
+    assert (interval.low, interval.high) == pytest.approx(expected)
+    assert interval.n == 17
+
+
+def test_jackknife_of_the_mean_is_the_t_interval(rng):
+    x = rng.normal(size=40)
+    found, expected = stats.jackknife((x.sum() - x) / 39, x.mean()), stats.mean_ci(x)
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_jackknife_over_equal_groups_is_the_t_interval_of_group_means(rng):
+    x = rng.normal(size=(8, 5))
+    leave_out = (x.sum() - x.sum(1)) / 35
+    found, expected = stats.jackknife(leave_out, x.mean(), np.full(8, 5)), stats.mean_ci(x.mean(1))
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    assert found.n == 40
+
+
+def test_empty_groups_are_dropped_and_one_group_gives_no_interval(rng):
+    x = rng.normal(size=6)
+    leave_out = (x.sum() - x) / 5
+    sizes = np.array([1.0] * 6 + [0.0] * 3)
+    padded = stats.delete_group_jackknife(x.mean(), np.append(leave_out, [x.mean()] * 3), sizes)
+    plain = stats.delete_group_jackknife(x.mean(), leave_out)
+    assert np.allclose(padded, plain)
+    lone = stats.delete_group_jackknife(np.array(1.0), np.array([np.nan, 1.0]), np.array([4.0, 0.0]))
+    assert np.isnan(lone).all()
+
+
+def test_unequal_groups_keep_the_variance_of_the_mean(rng):
+    # Groups of 1 to 4 units: on average over many sets the squared standard error is that of the mean, 1 / n.
+    sizes = np.array([1, 2, 3, 4] * 6)
+    edges = np.concatenate([[0], np.cumsum(sizes)])
+    x = rng.normal(size=(SETS, edges[-1]))
+    sums = np.stack([x[:, a:b].sum(1) for a, b in pairwise(edges)])
+    leave_out = (x.sum(1) - sums) / (edges[-1] - sizes)[:, None]
+    _, _, se = stats.delete_group_jackknife(x.mean(1), leave_out, np.broadcast_to(sizes[:, None], sums.shape))
+    assert (se**2).mean() * edges[-1] == pytest.approx(1.0, abs=0.03)
+
+
+def test_bca_is_scipys_and_needs_data(rng):
+    x = rng.exponential(size=30)
+    found = stats.bootstrap(x, np.mean, resamples=499, seed=5)
+    expected = sps.bootstrap((x,), np.mean, n_resamples=499, rng=np.random.default_rng(5)).confidence_interval
+    assert (found.low, found.high) == pytest.approx((expected.low, expected.high))
+    with pytest.raises(DataError, match="at least 3 values"):
+        stats.bootstrap([1.0, 2.0])
+
+
+def test_bca_says_nothing_when_all_values_agree():
+    interval = stats.bootstrap(np.ones(10))
+    assert interval.value == 1.0
+    assert np.isnan([interval.low, interval.high]).all()
+
+
+def test_permutation_p_against_the_definition():
+    null = np.arange(99.0)
+    assert float(stats.permutation_p(200.0, null)) == 0.01
+    assert float(stats.permutation_p(98.0, null)) == 0.02  # a tie exceeds
+    assert float(stats.permutation_p(-1.0, null)) == 1.0
+    assert float(stats.permutation_p(-1.0, null, "two-sided")) == 0.02
+    assert np.isnan(stats.permutation_p(np.nan, null))
+
+
+def test_permutation_p_is_uniform_under_the_null(rng):
+    values = rng.normal(size=(20, SETS))
+    p = stats.permutation_p(values[0], values[1:])
+    for alpha in (0.05, 0.25, 0.5):
+        assert (p <= alpha + 1e-9).mean() == pytest.approx(
+            alpha, abs=3.5 * np.sqrt(alpha * (1 - alpha) / SETS)
+        )
+
+
+def test_max_statistic_controls_the_family(rng):
+    maps = rng.normal(size=(400, 40, 5, 5))  # 400 families: one observed map and 39 permuted ones each
+    corrected = np.array([stats.max_statistic_p(m[0], m[1:]).min() for m in maps])
+    plain = np.array([stats.permutation_p(m[0], m[1:]).min() for m in maps])
+    assert (corrected <= 0.05 + 1e-9).mean() == pytest.approx(0.05, abs=0.035)
+    assert (plain <= 0.05 + 1e-9).mean() > 0.5
+    with_hole = maps[0].copy()
+    with_hole[:, 0, 0] = np.nan
+    assert np.isnan(stats.max_statistic_p(with_hole[0], with_hole[1:])[0, 0])
+    assert not np.isnan(stats.max_statistic_p(with_hole[0], with_hole[1:])[1:]).any()
+
+
+def test_calibrated_is_zero_under_the_null_and_one_at_the_top(rng):
+    null = rng.normal(scale=0.1, size=(199, SETS))
+    observed = rng.normal(scale=0.1, size=SETS)
+    assert (stats.calibrated(observed, null) > 0).mean() <= 0.05 + 3 * np.sqrt(0.05 * 0.95 / SETS)
+    assert stats.calibrated(np.ones(1), null[:, :1]) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("alternative", ["two-sided", "greater", "less"])
+def test_sign_flips_are_scipys_permutation_test(rng, alternative):
+    d = rng.normal(0.3, size=11)
+    ours = stats.sign_flip_test(d, alternative=alternative)
+    scipys = sps.permutation_test(
+        (d,), np.mean, permutation_type="samples", n_resamples=10_000, alternative=alternative
+    )
+    assert ours.method == "sign flips, all 2048"
+    assert ours.p == pytest.approx(scipys.pvalue)
+
+
+def test_random_sign_flips_agree_with_the_t_test(rng):
+    d = rng.normal(0.2, size=100)
+    assert stats.sign_flip_test(d).p == pytest.approx(sps.ttest_1samp(d, 0).pvalue, abs=0.01)
+
+
+def test_paired_t_and_mcnemar_against_the_libraries(rng):
+    a, b = rng.normal(size=(2, 30))
+    assert stats.paired_t(a, b).p == pytest.approx(sps.ttest_rel(a, b).pvalue)
+    right_a, right_b = rng.random((2, 80)) < [[0.8], [0.6]]
+    table = [[(x & y).sum() for y in (right_b, ~right_b)] for x in (right_a, ~right_a)]
+    found = stats.mcnemar(right_a, right_b)
+    assert found.p == pytest.approx(sm_mcnemar(table, exact=True).pvalue)
+    assert found.interval.low < right_a.mean() - right_b.mean() < found.interval.high
+    assert stats.mcnemar(right_a, right_a).p == 1.0
+    with pytest.raises(DataError, match="equal lengths, got 3 and 2"):
+        stats.paired_t([1, 2, 3], [1, 2])
+
+
+def test_holm_is_statsmodels_and_skips_nan(rng):
+    p = rng.random(12) ** 3
+    assert stats.holm(p) == pytest.approx(multipletests(p, method="holm")[1])
+    with_hole = np.insert(p, 4, np.nan)
+    assert np.isnan(stats.holm(with_hole)[4])
+    assert np.delete(stats.holm(with_hole), 4) == pytest.approx(stats.holm(p))
+
+
+# ------------------------------------------------------------------------------------------ coverage
+
+
+def covered_by_t(rng):
+    x = rng.normal(size=(SETS, 20))
+    half = [stats.mean_ci(row) for row in x]
+    return coverage(np.array([i.low for i in half]), np.array([i.high for i in half]), 0.0)
+
+
+def covered_by_grouped_jackknife(rng):
+    # Ratio of means from 8 images in each of 32 groups, as accumulators keep them.
+    x = rng.exponential(size=(32, 8, SETS)).sum(1)
+    y = 2 + rng.exponential(size=(32, 8, SETS)).sum(1)
+    tx, ty = x.sum(0), y.sum(0)
+    low, high, _ = stats.delete_group_jackknife(tx / ty, (tx - x) / (ty - y))
+    return coverage(low, high, 8 / 10)
+
+
+def covered_by_bca(rng):
+    _, low, high = stats.bca_interval(rng.normal(size=(SETS, 80)), np.mean, resamples=399)
+    return coverage(low, high, 0.0)
+
+
+def covered_by_wilson(rng):
+    k = rng.binomial(200, 0.8, size=SETS)
+    table = {int(v): stats.proportion_ci(int(v), 200) for v in np.unique(k)}
+    return coverage(np.array([table[v].low for v in k]), np.array([table[v].high for v in k]), 0.8)
+
+
+def covered_by_agresti_min(rng):
+    a, b = rng.random((2, SETS, 200)) < np.array([0.8, 0.7])[:, None, None]
+    found = [stats.mcnemar(x, y).interval for x, y in zip(a, b, strict=True)]
+    return coverage(np.array([i.low for i in found]), np.array([i.high for i in found]), 0.1)
+
+
+@pytest.mark.parametrize(
+    "covered",
+    [covered_by_t, covered_by_grouped_jackknife, covered_by_bca, covered_by_wilson, covered_by_agresti_min],
+)
+def test_95_percent_intervals_cover_95_percent(covered, rng):
+    assert 0.93 <= covered(rng) <= 0.97
