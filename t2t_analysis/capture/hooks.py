@@ -55,7 +55,7 @@ class _Watch:
         for handle in self.grids.attach():
             stack.callback(handle.remove)
         for source, places in sources.items():
-            for handle in source.attach(self._receiver(places)):
+            for handle in source.attach(self._receiver(places), self.graph):
                 stack.callback(handle.remove)
 
     def _receiver(self, places: list[Place]) -> Callable[[Any], None]:
@@ -95,6 +95,10 @@ def observe(
     The model computes exactly what it computes unobserved, with fused attention. A handler may reduce the
     tensor and let it go: nothing is kept here. Non-finite values are passed on like any other. With gradient
     checkpointing, a backward pass inside the block reaches every place a second time.
+
+    With ``graph=True`` a loss can be differentiated by everything that lies on the model's own path: all but
+    ``attn.q``, ``.k``, ``.v`` and ``.pattern``, which are rebuilt beside it (they can be differentiated
+    themselves), and ``embed`` in models for dynamic image sizes.
 
     Parameters
     ----------

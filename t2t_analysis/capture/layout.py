@@ -63,8 +63,8 @@ def _pair(size: Any) -> tuple[int, int]:
 class Grids:
     """The grids of the forward pass that is under way, for each group of tokens.
 
-    Groups are ``"embed"`` (patch tokens alone), ``"blocks"`` (with prefix tokens) and ``"tokens.S"`` for stage
-    S of a T2T module. Before any image has passed, the model's own default size is used.
+    Groups are ``"embed"`` (patch tokens alone), ``"blocks"`` (with prefix tokens) and ``"tokens.S"`` (stage S
+    of a T2T module). Before any image has passed, the model's own default size is used.
     """
 
     def __init__(self, model: nn.Module) -> None:

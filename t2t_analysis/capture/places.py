@@ -27,8 +27,8 @@ Callback = Callable[[Any], None]
 class Source(Protocol):
     """Something that hooks can be put on; places that share one share its hooks."""
 
-    def attach(self, callback: Callback) -> list[RemovableHandle]:
-        """Call ``callback`` with what passes, every time."""
+    def attach(self, callback: Callback, graph: bool) -> list[RemovableHandle]:
+        """Call ``callback`` with what passes, every time; ``graph`` tells whether gradients are wanted."""
         ...
 
 
@@ -38,7 +38,7 @@ class Into:
 
     module: nn.Module
 
-    def attach(self, callback: Callback) -> list[RemovableHandle]:
+    def attach(self, callback: Callback, graph: bool) -> list[RemovableHandle]:
         """Hook the module."""
 
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -48,12 +48,32 @@ class Into:
 
 
 @dataclass(frozen=True)
+class JoinedHeads:
+    """What goes into a module, taken apart into heads: (B, N, H d) -> (B, H, N, d)."""
+
+    module: nn.Module
+    num_heads: int
+
+    def attach(self, callback: Callback, graph: bool) -> list[RemovableHandle]:
+        """Hook the module."""
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
+            heads = args[0].unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            callback(heads)
+            # A view beside the path gets no gradient, so with a graph the model goes on from the heads: the
+            # same numbers in the same memory, joined again.
+            return (heads.transpose(1, 2).flatten(2), *args[1:]) if graph else None
+
+        return [self.module.register_forward_pre_hook(hook)]
+
+
+@dataclass(frozen=True)
 class OutOf:
     """What a module puts out."""
 
     module: nn.Module
 
-    def attach(self, callback: Callback) -> list[RemovableHandle]:
+    def attach(self, callback: Callback, graph: bool) -> list[RemovableHandle]:
         """Hook the module."""
         return [self.module.register_forward_hook(lambda module, args, output: callback(output))]
 
@@ -64,7 +84,7 @@ class Inside:
 
     attention: Attention
 
-    def attach(self, callback: Callback) -> list[RemovableHandle]:
+    def attach(self, callback: Callback, graph: bool) -> list[RemovableHandle]:
         """Hook the module before and after its call, and its projections in between."""
         calls: list[Call] = []
 
@@ -90,7 +110,7 @@ def _same(value: Any) -> Any:
 class Place:
     """One observed place: ``read`` makes its tensor, with ``ndim`` axes, from what ``source`` hands out.
 
-    ``tokens`` names the group of tokens along the second last axis (see ``Grids``), ``None`` if there are none.
+    ``tokens`` names the group of tokens along the second last axis (see ``Grids``), ``None`` without any.
     """
 
     name: str
@@ -124,15 +144,9 @@ _BRANCHES = ("norm1", *_ATTENTION, "resid_mid", "norm2", "mlp.hidden")
 # --- parts that blocks and stages share
 
 
-def _heads_of(z: Tensor, num_heads: int) -> Tensor:
-    """(B, N, H d) -> (B, H, N, d)."""
-    return z.unflatten(-1, (num_heads, -1)).transpose(1, 2)
-
-
 def _add_heads(places: Places, attention: Attention, prefix: str, tokens: str) -> None:
     """Queries, keys, values, pattern and head outputs."""
     inside = Inside(attention)
-    heads_of = partial(_heads_of, num_heads=attention.num_heads)
     places.add(
         Place(f"{prefix}.attn.q", inside, 4, tokens, lambda heads: heads.qkv[0]),
         Place(f"{prefix}.attn.k", inside, 4, tokens, lambda heads: heads.qkv[1]),
@@ -140,7 +154,7 @@ def _add_heads(places: Places, attention: Attention, prefix: str, tokens: str) -
     )
     if attention.scale is not None:
         places.add(Place(f"{prefix}.attn.pattern", inside, 4, tokens, lambda heads: heads.pattern))
-    places.add(Place(f"{prefix}.attn.z", Into(attention.z), 4, tokens, heads_of))
+    places.add(Place(f"{prefix}.attn.z", JoinedHeads(attention.z, attention.num_heads), 4, tokens))
 
 
 def _hidden(mlp: Any) -> Source | None:
@@ -245,7 +259,7 @@ def _add_ends(places: Places, model: Any) -> None:
 
 
 def _require_vit(model: Any) -> nn.Module:
-    """Return the tokeniser; raise CaptureError, naming what is missing, if the model keeps no tokens in blocks."""
+    """Return the tokeniser; CaptureError, naming what is missing, if the model keeps no tokens in blocks."""
     lacks, start = [], tokeniser(model)
     if start is None:
         lacks.append("a patch embedding (`patch_embed` or `tokens_to_token`)")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
@@ -19,11 +19,14 @@ NameFilter = str | Callable[[str], bool]
 
 
 class MissingPlaceError(UnknownNameError):
-    """A name that exists elsewhere but not in this model, with the reason."""
+    """Names that exist elsewhere but not in this model, with the reasons."""
 
-    def __init__(self, name: str, reason: str, choices: Iterable[str]) -> None:
-        super().__init__("place", name, choices)
-        self.args = (f"cannot observe {name}: {reason}",)
+    def __init__(self, given: object, reasons: Mapping[str, str], choices: Iterable[str]) -> None:
+        super().__init__("place", given, choices)
+        example: dict[str, str] = {}  # one name for each reason
+        for name, reason in reasons.items():
+            example.setdefault(reason, name)
+        self.args = ("cannot observe " + "; ".join(f"{name}: {reason}" for reason, name in example.items()),)
 
 
 class ModelView:
@@ -98,10 +101,9 @@ class ModelView:
         test = wanted if callable(wanted) else lambda name: fnmatchcase(name, wanted)
         found = [name for name in self.names if test(name)]
         if not found:
-            lacking = next((name for name in self.places.missing if test(name)), None)
-            if lacking is not None:
-                raise MissingPlaceError(lacking, self.places.missing[lacking], self.names)
             given = getattr(wanted, "__name__", wanted)
+            if lacking := {name: why for name, why in self.places.missing.items() if test(name)}:
+                raise MissingPlaceError(given, lacking, self.names)
             raise UnknownNameError("place", given, self.names, hint=f"in {self.label}")
         yield from found
 
