@@ -12,8 +12,7 @@ __all__ = ["progress"]
 
 T = TypeVar("T")
 KERNEL_EVERY, LOG_EVERY = 0.5, 10.0  # seconds
-#: Set to 1 to end a notebook's line with the seconds that it took; without them a report is the same every
-#: time.
+#: Set to 1 to end a notebook's line with its seconds; without them a report is the same every time.
 SECONDS = "T2T_ANALYSIS_PROGRESS_SECONDS"
 
 
@@ -56,8 +55,7 @@ def _reported(
     say: Callable[[int, float], None],
     done: Callable[[int, float, bool], None],
 ) -> Iterator[T]:
-    """Pass items on; call ``say(n, seconds)`` at most every so often, and ``done(n, seconds, complete)``
-    once."""
+    """Pass items on; call ``say(n, seconds)`` now and then, ``done(n, seconds, complete)`` once."""
     start = last = time.monotonic()
     n, complete = 0, False
     try:
@@ -99,8 +97,7 @@ def _kernel(iterable: Iterable[T], desc: str, total: int | None, unit: str, seco
 
 
 def _lines(iterable: Iterable[T], desc: str, total: int | None, unit: str) -> Iterator[T]:
-    """A line on stderr every ten seconds, and a last one if there was any; nothing about what is over
-    sooner."""
+    """A line on stderr every ten seconds, and a last one; none about what is over sooner."""
     said = False
 
     def say(n: int, spent: float) -> None:

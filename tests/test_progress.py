@@ -112,7 +112,8 @@ def test_importing_needs_nothing_heavy():
 def test_a_real_kernel_keeps_one_line_and_the_same_bytes():
     code = (
         "import sys, time\nfrom t2t_analysis import progress\n"
-        "for _ in progress(range(3), 'measuring'):\n    time.sleep(0.3)\nassert 'ipywidgets' not in sys.modules"
+        "for _ in progress(range(3), 'measuring'):\n    time.sleep(0.3)\n"
+        "assert 'ipywidgets' not in sys.modules"
     )
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(code)])
     NotebookClient(notebook, timeout=60, kernel_name="python3").execute()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,8 +31,8 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]
 
 
-def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """All positions, so that the first n are balanced over classes for every n.
+def balanced_order(labels: np.ndarray, seed: int, bad: Collection[int] = ()) -> np.ndarray:
+    """All positions but the ``bad``, so that the first n are balanced over classes for every n.
 
     Classes take turns in sorted order; the order inside a class is drawn with ``seed``.
 
@@ -41,7 +41,8 @@ def balanced_order(labels: np.ndarray, seed: int) -> np.ndarray:
     [0, 1, 0, 0]
     """
     rng = np.random.default_rng(seed)
-    queues = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    drawn = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
+    queues = [queue[~np.isin(queue, list(bad))] for queue in drawn]
     turn = np.concatenate([np.arange(len(queue)) for queue in queues])
     owner = np.repeat(np.arange(len(queues)), [len(queue) for queue in queues])
     return np.concatenate(queues)[np.lexsort((owner, turn))]
@@ -51,43 +52,41 @@ def _check_count(n_images: int | None, available: int, name: str) -> int:
     if n_images is None:
         return available
     if not 1 <= n_images <= available:
-        raise DataError(
-            f"n_images={n_images} of {name!r}: it has {available} images; choose 1 to {available}"
-        )
+        raise DataError(f"n_images={n_images} of {name!r}: it has {available} images that can be used")
     return n_images
 
 
-def _choose(labels: np.ndarray, n_images: int | None, seed: int, name: str) -> np.ndarray:
+def _choose(
+    labels: np.ndarray, n_images: int | None, seed: int, name: str, bad: Collection[int] = ()
+) -> np.ndarray:
     """Positions of the chosen images, in the order of the loader."""
-    count = _check_count(n_images, len(labels), name)
-    if (labels < 0).all():  # no labels: keep the order of the names
-        return np.sort(balanced_order(labels, seed)[:count])
-    return balanced_order(labels, seed)[:count]
+    count = _check_count(n_images, len(labels) - len(bad), name)
+    chosen = balanced_order(labels, seed, bad)[:count]
+    return np.sort(chosen) if (labels < 0).all() else chosen  # without labels, the order of the names
 
 
 def _choose_readable(source: Source, n_images: int | None, seed: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The same choice with unreadable images replaced by the next in order; every chosen image is decoded
-    once.
+    """The choice among the readable images, and why the others are not; every chosen image is decoded once.
 
-    Done before the first batch, so that batches, shards and counts are the same whatever is damaged.
+    Done before the first batch, so that batches, shards and counts do not depend on who meets a damaged file.
     """
-    count = _check_count(n_images, len(source.labels), source.name)
-    good: list[int] = []
-    bad: list[str] = []
-    for number in balanced_order(source.labels, seed):
-        if len(good) == count:
-            break
-        try:
-            source.image(int(number))
-            good.append(int(number))
-        except DataError as error:
-            bad.append(str(error))
-    if not good:
-        raise DataError(f"none of the {len(bad)} images of {source.name!r} can be read; the first: {bad[0]}")
-    if n_images is not None and len(good) < n_images:
-        raise DataError(f"n_images={n_images} of {source.name!r}: only {len(good)} of its images can be read")
-    chosen = np.array(good)
-    return (np.sort(chosen) if (source.labels < 0).all() else chosen), tuple(sorted(bad))
+    good: set[int] = set()
+    bad: dict[int, str] = {}
+    while True:
+        if len(bad) == len(source.labels):
+            raise DataError(
+                f"none of the {len(bad)} images of {source.name!r} can be read; {next(iter(bad.values()))}"
+            )
+        chosen = _choose(source.labels, n_images, seed, source.name, bad)
+        unseen = [int(number) for number in chosen if number not in good]
+        if not unseen:
+            return chosen, tuple(bad[number] for number in sorted(bad))
+        for number in unseen:
+            try:
+                source.image(number)
+                good.add(number)
+            except DataError as error:
+                bad[number] = str(error)
 
 
 class _Images(Dataset):
@@ -156,9 +155,9 @@ class _DealtBatches(Sampler[list[int]]):
 
 def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """(H, W) of an image size given as one number or two."""
-    if isinstance(size, int):
-        return size, size
-    height, width = size
+    height, width = (size, size) if isinstance(size, int) else size
+    if min(height, width) < 1:
+        raise DataError(f"img_size={size!r} must be a positive number of pixels, or (height, width)")
     return int(height), int(width)
 
 
@@ -182,7 +181,7 @@ def preprocessing(
     from timm.data import resolve_data_config
 
     config = resolve_data_config({"img_size": 224}) if model is None else resolve_data_config(model=model)
-    size = as_pair(img_size) if img_size else _model_size(model) or config["input_size"][1:]
+    size = as_pair(img_size) if img_size is not None else _model_size(model) or config["input_size"][1:]
     config["input_size"] = (3, *size)
     config["interpolation"] = "bicubic" if model is None else config["interpolation"]
     if min(size) < SMALL:
@@ -205,7 +204,7 @@ def _crops_dataset(
     split: str, model: nn.Module | None, img_size: Any, n_images: int | None, seed: int
 ) -> _Crops:
     """Standardised already, so the model's mean and std are not applied."""
-    size = as_pair(img_size) if img_size else _model_size(model) or (CROP, CROP)
+    size = as_pair(img_size) if img_size is not None else _model_size(model) or (CROP, CROP)
     crops = FixedCrops(split, size)
     chosen = _choose(crops.labels.numpy(), n_images, seed, "photo_crops")
     labels = crops.labels.numpy()[chosen]

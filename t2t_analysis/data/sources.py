@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
+from torch.utils.data import IterableDataset
 
 from .._paths import cache_dir
 from ..errors import DataError, UnknownNameError, nearest
@@ -251,10 +252,10 @@ def _create(data: str, split: str, root: Path, download: bool) -> Any:
     """Call timm's factory; for torchvision's sets, look on disk before the network is asked."""
     from timm.data import create_dataset
 
-    split = "validation" if data.startswith("torch/") and split == "test" else split
     root.mkdir(parents=True, exist_ok=True)
-    if not data.startswith("torch/"):
+    if not data.lower().startswith("torch/"):
         return create_dataset(data, root=str(root), split=split, download=download)
+    split = "validation" if split == "test" else split  # timm's word for torchvision's test sets
     try:
         return create_dataset(data, root=str(root), split=split, download=False)
     except RuntimeError:
@@ -281,7 +282,7 @@ def _torch_names() -> list[str]:
 
 
 def _from_timm(data: str, dataset: Any) -> TimmSource | StreamSource:
-    if not hasattr(dataset, "__getitem__"):
+    if isinstance(dataset, IterableDataset):
         return StreamSource(data, dataset)
     labels = _timm_labels(dataset)
     notes = () if labels is not None else (f"{data} does not list its labels: n_images is not balanced",)
