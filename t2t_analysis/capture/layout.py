@@ -48,9 +48,9 @@ def _is_nchw(patch_embed: nn.Module) -> bool:
     return str(getattr(patch_embed, "output_fmt", "NHWC")).upper().endswith("NCHW")
 
 
-def flatten_patches(patch_embed: nn.Module, output: Tensor) -> Tensor:
-    """Patch tokens as (B, N, D); with dynamic image sizes they come as a picture."""
-    if output.ndim == 3:
+def flatten_patches(patch_embed: nn.Module, output: Any) -> Any:
+    """Patch tokens as (B, N, D); with dynamic image sizes they come as a picture. Others pass through."""
+    if not isinstance(output, Tensor) or output.ndim != 4:
         return output
     return output.flatten(2).transpose(1, 2) if _is_nchw(patch_embed) else output.flatten(1, 2)
 
