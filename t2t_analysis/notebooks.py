@@ -41,6 +41,7 @@ __all__ = [
 _DATA = ("auto", "photos", "photo_crops")
 _DATASET = re.compile(r"^(torch|tfds|hfds|hfids|wds)/\S")
 _WEIGHTS = ("auto", "bundled", "published", "random")
+_VARIANT = re.compile(r"^(bundled|published)/\S+$")
 _DEVICE = re.compile(r"^(auto|cpu|mps|cuda(:\d+)?)$")
 
 
@@ -107,7 +108,7 @@ class CommonParams(BaseModel):
     @field_validator("weights", "baseline_weights")
     @classmethod
     def _weights(cls, value: str) -> str:
-        if value in _WEIGHTS or Path(value).expanduser().is_file():
+        if value in _WEIGHTS or _VARIANT.match(value) or Path(value).expanduser().is_file():
             return value
         if "/" in value or "." in value:
             raise ValueError("no such weights file")

@@ -1,0 +1,63 @@
+"""``python -m t2t_analysis report``."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from ..cli import value
+from ..errors import ParameterError
+
+__all__ = ["add_arguments", "run"]
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes to its parser."""
+    add = parser.add_argument
+    add(
+        "notebooks",
+        nargs="*",
+        metavar="NOTEBOOK",
+        help="name in the suite, or path; default: all of the suite",
+    )
+    add("--models", type=_names, default=[], metavar="A,B", help="one report per notebook and model")
+    add("--baseline", metavar="NAME", help="what the models are compared with; default: what fits each")
+    add("--data", metavar="DATA", help="photos, photo_crops, a folder, a .tar, or a set as torch/cifar10")
+    pair: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
+    add("-p", dest="params", help="a parameter of the notebooks", **pair)
+    add("--jobs", type=int, default=1, metavar="N", help="run N notebooks at the same time")
+    add("--scheduler", metavar="ADDRESS", help="Dask scheduler, as tcp://host:8786, with the same files")
+    add("--force", action="store_true", help="run also what is current, as when weights have come online")
+    add("--list", action="store_true", help="print one papermill command per line and run nothing")
+    add("--out-dir", metavar="FOLDER", help="where reports go; default: reports/")
+    add("--timeout", type=int, metavar="SECONDS", help="how long one cell may take")
+
+
+def _parameters(pairs: list[list[str]]) -> dict[str, Any]:
+    names = [name for name, _ in pairs]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ParameterError(f"-p {twice[0]} is given twice")
+    return {name: value(text) for name, text in pairs}
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Make the reports."""
+    from .runner import run_report
+
+    return run_report(
+        arguments.notebooks,
+        arguments.models,
+        arguments.baseline,
+        arguments.data,
+        params=_parameters(arguments.params),
+        jobs=arguments.jobs,
+        scheduler=arguments.scheduler,
+        force=arguments.force,
+        list_only=arguments.list,
+        out_dir=arguments.out_dir,
+        timeout=arguments.timeout,
+    )

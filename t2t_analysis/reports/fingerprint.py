@@ -1,0 +1,137 @@
+"""What a report depends on, as one hash: the same hash means that running again would change nothing."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._paths import cache_dir, data_dir
+
+if TYPE_CHECKING:
+    from ..notebooks import CommonParams
+
+__all__ = ["commit", "page_fingerprint", "run_fingerprint", "versions"]
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+#: packages whose version may change a number or a picture
+_PACKAGES = (
+    *("t2t-analysis", "torch", "torchvision", "timm", "torchmetrics", "numpy", "scipy", "pandas"),
+    *("scikit-learn", "scikit-image", "captum", "matplotlib", "seaborn", "pillow"),
+)
+#: parts of this package that run no measurement: a change there makes no number stale
+_NO_NUMBERS = ("reports", "training", "cli.py", "__main__.py")
+_KEPT_WEIGHTS = ("*.safetensors", "*.pth", "*.pth.tar", "*.pt", "*.ckpt", "*.bin")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that make the numbers."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+@cache
+def commit() -> str:
+    """The commit of the checkout, or unknown; says so when there are changes that are not committed."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", str(_PACKAGE), *words], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        name = git("rev-parse", "--short=12", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(_PACKAGE))
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return f"{name} with uncommitted changes" if changed else name
+
+
+def _sha(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _sources(paths: Iterable[Path]) -> str:
+    parts = [(str(path.relative_to(_PACKAGE)), _sha(path.read_bytes())) for path in sorted(paths)]
+    return _sha(json.dumps(parts).encode())
+
+
+@cache
+def _library() -> str:
+    return _sources(
+        path for path in _PACKAGE.rglob("*.py") if path.relative_to(_PACKAGE).parts[0] not in _NO_NUMBERS
+    )
+
+
+@cache
+def page_fingerprint() -> str:
+    """Hash of what turns a notebook into a page."""
+    folder = Path(__file__).parent
+    return _sources([*folder.glob("*.py"), *(folder / "template").iterdir()])
+
+
+def _cells(notebook: Path) -> list[tuple[str, str]]:
+    """Type and source of each cell: outputs and metadata do not change what a run does."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    return [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+
+
+def _file(path: Path) -> list[Any]:
+    """Name, size and time of a file; large ones are not read again at every run."""
+    about = path.stat()
+    return [str(path), about.st_size, about.st_mtime_ns]
+
+
+def _tree(path: Path) -> list[Any]:
+    if path.is_file():
+        return _file(path)
+    return [_file(part) for part in sorted(path.rglob("*")) if part.is_file()]
+
+
+def _weights(model: str, weights: str) -> list[Any]:
+    if weights == "random":
+        return []
+    if Path(weights).expanduser().is_file():
+        return _file(Path(weights).expanduser())
+    bundled = sorted((data_dir() / "weights").glob(f"{model}*"))
+    if bundled:
+        return [(path.name, _sha(path.read_bytes())) for path in bundled if path.is_file()]
+    return list(_downloaded())
+
+
+def _downloaded() -> Iterator[list[Any]]:
+    """What has been downloaded so far: weights that arrive later make an untrained report stale."""
+    folder = cache_dir()
+    for pattern in _KEPT_WEIGHTS if folder.is_dir() else ():
+        yield from (_file(path) for path in sorted(folder.rglob(pattern)))
+
+
+def run_fingerprint(notebook: Path, params: CommonParams) -> str:
+    """Hash of the notebook, its resolved parameters, the library, weights, images and versions."""
+    given = json.loads(params.model_dump_json(exclude={"results_dir"}))
+    data = Path(params.data).expanduser()
+    parts = {
+        "cells": _cells(notebook),
+        "parameters": given,
+        "library": _library(),
+        "weights": [
+            _weights(params.model, params.weights),
+            _weights(params.baseline, params.baseline_weights),
+        ],
+        "data": _tree(data) if data.exists() else params.data,
+        "versions": versions(),
+    }
+    return _sha(json.dumps(parts, sort_keys=True).encode())

@@ -1,0 +1,77 @@
+"""The index of all reports in a folder, made from their sidecars alone."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader
+
+__all__ = ["write_index"]
+
+_TEMPLATES = Path(__file__).parent / "template"
+
+
+def _sidecars(folder: Path) -> list[dict[str, Any]]:
+    """Every readable sidecar, in the order of the names; a failed run's says so."""
+    found = []
+    for path in sorted(folder.glob("*.json")):
+        try:
+            about = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        if isinstance(about, dict) and {"stem", "notebook", "status"} <= set(about):
+            found.append(about)
+    return found
+
+
+def _row(about: dict[str, Any], folder: Path) -> dict[str, Any]:
+    ending = ".failed" if about["status"] == "failed" else ""
+    page = f"{about['stem']}{ending}.html"
+    links = [(f"{about['stem']}{ending}.ipynb", "notebook")]
+    if (folder / about["stem"]).is_dir():
+        links.append((f"{about['stem']}/", "tables"))
+    pair = f"{about['model']} against {about['baseline']}"
+    return {
+        **about,
+        "pair": pair,
+        "page": page if (folder / page).is_file() else None,
+        "links": [(href, words) for href, words in links if (folder / href).exists()],
+        "kilobytes": -(-about.get("page_bytes", 0) // 1000),
+        "sentence": next(iter(about.get("findings", [])), ""),
+        "settings": _settings(about),
+    }
+
+
+def _settings(about: dict[str, Any]) -> str:
+    chosen = about.get("parameters", {})
+    images = "all images" if chosen.get("n_images") is None else f"{chosen['n_images']} images"
+    return f"{chosen.get('data', '')}, {images}, seed {chosen.get('seed', 0)}"
+
+
+def _matrix(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Notebooks x pairs; a cell lists the runs of that notebook on that pair."""
+    pairs = sorted({row["pair"] for row in rows})
+    notebooks = sorted({row["notebook"] for row in rows})
+    cells = {
+        name: [[row for row in rows if (row["notebook"], row["pair"]) == (name, pair)] for pair in pairs]
+        for name in notebooks
+    }
+    return {"pairs": pairs, "cells": cells}
+
+
+def write_index(folder: str | Path) -> Path:
+    """Write ``index.html`` from the sidecars in ``folder`` and return its path."""
+    folder = Path(folder)
+    rows = [_row(about, folder) for about in _sidecars(folder)]
+    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True)
+    failed = [row for row in rows if row["status"] == "failed"]
+    done = [row for row in rows if row["status"] == "done"]
+    text = environment.get_template("suite.html.j2").render(done=done, failed=failed, matrix=_matrix(rows))
+    path = folder / "index.html"
+    temporary = folder / f".index.html.{os.getpid()}"
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return path

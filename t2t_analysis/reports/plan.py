@@ -1,0 +1,151 @@
+"""Which notebooks run with which parameters, and the commands that would do the same by hand."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._paths import notebooks_dir
+from ..errors import DataError, ParameterError, UnknownNameError
+from ..notebooks import PARAMS, CommonParams, params_for, validate
+from . import default_reports_dir, stem
+
+__all__ = ["Job", "available", "changed", "papermill_line", "plan", "report_line", "without_braces"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One notebook with its checked parameters, and where its report goes."""
+
+    notebook: Path
+    params: CommonParams
+    out_dir: Path
+    threads: int | None = None
+    timeout: int | None = None
+
+    @property
+    def stem(self) -> str:
+        """Name that its files share."""
+        return stem(self.notebook.stem, self.params)
+
+    def path(self, ending: str) -> Path:
+        """Return a file of this report."""
+        return self.out_dir / f"{self.stem}{ending}"
+
+    @property
+    def title(self) -> str:
+        """What is shown while it runs."""
+        return f"{self.notebook.stem}: {self.params.model} against {self.params.baseline}"
+
+
+def available() -> list[str]:
+    """Notebooks of the suite that are there."""
+    return [name for name in PARAMS if (notebooks_dir() / f"{name}.ipynb").is_file()]
+
+
+def _notebook(name: str) -> Path:
+    """Return the path of a notebook given by name or by path."""
+    path = Path(name)
+    if path.suffix == ".ipynb":
+        if path.is_file():
+            return path
+        raise DataError(f"no such notebook: {name}")
+    if name not in available():
+        raise UnknownNameError("notebook", name, available())
+    return notebooks_dir() / f"{name}.ipynb"
+
+
+def plan(
+    notebooks: Sequence[str],
+    models: Sequence[str],
+    given: Mapping[str, Any],
+    out_dir: Path,
+    *,
+    threads: int | None = None,
+    timeout: int | None = None,
+) -> list[Job]:
+    """Return one job per notebook and model, all of them checked.
+
+    Raises
+    ------
+    ParameterError
+        names everything that is wrong with any of them, before anything runs.
+    """
+    jobs: dict[str, Job] = {}
+    problems: list[str] = []
+    if not (notebooks or available()):
+        raise DataError(f"no notebooks in {notebooks_dir()}")
+    for name in notebooks or available():
+        notebook = _notebook(name)
+        for model in models or [""]:
+            values = {**given, **({"model": model} if model else {})}
+            try:
+                params = validate(params_for(notebook.stem), values)
+            except ParameterError as error:
+                problems.append(str(error))
+                continue
+            job = Job(notebook, params, out_dir, threads, timeout)
+            jobs[job.stem] = job
+    if problems:
+        raise ParameterError("\n".join(dict.fromkeys(problems)))
+    return list(jobs.values())
+
+
+def changed(job: Job) -> dict[str, Any]:
+    """Parameters that are not the notebook's defaults; model and baseline always."""
+    usual = params_for(job.notebook.stem)()
+    values = json.loads(job.params.model_dump_json())
+    resolved = json.loads(usual.model_copy(update={"model": job.params.model}).resolve().model_dump_json())
+    return {
+        name: value
+        for name, value in values.items()
+        if name in ("model", "baseline") or (value != resolved[name] and value != getattr(usual, name))
+    }
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """A parameter as papermill's command line takes it; text that looks like a number must stay text."""
+    if isinstance(value, list | dict):
+        return ["-y", json.dumps({name: value})]
+    from papermill.cli import _resolve_type
+
+    raw = isinstance(value, str) and not isinstance(_resolve_type(value), str)
+    return ["-r" if raw else "-p", name, str(value)]
+
+
+def papermill_line(job: Job) -> str:
+    """Return the plain command that makes this report's notebook, quoted for a shell."""
+    values = changed(job)
+    if job.out_dir.resolve() != default_reports_dir().resolve():
+        values.setdefault("results_dir", str(job.path("")))
+    words = [word for name, value in values.items() for word in _words(name, value)]
+    paths = [without_braces(path) for path in (job.notebook, job.path(".ipynb"))]
+    return shlex.join(["papermill", *paths, *words])
+
+
+def without_braces(path: Path) -> str:
+    """Papermill takes braces in a path for a place to put a parameter in."""
+    return _relative(path).replace("{", "{{").replace("}", "}}")
+
+
+def _relative(path: Path) -> str:
+    """As it is typed from the current folder, where it lies below it."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def report_line(job: Job) -> str:
+    """Return the command that makes this report."""
+    values = changed(job)
+    words = ["--models", values.pop("model"), "--baseline", values.pop("baseline")]
+    for name, value in values.items():
+        text = json.dumps(value) if isinstance(value, list) else str(value)
+        words += ["--data", text] if name == "data" else ["-p", name, text]
+    name = job.notebook.stem if job.notebook.stem in PARAMS else _relative(job.notebook)
+    return shlex.join(["python", "-m", "t2t_analysis", "report", name, *words])

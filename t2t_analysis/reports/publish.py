@@ -1,0 +1,90 @@
+"""From an executed notebook to the page and the sidecar that says what the report is."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from .export import Page, outputs_with_role, to_html
+from .fingerprint import commit, page_fingerprint, versions
+from .plan import Job, papermill_line, report_line
+
+__all__ = ["notebook_text", "publish", "publish_failure", "write_whole"]
+
+
+def notebook_text(nb: NotebookNode) -> str:
+    """Return a notebook as it is written to a file."""
+    return nbformat.writes(nb) + "\n"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside ``path`` and move into place, so that nobody sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def _page(job: Job, nb: NotebookNode, failure: str = "") -> Page:
+    fields = type(job.params).model_fields
+    values = json.loads(job.params.model_dump_json())
+    rows = [{"name": n, "value": str(v), "help": fields[n].description or ""} for n, v in values.items()]
+    title = nb.metadata.get("title") or job.notebook.stem.replace("_", " ")
+    commands = [
+        {"words": "This page again, if anything that it depends on has changed:", "line": report_line(job)},
+        {"words": "Its notebook, by papermill alone:", "line": papermill_line(job)},
+    ]
+    return Page(
+        title=f"{title}: {job.params.model} against {job.params.baseline}",
+        parameters=rows,
+        commands=commands,
+        versions=versions(),
+        commit=commit(),
+        failure=failure,
+    )
+
+
+def _about(job: Job, nb: NotebookNode) -> dict[str, Any]:
+    """What the index says of a run."""
+    sentences = [s for about in outputs_with_role(nb, "findings") for s in about["sentences"]]
+    return {
+        "stem": job.stem,
+        "notebook": job.notebook.stem,
+        "title": nb.metadata.get("title") or job.notebook.stem.replace("_", " "),
+        "model": job.params.model,
+        "baseline": job.params.baseline,
+        "parameters": json.loads(job.params.model_dump_json(exclude={"results_dir"})),
+        "findings": sentences,
+        "untrained": [name for about in outputs_with_role(nb, "title") for name in about["untrained"]],
+        "results": [name for about in outputs_with_role(nb, "results") for name in about["files"]],
+        "figures": len(outputs_with_role(nb, "figure")),
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def publish(job: Job, nb: NotebookNode, fingerprint: str) -> None:
+    """Write the page and then the sidecar of a run that is whole."""
+    html = to_html(nb, _page(job, nb))
+    write_whole(job.path(".html"), html)
+    sidecar = _about(job, nb) | {
+        "status": "done",
+        "fingerprint": fingerprint,
+        "page_fingerprint": page_fingerprint(),
+        "page_sha256": hashlib.sha256(html.encode()).hexdigest(),
+        "page_bytes": len(html.encode()),
+    }
+    write_whole(job.path(".json"), json.dumps(sidecar, indent=1, sort_keys=True) + "\n")
+
+
+def publish_failure(job: Job, nb: NotebookNode, failure: str) -> None:
+    """Write what there is of a run that failed, under names of its own."""
+    write_whole(job.path(".failed.ipynb"), notebook_text(nb))
+    write_whole(job.path(".failed.html"), to_html(nb, _page(job, nb, failure)))
+    sidecar = _about(job, nb) | {"status": "failed", "failure": failure}
+    write_whole(job.path(".failed.json"), json.dumps(sidecar, indent=1, sort_keys=True) + "\n")

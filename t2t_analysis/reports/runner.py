@@ -1,0 +1,278 @@
+"""Runs notebooks by papermill, in parallel if asked, and leaves whole reports or none.
+
+A run writes to temporary names; when it is whole, results, notebook and page are moved into place and the
+sidecar, which says what the report is and what it depends on, comes last. A run that fails leaves
+``*.failed.*`` beside an older good report and never touches that. papermill's own status is not read: after a
+timeout or the death of a kernel it says that every cell was completed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .._show import RESULTS_VARIABLE
+from ..errors import DataError, ParameterError
+from . import default_reports_dir
+from .fingerprint import page_fingerprint, run_fingerprint
+from .plan import Job, changed, papermill_line, plan, without_braces
+
+if TYPE_CHECKING:
+    from nbformat import NotebookNode
+
+__all__ = ["Outcome", "run_job", "run_report"]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a job ended: ``done``, ``current`` (nothing to do) or ``failed``, with the reason in words."""
+
+    job: Job
+    status: str
+    words: str = ""
+
+
+def _sha(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sidecar(job: Job) -> dict[str, Any]:
+    try:
+        return json.loads(job.path(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _is_whole(job: Job, sidecar: Mapping[str, Any]) -> bool:
+    """Whether the files are there and are those that the sidecar speaks of."""
+    page, notebook = job.path(".html"), job.path(".ipynb")
+    return page.is_file() and notebook.is_file() and _sha(page) == sidecar.get("page_sha256")
+
+
+def run_job(job: Job, force: bool = False) -> Outcome:
+    """Run one notebook if its report is not current; nothing but an interruption escapes."""
+    try:
+        sidecar = _sidecar(job)
+        fingerprint = run_fingerprint(job.notebook, job.params)
+        if not force and sidecar.get("fingerprint") == fingerprint and job.path(".ipynb").is_file():
+            if sidecar.get("page_fingerprint") == page_fingerprint() and _is_whole(job, sidecar):
+                return Outcome(job, "current")
+            return _export_again(job, fingerprint)
+        return _run(job, fingerprint)
+    except Exception as error:  # one report that fails must not stop the others
+        return Outcome(job, "failed", f"{type(error).__name__}: {error}")
+
+
+def _export_again(job: Job, fingerprint: str) -> Outcome:
+    import nbformat
+
+    from .publish import publish
+
+    publish(job, nbformat.read(job.path(".ipynb"), as_version=4), fingerprint)
+    return Outcome(job, "done", "page made again")
+
+
+def _run(job: Job, fingerprint: str) -> Outcome:
+    from .publish import notebook_text, publish, publish_failure, write_whole
+
+    job.out_dir.mkdir(parents=True, exist_ok=True)
+    _clear(job)
+    notebook, results = job.path(".running.ipynb"), job.path(".running")
+    results.mkdir()
+    try:
+        nb, failure = _execute(job, notebook, results)
+        if failure:
+            publish_failure(job, nb, failure)
+            return Outcome(job, "failed", failure.splitlines()[-1])
+        write_whole(notebook, notebook_text(nb))
+        _replace_folder(results, job.path(""))
+        os.replace(notebook, job.path(".ipynb"))
+        publish(job, nb, fingerprint)
+        for ending in (".failed.ipynb", ".failed.html", ".failed.json"):
+            job.path(ending).unlink(missing_ok=True)
+        return Outcome(job, "done")
+    finally:
+        _clear(job)
+
+
+def _clear(job: Job) -> None:
+    """Remove what this or a killed run left half done."""
+    job.path(".running.ipynb").unlink(missing_ok=True)
+    shutil.rmtree(job.path(".running"), ignore_errors=True)
+
+
+def _replace_folder(new: Path, old: Path) -> None:
+    if not any(new.iterdir()):
+        return
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(new, old)
+
+
+def _execute(job: Job, path: Path, results: Path) -> tuple[NotebookNode, str]:
+    """Return the notebook as far as it came, and why it stopped there (empty if it did not)."""
+    import nbformat
+    import papermill
+
+    from .kernel import kernel_manager_class
+
+    environment = {RESULTS_VARIABLE: str(results.resolve()), "PYTHONPATH": _python_path()}
+    if job.threads:
+        environment["OMP_NUM_THREADS"] = str(job.threads)
+    with tempfile.TemporaryDirectory(prefix="t2t-", ignore_cleanup_errors=True) as sockets:
+        try:
+            nb = papermill.execute_notebook(
+                nbformat.read(job.notebook, as_version=4),
+                without_braces(path.resolve()),
+                parameters=changed(job),
+                progress_bar=False,
+                kernel_manager_class=kernel_manager_class(sockets, environment),
+                execution_timeout=job.timeout,
+            )
+        except Exception as error:
+            nb = nbformat.read(path if path.is_file() else job.notebook, as_version=4)
+            return nb, _reason(error)
+    return nb, "" if _ran_through(nb) else "the notebook stopped before its last cell"
+
+
+def _ran_through(nb: NotebookNode) -> bool:
+    """Whether every code cell was executed; ``sys.exit(0)`` in a cell ends a run without an error."""
+    return all(cell.execution_count for cell in nb.cells if cell.cell_type == "code" and cell.source.strip())
+
+
+def _python_path() -> str:
+    """The kernel sees this package, also from a checkout that is not installed."""
+    package = str(Path(__file__).resolve().parents[2])
+    return os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
+
+
+def _reason(error: Exception) -> str:
+    """What happened, in words."""
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+
+    if isinstance(error, PapermillExecutionError):
+        return f"{error.ename}: {error.evalue}"
+    if isinstance(error, CellTimeoutError):
+        return "a cell took longer than the time allowed (--timeout)"
+    if isinstance(error, DeadKernelError):
+        return "the kernel died, for example for want of memory"
+    return f"{type(error).__name__}: {error}"
+
+
+def _outcomes(jobs: Sequence[Job], workers: int, scheduler: str | None, force: bool) -> Iterator[Outcome]:
+    """Yield outcomes as they come: here, in processes, or on a Dask cluster that sees the same files."""
+    if scheduler is None and workers == 1:
+        yield from (run_job(job, force) for job in jobs)
+        return
+    from joblib import Parallel, delayed, parallel_config
+
+    calls = [delayed(run_job)(job, force) for job in jobs]
+    if scheduler is None:
+        yield from Parallel(n_jobs=workers, return_as="generator_unordered")(calls)
+        return
+    try:
+        from distributed import Client
+    except ImportError:
+        raise DataError("--scheduler needs Dask: pip install 't2t-analysis[cluster]'") from None
+    with Client(scheduler, timeout=30), parallel_config(backend="dask"):
+        yield from Parallel(n_jobs=-1)(calls)
+
+
+def _threads(workers: int) -> int | None:
+    """Processor cores for each of several kernels, so that together they ask for no more than there are."""
+    if workers == 1 or "OMP_NUM_THREADS" in os.environ:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)
+
+
+def run_report(
+    notebooks: Sequence[str] = (),
+    models: Sequence[str] = (),
+    baseline: str | None = None,
+    data: str | None = None,
+    *,
+    params: Mapping[str, Any] | None = None,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    force: bool = False,
+    list_only: bool = False,
+    out_dir: str | Path | None = None,
+    timeout: int | None = None,
+    echo: Callable[[str], None] = print,
+) -> int:
+    """Make the reports of notebooks x models and the index, and return the exit status.
+
+    Parameters
+    ----------
+    notebooks : names of the suite's notebooks, or paths; all of the suite by default.
+    models, baseline, data : as in the notebooks' parameters; ``params`` holds further ones.
+    jobs : runs at the same time, on this machine.
+    scheduler : address of a Dask scheduler whose workers see the same files; replaces ``jobs``.
+    force : run also what is current.
+    list_only : print one papermill command per line and run nothing.
+    timeout : seconds that one cell may take.
+
+    Raises
+    ------
+    ParameterError, UnknownNameError
+        before anything runs.
+    """
+    if jobs < 1:
+        raise ParameterError(f"jobs={jobs}: expected 1 or more")
+    folder = Path(out_dir) if out_dir else default_reports_dir()
+    given = {
+        **({"baseline": baseline} if baseline else {}),
+        **({"data": data} if data else {}),
+        **(params or {}),
+    }
+    planned = plan(notebooks, models, given, folder, threads=_threads(jobs), timeout=timeout)
+    folder.mkdir(parents=True, exist_ok=True)
+    if list_only:
+        for job in planned:
+            echo(papermill_line(job))
+        return 0
+    return _sweep(planned, jobs, scheduler, force, folder, echo)
+
+
+def _sweep(
+    planned: Sequence[Job],
+    workers: int,
+    scheduler: str | None,
+    force: bool,
+    folder: Path,
+    echo: Callable[[str], None],
+) -> int:
+    from .index import write_index
+
+    start, failed = time.monotonic(), 0
+    for number, outcome in enumerate(_announced(planned, workers, scheduler, force, echo), start=1):
+        failed += outcome.status == "failed"
+        words = f" ({outcome.words})" if outcome.words else ""
+        echo(f"[{number}/{len(planned)}] {outcome.job.title}: {outcome.status}{words}")
+    index = write_index(folder)
+    echo(f"{index} ({time.monotonic() - start:.0f} s)")
+    if failed:
+        print(f"{failed} of {len(planned)} reports failed", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _announced(
+    planned: Sequence[Job], workers: int, scheduler: str | None, force: bool, echo: Callable[[str], None]
+) -> Iterable[Outcome]:
+    """Say what starts, where one runs after the other."""
+    if scheduler is not None or workers != 1:
+        yield from _outcomes(planned, workers, scheduler, force)
+        return
+    for job in planned:
+        echo(f"{job.title} ...")
+        yield run_job(job, force)
