@@ -161,8 +161,8 @@ def bca_interval(
     """Bias-corrected and accelerated bootstrap (Efron 1987) over the last axis of ``data`` (..., n).
 
     Returns value, low and high, each (...); NaN where all resamples agree and nothing can be said.
-    ``statistic`` takes ``axis``. Not for statistics that count pairs of images: a resampled duplicate is a pair
-    that is too alike (use a jackknife).
+    ``statistic`` takes ``axis``. Not for statistics that count pairs of images: a resampled duplicate is a
+    pair that is too alike (use a jackknife).
     """
     data = np.asarray(data, dtype=float)
     if data.shape[-1] < 3:
@@ -220,7 +220,7 @@ def permutation_p(observed: ArrayLike, null: ArrayLike, alternative: Alternative
 
 
 def max_statistic_p(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
-    """Permutation p of each cell of a map (...), corrected for looking at all of them (Westfall & Young 1993).
+    """Permutation p of each cell of a map (...), corrected for all of them (Westfall & Young 1993).
 
     ``null`` (K, ...) holds whole maps, each under one permutation for all its cells; every cell is compared
     with the largest value of each. Cells that are NaN take no part.
@@ -299,8 +299,8 @@ def paired_t(a: ArrayLike, b: ArrayLike, *, unit: str = "image") -> Test:
 def mcnemar(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, unit: str = "image") -> Test:
     """Exact McNemar test of accuracy(a) - accuracy(b) from what each got right on the same images.
 
-    The p-value is binomial over the discordant pairs; the interval is Agresti & Min's (2005), half an image added
-    to each cell of the table.
+    The p-value is binomial over the discordant pairs; the interval is Agresti & Min's (2005), half an image
+    added to each cell of the table.
     """
     x, y = np.asarray(a, dtype=bool), np.asarray(b, dtype=bool)
     if x.shape != y.shape or x.ndim != 1 or not len(x):

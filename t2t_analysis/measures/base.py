@@ -429,10 +429,12 @@ def _numbered(loader: Any) -> Iterator[_Batch]:
 
 
 def _share(loader: Any) -> tuple[int, int]:
-    """(rank, world) of the loader's shard, or of this process."""
-    shard = getattr(getattr(loader, "dataset", None), "shard", None)
-    if isinstance(shard, tuple) and len(shard) == 2:
-        return shard
+    """(rank, world) of the loader's shard, or of this process; shards are dealt whole batches in turn."""
+    sampler, dataset = getattr(loader, "batch_sampler", None), getattr(loader, "dataset", None)
+    if hasattr(sampler, "rank") and hasattr(sampler, "world"):
+        return sampler.rank, sampler.world
+    if getattr(dataset, "shard", None):
+        return dataset.shard
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
@@ -440,7 +442,7 @@ def _share(loader: Any) -> tuple[int, int]:
 
 def _expected(loader: Any) -> int | None:
     """Number of images in all shares together, if the loader tells."""
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     n = getattr(getattr(dataset, "info", None), "n", None)
     if n is None and hasattr(dataset, "__len__"):
         n = len(dataset)
