@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import math
@@ -327,6 +328,16 @@ def test_flat_tar_has_no_labels(flat, tmp_path):
     assert loader.dataset.info.classes == ()
 
 
+def test_linked_class_folders_are_followed_and_circles_are_not(tree, tmp_path):
+    subset = tmp_path / "subset"
+    (subset / "val").mkdir(parents=True)
+    (subset / "val" / "cat").symlink_to(tree / "val" / "cat")
+    (subset / "val" / "dog").symlink_to(tree / "val" / "dog")
+    (tree / "val" / "dog" / "again").symlink_to(subset)
+    assert load_images(subset).dataset.info.n == 5
+    assert load_images(subset).dataset.info.classes == ("cat", "dog")
+
+
 def test_one_image_file(flat):
     assert load_images(flat / "3.png").dataset.info.n == 1
 
@@ -471,11 +482,22 @@ DAMAGED = {
 }
 
 
-@pytest.mark.parametrize(("how", "workers"), [*((how, 0) for how in DAMAGED), ("foreign", 1)])
-def test_unreadable_images_are_named(flat, how, workers):
+@pytest.mark.parametrize("how", DAMAGED)
+def test_unreadable_images_are_named(flat, how):
     (flat / "3b.png").write_bytes(DAMAGED[how]())
     with pytest.raises(DataError, match=r"3b\.png"):
-        list(load_images(flat, img_size=32, workers=workers))
+        list(load_images(flat, img_size=32))
+
+
+def test_unreadable_images_are_named_by_workers_too(flat, monkeypatch):
+    monkeypatch.setattr(
+        "torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1
+    )  # torch waits 5 s for the worker
+    (flat / "3b.png").write_bytes(b"not an image at all")
+    with pytest.raises(DataError, match=r"3b\.png") as caught:
+        list(load_images(flat, img_size=32, workers=1))
+    del caught
+    gc.collect()  # ends the worker here, not in a later test
 
 
 def test_unreadable_images_are_skipped_counted_and_replaced(tree):

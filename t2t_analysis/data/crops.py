@@ -44,7 +44,8 @@ class Blocks(NamedTuple):
     labels: Tensor
 
 
-def _reduction(width: int, height: int) -> int:
+def reduction(width: int, height: int) -> int:
+    """The factor that a photograph is reduced by, see ``MAX_BLOCKS``."""
     factor = 1
     while (width // factor // BLOCK) * (height // factor // BLOCK) > MAX_BLOCKS:
         factor += 1
@@ -55,7 +56,7 @@ def _reduction(width: int, height: int) -> int:
 def _cut(name: str) -> dict[str, Tensor]:
     """Split -> blocks (n, 64, 64) of one photograph."""
     grey = load_photo(name).convert("L")
-    factor = _reduction(*grey.size)
+    factor = reduction(*grey.size)
     if factor > 1:
         grey = grey.reduce(factor)
     pixels = torch.from_numpy(np.asarray(grey, dtype=np.float32) / 255)

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .._paths import data_dir
-from .crops import blocks, crop_classes, left_out
+from .crops import CROP, MIN_STD, FixedCrops, blocks, crop_classes, left_out, reduction
 from .photos import PHOTOS, load_photo
 
 __all__ = ["tables", "write_tables"]
@@ -41,13 +41,25 @@ def _crop_table() -> str:
     return _markdown(("label", "class", "train blocks", "test blocks", "test crops"), rows)
 
 
+def _reduced() -> str:
+    factors = {name: reduction(*load_photo(name).size) for name in crop_classes()}
+    return ", ".join(f"{name} by {factor}" for name, factor in factors.items() if factor > 1) or "none"
+
+
+def _faint() -> int:
+    """Test crops with less than one grey level of spread: quarters of the test blocks."""
+    quarters = blocks("test").pixels.unfold(1, CROP, CROP).unfold(2, CROP, CROP)  # (n, 2, 2, 32, 32)
+    return int((quarters.std((-2, -1), correction=0) < MIN_STD).sum())
+
+
 def tables() -> str:
     """Markdown of both tables."""
     out = ", ".join(left_out()) or "none"
     return (
         f"### photos: {len(PHOTOS)} photographs\n\n{_photo_table()}\n\n"
         f"### photo_crops: {len(crop_classes())} classes\n\n{_crop_table()}\n\n"
-        f"Left out of photo_crops as too small for both splits: {out}.\n"
+        f"Left out of photo_crops as too small for both splits: {out}. Reduced: {_reduced()}. "
+        f"Test crops with less than one grey level of spread: {_faint()} of {len(FixedCrops())}.\n"
     )
 
 

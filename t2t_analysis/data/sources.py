@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -155,11 +156,23 @@ def _is_image(path: PurePosixPath) -> bool:
     return path.suffix.lower() in EXTENSIONS and not hidden
 
 
+def _refuse(error: OSError) -> None:
+    raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
+
+
 def _scan_folder(root: Path) -> dict[PurePosixPath, Path | TarMember]:
-    found = {
-        PurePosixPath(path.relative_to(root).as_posix()): path for path in root.rglob("*") if path.is_file()
-    }
-    return {relative: path for relative, path in found.items() if _is_image(relative)}
+    """Images below ``root``, through links to folders too (subsets are made of those), each folder once."""
+    found: dict[PurePosixPath, Path | TarMember] = {}
+    seen: set[str] = set()
+    for folder, below, files in os.walk(root, followlinks=True, onerror=_refuse):
+        seen.add(os.path.realpath(folder))
+        below[:] = [name for name in sorted(below) if os.path.realpath(Path(folder, name)) not in seen]
+        for name in files:
+            path = Path(folder, name)
+            relative = PurePosixPath(path.relative_to(root).as_posix())
+            if _is_image(relative):
+                found[relative] = path
+    return found
 
 
 def _scan_tar(path: Path) -> dict[PurePosixPath, Path | TarMember]:
@@ -252,7 +265,6 @@ def _create(data: str, split: str, root: Path, download: bool) -> Any:
     """Call timm's factory; for torchvision's sets, look on disk before the network is asked."""
     from timm.data import create_dataset
 
-    root.mkdir(parents=True, exist_ok=True)
     if not data.lower().startswith("torch/"):
         return create_dataset(data, root=str(root), split=split, download=download)
     split = "validation" if split == "test" else split  # timm's word for torchvision's test sets
@@ -261,6 +273,7 @@ def _create(data: str, split: str, root: Path, download: bool) -> Any:
     except RuntimeError:
         if not download:
             raise
+    root.mkdir(parents=True, exist_ok=True)
     return create_dataset(data, root=str(root), split=split, download=True)
 
 
