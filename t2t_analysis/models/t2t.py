@@ -214,6 +214,14 @@ class T2T_ViT_Dense(T2T_ViT):  # noqa: N801
                 widths.append(width := width // 2)
         return nn.Sequential(*layers), widths
 
+    def forward_intermediates(self, x: Tensor, indices: Any = None, **kwargs: Any) -> Any:
+        """As timm's, but the final norm fits the last width only, so it cannot be applied to earlier layers."""
+        if kwargs.get("norm"):
+            raise T2TError("norm=True: the layers of a dense model have different widths, its norm fits the last")
+        if not kwargs.get("intermediates_only"):
+            kwargs["stop_early"] = False  # the features after the norm need all layers
+        return super().forward_intermediates(x, indices, **kwargs)
+
 
 def _init_linear(module: nn.Module) -> None:
     """Truncated normal with standard deviation 0.02, biases zero; convolutions keep PyTorch's default."""
