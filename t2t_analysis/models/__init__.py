@@ -1,9 +1,13 @@
 """The networks and their weights; importing this registers the T2T-ViT family with timm."""
 
+from .cards import bundled_weights, save_weights
+from .provenance import Accuracy, Provenance
+from .releases import PUBLISHED
 from .small import SMALL_MODELS
 from .t2t import T2T_ViT
 from .tokens import T2TModule, TokenPerformer, TokenTransformer
 from .vit import vit_small_paper_patch16_224
+from .weights import available_weights, load_model
 
 #: The authors' registered names.
 T2T_MODELS = (
@@ -16,11 +20,18 @@ MODELS = (*T2T_MODELS, "t2t_vit_c_14", "vit_small_paper_patch16_224", *SMALL_MOD
 
 __all__ = [
     "MODELS",
+    "PUBLISHED",
     "SMALL_MODELS",
     "T2T_MODELS",
+    "Accuracy",
+    "Provenance",
     "T2TModule",
     "T2T_ViT",
     "TokenPerformer",
     "TokenTransformer",
+    "available_weights",
+    "bundled_weights",
+    "load_model",
+    "save_weights",
     "vit_small_paper_patch16_224",
 ]

@@ -1,0 +1,117 @@
+"""Weights that ship with this package, each with a card: how it was trained, and how good it is."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor
+
+from .._paths import data_dir
+from ..errors import CheckpointError, ParameterError
+from .download import file_sha256
+from .provenance import Accuracy, Kind, Provenance
+
+__all__ = ["DEFAULT_DATA", "bundled_weights", "from_card", "read_card", "save_weights"]
+
+DEFAULT_DATA = "photo_crops"
+_CARD = (
+    "model",
+    "data",
+    "recipe",
+    "seed",
+    "commit",
+    "test_accuracy",
+    "sha256",
+    "num_classes",
+    "img_size",
+    "in_chans",
+)
+
+
+def bundled_weights() -> dict[str, dict[str, Path]]:
+    """Weights that ship with this package: model -> data set -> file."""
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted((data_dir() / "weights").glob("*.safetensors")):
+        model, _, data = path.stem.partition("__")
+        found.setdefault(model, {})[data or DEFAULT_DATA] = path
+    return found
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card beside a weights file, with the file's hash checked against it."""
+    try:
+        card = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        missing = [key for key in _CARD if key not in card]
+    except (OSError, ValueError, TypeError) as error:
+        raise CheckpointError(f"the card of {path} cannot be read: {error}") from error
+    if missing:
+        raise CheckpointError(f"the card of {path} lacks {', '.join(missing)}")
+    if (found := file_sha256(path)) != card["sha256"]:
+        raise CheckpointError(
+            f"{path} is not the file that its card describes: expected {card['sha256']}, found {found}"
+        )
+    return card
+
+
+def from_card(card: Mapping[str, Any], kind: Kind, source: str) -> Provenance:
+    """What a card says of the origin of its weights."""
+    measured: dict[str, Any] = card["test_accuracy"] or {}
+    known = {key: measured[key] for key in Accuracy._fields if key in measured}
+    return Provenance(
+        kind,
+        source,
+        recipe=card["recipe"]
+        if isinstance(card["recipe"], str)
+        else json.dumps(card["recipe"], sort_keys=True),
+        accuracy=Accuracy(**known) if "value" in known else None,
+        model=card["model"],
+        data=card["data"],
+        seed=card["seed"],
+    )
+
+
+def save_weights(
+    state: Mapping[str, Tensor], path: str | Path, card: Mapping[str, Any], *, half: bool = True
+) -> Path:
+    """Write ``state`` as safetensors and, beside it, its card (same stem, ``.json``); return the former.
+
+    Half precision changes the weights a little: the accuracy on the card should be that of the rounded ones.
+
+    Parameters
+    ----------
+    card : model, data, recipe, seed, commit, test_accuracy (value, low, high, n), num_classes, img_size,
+        in_chans; sha256 and precision are filled in.
+
+    Raises
+    ------
+    ParameterError
+        Something is missing from the card.
+    """
+    path = Path(path)
+    if missing := [key for key in _CARD if key not in card and key != "sha256"]:
+        raise ParameterError(f"the card lacks {', '.join(missing)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rounded = {
+        key: (value.half() if half and value.is_floating_point() else value)
+        .detach()
+        .cpu()
+        .contiguous()
+        .clone()
+        for key, value in state.items()
+    }
+    content = safetensors.torch.save(rounded)
+    _replace_file(path, content)
+    full = dict(card) | {"sha256": file_sha256(path), "precision": "float16" if half else "float32"}
+    _replace_file(path.with_suffix(".json"), (json.dumps(full, indent=2) + "\n").encode())
+    return path
+
+
+def _replace_file(path: Path, content: bytes) -> None:
+    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    partial.write_bytes(content)
+    os.replace(partial, path)

@@ -1,0 +1,382 @@
+"""Read a weights file without running anything in it, and fit what it holds to a model.
+
+Nothing but tensors and plain values is ever unpickled (``torch.load(weights_only=True)``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import pickletools
+import re
+import sys
+import warnings
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import safetensors.torch
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models import adapt_input_conv, clean_state_dict
+from torch import Tensor, nn
+
+from ..errors import CheckpointError, nearest
+from .download import file_sha256
+
+__all__ = ["Checkpoint", "Fit", "fit", "grid_of", "native_img_size", "read_checkpoint"]
+
+# Where a state dict may sit in a file, best first: the authors report the moving average of the weights.
+_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "net", "model")
+_EMA, _PLAIN = "ema.", "model."  # how our Lightning module names its moving average and its model
+_SHOWN = 5  # names listed in an error before "and n more"
+
+
+class Checkpoint(NamedTuple):
+    """What a weights file holds: tensors by name, their entry in the file, the plain values beside them."""
+
+    path: Path
+    state: dict[str, Tensor]
+    entry: str
+    meta: dict[str, Any]
+    sha256: str
+
+
+class Fit(NamedTuple):
+    """What had to be changed to make a state dict fit, in words, and whether the classifier is a new one."""
+
+    notes: tuple[str, ...]
+    new_head: bool
+
+
+def read_checkpoint(path: str | Path) -> Checkpoint:
+    """Read the authors' ``.pth.tar``/``.pth``, a plain state dict, a Lightning checkpoint or safetensors.
+
+    The moving average is taken where the file has one (``state_dict_ema``; ``ema.`` in our Lightning
+    checkpoints). Prefixes left by data-parallel wrappers and ``torch.compile`` are removed.
+
+    Raises
+    ------
+    CheckpointError
+        No such file; not a weights file, or a truncated one; it wants to import or run something; no tensors
+        in it.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise CheckpointError(_no_file(path))
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    if not isinstance(content, Mapping):
+        raise CheckpointError(
+            f"{path} holds a {type(content).__name__}; expected a state dict or a mapping with one"
+        )
+    entry, state = _find_state(content, path)
+    return Checkpoint(path, state, entry, _meta(content), file_sha256(path))
+
+
+def _meta(content: Mapping[str, Any]) -> dict[str, Any]:
+    """What our Lightning checkpoints say of the model: its name and the arguments it was built with."""
+    said: Any = content.get("hyper_parameters", {})
+    arguments: Any = said.get("model_args", {}) if isinstance(said, Mapping) else {}
+    return {**said, **arguments} if isinstance(said, Mapping) and isinstance(arguments, Mapping) else {}
+
+
+def _no_file(path: Path) -> str:
+    if path.is_dir():
+        return f"{path} is a folder; expected a weights file"
+    folder = path.parent
+    close = nearest(path.name, (p.name for p in folder.iterdir())) if folder.is_dir() else []
+    where = f"; close to it: {', '.join(close)}" if close else ""
+    return f"no weights file {path}" + (where if folder.is_dir() else f"; its folder {folder} does not exist")
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load_file(path, device="cpu")
+    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+
+def _unpickle(path: Path) -> Any:
+    try:
+        # timm's and the authors' training files carry their arguments in a Namespace, which is inert.
+        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on pickle protocols; the errors say enough
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except MemoryError:
+        raise
+    except Exception as error:  # a damaged file fails in any way: struct, zip, Unicode, index, attribute ...
+        raise CheckpointError(_why_unreadable(path, error)) from error
+
+
+def _why_unreadable(path: Path, error: Exception) -> str:
+    wanted = _wanted_globals(path, error)
+    if not wanted:
+        return f"{path} is truncated or not a weights file ({path.stat().st_size} bytes): {_detail(error)}"
+    return (
+        f"{path} is refused: reading it would run or import {', '.join(wanted)}, and only tensors and plain "
+        "values are read; nothing was executed. If you made the file yourself, save its weights alone: "
+        'torch.save({"state_dict": model.state_dict()}, path)'
+    )
+
+
+def _detail(error: Exception) -> str:
+    """What torch says, without its advice to read the file unsafely."""
+    text = str(error).strip()
+    found = re.search(r"WeightsUnpickler error:\s*(.+)", text)
+    first = found[1] if found else (text.splitlines() or [""])[0]
+    return type(error).__name__ if not first or first.startswith("Weights only load failed") else first[:200]
+
+
+def _wanted_globals(path: Path, error: Exception) -> list[str]:
+    """Names that a pickle asks for and that are not allowed; opcodes are read, none is executed."""
+    found = set(re.findall(r"GLOBAL ([\w.]+)", str(error)))
+    with contextlib.suppress(Exception):  # only understands torch's zip format
+        found |= set(torch.serialization.get_unsafe_globals_in_checkpoint(path))
+    return sorted(found or _stack_globals(path))
+
+
+def _stack_globals(path: Path) -> set[str]:
+    """Names asked for by a plain pickle of protocol 4 or later, which torch never writes."""
+    found: set[str] = set()
+    texts: list[str] = []
+    with contextlib.suppress(Exception), open(path, "rb") as file:  # ends with an error where it is no pickle
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "STACK_GLOBAL" and len(texts) >= 2:
+                found.add(".".join(texts[-2:]))
+            texts += [argument] if isinstance(argument, str) else []
+    return found
+
+
+def _find_state(content: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Tensor]]:
+    for entry in _ENTRIES:
+        if isinstance(content.get(entry), Mapping) and (state := _tensors(content[entry])):
+            return _pick_copy(entry, clean_state_dict(state))
+    if state := _tensors(content):
+        return _pick_copy("", clean_state_dict(state))
+    held = ", ".join(map(str, list(content)[:12])) or "nothing"
+    raise CheckpointError(
+        f"{path} has no weights: expected tensors, or one of {', '.join(_ENTRIES)}; it has {held}"
+    )
+
+
+def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _pick_copy(entry: str, state: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
+    """Choose among the copies that our Lightning module holds: ``ema.`` if it is there, else ``model.``."""
+    if not any(key.startswith(_PLAIN) for key in state):
+        return entry, state
+    for prefix in (_EMA, _PLAIN):
+        chosen = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if chosen:
+            return f"{entry}: {prefix}*", clean_state_dict(chosen)
+    return entry, state
+
+
+# --- fitting ----------------------------------------------------
+
+
+def grid_of(model: nn.Module) -> tuple[int, int] | None:
+    """Rows and columns of patch tokens that the model's position table is made for, if it has a grid."""
+    for tokeniser in ("tokens_to_token", "patch_embed"):
+        if grid := getattr(getattr(model, tokeniser, None), "grid_size", None):
+            return int(grid[0]), int(grid[1])
+    return None
+
+
+def native_img_size(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
+    """Side in pixels that the table in ``state`` was made for, where it is square and not the model's."""
+    grid, old, new = grid_of(model), state.get("pos_embed"), getattr(model, "pos_embed", None)
+    if grid is None or old is None or new is None or old.ndim != 3 or old.shape[1] == new.shape[1]:
+        return None
+    side = math.isqrt(positions := old.shape[1] - (new.shape[1] - math.prod(grid)))
+    tokeniser = getattr(model, "tokens_to_token", None) or model.get_submodule("patch_embed")
+    size: Any = getattr(tokeniser, "img_size", None)
+    return side * (size[0] // grid[0]) if size and side > 0 and side * side == positions else None
+
+
+def fit(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    *,
+    replace_head: bool = False,
+    old_img_size: tuple[int, int] | None = None,
+    drop: Iterable[str] = (),
+) -> Fit:
+    """Load the checkpoint into the model, changing what may be changed; returns what was.
+
+    The position table is resized (bicubic; class and other prefix rows kept), the first convolution adapted
+    to another number of channels, and, with ``replace_head``, a classifier of other size left out, so that
+    the model keeps its own.
+
+    Parameters
+    ----------
+    old_img_size : image size that the weights were trained at, where it is known; otherwise a square is
+        assumed.
+    drop : beginnings of names of tensors that the model does not need.
+
+    Raises
+    ------
+    CheckpointError
+        Names missing on either side, shapes that differ, or weights that are not finite.
+    """
+    state = {key: value for key, value in checkpoint.state.items() if not key.startswith(tuple(drop))}
+    adapted, notes, new_head = _adapt(model, state, replace_head, old_img_size)
+    if _misfits(model, adapted) and (converted := _convert_like_timm(model, state)):
+        other, other_notes, other_head = _adapt(model, converted, replace_head, old_img_size)
+        if not _misfits(model, other):
+            adapted, notes, new_head = other, [*other_notes, "names converted by timm's filter"], other_head
+    if misfits := _misfits(model, adapted):
+        entry = f" (entry {checkpoint.entry!r})" if checkpoint.entry else ""
+        raise CheckpointError(f"{checkpoint.path}{entry} does not fit the model:\n  " + "\n  ".join(misfits))
+    model.load_state_dict(adapted)
+    _check_finite(model, checkpoint.path)
+    return Fit(tuple(notes), new_head)
+
+
+def _adapt(
+    model: nn.Module, state: dict[str, Tensor], replace_head: bool, old_img_size: tuple[int, int] | None
+) -> tuple[dict[str, Tensor], list[str], bool]:
+    state, own = dict(state), model.state_dict()
+    notes = _resize_positions(model, state, own, old_img_size) + _adapt_channels(state, own)
+    head = _replace_head(model, state, own) if replace_head else []
+    return state, notes + head, bool(head) and bool(_head_keys(model, own))
+
+
+def _head_keys(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
+    prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
+    return [key for key in state if key.startswith(prefixes)]
+
+
+def _replace_head(model: nn.Module, state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """Where the classifiers differ, put the model's own, freshly drawn one into ``state``."""
+    in_file, in_model = _head_keys(model, state), _head_keys(model, own)
+    if all(key in state and state[key].shape == own[key].shape for key in in_model) and in_model:
+        return []
+    rows = max((state.pop(key).shape[0] for key in in_file), default=0)
+    state |= {key: own[key] for key in in_model}
+    if not in_model:
+        return [f"classifier of {rows} classes dropped"] if in_file else []
+    was = f"classifier of {rows} classes replaced by" if rows else "no classifier in the file:"
+    return [f"{was} an UNTRAINED one of {max(own[key].shape[0] for key in in_model)}"]
+
+
+def _resize_positions(
+    model: nn.Module, state: dict[str, Tensor], own: dict[str, Tensor], old_img_size: tuple[int, int] | None
+) -> list[str]:
+    grid, old, new = grid_of(model), state.get("pos_embed"), own.get("pos_embed")
+    if grid is None or old is None or new is None or old.ndim != 3 or old.shape[-1] != new.shape[-1]:
+        return []
+    prefix = new.shape[1] - math.prod(grid)
+    old_grid = _old_grid(model, old.shape[1] - prefix, old_img_size)
+    if old_grid is None and old.shape == new.shape:
+        old_grid = grid  # not square, and just as many: the same grid
+    if old_grid is None:
+        raise CheckpointError(
+            f"the position table in the file has {old.shape[1]} rows, which are no square grid and {prefix} "
+            f"prefix tokens; expected {new.shape[1]} rows for {grid[0]}x{grid[1]} tokens"
+        )
+    if old_grid == grid:
+        return []
+    state["pos_embed"] = resample_abs_pos_embed(old, list(grid), list(old_grid), prefix)
+    return [f"position table resized from {old_grid[0]}x{old_grid[1]} to {grid[0]}x{grid[1]} tokens"]
+
+
+def _old_grid(model: nn.Module, positions: int, img_size: tuple[int, int] | None) -> tuple[int, int] | None:
+    """The grid of ``positions`` tokens: that of ``img_size``, or a square; None if it has not as many."""
+    tokeniser: Any = getattr(model, "tokens_to_token", None)
+    if img_size is not None and tokeniser is not None:
+        grid = tuple(tokeniser.grids(*img_size)[-1])
+    elif img_size is not None:
+        patch = model.get_submodule("patch_embed").patch_size
+        grid = (img_size[0] // patch[0], img_size[1] // patch[1])  # type: ignore[index]
+    else:
+        grid = (math.isqrt(max(positions, 0)),) * 2
+    return grid if math.prod(grid) == positions else None
+
+
+def _adapt_channels(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
+    """Give the convolution that reads the image another number of input channels, as timm does."""
+    stem = next((key for key, value in own.items() if value.ndim == 4), None)
+    if stem is None or stem not in state:
+        return []
+    old, new = state[stem], own[stem]
+    if (
+        old.ndim != 4
+        or old.shape[1] == new.shape[1]
+        or (old.shape[0], *old.shape[2:]) != (new.shape[0], *new.shape[2:])
+    ):
+        return []
+    state[stem] = adapt_input_conv(new.shape[1], old, base_chans=old.shape[1])
+    return [f"{stem} adapted from {old.shape[1]} to {new.shape[1]} input channels"]
+
+
+def _convert_like_timm(model: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor] | None:
+    """``state`` in today's names, for older and foreign layouts that timm's loader of this family knows."""
+    module = sys.modules[type(model).__module__]
+    convert = getattr(module, "checkpoint_filter_fn", None)
+    if convert is None or not module.__name__.startswith("timm."):
+        return None
+    try:
+        return _tensors(convert(dict(state), model))
+    except (
+        Exception
+    ):  # not a layout it knows either: the caller then lists what is missing and what is too much
+        return None
+
+
+def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """One line for each way in which ``state`` does not fit, both sides named; empty if it does."""
+    own = model.state_dict()
+    missing = [key for key in own if key not in state]
+    extra = [key for key in state if key not in own]
+    shapes = [
+        f"{key}: model {tuple(own[key].shape)}, file {tuple(state[key].shape)}"
+        for key in own
+        if key in state and own[key].shape != state[key].shape
+    ]
+    lines = [
+        f"{len(missing)} of {len(own)} missing from the file: {_some(missing)}" if missing else "",
+        f"{len(extra)} of {len(state)} unknown to the model: {_some(_with_nearest(extra, missing))}"
+        if extra
+        else "",
+        f"{len(shapes)} of other shape: {_some(shapes, '; ')}" if shapes else "",
+        _hint(shapes),
+    ]
+    return [line for line in lines if line]
+
+
+def _hint(shapes: list[str]) -> str:
+    if any(line.startswith("head.") for line in shapes):
+        return "give num_classes to replace the classifier"
+    if any(line.startswith("tokens_to_token.attention1.norm1") for line in shapes):
+        return (
+            "a soft split cannot be adapted to other input channels, since its norm runs over them: keep the "
+            "channels of the weights (repeat grey images three times), or take weights='random'"
+        )
+    return ""
+
+
+def _with_nearest(extra: list[str], missing: list[str]) -> list[str]:
+    close = [
+        nearest(key, missing, n=1) for key in extra[:_SHOWN]
+    ]  # slow for thousands of names, and not shown
+    named = [
+        f"{key} (nearest: {found[0]})" if found else key for key, found in zip(extra, close, strict=False)
+    ]
+    return named + extra[_SHOWN:]
+
+
+def _some(names: list[str], separator: str = ", ") -> str:
+    more = f"{separator}and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return separator.join(names[:_SHOWN]) + more
+
+
+def _check_finite(model: nn.Module, path: Path) -> None:
+    bad = [name for name, p in model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
+    if bad:
+        raise CheckpointError(f"{path} holds values that are not finite (a diverged run?), in {_some(bad)}")

@@ -1,0 +1,393 @@
+"""``load_model``: a model by name, with weights of known origin.
+
+Sources, in the order in which ``weights="auto"`` tries them: files that ship with this package, the authors'
+release or timm's pretrained weights, random numbers (then every output says UNTRAINED).
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import timm
+import torch
+from torch import Tensor, nn
+
+from .._paths import cache_dir
+from ..errors import CheckpointError, DownloadError, ParameterError, UnknownNameError
+from .cards import DEFAULT_DATA, bundled_weights, from_card, read_card
+from .checkpoint import Checkpoint, Fit, fit, native_img_size, read_checkpoint
+from .download import fetch, file_sha256
+from .hub import hub_file, timm_file
+from .provenance import Accuracy, Provenance
+from .releases import PUBLISHED, release_url
+
+__all__ = ["available_weights", "load_model"]
+
+_log = logging.getLogger("t2t_analysis")
+_HUB = ("hf-hub:", "hf_hub:", "local-dir:")
+
+
+class _NothingPublishedError(CheckpointError):
+    """Nobody released weights for this model."""
+
+
+def load_model(
+    name: str,
+    weights: str | os.PathLike[str] = "auto",
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+    timeout: float = 5.0,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a model by name and load weights of known origin; in eval mode, with ``model.provenance``.
+
+    Parameters
+    ----------
+    name : a model of this package or of timm, ``timm.list_models()``; a tag of timm's weights may follow a
+        dot.
+    weights : "bundled" or "bundled/<data set>" (ships with this package), "published" or
+        "published/<variant>" (the authors' release, see ``PUBLISHED``; timm's weights for timm's models),
+        "random", a path, or "auto": bundled, else published if cached or downloadable, else random, which one
+        line on the log says.
+    img_size, num_classes, in_chans : by default what the weights were trained with, otherwise the model's own
+        defaults. Another size resizes the position table, another number of classes replaces the classifier
+        by an untrained one (0: none); both are said in ``provenance.notes`` and in one line on the log.
+    seed : of random weights and of a replaced classifier; the global random state is left as it was.
+    timeout : seconds after which a server that has not begun to answer counts as no network.
+    kwargs : passed on to ``timm.create_model``.
+
+    Raises
+    ------
+    UnknownNameError
+        Unknown model, kind of weights, variant, or data set; the nearest valid one is named.
+    CheckpointError
+        A file that is missing, damaged, refused (only tensors are unpickled) or does not fit; or nothing of
+        the kind exists for this model.
+    DownloadError
+        "published" was asked for and cannot be had.
+    ParameterError
+        An argument that this model does not take, or a device that is not there.
+
+    >>> model = load_model("small_hard_deep", "random", num_classes=5)
+    >>> model.provenance.label
+    'UNTRAINED (random weights, seed 0)'
+    """
+    device = _device(device)
+    request = _Request(name, img_size, num_classes, in_chans, seed, timeout, kwargs)
+    _check_name(name)
+    model, provenance = _resolve(request, os.fspath(weights))
+    if provenance.new_head or (
+        provenance.kind != "random" and provenance.notes and provenance.accuracy is None
+    ):
+        _log.warning("%s: %s", provenance.label, "; ".join(provenance.notes))
+    model.provenance = provenance  # type: ignore[assignment]
+    return model.to(device).eval()
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the caller of ``load_model`` wants; None stands for whatever the weights were trained with."""
+
+    name: str
+    img_size: int | tuple[int, int] | None
+    num_classes: int | None
+    in_chans: int | None
+    seed: int
+    timeout: float
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(
+        self, *, img_size: Any = None, num_classes: Any = None, in_chans: Any = None, **more: Any
+    ) -> nn.Module:
+        """Build the model; what the caller did not say is taken from here (None: from its own defaults)."""
+        sizes = {
+            "img_size": img_size if self.img_size is None else self.img_size,
+            "num_classes": num_classes if self.num_classes is None else self.num_classes,
+            "in_chans": in_chans if self.in_chans is None else self.in_chans,
+        }
+        given: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
+        with _seeded(self.seed):
+            try:
+                model = timm.create_model(self.name, **given, **self.kwargs, **more)
+            except TypeError as error:
+                raise ParameterError(
+                    f"{self.name} cannot be built with {given | dict(self.kwargs)}: {error}"
+                ) from error
+        _describe(model, given)
+        return model
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Draw from a generator of our own seed on the CPU, and put the global one back afterwards."""
+    state = torch.get_rng_state()
+    torch.default_generator.manual_seed(seed)
+    try:
+        with torch.device("cpu"):
+            yield
+    finally:
+        torch.set_rng_state(state)
+
+
+def _describe(model: nn.Module, given: Mapping[str, Any], **changes: Any) -> None:
+    """Make the configuration, which tells timm how to prepare images, agree with the model."""
+    config = dict(getattr(model, "pretrained_cfg", None) or {})
+    channels, *size = config.get("input_size") or (3, 224, 224)
+    if given.get("img_size") is not None:
+        size = [given["img_size"]] * 2 if isinstance(given["img_size"], int) else list(given["img_size"])
+    config["input_size"] = (given.get("in_chans") or channels, *size)
+    config |= {key: value for key, value in changes.items() if value is not None}
+    model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ParameterError(f"device={device!r}: {str(error).splitlines()[0]}") from error
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ParameterError(f"device={str(device)!r}: no CUDA device is available; expected 'cpu'")
+    return found
+
+
+def _check_name(name: str) -> None:
+    if name.startswith(_HUB):
+        return
+    arch, _, tag = name.partition(".")
+    if not timm.is_model(arch):
+        from . import MODELS
+
+        others = (model for model in timm.list_models() if model not in MODELS)
+        raise UnknownNameError("model", name, [*MODELS, *others])
+    tags = [model.partition(".")[2] for model in timm.list_pretrained(f"{arch}.*")]
+    if tag and tag not in tags:
+        raise UnknownNameError(f"weights tag of {arch}", tag, tags)
+
+
+def _resolve(request: _Request, weights: str) -> tuple[nn.Module, Provenance]:
+    kind, _, variant = weights.partition("/")
+    if weights == "auto":
+        return _auto(request)
+    if weights == "random":
+        return _random(request)
+    if kind == "bundled":
+        return _bundled(request, variant)
+    if kind == "published":
+        return _published(request, variant)
+    if not re.search(r"[./\\]", weights) and not Path(weights).exists():
+        raise UnknownNameError("weights", weights, available_weights(request.name), "or a path")
+    return _file(request, weights)
+
+
+def _auto(request: _Request) -> tuple[nn.Module, Provenance]:
+    if request.name in bundled_weights():
+        return _bundled(request, "")
+    try:
+        return _published(request, "")
+    except (_NothingPublishedError, DownloadError) as error:
+        if request.name.startswith(_HUB):
+            raise
+        reason = " ".join(str(error).split())
+    _log.warning("%s: UNTRAINED, weights drawn at random (seed %d): %s", request.name, request.seed, reason)
+    return _random(request)
+
+
+def _random(request: _Request) -> tuple[nn.Module, Provenance]:
+    origin = Provenance("random", f"seed {request.seed}", model=request.name, seed=request.seed)
+    return request.build(), origin
+
+
+# --- files ------------------------------------------------------
+
+
+def _file(request: _Request, path: str) -> tuple[nn.Module, Provenance]:
+    checkpoint = read_checkpoint(path)
+    card = read_card(checkpoint.path) if checkpoint.path.with_suffix(".json").is_file() else {}
+    origin = (
+        Provenance("file", str(path), model=request.name) if not card else from_card(card, "file", str(path))
+    )
+    return _fitted(request, checkpoint, card or checkpoint.meta, origin)
+
+
+def _fitted(
+    request: _Request,
+    checkpoint: Checkpoint,
+    trained: Mapping[str, Any],
+    origin: Provenance,
+    drop: tuple[str, ...] = (),
+) -> tuple[nn.Module, Provenance]:
+    """Build the model as the weights were trained unless the caller says otherwise, and load them."""
+    sizes = {key: trained.get(key) for key in ("img_size", "num_classes", "in_chans")}
+    if sizes["num_classes"] is None:
+        sizes["num_classes"] = _classes_in(request.name, checkpoint.state)
+    model = request.build(**sizes)
+    if request.img_size is sizes["img_size"] is None and (side := native_img_size(model, checkpoint.state)):
+        model = request.build(**sizes | {"img_size": side})
+    old = sizes["img_size"]
+    done = fit(
+        model,
+        checkpoint,
+        replace_head=request.num_classes is not None,
+        old_img_size=None if old is None else (old, old) if isinstance(old, int) else tuple(old),
+        drop=drop,
+    )
+    entry = f"weights taken from {checkpoint.entry!r}" if checkpoint.entry else ""
+    origin = replace(origin, sha256=checkpoint.sha256, notes=(entry,) if entry else ())
+    return model, _after(origin, done)
+
+
+def _after(origin: Provenance, done: Fit) -> Provenance:
+    return origin.adapted(*done.notes, new_head=done.new_head) if done.notes else origin
+
+
+def _classes_in(name: str, state: Mapping[str, Tensor]) -> int | None:
+    """Number of classes of the classifier in ``state``, if it has one."""
+    config = timm.get_pretrained_cfg(name)
+    names = (config.classifier if config else None) or "head"
+    weight = state.get(f"{names if isinstance(names, str) else names[0]}.weight")
+    return None if weight is None else weight.shape[0]
+
+
+# --- bundled ----------------------------------------------------
+
+
+def _bundled(request: _Request, data: str) -> tuple[nn.Module, Provenance]:
+    bundled = bundled_weights()
+    if request.name not in bundled:
+        raise CheckpointError(
+            f"no bundled weights for {request.name}; there are: {', '.join(bundled) or 'none'}"
+        )
+    files = bundled[request.name]
+    data = data or (DEFAULT_DATA if DEFAULT_DATA in files else next(iter(files)))
+    if data not in files:
+        raise UnknownNameError(f"data set of bundled {request.name} weights", data, files)
+    path = files[data]
+    card = read_card(path)
+    if card["model"] != request.name:
+        raise CheckpointError(f"the card of {path} is for {card['model']}; expected {request.name}")
+    return _fitted(request, read_checkpoint(path), card, from_card(card, "bundled", path.name))
+
+
+# --- published --------------------------------------------------
+
+
+def available_weights(name: str) -> list[str]:
+    """What ``load_model(name, weights=...)`` takes besides a path.
+
+    >>> available_weights("t2t_vit_19")
+    ['auto', 'random', 'published', 'published/cifar10', 'published/cifar100']
+    """
+    bundled = bundled_weights().get(name, {})
+    names = ["auto", "random", *(["bundled"] if bundled else []), *(f"bundled/{data}" for data in bundled)]
+    variants = list(PUBLISHED.get(name, [""] if _timm_has(name) else []))
+    return names + ["/".join(filter(None, ("published", variant))) for variant in variants]
+
+
+def _timm_has(name: str) -> bool:
+    if name.startswith(_HUB):
+        return True
+    config = timm.get_pretrained_cfg(name)
+    return bool(config and config.has_weights)
+
+
+def _published(request: _Request, variant: str) -> tuple[nn.Module, Provenance]:
+    if request.name in PUBLISHED:
+        return _released(request, variant)
+    if not _timm_has(request.name):
+        raise _NothingPublishedError(f"nobody has published weights for {request.name}, and none are bundled")
+    if variant:
+        raise UnknownNameError(
+            "published weights", f"published/{variant}", ["published"], "timm's tags follow a dot"
+        )
+    return _timm_pretrained(request)
+
+
+def _released(request: _Request, variant: str) -> tuple[nn.Module, Provenance]:
+    """The authors' release: from the cache, or downloaded into it."""
+    releases = PUBLISHED[request.name]
+    if variant not in releases:
+        raise UnknownNameError(f"published variant of {request.name}", variant, [v for v in releases if v])
+    release = releases[variant]
+    url, path = release_url(release.file), cache_dir() / "releases" / release.file
+    cached = path.is_file()
+    fetch(url, path, timeout=request.timeout)
+    origin = Provenance(
+        "published",
+        url,
+        recipe=release.recipe,
+        accuracy=Accuracy(release.top1, n=release.n),
+        model=request.name,
+        data=release.data,
+    )
+    model, origin = _fitted(
+        request, _read_release(path, url, cached), release._asdict(), origin, release.drop
+    )
+    _describe(model, {}, mean=release.mean, std=release.std)
+    return model, origin
+
+
+def _read_release(path: Path, url: str, cached: bool) -> Checkpoint:
+    """Read it; if it was downloaded just now and is no weights file (a login page, say), delete it."""
+    try:
+        return read_checkpoint(path)
+    except CheckpointError as error:
+        if cached:
+            raise
+        path.unlink()
+        raise DownloadError(f"{url} did not answer with a weights file, it was deleted: {error}") from error
+
+
+def _timm_pretrained(request: _Request) -> tuple[nn.Module, Provenance]:
+    """Timm's own weights; timm adapts classifier, channels and position table itself."""
+    if request.name.startswith(_HUB):
+        return _hub_model(request)
+    config: Any = timm.get_pretrained_cfg(request.name)
+    path, source = timm_file(config, request.timeout)
+    overlay = {"file": str(path), "custom_load": config.custom_load}
+    try:
+        model = request.build(pretrained=True, pretrained_cfg_overlay=overlay)
+    except (RuntimeError, KeyError, safetensors.SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be loaded into {request.name}: {str(error)[:500]}") from error
+    origin = Provenance("timm", source, file_sha256(path), recipe=config.tag, model=request.name)
+    return model, _after(origin, _timm_changes(request, config))
+
+
+def _timm_changes(request: _Request, config: Any) -> Fit:
+    notes, channels, size = [], config.input_size[0], tuple(config.input_size[1:])
+    wanted = (request.img_size,) * 2 if isinstance(request.img_size, int) else request.img_size
+    new_classes = request.num_classes is not None and request.num_classes != config.num_classes
+    if new_classes:
+        became = (
+            f"replaced by an UNTRAINED one of {request.num_classes}" if request.num_classes else "dropped"
+        )
+        notes.append(f"classifier of {config.num_classes} classes {became}")
+    if wanted is not None and tuple(wanted) != size:
+        notes.append(f"built for {wanted[0]}x{wanted[1]} px, trained at {size[0]}x{size[1]}")
+    if request.in_chans not in (None, channels):
+        notes.append(f"first convolution adapted from {channels} to {request.in_chans} input channels")
+    return Fit(tuple(notes), new_classes and request.num_classes != 0)
+
+
+def _hub_model(request: _Request) -> tuple[nn.Module, Provenance]:
+    """``hf-hub:owner/name`` or ``local-dir:path``: the architecture too is only known from there."""
+    place, _, where = request.name.partition(":")
+    if place != "local-dir":
+        hub_file(where, ["config.json"], request.timeout)
+    try:
+        model = request.build(pretrained=True)
+    except (RuntimeError, OSError, ValueError, KeyError) as error:
+        raise CheckpointError(f"{request.name} cannot be loaded: {str(error)[:500]}") from error
+    origin = Provenance("timm", request.name, model=where)
+    return model, origin.adapted("classifier may be replaced") if request.num_classes is not None else origin
