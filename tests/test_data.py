@@ -18,7 +18,7 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from timm.data import IterableImageDataset
+from timm.data import ImageDataset, IterableImageDataset
 from torch.utils.data import DataLoader
 
 from t2t_analysis._paths import data_dir
@@ -660,6 +660,48 @@ def test_streams_are_read_in_their_own_order(monkeypatch):
     assert [batch.index.tolist() for batch in shard] == [[2, 3], [6]]
     with pytest.raises(DataError, match="images by number"):
         train_data("wds/thing")
+
+
+def test_a_stream_that_ends_too_soon(monkeypatch):
+    stream = IterableImageDataset(None, reader=_Reader([_noise() for _ in range(3)]))
+    monkeypatch.setattr("timm.data.create_dataset", lambda *args, **kwargs: stream)
+    with pytest.raises(DataError, match=r"n_images=4 .* ended after 3"):
+        list(load_images("wds/thing", img_size=32, n_images=4))
+
+
+class _Table:
+    """Stands in for timm's reader of a Hugging Face set: files by number, and a column of labels."""
+
+    column_names, label_key, class_to_idx = ("label",), "label", {"no": 0, "yes": 1}
+
+    def __init__(self) -> None:
+        self.dataset = self
+        self.files = [_saved(_noise(), "PNG"), b"damaged", _saved(_noise(), "PNG")]
+
+    def __getitem__(self, key):
+        return [1, 0, 1] if key == "label" else (io.BytesIO(self.files[key]), [1, 0, 1][key])
+
+    def __len__(self) -> int:
+        return 3
+
+
+def test_hub_sets_fall_back_to_validation_and_never_swap_images(monkeypatch):
+    def create(name, root, split, download):
+        if split == "test":
+            raise ValueError('Unknown split "test". Should be one of ["train", "validation"].')
+        assert split == "validation"
+        return ImageDataset(None, reader=_Table())
+
+    monkeypatch.setattr("timm.data.create_dataset", create)
+    loader = load_images("hfds/thing", img_size=32, batch_size=1, on_error="skip")
+    assert loader.dataset.info.notes[0] == "hfds/thing has no split test: validation used"
+    assert _all(loader)[1].tolist() == [1, 1]
+    assert loader.dataset.info.classes == ("no", "yes")
+    with pytest.raises(DataError, match=r"hfds/thing\[1\]"):
+        list(load_images("hfds/thing", img_size=32))
+    monkeypatch.setattr("timm.data.create_dataset", lambda *a, **k: create("x", None, "test", False))
+    with pytest.raises(DataError, match="Unknown split"):
+        load_images("hfds/thing", split="dev")
 
 
 # ---- training data ---------------------------------------------------------------------------------------

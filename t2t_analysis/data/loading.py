@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -131,12 +132,15 @@ class _Stream(IterableDataset):
 
     def __iter__(self) -> Iterator[Batch]:
         rank, world = self.shard
-        for index, (image, label) in enumerate(self.dataset):
-            if self.info.n is not None and index >= self.info.n:
-                return
+        index = -1
+        for index, (image, label) in enumerate(islice(self.dataset, self.info.n)):
             if index // self.batch_size % world == rank:
                 picture = self.transform(to_rgb(image, f"{self.info.name}[{index}]"))
                 yield Batch(picture, int(label), index)  # type: ignore[arg-type]
+        if self.info.n is not None and index + 1 < self.info.n:
+            raise DataError(
+                f"n_images={self.info.n} of {self.info.name!r}: it ended after {index + 1} images"
+            )
 
 
 class _DealtBatches(Sampler[list[int]]):
@@ -240,9 +244,10 @@ def _images_dataset(
     return _Images(source, chosen, transform, source_info(source, split, chosen, skipped))
 
 
-def _stream_info(data: str, split: str, n_images: int | None) -> DataInfo:
-    note = f"{data} is read in its own order: n_images takes the first images, not balanced over classes"
-    return DataInfo(data, split, n_images, (), "see the data set's own page", float("nan"), (note,))
+def _stream_info(source: StreamSource, split: str, n_images: int | None) -> DataInfo:
+    order = "read in its own order: n_images takes the first images, not balanced over classes"
+    notes = (f"{source.name} is {order}", *source.notes)
+    return DataInfo(source.name, split, n_images, (), "see the data set's own page", float("nan"), notes)
 
 
 def load_images(
@@ -277,7 +282,7 @@ def load_images(
     on_error : "raise" names the first unreadable image when it is reached; "skip" decodes every chosen
         image once beforehand, replaces the unreadable and lists them in ``info.skipped``.
     shard : (rank, world): this process gets every world-th batch, so all processes together see the same
-    batches as one.
+        batches as one.
     root, download : for timm's data sets; the default root is in the cache, and the disk is looked at first.
 
     Raises ``DataError`` (missing path, no images, unreadable image, too few images) or ``UnknownNameError``.
@@ -300,7 +305,7 @@ def load_images(
         transform = create_transform(**preprocessing(model, img_size))
         source = find_source(data, split=split, root=root, download=download)
         if isinstance(source, StreamSource):
-            info = _stream_info(source.name, split, n_images)
+            info = _stream_info(source, split, n_images)
             stream = _Stream(source.dataset, transform, info, batch_size, shard)
             return DataLoader(stream, batch_size=batch_size, **{**common, "num_workers": 0})
         dataset = _images_dataset(source, split, transform, n_images, seed, on_error)

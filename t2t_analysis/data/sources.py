@@ -149,6 +149,7 @@ class StreamSource:
 
     name: str
     dataset: Any
+    notes: tuple[str, ...] = ()
 
 
 def _is_image(path: PurePosixPath) -> bool:
@@ -244,7 +245,7 @@ def _from_path(data: str, path: Path, split: str, strict: bool) -> FileSource:
 def _timm_labels(dataset: Any) -> np.ndarray | None:
     """Labels without decoding an image, or None if the set does not offer them."""
     if (targets := getattr(dataset, "targets", None)) is not None:
-        return np.asarray(targets)
+        return np.asarray(targets) if np.ndim(targets) == 1 else None
     reader = getattr(dataset, "reader", None)
     if (samples := getattr(reader, "samples", None)) is not None:
         return np.array([target for _, target in samples])
@@ -277,11 +278,16 @@ def _create(data: str, split: str, root: Path, download: bool) -> Any:
     return create_dataset(data, root=str(root), split=split, download=True)
 
 
-def open_timm(data: str, split: str, root: str | Path | None, download: bool) -> Any:
-    """The data set that timm's factory makes of ``data``; failures come out as ``DataError``."""
+def open_timm(data: str, split: str, root: str | Path | None, download: bool) -> tuple[Any, tuple[str, ...]]:
+    """The data set that timm's factory makes of ``data``, and a note if another split had to stand in."""
     folder = Path(root).expanduser() if root else cache_dir() / "datasets" / data.replace("/", "--")
     try:
-        return _create(data, split, folder, download)
+        try:
+            return _create(data, split, folder, download), ()
+        except ValueError as error:  # many sets keep the labels of their test images to themselves
+            if split != "test" or "split" not in str(error).lower():
+                raise
+        return _create(data, "validation", folder, download), (f"{data} has no split test: validation used",)
     except AssertionError as error:
         raise UnknownNameError("timm data set", data, _torch_names()) from error
     except Exception as error:  # the factory's readers raise whatever their libraries raise
@@ -294,13 +300,14 @@ def _torch_names() -> list[str]:
     return [f"torch/{name}" for name in names.split()]
 
 
-def _from_timm(data: str, dataset: Any) -> TimmSource | StreamSource:
+def _from_timm(data: str, dataset: Any, notes: tuple[str, ...]) -> TimmSource | StreamSource:
     if isinstance(dataset, IterableDataset):
-        return StreamSource(data, dataset)
+        return StreamSource(data, dataset, notes)
     labels = _timm_labels(dataset)
-    notes = () if labels is not None else (f"{data} does not list its labels: n_images is not balanced",)
-    known = labels if labels is not None else np.full(len(dataset), -1)
-    return TimmSource(data, dataset, known, _timm_classes(dataset) if labels is not None else (), notes)
+    if labels is None:
+        notes = (*notes, f"{data} does not list its labels: none are given, n_images is not balanced")
+        return TimmSource(data, dataset, np.full(len(dataset), -1), (), notes)
+    return TimmSource(data, dataset, labels, _timm_classes(dataset), notes)
 
 
 def is_timm_name(data: str) -> bool:
@@ -339,5 +346,5 @@ def find_source(
     if path.exists():
         return _from_path(text, path, split, strict)
     if is_timm_name(text):
-        return _from_timm(text, open_timm(text, split, root, download))
+        return _from_timm(text, *open_timm(text, split, root, download))
     raise _not_found(text, path)
