@@ -246,10 +246,10 @@ def _adapt(
     return state, notes + head, bool(head) and bool(_head_keys(model, own))
 
 
-def _head_keys(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+def _head_keys(model: nn.Module, keys: Iterable[str]) -> list[str]:
     names = (getattr(model, "pretrained_cfg", None) or {}).get("classifier") or "head"
     prefixes = tuple(f"{name}." for name in ([names] if isinstance(names, str) else names))
-    return [key for key in state if key.startswith(prefixes)]
+    return [key for key in keys if key.startswith(prefixes)]
 
 
 def _replace_head(model: nn.Module, state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
@@ -334,26 +334,25 @@ def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     own = model.state_dict()
     missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
-    shapes = [
-        f"{key}: model {tuple(own[key].shape)}, file {tuple(state[key].shape)}"
-        for key in own
-        if key in state and own[key].shape != state[key].shape
-    ]
+    other = [key for key in own if key in state and own[key].shape != state[key].shape]
+    shapes = [f"{key}: model {tuple(own[key].shape)}, file {tuple(state[key].shape)}" for key in other]
     lines = [
         f"{len(missing)} of {len(own)} missing from the file: {_some(missing)}" if missing else "",
         f"{len(extra)} of {len(state)} unknown to the model: {_some(_with_nearest(extra, missing))}"
         if extra
         else "",
         f"{len(shapes)} of other shape: {_some(shapes, '; ')}" if shapes else "",
-        _hint(shapes),
+        _hint(model, missing, other, extra),
     ]
     return [line for line in lines if line]
 
 
-def _hint(shapes: list[str]) -> str:
-    if any(line.startswith("head.") for line in shapes):
-        return "give num_classes to replace the classifier"
-    if any(line.startswith("tokens_to_token.attention1.norm1") for line in shapes):
+def _hint(model: nn.Module, absent: list[str], other: list[str], extra: list[str]) -> str:
+    """What the caller can do about it, where that is clear."""
+    wrong = [*absent, *other]
+    if wrong and not extra and _head_keys(model, wrong) == wrong:
+        return "only the classifier does not fit: give num_classes, and an untrained one takes its place"
+    if any(key.startswith("tokens_to_token.attention1.norm1") for key in other):
         return (
             "a soft split cannot be adapted to other input channels, since its norm runs over them: keep the "
             "channels of the weights (repeat grey images three times), or take weights='random'"

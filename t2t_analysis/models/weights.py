@@ -48,7 +48,7 @@ def load_model(
     in_chans: int | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
-    timeout: float = 5.0,
+    timeout: float = 3.0,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a model by name and load weights of known origin; in eval mode, with ``model.provenance``.
@@ -65,7 +65,8 @@ def load_model(
         defaults. Another size resizes the position table, another number of classes replaces the classifier
         by an untrained one (0: none); both are said in ``provenance.notes`` and in one line on the log.
     seed : of random weights and of a replaced classifier; the global random state is left as it was.
-    timeout : seconds after which a server that has not begun to answer counts as no network.
+    timeout : seconds after which a server that has not begun to answer counts as no network; with the default,
+        "auto" is through within five seconds for the largest T2T-ViT too.
     kwargs : passed on to ``timm.create_model``.
 
     Raises
