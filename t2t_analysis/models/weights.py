@@ -65,8 +65,8 @@ def load_model(
         defaults. Another size resizes the position table, another number of classes replaces the classifier
         by an untrained one (0: none); both are said in ``provenance.notes`` and in one line on the log.
     seed : of random weights and of a replaced classifier; the global random state is left as it was.
-    timeout : seconds after which a server that has not begun to answer counts as no network; with the default,
-        "auto" is through within five seconds for the largest T2T-ViT too.
+    timeout : seconds after which a server that has not begun to answer counts as no network;
+        with the default, "auto" is through within five seconds for the largest T2T-ViT too.
     kwargs : passed on to ``timm.create_model``.
 
     Raises
