@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pandas as pd
 import torch
@@ -89,9 +89,10 @@ class Measure(Metric):
     alone: ClassVar[bool] = False
     invariances: ClassVar[frozenset[str]] = frozenset()
 
-    n_images: Tensor
-    nonfinite: Tensor
     _computed: Any
+    if TYPE_CHECKING:  # states are made at run time; nn.Module would have them be modules
+
+        def __getattr__(self, name: str) -> Any: ...
 
     def __init__(self, *, groups: int = 32) -> None:
         super().__init__()
@@ -430,7 +431,8 @@ def _numbered(loader: Any) -> Iterator[_Batch]:
 
 def _share(loader: Any) -> tuple[int, int]:
     """(rank, world) of the loader's shard, or of this process; shards are dealt whole batches in turn."""
-    sampler, dataset = getattr(loader, "batch_sampler", None), getattr(loader, "dataset", None)
+    sampler: Any = getattr(loader, "batch_sampler", None)
+    dataset: Any = getattr(loader, "dataset", None)
     if hasattr(sampler, "rank") and hasattr(sampler, "world"):
         return sampler.rank, sampler.world
     if getattr(dataset, "shard", None):

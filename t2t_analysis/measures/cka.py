@@ -1,0 +1,290 @@
+"""How alike are two representations of the same images? Centred kernel alignment, as pure functions.
+
+Everything is computed in float64 on centred features, and nothing is clamped: the unbiased estimator is
+negative half of the time for unrelated features, which is what makes a null test of it possible. Undefined
+values (a representation that is the same for all images) are NaN.
+
+What the number does and does not say: a few dominant images or principal components can make it (hence
+`without_top_images`, `without_top_pcs` and the leave-one-out values of `gram_cka_leave_one_out`), and the
+biased estimator nears 1 for unrelated features once there are more channels than images.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+
+__all__ = [
+    "INVARIANCES",
+    "Moments",
+    "cka_unbiased",
+    "gram",
+    "gram_cka",
+    "gram_cka_leave_one_out",
+    "gram_cka_null",
+    "hsic1",
+    "hsic1_from_grams",
+    "inner",
+    "linear_cka",
+    "moments",
+    "moments_hsic1",
+    "permutations",
+    "permuted_inner",
+    "ratio_of_means",
+    "self_inner",
+    "u_centred",
+    "without_top_images",
+    "without_top_pcs",
+]
+
+_ROTATIONS = ("orthogonal", "scale", "translation", "permute_images", "permute_channels")
+#: What each function does not notice; images are permuted on both sides together, the rest on one side alone.
+INVARIANCES: dict[str, tuple[str, ...]] = {
+    "linear_cka": _ROTATIONS,
+    "cka_unbiased": _ROTATIONS,
+    "hsic1": ("orthogonal", "translation", "permute_images", "permute_channels"),
+}
+LEAST = 4  # images that HSIC_1 needs
+
+
+def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as centred float64 (n, p) and (n, q), or a named error."""
+    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
+        got = f"{tuple(x.shape)} and {tuple(y.shape)}"
+        raise DataError(f"CKA needs (n, p) and (n, q) of the same n images, got {got}")
+    _check_count(len(x))
+    return centred(x), centred(y)
+
+
+def _check_count(n: int) -> None:
+    if n < LEAST:
+        raise DataError(f"{n} images are too few for CKA, whose unbiased HSIC needs at least {LEAST}")
+
+
+def centred(x: Tensor) -> Tensor:
+    """(..., n, p) in float64, less its mean over the images."""
+    # Twice: the mean of values around 1000 is itself rounded.
+    x = x.double() - x.double().mean(-2, keepdim=True)
+    return x - x.mean(-2, keepdim=True)
+
+
+def gram(x: Tensor) -> Tensor:
+    """Gram matrix (..., n, n) of centred features (..., n, p)."""
+    x = centred(x)
+    return x @ x.mT
+
+
+def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+    """Linear CKA, the biased estimator (Kornblith et al. 2019).
+
+    ||Y'X||_F^2 / (||X'X||_F ||Y'Y||_F) for centred X (n, p) and Y (n, q); from Gram matrices where n < p,
+    which is the same number. In [0, 1]; for unrelated features it is not 0 but grows with p / n (0.67 for n =
+    256, p = 512).
+
+    >>> x = torch.arange(12.0).reshape(6, 2).sin()
+    >>> round(float(linear_cka(x, 3 * x.flip(1) + 5)), 9)
+    1.0
+
+    Raises DataError for fewer than 4 images or sides that differ in n.
+    """
+    x, y = _pair(x, y)
+    if len(x) < max(x.shape[1], y.shape[1]):
+        K, L = x @ x.T, y @ y.T
+        return (K * L).sum() / (K.norm() * L.norm())
+    return (y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())
+
+
+# ----------------------------------------------------------------------------------- unbiased, from Grams
+
+
+def u_centred(k: Tensor) -> Tensor:
+    """U-centred Gram matrices (Szekely & Rizzo 2014): (..., n, n) with zero diagonal and zero row sums.
+
+    <U(K), U(L)> = n (n - 3) HSIC_1(K, L): the one product that values, jackknife and permutation null are
+    made from.
+    """
+    n = k.shape[-1]
+    _check_count(n)
+    k = k.double().clone()
+    k.diagonal(dim1=-2, dim2=-1).zero_()
+    rows = k.sum(-1, keepdim=True) / (n - 2)
+    total = rows.sum(-2, keepdim=True) / (n - 1)
+    k -= rows
+    k -= rows.mT
+    k += total
+    k.diagonal(dim1=-2, dim2=-1).zero_()
+    return k
+
+
+def hsic1_from_grams(K: Tensor, L: Tensor) -> Tensor:
+    """Unbiased HSIC_1 (Song et al. 2012) of Gram matrices (..., n, n), n >= 4.
+
+    1/(n(n-3)) [tr(K~L~) + 1'K~1 1'L~1 / ((n-1)(n-2)) - 2/(n-2) 1'K~L~1], where ~ has the diagonal set to
+    zero.
+    """
+    n = K.shape[-1]
+    return (u_centred(K) * u_centred(L)).sum((-2, -1)) / (n * (n - 3))
+
+
+def hsic1(x: Tensor, y: Tensor) -> Tensor:
+    """Unbiased HSIC_1 of features (n, p) and (n, q); its expectation is 0 for independent ones at any n."""
+    x, y = _pair(x, y)
+    if len(x) > max(x.shape[1], y.shape[1]):
+        return moments_hsic1(moments(x[:, None], y[:, None]))[0, 0]
+    return hsic1_from_grams(x @ x.T, y @ y.T)
+
+
+def cka_unbiased(x: Tensor, y: Tensor) -> Tensor:
+    """CKA from unbiased HSIC_1 (Nguyen, Raghu & Kornblith 2021).
+
+    0 on average, and half of the time negative, if nothing is shared.
+
+    >>> cka_unbiased(torch.zeros(3, 2), torch.zeros(3, 2))
+    Traceback (most recent call last):
+    t2t_analysis.errors.DataError: 3 images are too few for CKA, whose unbiased HSIC needs at least 4
+    """
+    return ratio_of_means(hsic1(x, y), hsic1(x, x), hsic1(y, y))
+
+
+def ratio_of_means(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
+    """CKA from HSIC values, or from their sums or means over batches; NaN where a side has no variance.
+
+    Minibatch CKA is this ratio of means (Nguyen et al. 2021, eq. 3), not the mean of each batch's ratio. The
+    denominators are sums of squares, never negative.
+    """
+    return xy / (xx * yy).sqrt()
+
+
+# ------------------------------------------------------------------------------------------ maps of layers
+
+
+def inner(a: Tensor, b: Tensor) -> Tensor:
+    """(La, n, n), (Lb, n, n) -> (La, Lb): inner products of matrices."""
+    return a.flatten(1) @ b.flatten(1).T
+
+
+def self_inner(a: Tensor) -> Tensor:
+    """(L, n, n) -> (L,): squared Frobenius norms."""
+    return a.flatten(1).square().sum(1)
+
+
+def gram_cka(a: Tensor, b: Tensor) -> Tensor:
+    """Unbiased CKA of every layer of one side with every layer of the other.
+
+    ``a`` (La, n, n) and ``b`` (Lb, n, n) are U-centred Gram matrices; the result is (La, Lb).
+    """
+    return ratio_of_means(inner(a, b), self_inner(a)[:, None], self_inner(b)[None])
+
+
+def gram_cka_leave_one_out(a: Tensor, b: Tensor) -> Tensor:
+    """The same map without each image in turn, (n, La, Lb), in closed form.
+
+    Row sums of U-centred matrices vanish, so without image i only w_i = sum_j U(K)_ij U(L)_ij is taken away:
+    HSIC_1 is proportional to sum_j w_j - 2 w_i - 2 w_i / (n - 3). O(n^2) per pair of layers.
+    """
+    n = a.shape[-1]
+    _check_count(n - 1)
+    cross = torch.stack([a[:, i] @ b[:, i].T for i in range(n)])  # (n, La, Lb), w of every pair
+    own_a, own_b = a.square().sum(-1).T, b.square().sum(-1).T  # (n, L)
+
+    def without(w: Tensor) -> Tensor:
+        return w.sum(0) - (2 + 2 / (n - 3)) * w
+
+    return ratio_of_means(without(cross), without(own_a)[:, :, None], without(own_b)[:, None])
+
+
+def permutations(n: int, count: int, *key: int) -> Tensor:
+    """``count`` random permutations of n images, (count, n), the same for the same ``key`` everywhere."""
+    seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(count, n, generator=generator, dtype=torch.float64).argsort(1)
+
+
+def gram_cka_null(a: Tensor, b: Tensor, perms: Tensor) -> Tensor:
+    """Maps (K, La, Lb) with the images of the second side permuted: what is left when nothing is shared.
+
+    Each permutation is used for all cells, so that the largest cell of each map is a draw of the max
+    statistic.
+    """
+    return permuted_inner(a, b, perms) / (self_inner(a)[:, None] * self_inner(b)[None]).sqrt()
+
+
+def permuted_inner(a: Tensor, b: Tensor, perms: Tensor) -> Tensor:
+    """(K, La, Lb): inner products with the images of ``b`` permuted by each of ``perms`` (K, n)."""
+    return torch.stack([inner(a, b[:, p][:, :, p]) for p in perms.to(a.device)])
+
+
+# ------------------------------------------------------------------------------------------ in one stream
+
+
+class Moments(NamedTuple):
+    """Sums over images from which HSIC_1 of every pair of layers follows exactly; they add up over batches.
+
+    For features x (n, La, p) and y (n, Lb, q), k = ||x||^2 and k_y = ||y||^2.
+    """
+
+    c: Tensor  # (La, p, Lb, q), sum x y'
+    sx: Tensor  # (La, p), sum x
+    sy: Tensor  # (Lb, q)
+    tx: Tensor  # (La,), sum k
+    ty: Tensor  # (Lb,)
+    d: Tensor  # (La, Lb), sum k k_y
+    ux: Tensor  # (La, p, Lb), sum k_y x
+    uy: Tensor  # (La, Lb, q), sum k y
+    n: Tensor  # ()
+
+    def __add__(self, other: Moments) -> Moments:  # type: ignore[override]
+        return Moments(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def moments(x: Tensor, y: Tensor) -> Moments:
+    """Sums of one batch of features (n, La, p) and (n, Lb, q), float64, less any fixed shift.
+
+    A shift near the mean (the same for all batches) keeps the digits; the result does not depend on it
+    otherwise. Layers of different width are padded with zeros, which changes nothing.
+    """
+    x, y = x.double(), y.double()
+    k, k_y = x.square().sum(-1), y.square().sum(-1)
+    c = (x.flatten(1).T @ y.flatten(1)).reshape(*x.shape[1:], *y.shape[1:])
+    ux = (x.flatten(1).T @ k_y).reshape(*x.shape[1:], -1)
+    uy = (k.T @ y.flatten(1)).reshape(-1, *y.shape[1:])
+    n = torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)
+    return Moments(c, x.sum(0), y.sum(0), k.sum(0), k_y.sum(0), k.T @ k_y, ux, uy, n)
+
+
+def moments_hsic1(m: Moments) -> Tensor:
+    """Exact HSIC_1 of every pair of layers over all images, (La, Lb), from their `Moments`."""
+    n = float(m.n)
+    _check_count(int(n))
+    trace = m.c.square().sum((1, 3)) - m.d
+    ones = (m.sx.square().sum(1) - m.tx)[:, None] * (m.sy.square().sum(1) - m.ty)[None]
+    mixed = torch.einsum("lp,lpmq,mq->lm", m.sx, m.c, m.sy) + m.d
+    mixed -= torch.einsum("lmq,mq->lm", m.uy, m.sy) + torch.einsum("lpm,lp->lm", m.ux, m.sx)
+    return (trace + ones / ((n - 1) * (n - 2)) - 2 / (n - 2) * mixed) / (n * (n - 3))
+
+
+# ----------------------------------------------------------------------------------- what carries the value
+
+
+def without_top_images(*sides: Tensor, count: int = 1) -> Tensor:
+    """Which of n images to keep, (n - count,): those of largest norm in any of the ``sides`` are left out.
+
+    Norms are those of the centred features (n, p), relative to their mean. Compare CKA with and without: one
+    shared outlier can make unrelated features alike (Davari et al. 2023; Nguyen et al. 2022).
+    """
+    norms = torch.stack([centred(x).norm(dim=1) for x in sides])  # (sides, n)
+    largest = (norms / norms.mean(1, keepdim=True)).amax(0)
+    return largest.argsort(stable=True)[: len(largest) - count].sort().values
+
+
+def without_top_pcs(x: Tensor, count: int = 1) -> Tensor:
+    """Centred features (n, p) less their ``count`` largest principal components, which often make the value."""
+    x = centred(x)
+    _, _, directions = torch.linalg.svd(x, full_matrices=False)
+    top = directions[:count]
+    return x - (x @ top.T) @ top

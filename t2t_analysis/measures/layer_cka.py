@@ -1,0 +1,171 @@
+"""Which layers hold the same representation? Maps of unbiased CKA, within one model and between two."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from torch import Tensor
+
+from .. import capture
+from ..errors import DataError, T2TError, UnknownNameError
+from ..results import Result
+from ..stats import calibrated, max_statistic_p, null_summary, permutation_p
+from .base import Estimate, Measure, MeasureBatch, View
+from .cka import LEAST
+from .cka_batches import Batches
+from .cka_exact import Exact
+
+__all__ = ["CrossLayerCKA", "LayerCKA"]
+
+Tokens = Literal["pooled", "class", "flattened"]
+TOKENS = ("pooled", "class", "flattened")
+
+
+class LayerCKA(Measure):
+    """Unbiased linear CKA of every layer with every other layer of a model.
+
+    Parameters
+    ----------
+    tokens : what one image is: the mean of its patch tokens ("pooled"), its class token ("class"), or all its
+        patch tokens side by side ("flattened"). The three answer different questions.
+    places : shell-style pattern of the places to compare.
+    retain : for pooled and class tokens, so many images, evenly spread, are kept for the interval (jackknife
+        over images) and the null (permuted pairing). With more images than that the value itself comes from
+        all of them, by an exact stream, and the interval is scaled to their number.
+    permutations : draws of the null; each permutes all cells of the map alike.
+    robust : also report the map without the images of largest norm (1 %, at least one) and without the first
+        and the first five principal components, for values that a few images or directions make alone.
+
+    Flattened tokens are compared by batches: Gram matrices of each batch, sums over batches, ratio at the end
+    (Nguyen, Raghu & Kornblith 2021); the interval is then a jackknife over batches.
+
+    Rows: ``cka_unbiased`` with interval, null, calibrated ``p`` (max statistic over the map);
+    ``cka_calibrated`` (beyond chance anywhere in the map); ``p_uncorrected``; and the robust ones. The map is
+    square within a model, its diagonal is 1 and has no p. The ceiling is 1, a representation with itself; a
+    stricter one is `CrossLayerCKA` of two seeds of one architecture.
+    """
+
+    name: ClassVar[str] = "layer_cka"
+    invariances: ClassVar[frozenset[str]] = frozenset(
+        {"orthogonal", "scale", "translation", "permute_images", "permute_channels"}
+    )
+
+    def __init__(
+        self,
+        tokens: Tokens = "pooled",
+        places: str = "blocks.*.resid_post",
+        *,
+        retain: int = 1024,
+        permutations: int = 200,
+        robust: bool = True,
+        seed: int = 0,
+        groups: int = 32,
+    ) -> None:
+        super().__init__(groups=groups)
+        if tokens not in TOKENS:
+            raise UnknownNameError("tokens", tokens, TOKENS)
+        if retain < LEAST + 1 or permutations < 1:
+            raise T2TError(
+                f"retain={retain} must be at least {LEAST + 1}, permutations={permutations} at least 1"
+            )
+        self.tokens, self.places, self.robust = tokens, places, robust
+        self.retain, self.permutations, self.seed = retain, permutations, seed
+        self.how: Exact | Batches = Batches(self) if tokens == "flattened" else Exact(self)
+
+    def wants(self, view: View) -> Sequence[str]:
+        """The places that match."""
+        return view.select(self.places)
+
+    def bind(self, views: Sequence[View]) -> None:
+        """Ask for widths and make the states."""
+        self.sides = [views[0]] if self.arity == 1 else list(views)
+        self.names = [self.wants(view) for view in self.sides]
+        self.widths = [[self._width(view, name) for name in view.select(self.places)] for view in self.sides]
+        self.how.bind()
+
+    def _width(self, view: View, name: str) -> int:
+        shape, layout = view.shape_of(name), view.layout_of(name)
+        if self.tokens == "class" and (layout is None or layout.prefix < 1):
+            raise T2TError(
+                f"{view.label} has no class token at {name}; tokens='pooled' or 'flattened' would do"
+            )
+        return shape[-1]
+
+    def reduce(self, obs: capture.Observation) -> Tensor:
+        """(B, N, D) -> features (B, D), or the batch's Gram matrix (B, B) for flattened tokens."""
+        value = obs.value.double()
+        prefix = obs.layout.prefix if obs.layout is not None else 0
+        if self.tokens == "class":
+            return value[:, 0]
+        if value.ndim > 2:
+            value = value[:, prefix:]
+        return self.how.reduce(value)
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Add one batch; a place that was not finite counts as zeros and is left out of the result."""
+        self.how.update(batch)
+
+    def compute(self) -> Result:
+        """One map, as rows."""
+        if int(self.n_images) < LEAST:
+            raise DataError(f"{int(self.n_images)} images are too few for CKA, which needs at least {LEAST}")
+        meta = {"tokens": self.tokens, "seed": self.seed, "permutations": self.permutations}
+        rows = list(self.how.rows())
+        return Result(self.name, rows, meta | self.how.meta())  # type: ignore[arg-type]
+
+    # shared by both ways
+
+    def finite(self, side: int) -> np.ndarray:
+        """Which places of a side were finite in every batch, (L,)."""
+        return (self.nonfinite[side, : len(self.names[side])] == 0).cpu().numpy()
+
+    def map_rows(self, value: Estimate, null: np.ndarray, observed: np.ndarray) -> Iterator[dict[str, Any]]:
+        """Rows of the main map: values (La, Lb), null (K, La, Lb), and the map that the null belongs to."""
+        looked_at = np.outer(self.finite(0), self.finite(-1))
+        if self.arity == 1 or self.sides[0] is self.sides[-1]:
+            looked_at &= ~np.eye(len(looked_at), dtype=bool)
+        cells, null = np.where(looked_at, observed, np.nan), np.where(looked_at, null, np.nan)
+        corrected, plain = max_statistic_p(cells, null), permutation_p(cells, null)
+        largest = np.broadcast_to(np.nanmax(null, axis=(1, 2), initial=-np.inf)[:, None, None], null.shape)
+        beyond = calibrated(cells, largest)
+        mean, low, high = null_summary(null)
+        kind = f"second side's images permuted, {len(null)} times"
+        for i, j, row in self.cells(value):
+            drawn = {"null": mean[i, j], "null_low": low[i, j], "null_high": high[i, j], "null_kind": kind}
+            top = {"ceiling": 1.0, "ceiling_kind": "a representation with itself"}
+            yield row | {"quantity": "cka_unbiased", "p": corrected[i, j]} | drawn | top
+            if looked_at[i, j]:
+                bare = {k: v for k, v in row.items() if k not in ("low", "high", "interval")}
+                yield (
+                    bare
+                    | {"quantity": "cka_calibrated", "value": beyond[i, j], "null": 0.0, "null_kind": kind}
+                    | top
+                )
+                yield bare | {"quantity": "p_uncorrected", "value": plain[i, j]}
+
+    def cells(self, value: Estimate) -> Iterator[tuple[int, int, dict[str, Any]]]:
+        """Position and row of each cell; values of places that were not finite are missing."""
+        finite_a, finite_b = self.finite(0), self.finite(-1)
+        for i, place in enumerate(self.names[0]):
+            for j, place_b in enumerate(self.names[-1]):
+                columns = value.at(i, j)
+                if not (finite_a[i] and finite_b[j]):
+                    columns |= {"value": math.nan, "low": math.nan, "high": math.nan}
+                shared = {"tokens": self.tokens, "value_unit": "none", "estimator": self.how.estimator}
+                yield i, j, self.row(place, place_b, **columns, **shared)
+
+
+class CrossLayerCKA(LayerCKA):
+    """Unbiased linear CKA of every layer of one model with every layer of another.
+
+
+    Parameters are those of `LayerCKA`. Given one model alone it compares the model with itself, whose
+    diagonal is 1.
+    """
+
+    name: ClassVar[str] = "cross_layer_cka"
+    arity: ClassVar[int] = 2
+    alone: ClassVar[bool] = True
