@@ -349,13 +349,22 @@ def test_graph_on_request_gives_the_right_gradient():
 
 
 def test_graph_is_not_forced_on():
-    model = vit()
+    model, images = build("eva02")  # its q and k are projected again, from parameters that require gradients
     with torch.no_grad(), capture(model, "*.pattern", graph=True) as seen:
-        model(IMAGES)
+        model(images)
     assert not any(value.requires_grad for value in seen.values())
     with torch.inference_mode(), capture(model, "*") as seen:
-        model(IMAGES)
+        model(images)
     assert len(seen) == len(names(model))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_handlers_run_without_autograd_unless_asked(graph):
+    modes = []
+    model = vit()
+    with observe(model, {"*.pattern": lambda one: modes.append(torch.is_grad_enabled())}, graph=graph):
+        model(IMAGES)
+    assert modes == [graph, graph]
 
 
 def test_tensors_are_let_go():
@@ -516,17 +525,15 @@ def test_dropped_patches_have_no_layout():
 
 def test_patches_in_a_tuple_are_refused():
     model = timm.create_model("xcit_nano_12_p16_224", img_size=32, depth=1)
-    with (
-        pytest.raises(CaptureError, match="embed should be a tensor with 3 axes, .* a tuple"),
-        capture(model, "*"),
-    ):
+    wrong = pytest.raises(CaptureError, match=r"embed should be a tensor with 3 axes, .* a tuple")
+    with wrong, capture(model, "*"):
         model(torch.zeros(1, 3, 32, 32))
 
 
 def test_two_outputs_are_no_logits():
     model = timm.create_model("deit_tiny_distilled_patch16_224", **TINY).train()
     model.set_distilled_training(True)
-    wrong = pytest.raises(CaptureError, match="logits should be a tensor with 2 axes, .* a tuple")
+    wrong = pytest.raises(CaptureError, match=r"logits should be a tensor with 2 axes, .* a tuple")
     with wrong, capture(model, "logits"):
         model(IMAGES)
 
@@ -563,8 +570,10 @@ def t2t(request):
     model = timm.create_model(request.param, img_size=64, **size).eval()
     images = torch.randn(2, 3, 64, 96)
     with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.normal_(1.0 if parameter.ndim == 1 else 0.0, 0.2 if parameter.ndim == 1 else 0.1)
+        for name, parameter in model.named_parameters():
+            if not name.endswith(".w"):  # large keys would make the Performer's features vanish
+                scale = parameter.ndim == 1 and name.endswith("weight")
+                parameter.normal_(1.0 if scale else 0.0, 0.03 if "tokens_to_token" in name else 0.15)
         plain = model(images)
         with capture(model, "*") as seen:
             watched = model(images)
@@ -599,7 +608,8 @@ def test_t2t_stages(t2t):
         else:
             rebuilt = seen[f"tokens.{index}.attn.pattern"].squeeze(1) @ v
             proj = stage.attn.proj
-        assert torch.allclose(rebuilt, z, atol=1e-4)
+        assert z.abs().max() > 1e-2  # features that vanish would hide a mistake
+        assert (rebuilt - z).abs().max() < 1e-4 * z.abs().max()
         skip = v + proj(z)
         last = stage.mlp[2] if isinstance(stage.mlp, nn.Sequential) else stage.mlp.fc2
         assert torch.allclose(skip + last(at["mlp.hidden"]), at["out"], atol=1e-4)
