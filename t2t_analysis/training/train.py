@@ -44,20 +44,18 @@ class _Data(L.LightningDataModule):
 
 
 def model_args(model: str, num_classes: int, img_size: int | None) -> dict[str, Any]:
-    """Arguments for ``timm.create_model``; an unknown name is an error with the nearest."""
+    """Arguments for ``timm.create_model``."""
+    return {"num_classes": num_classes} | ({} if img_size is None else {"img_size": img_size})
+
+
+def on_paper(model: str) -> torch.nn.Module:
+    """The model without storage: enough to read its preprocessing from."""
     import timm
 
     if not timm.is_model(model):
         raise UnknownNameError("model", model, [*models.MODELS, *timm.list_models("*deit*"), *timm.list_models("vit_*")])
-    return {"num_classes": num_classes} | ({} if img_size is None else {"img_size": img_size})
-
-
-def native_size(model: str) -> int:
-    """Image side in a model's configuration."""
-    from timm.models import get_pretrained_cfg
-
-    cfg = get_pretrained_cfg(model)
-    return 224 if cfg is None else int(cfg.input_size[-1])
+    with torch.device("meta"):
+        return timm.create_model(model)
 
 
 def _finite(trainer: L.Trainer) -> None:
@@ -96,14 +94,17 @@ def train(
     devices, accelerator : more than one device means DDP; ``recipe.batch_size`` is shared out.
     """
     recipe, out = recipe or Recipe(), Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    size = img_size or native_size(model)
-    images = dataset(data, split="train", img_size=size, fraction=recipe.fraction, seed=recipe.seed)
+    blank = on_paper(model)
+    size = img_size or blank.default_cfg["input_size"][-1]  # type: ignore[index]
+    images = dataset(
+        data, split="train", img_size=size, fraction=recipe.fraction, seed=recipe.seed, model=blank
+    )
     steps = len(images) // recipe.batch_size  # type: ignore[arg-type]
     if steps == 0:
         raise T2TError(f"batch_size={recipe.batch_size} is larger than the training set ({len(images)} images)")  # type: ignore[arg-type]
     args = model_args(model, len(images.info.classes), img_size)  # type: ignore[attr-defined]
     module = Classifier(model, args, recipe.as_dict(), steps * recipe.epochs)
+    out.mkdir(parents=True, exist_ok=True)
     checkpoint = _checkpoint_of(out, module, restart)
     if compile:
         module.model.compile()

@@ -1,0 +1,425 @@
+"""The models equal the authors' recorded numbers and behave as timm's users expect."""
+
+import math
+
+import pytest
+import timm
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from t2t_analysis.errors import T2TError
+from t2t_analysis.models import MODELS, SMALL_MODELS, T2T_MODELS, small
+from t2t_analysis.models.tokens import T2TModule, TokenPerformer, Window, _plain, normalised_split
+
+from . import records
+
+
+def layout(model):
+    trains = {name: p.requires_grad for name, p in model.named_parameters()}
+    return [[k, list(v.shape), "trainable" if trains[k] else "frozen"] for k, v in model.state_dict().items()]
+
+
+def build(name, record):
+    kwargs = {} if name in records.OURS else record["kwargs"]
+    return timm.create_model(records.our_name(name, record), **kwargs).eval()
+
+
+# --- equal to the recorded numbers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", records.NAMES)
+def test_structure_is_the_authors(name):
+    record = records.load(name)
+    model = build(name, record)
+    assert layout(model) == record["state_dict"]
+    total = sum(p.numel() for p in model.parameters())
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert (total, trainable) == (record["params"]["total"], record["params"]["trainable"])
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, record["img_size"], record["img_size"]))
+    assert counter.get_total_flops() / 2 == pytest.approx(record["macs"]["total"], rel=1e-3)
+
+
+def observe(model, images):
+    """Every quantity that the records hold, by the path it has there."""
+    seen = {}
+    hooks = [
+        module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
+        for name, module in model.named_modules()
+        if name in ("tokens_to_token", "patch_embed", "norm")
+        or name.startswith("tokens_to_token.attention") and name.count(".") == 1
+        or name.startswith("blocks.") and name.count(".") == 1
+    ]
+    with torch.no_grad():
+        seen["logits"] = model(images)
+    for hook in hooks:
+        hook.remove()
+    return seen
+
+
+def recorded_lists(golden, seen):
+    """(what, recorded, ours) for every list of a record."""
+    for name, stage in golden.get("stages", {}).items():
+        yield name, stage["token0_first8"], seen[name][:, 0, :8]
+        yield name, [stage["mean"], stage["std"]], torch.stack((seen[name].mean(), seen[name].std(correction=0)))
+    tokens = golden["tokens"]
+    ours = seen[tokens["module"]]
+    for key, index in (("first_token", 0), ("middle_token", tokens["middle_index"]), ("last_token", -1)):
+        yield key, tokens[key], ours[:, index, :16]
+    yield "tokens", [tokens["mean"], tokens["std"]], torch.stack((ours.mean(), ours.std(correction=0)))
+    for block in golden["blocks"]:
+        x = seen[f"blocks.{block['index']}"]
+        assert list(x.shape) == block["shape"]
+        yield f"block {block['index']}", block["cls_first8"], x[:, 0, :8]
+        yield f"block {block['index']}", [block["mean"], block["std"]], torch.stack((x.mean(), x.std(correction=0)))
+    yield "normalised_cls", golden["normalised_cls"]["first16"], seen["norm"][:, 0, :16]
+    logits = seen["logits"]
+    yield "logits", golden["logits"]["first32"], logits[:, :32]
+    yield "logits", golden["logits"]["sum"], logits.sum(1)
+    yield "logits", golden["logits"]["abs_sum"], logits.abs().sum(1)
+
+
+@pytest.mark.parametrize("name", [n for n in records.NAMES if "golden" in records.load(n)])
+def test_outputs_are_the_authors(name):
+    record = records.load(name)
+    model = records.fill(build(name, record).double(), record["family"])
+    images = records.images(record["img_size"])
+    assert images.abs().sum().item() == pytest.approx(record["golden"]["input"]["abs_sum"], rel=1e-11)
+    for dtype, tolerance in ((torch.float64, 1e-9), (torch.float32, 1e-4)):
+        seen = observe(model.to(dtype), images.to(dtype))
+        for what, expected, ours in recorded_lists(record["golden"], seen):
+            expected = torch.tensor(expected, dtype=torch.float64)
+            error = (ours.double() - expected).abs().max() / expected.abs().max()
+            assert error < tolerance, f"{what} in {dtype}: {error:.1e}"
+        assert seen["logits"].argmax(1).tolist() == record["golden"]["logits"]["argmax"]
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14__img96_c10", "t2t_vit_dense"])
+def test_position_table_is_the_authors(name):
+    record = records.load(name)
+    table, expected = build(name, record).pos_embed[0].double(), record["golden"]["pos_embed"]
+    assert table.sum().item() == pytest.approx(expected["sum"], rel=1e-6)
+    assert table.abs().sum().item() == pytest.approx(expected["abs_sum"], rel=1e-6)
+    assert table[1, :8].tolist() == pytest.approx(expected["row1_first8"], abs=1e-6)
+    assert table[-1, :8].tolist() == pytest.approx(expected["last_row_first8"], abs=1e-6)
+
+
+COUNTS = {
+    "t2t_vit_7": (4_310_222, 4_255_694),
+    "t2t_vit_10": (5_889_230, 5_834_702),
+    "t2t_vit_12": (6_941_902, 6_887_374),
+    "t2t_vit_14": (21_545_550, 21_465_806),
+    "t2t_vit_19": (39_177_422, 39_085_070),
+    "t2t_vit_24": (64_105_934, 64_000_974),
+    "t2t_vit_t_14": (21_541_070, 21_465_422),
+    "t2t_vit_t_19": (39_172_942, 39_084_686),
+    "t2t_vit_t_24": (64_101_454, 64_000_590),
+    "t2t_vit_14_resnext": (21_545_550, 21_465_806),
+    "t2t_vit_14_wide": (25_156_302, 25_000_910),
+    "t2t_vit_14_se": (21_803_598, 21_723_854),
+    "t2t_vit_dense": (23_647_062, 23_617_750),
+    "t2t_vit_16_ghost": (16_253_262, 16_173_518),
+}
+
+
+@pytest.mark.parametrize("name", T2T_MODELS)
+def test_parameter_counts(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    total = sum(p.numel() for p in model.parameters())
+    assert (total, sum(p.numel() for p in model.parameters() if p.requires_grad)) == COUNTS[name]
+
+
+def test_ghost_macs():
+    model = timm.create_model("t2t_vit_16_ghost")
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(torch.zeros(1, 3, 224, 224))
+    assert counter.get_total_flops() / 2 == pytest.approx(3.802e9, rel=1e-3)
+
+
+# --- soft split as a convolution -----------------------------------------------------------------------------------
+
+
+def difficult_images(side=33):
+    """Noise, a constant, a white border around noise, a step between two flat halves, and a faint ramp."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(3, side, side, generator=generator, dtype=torch.float64)
+    border = torch.full_like(noise, 2.6)
+    border[:, 8:-8, 8:-8] = noise[:, 8:-8, 8:-8]
+    step = torch.full_like(noise, -2.1)
+    step[..., side // 2 :] = 2.4
+    ramp = 2.0 + 1e-3 * torch.linspace(0, 1, side, dtype=torch.float64).expand_as(noise)
+    return torch.stack((noise, torch.full_like(noise, 2.64), border, step, ramp, torch.zeros_like(noise)))
+
+
+def stage(bias, in_chans=3, dim=16, window=Window(7, 4, 2), dtype=torch.float64):
+    torch.manual_seed(1)
+    norm, linear = nn.LayerNorm(in_chans * window.kernel**2), nn.Linear(in_chans * window.kernel**2, dim, bias=bias)
+    for p in norm.parameters():
+        nn.init.normal_(p, mean=0.5)
+    return norm.to(dtype), linear.to(dtype), window
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("window", [Window(7, 4, 2), Window(3, 2, 1), Window(3, 1, 1)])
+def test_convolution_form_equals_unfold_norm_linear(bias, window):
+    parts = stage(bias, window=window)
+    x = difficult_images()
+    for exact in (True, False):
+        expected = _plain(x, *parts, exact=exact)
+        assert normalised_split(x, *parts, exact=exact).sub(expected).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16, torch.float16])
+def test_first_split_is_exact_on_flat_windows(autocast):
+    x = difficult_images()
+    truth = _plain(x, *stage(True), exact=True)
+    parts = stage(True, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=autocast or torch.bfloat16, enabled=autocast is not None):
+        ours = normalised_split(x.float(), *parts, exact=True)
+    assert (ours.double() - truth).abs().max() < 1e-3 * truth.abs().max()
+    # The trap: the same convolution in bfloat16 is nonsense there, so this test can fail.
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        trapped = normalised_split(x.float(), *parts, exact=False)
+    assert (trapped.double() - truth).abs().max() > 0.1 * truth.abs().max()
+
+
+@pytest.mark.parametrize("tokens_type", ["performer", "transformer"])
+def test_whole_module_on_flat_images_in_low_precision(tokens_type):
+    torch.manual_seed(0)
+    module = T2TModule((48, 48), tokens_type, embed_dim=32, token_dim=16).eval()
+    x = difficult_images(48).float()
+    with torch.no_grad():
+        truth = module.double()(x.double())
+        module.float().set_fused(False)
+        assert (module(x).double() - truth).abs().max() < 1e-3 * truth.abs().max()
+        module.set_fused(True)
+        assert (module(x).double() - truth).abs().max() < 1e-3 * truth.abs().max()
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            assert (module(x).double() - truth).abs().max() < 0.05 * truth.abs().max()
+
+
+def test_gradients_of_the_convolution_form():
+    window = Window(3, 2, 1)
+    norm, linear, _ = stage(True, in_chans=2, dim=3, window=window)
+    x = torch.randn(2, 2, 7, 6, dtype=torch.float64, requires_grad=True)
+    inputs = (x, norm.weight, norm.bias, linear.weight, linear.bias)
+
+    def form(x, g, b, w, c):
+        n = nn.LayerNorm(18).double()
+        n._parameters["weight"], n._parameters["bias"] = g, b
+        fc = nn.Linear(18, 3).double()
+        fc._parameters["weight"], fc._parameters["bias"] = w, c
+        return normalised_split(x, n, fc, window, exact=True)
+
+    assert torch.autograd.gradcheck(form, inputs)
+
+
+@pytest.mark.gpu
+def test_first_split_ignores_tf32_and_autocast_on_cuda():
+    x = difficult_images()
+    truth = _plain(x, *stage(True), exact=True)
+    norm, linear, window = stage(True, dtype=torch.float32)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        ours = normalised_split(x.float().cuda(), norm.cuda(), linear.cuda(), window, exact=True)
+    assert (ours.double().cpu() - truth).abs().max() < 1e-3 * truth.abs().max()
+
+
+# --- facts that reimplementations get wrong ------------------------------------------------------------------------
+
+
+def test_performer_never_redraws_its_features():
+    torch.manual_seed(0)
+    performer = TokenPerformer(3, 64, Window(7, 4, 2))
+    assert performer.w.shape == (32, 64)
+    assert not performer.w.requires_grad
+    gram = performer.w @ performer.w.T
+    assert (gram - 32 * torch.eye(32)).abs().max() < 1e-4
+    before = performer.w.clone()
+    performer.train()(torch.randn(2, 3, 32, 32)).sum().backward()
+    assert torch.equal(performer.w, before)
+
+
+def test_performer_computes_in_float32_under_half_precision():
+    performer = TokenPerformer(3, 64, Window(7, 4, 2)).eval()
+    q = k = v = torch.full((1, 4, 64), 3.0, dtype=torch.float16)
+    out = performer.attend(k, q, v)
+    assert out.dtype == torch.float32
+    assert out.isfinite().all()
+    assert performer.double().attend(k.double(), q.double(), v.double()).dtype == torch.float64
+
+
+def test_drop_path_of_dense_follows_the_stage():
+    model = timm.create_model("t2t_vit_dense", img_size=64, drop_path_rate=0.1)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks if hasattr(block, "attn")]
+    expected = [0.1 * stage / 11 for stage, n in enumerate((3, 6, 6, 4)) for _ in range(n)]
+    assert rates == pytest.approx(expected)
+
+
+def test_drop_path_rises_linearly():
+    model = timm.create_model("t2t_vit_7", img_size=32, drop_path_rate=0.1)
+    rates = [getattr(block.drop_path1, "drop_prob", 0.0) for block in model.blocks]
+    assert rates == pytest.approx([0.1 * i / 6 for i in range(7)])
+
+
+def test_performer_drops_and_transformer_does_not():
+    for name, drops in (("t2t_vit_7", True), ("t2t_vit_t_14", False)):
+        tokens = timm.create_model(name, img_size=32, depth=1).tokens_to_token.train()
+        x = torch.randn(1, 3, 32, 32)
+        assert torch.equal(tokens(x), tokens(x)) is not drops
+
+
+def test_resnext_differs_from_14_in_its_heads_only():
+    plain, resnext = timm.create_model("t2t_vit_14", depth=1), timm.create_model("t2t_vit_14_resnext", depth=1)
+    assert layout(plain) == layout(resnext)
+    assert (plain.blocks[0].attn.head_dim, resnext.blocks[0].attn.head_dim) == (64, 12)
+
+
+def test_qk_scale_reaches_the_backbone():
+    torch.manual_seed(0)
+    usual = timm.create_model("t2t_vit_7", img_size=32, depth=1).eval()
+    other = timm.create_model("t2t_vit_7", img_size=32, depth=1, qk_scale=4.0).eval()
+    other.load_state_dict(usual.state_dict())
+    same = timm.create_model("t2t_vit_7", img_size=32, depth=1, qk_scale=64**-0.5).eval()
+    same.load_state_dict(usual.state_dict())
+    x = torch.randn(2, 3, 32, 32)
+    assert torch.allclose(usual(x), same(x), atol=1e-5)
+    assert (usual(x) - other(x)).abs().max() > 1e-4
+
+
+# --- timm's interface, over all models -----------------------------------------------------------------------------
+
+
+def shallow(name, **kwargs):
+    """The model with two blocks, which is as much as its interface needs."""
+    depth = {} if name == "t2t_vit_dense" else {"depth": 2}
+    size = 32 if name.startswith("small") else 64
+    return timm.create_model(name, **{"img_size": size, "num_classes": 5, **depth, **kwargs})
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model(name):
+    torch.manual_seed(0)
+    model = shallow(name, drop_path_rate=0.1)
+    side = model.default_cfg["input_size"][-1] if name.startswith("small") else 64
+    x = torch.randn(2, 3, side, side)
+    # backward: every trainable parameter gets a finite gradient that is not identically missing
+    model.train()(x).square().sum().backward()
+    for key, p in model.named_parameters():
+        assert (p.grad is not None and p.grad.isfinite().all()) if p.requires_grad else p.grad is None, key
+    # evaluation is deterministic; gradient checkpointing changes nothing
+    model.eval()
+    logits = model(x)
+    assert logits.shape == (2, 5)
+    assert torch.equal(logits, model(x))
+    model.set_grad_checkpointing()
+    assert torch.allclose(model(x), logits)
+    model.set_grad_checkpointing(False)
+    # half precision
+    for dtype in (torch.bfloat16, torch.float16):
+        with torch.autocast("cpu", dtype=dtype), torch.no_grad():
+            assert model(x).isfinite().all()
+    # intermediates
+    features, stages = model.forward_intermediates(x)
+    assert torch.allclose(model.forward_head(features), logits, atol=1e-5)
+    assert [s.shape[1] for s in stages] == [info["num_chs"] for info in model.feature_info]
+    assert model.get_intermediate_layers(x, 1, reshape=True)[0].shape == stages[-1].shape
+    grouped = timm.models.group_parameters(model, model.group_matcher())
+    assert sum(len(v) for v in grouped.values()) == len(list(model.parameters()))
+    assert "cls_token" in model.no_weight_decay()
+    # export
+    exported = torch.export.export(model, (x,))
+    assert torch.allclose(exported.module()(x), logits, atol=1e-5)
+    # a new head
+    model.reset_classifier(3)
+    assert model(x).shape == (2, 3)
+    model.reset_classifier(0)
+    assert model(x).shape == (2, model.num_features)
+    config = timm.data.resolve_model_data_config(model)
+    assert config["interpolation"] == "bicubic"
+    if name in T2T_MODELS:
+        assert config["crop_pct"] == 0.9
+        assert config["mean"] == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "t2t_vit_c_14", "t2t_vit_16_ghost"])
+def test_every_model_compiles_into_one_graph(name):
+    model = shallow(name).eval()
+    x = torch.randn(2, 3, 64, 48)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    assert torch.allclose(compiled(x), model(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "t2t_vit_c_14", "t2t_vit_dense", "small_performer_deep"])
+@pytest.mark.parametrize("size", [(32, 32), (33, 50), (64, 40), (40, 64), (97, 61)])
+def test_any_size_keeps_the_layout(name, size):
+    model = shallow(name, img_size=size).eval()
+    height, width = model.tokens_to_token.grid_size
+    x = torch.randn(1, 3, *size)
+    stage = model.forward_intermediates(x, [0], intermediates_only=True)[0]
+    assert stage.shape[-2:] == (height, width)
+    assert model.pos_embed.shape[1] == height * width + 1
+    # A mark in the lower left corner shows up in the lower left token first of all.
+    tokens = model.tokens_to_token(x).detach()
+    x[..., -2:, :2] += 5.0
+    change = (model.tokens_to_token(x).detach() - tokens).square().sum(-1).reshape(height, width)
+    assert change.argmax().item() == (height - 1) * width
+
+
+def test_other_sizes_than_the_native_one_resize_the_table():
+    model = shallow("t2t_vit_7").eval()
+    x = torch.randn(1, 3, 96, 64)
+    before = model(x)
+    model.set_input_size((96, 64))
+    assert model.pos_embed.shape[1] == 6 * 4 + 1
+    assert not model.pos_embed.requires_grad
+    assert torch.allclose(model(x), before, atol=1e-5)
+
+
+def test_features_only():
+    model = timm.create_model("t2t_vit_7", img_size=64, features_only=True, out_indices=(1, 4))
+    maps = model(torch.randn(1, 3, 64, 96))
+    assert [m.shape for m in maps] == [(1, 256, 4, 6)] * 2
+    assert model.feature_info.channels() == [256, 256]
+    assert model.feature_info.reduction() == [16, 16]
+
+
+def test_create_model_arguments():
+    model = timm.create_model("t2t_vit_7", img_size=(32, 64), in_chans=1, num_classes=4, drop_path_rate=0.1, drop_rate=0.1)
+    assert model.eval()(torch.randn(1, 1, 32, 64)).shape == (1, 4)
+    with pytest.raises(T2TError, match="1 channels"):
+        model(torch.randn(1, 3, 32, 64))
+    with pytest.raises(T2TError, match="32 px"):
+        model(torch.randn(1, 1, 2, 64))
+    with pytest.raises(ValueError, match="did you mean 'performer'"):
+        timm.create_model("t2t_vit_7", tokens_type="perfomer")
+
+
+def test_hard_split_refuses_what_it_would_cut_off():
+    with pytest.raises(T2TError, match="multiples of 4"):
+        timm.create_model("small_hard_deep")(torch.randn(1, 3, 32, 35))
+
+
+# --- small matched models ------------------------------------------------------------------------------------------
+
+
+def test_small_models_are_matched():
+    counts = {n: sum(p.numel() for p in timm.create_model(n).parameters() if p.requires_grad) for n in SMALL_MODELS}
+    assert len(counts) == 8
+    assert max(counts.values()) / min(counts.values()) < 1.05
+    assert {timm.create_model(n).tokens_to_token.grid_size for n in SMALL_MODELS} == {(8, 8)}
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_small_tokenisers_are_counted_right(name):
+    tokens = timm.create_model(name).tokens_to_token
+    counted = sum(p.numel() for p in tokens.parameters() if p.requires_grad)
+    assert counted == small._tokeniser_parameters(tokens.tokens_type, tokens.project.weight.shape[0])
+
+
+def test_recorded_noise_is_the_documented_one():
+    assert records.noise("input", 4).tolist() == pytest.approx(
+        [0.35960923321545124, 0.10272138705477118, -0.2545787235721946, -0.2480592061765492], abs=1e-15
+    )
+    assert math.isclose(records.images(224).abs().sum().item(), 143267.90857637973, rel_tol=1e-12)
