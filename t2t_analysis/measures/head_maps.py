@@ -1,10 +1,11 @@
 """How alike are two attention maps? Pure functions on patch-to-patch maps.
 
-Two habits make attention heads look more alike than they are, and both are undone here. Softmax rows are positive,
-so the cosine of two *independent* heads is about exp(-s^2) for a logit spread s: near-uniform heads are "99 %
-redundant". And a column that every head attends to (class token, register) lifts every cosine. So the prefix columns
-are dropped and the rows renormalised, and beside the raw cosine stands the centred one, with 1/T taken off each row:
-Pearson's correlation over the keys, whose mean is 0 for independent heads at any spread.
+Two habits make attention heads look more alike than they are, and both are undone here. Softmax rows are
+positive, so the cosine of two *independent* heads is about exp(-s^2) for a logit spread s: near-uniform heads
+are "99 % redundant". And a column that every head attends to (class token, register) lifts every cosine. So
+the prefix columns are dropped and the rows renormalised, and beside the raw cosine stands the centred one,
+with 1/T taken off each row: Pearson's correlation over the keys, whose mean is 0 for independent heads at any
+spread.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ _FLAT = 8.0
 def patch_logits(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
     """Scaled logits of patch queries against patch keys.
 
-    Softmax over them is the attention map without its prefix columns, renormalised, at full precision even where
-    a prefix token takes almost all of the attention.
+    Softmax over them is the attention map without its prefix columns, renormalised, at full precision even
+    where a prefix token takes almost all of the attention.
 
     Parameters
     ----------
@@ -58,7 +59,7 @@ def patch_logits(q: Tensor, k: Tensor, prefix: int, scale: float) -> Tensor:
 
 
 def renormalised(pattern: Tensor, prefix: int) -> Tensor:
-    """Attention maps (..., N, N) without their prefix rows and columns, each row summing to 1 again: (..., P, P).
+    """Attention maps (..., N, N) without prefix rows and columns, rows summing to 1 again: (..., P, P).
 
     >>> renormalised(torch.tensor([[1.0, 0.0, 0.0], [0.8, 0.1, 0.1], [0.0, 0.75, 0.25]]), prefix=1)
     tensor([[0.5000, 0.5000],
@@ -69,16 +70,16 @@ def renormalised(pattern: Tensor, prefix: int) -> Tensor:
 
 
 def logit_variance(logits: Tensor) -> Tensor:
-    """Variance of the logits over the keys, averaged over the queries: s^2 of shape (...,) from (..., Q, K)."""
+    """Variance of the logits over keys, averaged over queries: (..., Q, K) -> s^2 of shape (...,)."""
     return logits.var(dim=-1, correction=0).mean(dim=-1)
 
 
 def cosine_floor(s_a: Tensor | float, s_b: Tensor | float) -> Tensor:
     """Raw cosine that two *independent* heads with logit spreads ``s_a`` and ``s_b`` have in expectation.
 
-    exp(-(s_a^2 + s_b^2) / 2), that is exp(-s^2) at equal spread: softmax rows of normal logits are log-normal up to
-    a factor, E[x y] = E[x] E[y] for independent ones, and E[x^2] = E[x]^2 exp(s^2). For many keys; at T = 197 and
-    s = 2 the expectation is 0.08 rather than 0.02.
+    exp(-(s_a^2 + s_b^2) / 2), that is exp(-s^2) at equal spread: softmax rows of normal logits are log-normal
+    up to a factor, E[x y] = E[x] E[y] for independent ones, and E[x^2] = E[x]^2 exp(s^2). For many keys; at T
+    = 197 and s = 2 the expectation is 0.08 rather than 0.02.
 
     >>> round(float(cosine_floor(0.3, 0.3)), 3)
     0.914
@@ -92,7 +93,8 @@ def unit_rows(maps: Tensor, centred: bool) -> tuple[Tensor, Tensor]:
     Parameters
     ----------
     maps : (M, Q, K), rows over keys.
-    centred : whether to subtract each row's mean, which turns the cosine into Pearson's correlation over keys.
+    centred : whether to subtract each row's mean, which turns the cosine into Pearson's correlation over
+        keys.
 
     Returns
     -------
@@ -120,7 +122,8 @@ def cosine_sums(a: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor]) -> tuple[Ten
 def head_cosine(a: Tensor, b: Tensor | None = None, centred: bool = True) -> Tensor:
     """Cosine per query: cos(A_h[q, :], A_g[q, :]) averaged over the queries.
 
-    Not the cosine of the flattened maps, which weights queries by how peaked they are, nor DeepViT's over columns.
+    Not the cosine of the flattened maps, which weights queries by how peaked they are, nor DeepViT's over
+    columns.
 
     Parameters
     ----------
@@ -146,8 +149,8 @@ def pair_content_covariance(a: Tensor, b: Tensor) -> Tensor:
 
     Write A_h(i) = M_h + C_h(i) with the position-mean map M_h = E_i A_h(i). For independent images i and j,
     E <A_h(i) - A_h(j), A_g(i) - A_g(j)> / 2 = E <C_h(i), C_g(i)>: the mean map cancels without ever being
-    estimated or stored, so neither a bias from few images nor a second pass. Dividing the average over pairs by
-    the square root of both variances (the diagonal) gives the content similarity.
+    estimated or stored, so neither a bias from few images nor a second pass. Dividing the average over pairs
+    by the square root of both variances (the diagonal) gives the content similarity.
 
     Parameters
     ----------
@@ -167,14 +170,15 @@ def entropy(p: Tensor) -> Tensor:
     >>> entropy(torch.tensor([1.0, 0.0])).item(), round(entropy(torch.tensor([0.5, 0.5])).item(), 4)
     (0.0, 0.6931)
     """
-    return torch.special.entr(p).sum(dim=-1)
+    # Several times faster than torch.special.entr; where p is 0 the logarithm is finite, so the product is 0.
+    return p.clamp_min(torch.finfo(p.dtype).tiny).log_().mul_(-p).sum(dim=-1)
 
 
 def js_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Jensen-Shannon divergence over the last axis in nats, in [0, ln 2] (Lin 1991): H((P+Q)/2) - (H(P)+H(Q))/2.
+    """Jensen-Shannon divergence over the last axis (Lin 1991): H((P+Q)/2) - (H(P)+H(Q))/2, 0 to ln 2 nats.
 
-    0 only for equal rows, ln 2 for disjoint ones; its square root is a metric. Two diffuse heads are close whatever
-    they attend to, so read it beside their entropy.
+    0 only for equal rows, ln 2 for disjoint ones; its square root is a metric. Two diffuse heads are close
+    whatever they attend to, so read it beside their entropy.
 
     >>> round(js_divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).item(), 4)
     0.6931
@@ -183,26 +187,28 @@ def js_divergence(p: Tensor, q: Tensor) -> Tensor:
 
 
 def pairwise_js_divergence(a: Tensor, b: Tensor | None = None) -> Tensor:
-    """Jensen-Shannon divergence of every map of ``a`` with every map of ``b``, averaged over the queries, in nats.
+    """Jensen-Shannon divergence of every two different maps, averaged over the queries, in nats.
 
     Parameters
     ----------
-    a, b : (M, Q, K) and (M', Q, K), rows summing to 1; ``b`` is ``a`` when left out.
+    a : (M, Q, K), rows summing to 1.
+    b : the same heads on another image: then map h of ``a`` is compared with map g of ``b``, for h < g.
 
     Returns
     -------
-    (M, M') float64.
+    (M, M) float64, symmetric, 0 on the diagonal.
     """
-    if b is None:
-        h, g = torch.triu_indices(len(a), len(a), offset=1)
-        upper = torch.zeros(len(a), len(a), dtype=torch.float64, device=a.device)
-        upper[h, g] = torch.cat([js_divergence(a[i], a[i + 1 :]).mean(-1).double() for i in range(len(a))])
-        return upper + upper.T
-    return torch.stack([js_divergence(one, b).mean(-1).double() for one in a])
+    other = a if b is None else b
+    own, others = entropy(a), entropy(other)
+    pairs = torch.zeros(len(a), len(a), dtype=torch.float64, device=a.device)
+    for h in range(len(a) - 1):
+        mixed = entropy((a[h] + other[h + 1 :]).div_(2))
+        pairs[h, h + 1 :] = (mixed - (own[h] + others[h + 1 :]) / 2).mean(-1)
+    return pairs + pairs.T
 
 
 def js_divergence_of_all(p: Tensor) -> Tensor:
-    """Jensen-Shannon divergence among all M maps at once, in [0, ln M] nats: H(mean) - mean of H, query average.
+    """Jensen-Shannon divergence among all M maps at once: H(mean) - mean of H, query average, 0 to ln M nats.
 
     ``p`` is (M, Q, K); the result a float64 scalar.
 

@@ -1,0 +1,147 @@
+"""What all comparisons of heads share: estimates for pairs of heads, for layers, and over depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..capture.attention import Attention, backbone_attention
+from ..results import Result
+from .base import Measure, View
+from .grouped import Estimate, grouped_estimate
+from .head_summary import (
+    CONTRAST,
+    THIRDS,
+    HeadIndex,
+    Replicates,
+    contrast,
+    layer_rows,
+    layer_table,
+    pair_rows,
+    replicates,
+    with_p,
+)
+
+__all__ = ["OTHER_IMAGE", "Estimates", "HeadMeasure", "band", "correlation", "mean_of"]
+
+#: What the null is of a comparison whose two sides are taken from different images.
+OTHER_IMAGE = "permuted images (the other image of a pair); 95 % interval of its mean"
+#: For pairs of heads (M, M), for pairs of layers (L, L), and for the change over depth.
+Estimates = tuple[Estimate, Estimate, Replicates]
+
+
+def mean_of(total: Tensor, count: Tensor) -> Tensor:
+    """Sum over count, NaN where nothing was counted."""
+    return total / count
+
+
+def correlation(covariance: Tensor, _: Tensor) -> Tensor:
+    """(..., M, M) covariances over the square roots of both variances."""
+    deviation = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    return covariance / (deviation.unsqueeze(-1) * deviation.unsqueeze(-2))
+
+
+class HeadMeasure(Measure):
+    """Which head is where, and rows for pairs of heads, pairs of layers and the change over depth."""
+
+    images: Tensor  # (G, L, L) images in which both layers are finite
+
+    def bind(self, views: Sequence[View]) -> None:
+        """Count the heads of every layer of the backbone whose attention can be observed."""
+        (view,) = views
+        anchors = {int(name.split(".")[1]): name for name in self.anchors(view)}
+        self.sources = {layer: self.sources_of(view, name) for layer, name in anchors.items()}
+        self.index = HeadIndex(tuple(anchors), tuple(view.num_heads(layer) for layer in anchors))
+        self.contrasts: dict[str, Replicates] = {}
+        layers = len(self.index.layers)
+        self.add_sum("images", self.groups, layers, layers)
+        self.make_states(view, self.index.total)
+
+    def attention(self, view: View, layer: int) -> Attention:
+        """How the attention of one layer is put together."""
+        block = view.blocks[layer]
+        found = backbone_attention(getattr(block, "attn", block))
+        assert found is not None  # or there would be no place to observe
+        return found
+
+    def anchors(self, view: View) -> list[str]:
+        """One place per layer that is compared; raises UnknownNameError where the model has none."""
+        return view.select("blocks.*.attn.pattern")
+
+    def sources_of(self, view: View, anchor: str) -> tuple[str, ...]:
+        """Places to observe for one layer."""
+        return (anchor,)
+
+    def make_states(self, view: View, heads: int) -> None:
+        """Add the states of the measure, for so many heads in all."""
+        raise NotImplementedError
+
+    def wants(self, view: View) -> list[str]:
+        """All sources of all layers."""
+        return [name for names in self.sources.values() for name in names]
+
+    def present(self, seen: dict[str, Any]) -> Tensor:
+        """(L,) float64, 1 for a layer whose places are all finite in this batch."""
+        return torch.tensor([all(n in seen for n in names) for names in self.sources.values()]).double()
+
+    def estimate_all(
+        self, fn: Any, sums: Sequence[Tensor], per_layer: Tensor, unit: str = "image"
+    ) -> Estimates:
+        """Estimates for pairs of heads (M, M) and of layers (L, L), and the contrast over depth."""
+        index = self.index
+
+        def layers(*sums: Tensor) -> Tensor:
+            return layer_table(fn(*sums), index)
+
+        def change(*sums: Tensor) -> Tensor:
+            return contrast(layers(*sums).diagonal(dim1=-2, dim2=-1))
+
+        pairs = grouped_estimate(fn, sums, index.spread(per_layer), unit=unit)
+        means = grouped_estimate(layers, sums, per_layer, unit=unit)
+        return pairs, means, replicates(change, sums, per_layer.amax((-2, -1)), unit)
+
+    def base(self) -> dict[str, Any]:
+        """Columns that every row of this measure has."""
+        return {k: v for k, v in self.row().items() if v is not None}
+
+    def report(
+        self, estimates: Estimates, bands: Sequence[dict[str, Any]], **columns: Any
+    ) -> list[pd.DataFrame]:
+        """Frames of one quantity: pairs of heads, layers, and last third minus first third of the layers.
+
+        ``bands`` are the columns of the null (see `band`) for each of the three.
+        """
+        pairs, means, change = estimates
+        kept = self.base() | columns
+        self.contrasts[f"{kept['quantity']}|{kept['tokens']}"] = change
+        row = kept | bands[2] | with_p(change)
+        row |= {
+            "quantity": kept["quantity"] + CONTRAST,
+            "place": THIRDS,
+            "ceiling": None,
+            "ceiling_kind": None,
+        }
+        row["estimator"] = f"{kept['estimator']}; mean of last third - mean of first third of layers"
+        return [
+            pair_rows(kept, self.index, pairs, **bands[0]),
+            layer_rows(kept, self.index, means, **bands[1]),
+            pd.DataFrame([row] if np.isfinite(row["value"]) else []),
+        ]
+
+    def result(self, frames: Sequence[pd.DataFrame], **meta: Any) -> Result:
+        """One result of all frames, with the replicates that pair this model with another one."""
+        whole = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
+        return Result(self.name, whole, {"contrasts": {self.views[0].label: self.contrasts}, **meta})
+
+
+def band(null: Estimate | Replicates) -> dict[str, Any]:
+    """Columns ``null, null_low, null_high`` from an estimate of the null, or from replicates of it."""
+    if isinstance(null, Estimate):
+        return {"null": null.value, "null_low": null.low, "null_high": null.high}
+    tested = with_p(null)
+    return {"null": tested["value"], "null_low": tested["low"], "null_high": tested["high"]}

@@ -1,0 +1,414 @@
+"""Do the heads of a vision transformer repeat each other? Attention maps compared within and across layers.
+
+Patch queries and patch keys only: the columns of class token, distillation token and registers are dropped
+and the rows renormalised (`head_maps` says why). A Performer has no attention map; only the blocks of the
+backbone are asked.
+
+Images are taken two by two in the order of their batch. Both give similarities of their own; the two together
+give the null (a head on one image against another head on the other image: what the position alone brings
+about) and the unbiased content similarity. Pairs share no image, so the jackknife over groups of images holds
+for them as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .. import capture
+from ..results import Result
+from .base import MeasureBatch, View
+from .grouped import Estimate, add_by_group, grouped_estimate
+from .head_maps import (
+    cosine_floor,
+    cosine_sums,
+    entropy,
+    js_divergence_of_all,
+    logit_variance,
+    pair_content_covariance,
+    pairwise_js_divergence,
+    patch_logits,
+    renormalised,
+    unit_rows,
+)
+from .head_measure import OTHER_IMAGE, HeadMeasure, band, correlation, mean_of
+from .head_summary import head_rows, layer_rows, layer_table, replicates, with_p
+
+__all__ = ["HeadDivergence", "HeadSimilarity"]
+
+#: Numbers in the attention maps of one image that are worked on at a time: what a processor's cache holds.
+_CHUNK = 2**21
+
+
+# -------------------------------------------------------------------------------------------- similarity
+
+
+class HeadSimilarity(HeadMeasure):
+    """Cosine similarity of attention maps between all heads of a model, within and across layers.
+
+    Per image and query, cos(A_h[q, :], A_g[q, :]) over the patch keys, averaged over queries and images
+    ("cosine per query"):
+
+    - ``cosine_raw``. Its floor for independent heads is exp(-s^2) at logit spread s: rows ``cosine_floor``
+    (per
+      layer) and ``logit_spread`` (s, per head) stand beside it.
+    - ``cosine_centred``: 1/T taken off each row, that is Pearson's correlation over keys; 0 for independent
+    heads. - ``cosine_content``: the position-mean map (average over images) taken off too, without bias (see
+      `pair_content_covariance`): do two heads *change* alike from image to image?
+
+    The null of the first two is the same with the two maps taken from different images: what position alone
+    explains. The same head on two images is ``position_prior``. Every quantity has rows for pairs of heads,
+    for pairs of layers (mean over different heads) and, with ``_last_minus_first``, for the change from the
+    first third of the layers to the last; ``_split_half`` correlates the within-layer pairs of one half of
+    the images with those of the other.
+
+    Source: cosine of attention maps after Zhou et al. 2021 (DeepViT, there over columns); the centring is
+    ours.
+    """
+
+    name = "head_similarity"
+    invariances = frozenset({"permute_heads", "permute_keys"})
+
+    pairs: Tensor  # (G, L, L) pairs of images
+    variance: Tensor  # (G, M) of the logits
+    raw: Tensor  # (G, M, M) sums over images
+    centred: Tensor
+    raw_other: Tensor  # (G, M, M) sums over pairs of images
+    centred_other: Tensor
+    content: Tensor
+    rows: Tensor  # (G, M, M) share of queries that have a centred cosine
+    rows_other: Tensor
+
+    def sources_of(self, view: View, anchor: str) -> tuple[str, ...]:
+        """Queries and keys, to rebuild maps image by image; the pattern itself where a bias enters it too."""
+        attn = anchor.removesuffix(".pattern")
+        module = self.attention(view, int(attn.split(".")[1])).module
+        biases = (
+            getattr(module, "relative_position_bias_table", None),
+            getattr(view.model, "rel_pos_bias", None),
+        )
+        return (f"{attn}.q", f"{attn}.k") if biases == (None, None) else (anchor,)
+
+    def make_states(self, view: View, heads: int) -> None:
+        """Sums by image group (G, M, M), and how many images, pairs of images and query rows are in them."""
+        layers = len(self.index.layers)
+        self.scales = {layer: float(self.attention(view, layer).scale or 1.0) for layer in self.index.layers}
+        self.add_sum("pairs", self.groups, layers, layers)
+        self.add_sum("variance", self.groups, heads)
+        for name in ("raw", "centred", "raw_other", "centred_other", "content"):
+            self.add_sum(name, self.groups, heads, heads)
+        for name in ("rows", "rows_other"):  # counts: single precision is plenty
+            self.add_sum(name, self.groups, heads, heads, dtype=torch.float32)
+
+    def reduce(self, obs: capture.Observation) -> Tensor:
+        """Patch tokens of q or k, copied since they are a view of more; or the patch map."""
+        prefix = obs.layout.prefix if obs.layout else 0
+        if obs.name.endswith(".pattern"):
+            return renormalised(obs.value, prefix)
+        return obs.value[:, :, prefix:].clone()
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Rebuild the maps of two images at a time, some queries at a time, and add their similarities."""
+        seen, groups = batch.seen[0], self.group(batch).tolist()
+        present = self.present(seen)
+        if not present.any():
+            return
+        both = present.outer(present).to(self.images.device)
+        for start in range(0, len(groups), 2):
+            owners = groups[start : start + 2]
+            for group in owners:
+                self.images[group] += both
+            if len(owners) == 2:
+                self.pairs[owners[0]] += both
+            self._add(seen, range(start, start + len(owners)), owners)
+
+    def _add(self, seen: dict[str, Tensor], images: Sequence[int], groups: Sequence[int]) -> None:
+        queries = next(iter(seen.values())).shape[2]
+        for rows in self._chunks(queries):
+            maps = [self._maps(seen, b, g, rows, queries) for b, g in zip(images, groups, strict=True)]
+            raw, centred = ([unit_rows(m, centred=c) for m in maps] for c in (False, True))
+            for g, r, c in zip(groups, raw, centred, strict=True):
+                self._add_cosines(g, "", (r, r), (c, c), queries)
+            if len(maps) == 2:
+                self._add_cosines(groups[0], "_other", raw, centred, queries)
+                self.content[groups[0]] += pair_content_covariance(*maps).to(self.content)
+
+    def _chunks(self, queries: int) -> Iterator[slice]:
+        """Slices of the queries so that the maps of one image have about ``_CHUNK`` numbers."""
+        step = max(1, _CHUNK // (self.index.total * queries))
+        return (slice(start, min(start + step, queries)) for start in range(0, queries, step))
+
+    def _maps(self, seen: dict[str, Tensor], image: int, group: int, rows: slice, queries: int) -> Tensor:
+        """Maps (M, rows, K) of all heads for one image, zeros for layers not finite; adds spreads."""
+        parts: list[Tensor] = []
+        share = (rows.stop - rows.start) / queries
+        reference = next(iter(seen.values()))
+        for (layer, where), names in zip(self.index.slices, self.sources.values(), strict=True):
+            if not all(name in seen for name in names):
+                shape = (where.stop - where.start, rows.stop - rows.start, queries)
+                parts.append(torch.zeros(shape, device=reference.device))
+                continue
+            logits = self._logits([seen[name][image] for name in names], self.scales[layer], rows)
+            self.variance[group, where] += logit_variance(logits).to(self.variance) * share
+            parts.append(logits.softmax(-1))
+        return torch.cat(parts)
+
+    @staticmethod
+    def _logits(tensors: Sequence[Tensor], scale: float, rows: slice) -> Tensor:
+        """(H, rows, K), up to a constant per row, from q and k or from the logarithm of the map."""
+        if len(tensors) == 2:
+            return patch_logits(tensors[0][:, rows], tensors[1], 0, scale)
+        # A weight that underflowed to 0 had a logit at or below that of the smallest number.
+        return tensors[0][:, rows].clamp_min(torch.finfo(tensors[0].dtype).tiny).log()
+
+    def _add_cosines(self, group: int, suffix: str, raw: Any, centred: Any, queries: int) -> None:
+        """Add the cosines of two sets of unit rows, the mean of both ways round where images differ."""
+        (total, _), (total_centred, count) = cosine_sums(*raw), cosine_sums(*centred)
+        values = {"raw": total, "centred": total_centred, "rows": count}
+        for name, value in values.items():
+            state = getattr(self, name + suffix)
+            state[group] += ((value + value.T) / (2 * queries)).to(state)
+
+    def compute(self) -> Result:
+        """Rows for pairs of heads, pairs of layers, heads, and the change over depth."""
+        self._add_notes()
+        images, pairs = (self.index.spread(s) for s in (self.images, self.pairs))
+        frames = [*self._spread_frames()]
+        sets = {
+            "cosine_raw": ((self.raw, images), (self.raw_other, pairs)),
+            "cosine_centred": (
+                (self.centred, self.rows.double()),
+                (self.centred_other, self.rows_other.double()),
+            ),
+        }
+        for quantity, (sums, null_sums) in sets.items():
+            null = [band(part) for part in self.estimate_all(mean_of, null_sums, self.pairs)]
+            frames += self.report(
+                self.estimate_all(mean_of, sums, self.images),
+                null,
+                null_kind=OTHER_IMAGE,
+                **_cosine(quantity),
+            )
+            frames.append(self._split_half(mean_of, sums, quantity))
+        frames += self._content_frames()
+        frames.append(self._prior_frame())
+        return self.result(frames)
+
+    def _add_notes(self) -> None:
+        if not self.pairs.any():
+            self.note("every batch held one image: no null from permuted images and no content similarity")
+        images = self.images.sum(0).diagonal()
+        defined = self.rows.sum(0).diagonal().double() / self.index.spread(self.images.sum(0)).diagonal()
+        worst = int(defined.nan_to_num(1.0).argmin())
+        if images.any() and float(defined[worst]) < 1 - 1e-6:
+            layer, head = self.index.table[worst]
+            self.note(
+                "uniform rows have no centred cosine and are left out, most of them in "
+                f"layer {layer}, head {head}: {1 - float(defined[worst]):.1%}"
+            )
+
+    def _content_frames(self) -> list[pd.DataFrame]:
+        sums = (self.content, self.index.spread(self.pairs))
+        estimates = self.estimate_all(correlation, sums, self.pairs, unit="image pair")
+        columns = _cosine("cosine_content") | {
+            "estimator": "covariance over images from differences of two, over both deviations",
+            "null_kind": "heads whose content is unrelated",
+        }
+        return [
+            *self.report(estimates, [{"null": 0.0}] * 3, **columns),
+            self._split_half(correlation, sums, "cosine_content"),
+        ]
+
+    def _split_half(self, fn: Any, sums: Sequence[Tensor], quantity: str) -> pd.DataFrame:
+        """Correlation over within-layer pairs between two halves of the images."""
+        # Pairs of images belong to the group of their first, so halves are made of groups two by two.
+        half = ((torch.arange(self.groups, device=self.images.device) // 2) % 2).double()[:, None, None]
+        split = [s * weight for weight in (1 - half, half) for s in sums]
+        same = self.index.member.T @ self.index.member
+        used = torch.triu(same, diagonal=1).bool().to(self.images.device)
+
+        def agreement(*sums: Tensor) -> Tensor:
+            one, other = (fn(*sums[part : part + 2])[:, used] for part in (0, 2))
+            return torch.stack([_pearson(a, b).atanh() for a, b in zip(one, other, strict=True)])
+
+        kept = replicates(agreement, split, self.images.amax((-2, -1)))
+        row = with_p(kept) | {"p": None, "null": 0.0, "null_kind": "nothing shared by the halves"}
+        row |= {name: float(np.tanh(row[name])) for name in ("value", "low", "high")}  # Fisher's z until here
+        columns = self.base() | _cosine(quantity)
+        columns |= {"quantity": f"{quantity}_split_half", "ceiling": 1.0, "ceiling_kind": "no noise"}
+        columns["estimator"] = "Pearson's r of within-layer pairs in two halves of the images; Fisher's z"
+        return pd.DataFrame([columns | row] if np.isfinite(row["value"]) else [])
+
+    def _spread_frames(self) -> Iterator[pd.DataFrame]:
+        """Logit spread of every head, and the floor that it puts under the raw cosine of every layer."""
+        images = self.index.spread(self.images).diagonal(dim1=-2, dim2=-1)
+        base = self.base() | {"tokens": "patch"}
+
+        def spread(variance: Tensor, count: Tensor) -> Tensor:
+            return (variance / count).sqrt()
+
+        def floor(variance: Tensor, count: Tensor) -> Tensor:
+            s = spread(variance, count)
+            return layer_table(cosine_floor(s.unsqueeze(-1), s.unsqueeze(-2)), self.index)
+
+        sums = (self.variance, images)
+        yield head_rows(
+            base, self.index, grouped_estimate(spread, sums, images),
+            quantity="logit_spread", value_unit="none",
+            null=0.0, null_kind="uniform attention", estimator="root mean variance of logits over patch keys",
+        )  # fmt: skip
+        yield layer_rows(
+            base, self.index, grouped_estimate(floor, sums, self.images), quantity="cosine_floor",
+            value_unit="none", estimator="exp(-(s_h^2 + s_g^2) / 2): raw cosine of independent heads",
+        )  # fmt: skip
+
+    def _prior_frame(self) -> pd.DataFrame:
+        """The same head on two images: 1 if its map depends on position alone."""
+
+        def same_head(total: Tensor, count: Tensor) -> Tensor:
+            return (total / count).diagonal(dim1=-2, dim2=-1)
+
+        sums = (self.centred_other, self.rows_other.double())
+        counts = self.index.spread(self.pairs).diagonal(dim1=-2, dim2=-1)
+        base = self.base() | _cosine("position_prior")
+        estimate = grouped_estimate(same_head, sums, counts, unit="image pair")
+        columns = {"ceiling": 1.0, "ceiling_kind": "map depends on position alone", "null": 0.0,
+                   "null_kind": "nothing shared by the two images"}  # fmt: skip
+        return head_rows(base, self.index, estimate, **columns)
+
+
+def _cosine(quantity: str) -> dict[str, Any]:
+    return {
+        "quantity": quantity,
+        "tokens": "patch",
+        "value_unit": "none",
+        "estimator": "cosine per query, patch keys renormalised"
+        + (", less 1/T" if quantity != "cosine_raw" else ""),
+        "ceiling": 1.0,
+        "ceiling_kind": "a head with itself",
+    }
+
+
+def _pearson(a: Tensor, b: Tensor) -> Tensor:
+    used = ~(a.isnan() | b.isnan())
+    if int(used.sum()) < 3:
+        return a.new_full((), float("nan"))
+    return torch.corrcoef(torch.stack([a[used], b[used]]))[0, 1]
+
+
+# -------------------------------------------------------------------------------------------- divergence
+
+
+class HeadDivergence(HeadMeasure):
+    """Jensen-Shannon divergence between the attention maps of the heads of a layer, in nats.
+
+    ``js_divergence`` = H((P+Q)/2) - (H(P)+H(Q))/2 for every two heads of a layer, 0 (equal) to ln 2
+    (disjoint); ``js_divergence_of_all`` = H(mean) - mean H over all heads of a layer, up to ln H; ``entropy``
+    of each head beside them, since two diffuse heads are close whatever they attend to. Averaged over queries
+    and images; patch keys only.
+
+    The null takes the two maps from different images. Unlike a cosine, a *small* value means alike.
+
+    Source: Lin 1991; between attention heads, Clark et al. 2019.
+    """
+
+    name = "head_divergence"
+    invariances = frozenset({"permute_heads", "permute_keys"})
+
+    pairs: Tensor  # (G, L, L) pairs of images
+    divergence: Tensor  # (G, M, M) sums over images
+    divergence_other: Tensor  # over pairs of images
+    of_all: Tensor  # (G, L)
+    of_all_other: Tensor
+    entropies: Tensor  # (G, M)
+
+    def make_states(self, view: View, heads: int) -> None:
+        """Sums by image group; across layers they stay empty."""
+        layers = len(self.index.layers)
+        self.add_sum("pairs", self.groups, layers, layers)
+        self.add_sum("divergence", self.groups, heads, heads)
+        self.add_sum("divergence_other", self.groups, heads, heads)
+        self.add_sum("of_all", self.groups, layers)
+        self.add_sum("of_all_other", self.groups, layers)
+        self.add_sum("entropies", self.groups, heads)
+        layout = view.layout_of(self.sources[self.index.layers[0]][0])
+        self.uniform = float(np.log(layout.num_patches)) if layout else float("nan")
+
+    def reduce(self, obs: capture.Observation) -> dict[str, Tensor]:
+        """Divergences and entropies of one layer, image by image and for the pairs of images."""
+        maps = renormalised(obs.value, obs.layout.prefix if obs.layout else 0)  # (B, H, P, P)
+        one, other = maps[0 : len(maps) - 1 : 2], maps[1::2]
+        even = (torch.arange(maps.shape[1], device=maps.device) % 2 == 0)[:, None, None]
+        return {
+            "divergence": _stacked(pairwise_js_divergence, maps),
+            "of_all": _stacked(js_divergence_of_all, maps),
+            "entropies": entropy(maps).mean(-1).double(),
+            "divergence_other": _stacked(pairwise_js_divergence, one, other),
+            "of_all_other": _stacked(js_divergence_of_all, torch.where(even, one, other)),
+        }
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Add what the hooks made of each layer."""
+        groups = self.group(batch)
+        pairs = groups[0 : len(groups) - 1 : 2]
+        for i, (layer, where) in enumerate(self.index.slices):
+            made = batch.seen[0].get(self.sources[layer][0])
+            if made is None:
+                continue
+            add_by_group(self.images[:, i, i], groups, torch.ones(len(groups)))
+            add_by_group(self.pairs[:, i, i], pairs, torch.ones(len(pairs)))
+            add_by_group(self.divergence[:, where, where], groups, made["divergence"])
+            add_by_group(self.divergence_other[:, where, where], pairs, made["divergence_other"])
+            add_by_group(self.of_all_other[:, i], pairs, made["of_all_other"])
+            add_by_group(self.of_all[:, i], groups, made["of_all"])
+            add_by_group(self.entropies[:, where], groups, made["entropies"])
+
+    def compute(self) -> Result:
+        """Rows for pairs of heads within layers, layers, heads, and the change over depth."""
+        if not self.pairs.any():
+            self.note("every batch held one image: no null from permuted images")
+        columns = {"quantity": "js_divergence", "tokens": "patch", "value_unit": "nats",
+                   "null_kind": OTHER_IMAGE,
+                   "estimator": "Jensen-Shannon per query, patch keys renormalised",
+                   "ceiling": float(np.log(2)), "ceiling_kind": "disjoint maps"}  # fmt: skip
+        sums = (self.divergence, self.index.spread(self.images))
+        null = (self.divergence_other, self.index.spread(self.pairs))
+        bands = [band(part) for part in self.estimate_all(mean_of, null, self.pairs)]
+        frames = self.report(self.estimate_all(mean_of, sums, self.images), bands, **columns)
+        return self.result([*frames, *self._layer_and_head_frames()])
+
+    def _layer_and_head_frames(self) -> Iterator[pd.DataFrame]:
+        base = self.base() | {"tokens": "patch", "value_unit": "nats"}
+        of_all = self._per_layer(self.of_all, self.images)
+        null = band(self._per_layer(self.of_all_other, self.pairs))
+        yield layer_rows(
+            base, self.index, of_all, quantity="js_divergence_of_all", **null,
+            null_kind="every second head from the other image of a pair",
+            estimator="H(mean of heads) - mean of H",
+            ceiling=np.diag(np.log(self.index.heads)), ceiling_kind="ln H: disjoint maps",
+        )  # fmt: skip
+        per_head = self.index.spread(self.images).diagonal(dim1=-2, dim2=-1)
+        yield head_rows(
+            base, self.index, grouped_estimate(mean_of, (self.entropies, per_head), per_head),
+            quantity="entropy", null=self.uniform, null_kind="uniform attention",
+            estimator="entropy of a row over patch keys, renormalised",
+        )  # fmt: skip
+
+    def _per_layer(self, state: Tensor, counts: Tensor) -> Estimate:
+        """Estimate of a (G, L) sum as an (L, L) table that has no value between different layers."""
+        sums = (state, counts.diagonal(dim1=-2, dim2=-1))
+        estimate = grouped_estimate(lambda s, n: torch.diag_embed(s / n), sums, counts)
+        estimate.value[~np.eye(len(self.index.layers), dtype=bool)] = np.nan
+        return estimate
+
+
+def _stacked(fn: Any, *maps: Tensor) -> Tensor:
+    """``fn`` of each image's maps, stacked; works for no image at all."""
+    if not len(maps[0]):
+        return fn(*(m.new_zeros(m.shape[1:]) for m in maps)).unsqueeze(0)[:0]
+    return torch.stack([fn(*each) for each in zip(*maps, strict=True)])
