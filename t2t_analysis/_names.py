@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .errors import nearest
 
-__all__ = ["default_baseline", "is_small", "known_models", "model_problem", "our_models"]
+__all__ = ["default_baseline", "has_soft_split", "is_small", "known_models", "model_problem", "our_models"]
 
 _REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
@@ -73,3 +73,13 @@ def default_baseline(model: str) -> str:
     if model in {"t2t_vit_19", "t2t_vit_24", "t2t_vit_t_19", "t2t_vit_t_24"}:
         return "deit_base_patch16_224"
     return "t2t_vit_14" if model.startswith("deit_small_patch16_224") else "deit_small_patch16_224"
+
+
+def has_soft_split(name: str) -> bool:
+    """Whether a model's tokeniser lets neighbouring tokens share pixels and attend to each other.
+
+    >>> has_soft_split("t2t_vit_14"), has_soft_split("small_conv_deep")
+    (True, False)
+    """
+    soft = ("t2t_vit_", "small_performer_", "small_transformer_")
+    return name.startswith(soft) and not name.startswith("t2t_vit_c_")

@@ -155,3 +155,14 @@ def save(results: Result | Results, params: CommonParams) -> None:
     names = [path.name for path in paths]
     text = f"Tables behind the figures: {', '.join(code(name) for name in names)} in the folder of results."
     _publish({"text/markdown": text, "text/plain": text}, "results", files=names)
+
+
+def reproduce(params: CommonParams) -> None:
+    """Show the command that makes the report of this run."""
+    from ._paths import notebooks_dir
+    from .reports import default_reports_dir
+    from .reports.plan import Job, report_line
+
+    job = Job(notebooks_dir() / f"{params.notebook}.ipynb", params, default_reports_dir())
+    text = f"To make this report again:\n\n```\n{report_line(job)}\n```"
+    _publish({"text/markdown": text, "text/plain": text}, "reproduce")

@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
 
 from ._names import default_baseline, is_small, model_problem
-from ._show import code, findings, plain, save, say, show, table, title_block
+from ._show import code, findings, plain, reproduce, save, say, show, table, title_block
 from .errors import ParameterError, nearest
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "model_field",
     "params_for",
     "plain",
+    "reproduce",
     "save",
     "say",
     "show",

@@ -1,0 +1,97 @@
+"""The command line: quick help, one line for a mistake, the status that scripts expect."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from t2t_analysis.cli import COMMANDS, main
+
+
+def _run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "t2t_analysis", *words], capture_output=True, text=True, cwd=cwd
+    )
+
+
+def test_help_lists_what_there_is_and_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from t2t_analysis.cli import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        "print(sorted({'torch', 'pandas', 'papermill', 'pydantic'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
+    for name in ("report", "models", "bench"):
+        assert f"\n    {name}" in done.stdout
+
+
+def test_commands_without_a_module_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(COMMANDS, "study", COMMANDS["study"]._replace(module="nowhere.study"))
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    assert "study" not in capsys.readouterr().out
+    assert main(["study"]) == 2
+    assert "unknown command 'study'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["reprot"], "unknown command 'reprot'; did you mean 'report'?"),
+        (
+            ["report", "head_redundnacy"],
+            "unknown notebook 'head_redundnacy'; did you mean 'head_redundancy'?",
+        ),
+        (["report", "nowhere.ipynb"], "no such notebook: nowhere.ipynb"),
+        (["report", "--models", "t2t_vit_41"], "did you mean"),
+        (["report", "-p", "modle", "x"], "modle='x': unknown parameter; did you mean 'model'?"),
+        (["report", "-p", "seed", "1", "-p", "seed", "2"], "-p seed is given twice"),
+        (["report", "-p", "seed", "[1"], "not a list that can be read"),
+        (["report", "--jobs", "0"], "jobs=0: expected 1 or more"),
+        (["bench", "nothing-like-it"], "benchmark"),
+    ],
+)
+def test_mistakes_get_a_line_and_status_2(
+    words: list[str], answer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    shown = capsys.readouterr()
+    assert answer in shown.err
+    assert "Traceback" not in shown.err
+    assert shown.out == ""
+
+
+def test_no_command_prints_help_and_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "commands:" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from t2t_analysis import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_models_lists_ours_with_the_paper_s_parameter_counts(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "*vit*1[49]*"]) == 0
+    lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
+    assert lines["t2t_vit_14"][1:4] == ["21,545,550", "224x224", "performer"]
+    assert lines["t2t_vit_t_19"][3] == "transformer"
+    assert main(["models", "resnet*"]) == 2
+
+
+def test_list_prints_one_quoted_papermill_command_a_line(tmp_path: Path) -> None:
+    done = _run("report", "--list", "--models", "t2t_vit_14,t2t_vit_24", "--out-dir", str(tmp_path / "a b"))
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) >= 2
+    assert all(line.startswith("papermill ") for line in lines)
+    assert "-p model t2t_vit_14 -p baseline deit_small_patch16_224" in lines[0]
+    assert f"'{tmp_path / 'a b'}/head_redundancy__t2t_vit_14__vs__deit_small_patch16_224.ipynb'" in lines[0]
