@@ -1,27 +1,20 @@
-"""What a measure is, and the one pass over the images that feeds all of them."""
+"""What a measure is."""
 
 from __future__ import annotations
 
-import copy
 import functools
-import importlib.metadata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import pandas as pd
 import torch
-import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torchmetrics import Metric
 
 from .. import capture
-from ..errors import DataError, T2TError
-from ..results import Result, Results
+from ..results import Result
 from .grouped import Estimate, add_by_group, grouped_estimate
-from .view import View, as_json, layer_of
+from .view import View, layer_of
 
 __all__ = [
     "INVARIANCES",
@@ -29,12 +22,9 @@ __all__ = [
     "Measure",
     "MeasureBatch",
     "View",
-    "accumulate",
     "add_by_group",
-    "collect",
     "grouped_estimate",
     "layer_of",
-    "measure",
 ]
 
 #: What a measure may declare that it does not notice.
@@ -212,271 +202,3 @@ def _untrained_notes(views: Sequence[View]) -> Iterator[str]:
     for view in views:
         if view.untrained:
             yield f"{view.label}: UNTRAINED weights ({view.weights})"
-
-
-# ------------------------------------------------------------------------------------------ the engine
-
-
-def measure(
-    models: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
-    loader: Any,
-    measures: Measure | Sequence[Measure],
-    *,
-    device: str | torch.device | None = None,
-    labels: Sequence[str] | None = None,
-    autocast: bool | torch.dtype = False,
-    progress: bool = True,
-) -> Results:
-    """Answer all ``measures`` in one pass over the images.
-
-    Parameters
-    ----------
-    models : one model, several (the first is the baseline that pairs are made with), or label -> model. A
-        measure of one model is asked of each; a comparison of two, of (first, other) for every other.
-    loader : batches with ``images`` (B, C, H, W), ``labels`` and ``index`` (B,), as `load_images` gives, or
-        plain (images, labels) pairs or image tensors, which are then numbered in order.
-    device : where the models run; they are put back afterwards. Default: where the first one is.
-    labels : names of the models in the result. Default: architecture names.
-    autocast : True for bfloat16, or a dtype; the measures themselves always run outside autocast.
-
-    Models run in eval mode without graph, and get back the training mode they had. Under torch.distributed
-    every process is given its own share of the images and all get the result for all images.
-
-    Raises DataError for a loader without images and T2TError for a comparison that lacks a second model.
-    """
-    return collect(
-        accumulate(
-            models, loader, measures, device=device, labels=labels, autocast=autocast, progress=progress
-        )
-    )
-
-
-def accumulate(
-    models: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
-    loader: Any,
-    measures: Measure | Sequence[Measure],
-    *,
-    device: str | torch.device | None = None,
-    labels: Sequence[str] | None = None,
-    autocast: bool | torch.dtype = False,
-    progress: bool = True,
-) -> list[Measure]:
-    """As `measure`, but return the accumulators: copies of ``measures``, bound and fed.
-
-    Those of other shares of the images merge with ``a.merge_state(b)``; `collect` then makes results of them.
-    """
-    named = _labelled(models, labels)
-    prototypes = [measures] if isinstance(measures, Measure) else list(measures)
-    with _ready(named.values(), device) as target:
-        batches = _numbered(loader)
-        first = next(batches, None)
-        if first is None:
-            raise DataError("the loader gave no images; every process needs at least one batch")
-        views = [View(model, label, first.images[:1].to(target)) for label, model in named.items()]
-        accumulators = _bound(prototypes, views, loader, target)
-        stream: Any = chain([first], batches)
-        if progress:
-            stream = _shown(stream, loader)
-        with torch.no_grad():
-            for batch in stream:
-                _feed(accumulators, views, batch, target, autocast)
-    return accumulators
-
-
-def collect(accumulators: Sequence[Measure]) -> Results:
-    """Compute every accumulator; results of the same measure (one per model or pair) become one."""
-    by_name: dict[str, list[Result]] = {}
-    for accumulator in accumulators:
-        result = accumulator.compute()
-        by_name.setdefault(result.measure, []).append(result)
-    return Results(tuple(_joined(name, results) for name, results in by_name.items()))
-
-
-def _joined(name: str, results: list[Result]) -> Result:
-    if len(results) == 1:
-        return results[0]
-    models = [model for result in results for model in result.meta["models"]]
-    unique = [model for i, model in enumerate(models) if model not in models[:i]]
-    shared = {k: v for k, v in results[0].meta.items() if all(r.meta.get(k) == v for r in results)}
-    parts = [{k: v for k, v in r.meta.items() if k not in shared} for r in results]
-    notes = dict.fromkeys(note for result in results for note in result.notes)
-    frame = pd.concat([r.frame for r in results], ignore_index=True)
-    return Result(name, frame, {**shared, "models": unique, "parts": parts}, tuple(notes))
-
-
-def _labelled(models: Any, labels: Sequence[str] | None) -> dict[str, nn.Module]:
-    """Label -> model; the same label twice gets a number."""
-    if isinstance(models, Mapping):
-        models, labels = list(models.values()), labels or list(models)
-    models = [models] if isinstance(models, nn.Module) else list(models or ())
-    given = list(labels) if labels is not None else [capture.ModelView(model).label for model in models]
-    if len(given) != len(models) or not models:
-        raise T2TError(f"{len(models)} models, but {len(given)} labels {given}")
-    named: dict[str, nn.Module] = {}
-    for label, model in zip(given, models, strict=True):
-        count = sum(g == label for g in given[: len(named)])
-        named[f"{label} ({count + 1})" if count else label] = model
-    return named
-
-
-def _bound(prototypes: list[Measure], views: list[View], loader: Any, device: torch.device) -> list[Measure]:
-    """One copy of each measure for every model, or every pair, that it is asked of."""
-    info = getattr(getattr(loader, "dataset", None), "info", None)
-    run = {"data": as_json(info), "versions": _versions()}
-    state_device = "cpu" if device.type == "mps" else device  # no float64 there
-    accumulators = []
-    for prototype in prototypes:
-        for group in _groups_of_views(prototype, views):
-            accumulator = copy.deepcopy(prototype)
-            accumulator.attach(group, n_expected=_expected(loader), run=run)
-            accumulators.append(accumulator.to(state_device))
-    return accumulators
-
-
-def _groups_of_views(measure: Measure, views: list[View]) -> list[tuple[View, ...]]:
-    if measure.arity == 1:
-        return [(view,) for view in views]
-    if len(views) > 1:
-        return [(views[0], other) for other in views[1:]]
-    if measure.alone:
-        return [(views[0], views[0])]
-    raise T2TError(f"{measure.name} compares two models, but only {views[0].label!r} was given")
-
-
-def _feed(
-    accumulators: list[Measure],
-    views: list[View],
-    batch: _Batch,
-    device: torch.device,
-    autocast: bool | torch.dtype,
-) -> None:
-    """Run every model over one batch, then update every accumulator with what its hooks reduced."""
-    images = batch.images.to(device, non_blocking=True)
-    takers = {id(view): [_Taker(a, {}, {}) for a in accumulators if view in a.views] for view in views}
-    dtype = autocast if isinstance(autocast, torch.dtype) else torch.bfloat16
-    for view in views:
-        handlers = _handlers(view, takers[id(view)])
-        if handlers:
-            with (
-                capture.observe(view, handlers),
-                torch.autocast(device.type, dtype=dtype, enabled=bool(autocast)),
-            ):
-                view.model(images)
-    for accumulator in accumulators:
-        own = [next(t for t in takers[id(v)] if t.measure is accumulator) for v in accumulator.views]
-        fed = MeasureBatch(
-            batch.index, images, batch.labels, tuple(t.seen for t in own), accumulator.views, batch.number
-        )
-        accumulator.feed(fed, [t.nonfinite for t in own])
-
-
-@dataclass(eq=False)
-class _Taker:
-    """One accumulator's share of one view in one batch."""
-
-    measure: Measure
-    seen: dict[str, Any]
-    nonfinite: dict[str, int]
-
-
-def _handlers(view: View, takers: list[_Taker]) -> dict[str, Callable[[capture.Observation], None]]:
-    wanting: dict[str, list[_Taker]] = {}
-    for taker in takers:
-        for name in taker.measure.wanted[taker.measure.views.index(view)]:
-            wanting.setdefault(name, []).append(taker)
-    return {name: functools.partial(_handle, takers) for name, takers in wanting.items()}
-
-
-def _handle(takers: list[_Taker], obs: capture.Observation) -> None:
-    """Hand one observation to all who want it, or count it as not finite."""
-    bad = _count_nonfinite(obs.value)
-    with torch.autocast(obs.value.device.type, enabled=False):
-        for taker in takers:
-            if bad:
-                taker.nonfinite[obs.name] = bad
-            else:
-                taker.seen[obs.name] = taker.measure.reduce(obs)
-
-
-def _count_nonfinite(value: Tensor) -> int:
-    """How many images of (B, ...) hold a NaN or an infinity."""
-    if bool(torch.isfinite(torch.stack(value.aminmax())).all()):
-        return 0
-    return int((~torch.isfinite(value)).flatten(1).any(dim=1).sum())
-
-
-@dataclass(frozen=True, eq=False)
-class _Batch:
-    images: Tensor
-    labels: Tensor
-    index: Tensor
-    number: int
-
-
-def _numbered(loader: Any) -> Iterator[_Batch]:
-    """Batches with image numbers and a number of their own that no other process uses."""
-    rank, world = _share(loader)
-    start = 0
-    for count, item in enumerate(loader):
-        number = count * world + rank
-        if hasattr(item, "images"):
-            yield _Batch(item.images, item.labels, item.index.long().cpu(), number)
-            continue
-        images = item if isinstance(item, Tensor) else item[0]
-        labels = torch.full((len(images),), -1) if isinstance(item, Tensor) or len(item) < 2 else item[1]
-        index = (start + torch.arange(len(images))) * world + rank
-        start += len(images)
-        yield _Batch(images, labels, index, number)
-
-
-def _share(loader: Any) -> tuple[int, int]:
-    """(rank, world) of the loader's shard, or of this process; shards are dealt whole batches in turn."""
-    sampler: Any = getattr(loader, "batch_sampler", None)
-    dataset: Any = getattr(loader, "dataset", None)
-    if hasattr(sampler, "rank") and hasattr(sampler, "world"):
-        return sampler.rank, sampler.world
-    if getattr(dataset, "shard", None):
-        return dataset.shard
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
-
-
-def _expected(loader: Any) -> int | None:
-    """Number of images in all shares together, if the loader tells."""
-    dataset: Any = getattr(loader, "dataset", None)
-    n = getattr(getattr(dataset, "info", None), "n", None)
-    if n is None and hasattr(dataset, "__len__"):
-        n = len(dataset)
-    return None if n is None else int(n)
-
-
-def _shown(stream: Any, loader: Any) -> Any:
-    from .._progress import progress
-
-    total = len(loader) if hasattr(loader, "__len__") else None
-    return progress(stream, "measuring", total=total, unit="batch")
-
-
-@contextmanager
-def _ready(models: Any, device: str | torch.device | None) -> Iterator[torch.device]:
-    """Models on the device and in eval mode; afterwards back where and as they were."""
-    models = list(dict.fromkeys(models))
-    homes = [_device(model) for model in models]
-    target = torch.device(device) if device is not None else homes[0]
-    with ExitStack() as undo:
-        for model, home in zip(models, homes, strict=True):
-            for module in model.modules():
-                undo.callback(setattr, module, "training", module.training)
-            undo.callback(model.to, home)
-            model.eval().to(target)
-        yield target
-
-
-def _device(model: nn.Module) -> torch.device:
-    parameter = next(chain(model.parameters(), model.buffers()), None)
-    return parameter.device if parameter is not None else torch.device("cpu")
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("t2t-analysis", "torch", "timm", "numpy")}
