@@ -1,0 +1,149 @@
+"""What each similarity declares that it does not notice, and that it notices everything else.
+
+A new function joins by a row in CASES; a module's table INVARIANCES must be covered completely.
+"""
+
+import importlib
+import pkgutil
+from functools import partial
+from typing import NamedTuple
+
+import pytest
+import torch
+
+from t2t_analysis import measures
+from t2t_analysis.measures import cka, head_maps
+from t2t_analysis.measures.base import INVARIANCES
+
+
+def normal(*shape, seed):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def rotation(n, seed=0):
+    return torch.linalg.qr(normal(n, n, seed=seed))[0]
+
+
+def features():
+    x = normal(30, 6, seed=1)
+    return x, x @ normal(6, 8, seed=2) + normal(30, 8, seed=3)
+
+
+def maps():
+    return (normal(4, 5, 7, seed=4).softmax(-1),)  # (heads, queries, keys)
+
+
+def one_side(change):
+    """Apply to the first argument alone."""
+    return lambda args: (change(args[0]), *args[1:])
+
+
+def every_side(change):
+    return lambda args: tuple(change(a) for a in args)
+
+
+SHUFFLED = {n: torch.randperm(n, generator=torch.Generator().manual_seed(n)) for n in (4, 6, 7, 30)}
+
+# domain -> transformation -> how it acts on the arguments; where it does not apply it is left out.
+TRANSFORMS = {
+    "features": {
+        "orthogonal": one_side(lambda x: x @ rotation(6)),
+        "scale": one_side(lambda x: -2.5 * x),
+        "translation": one_side(lambda x: x + 3 * normal(6, seed=5)),
+        "permute_channels": one_side(lambda x: x[:, SHUFFLED[6]]),
+        "permute_images": every_side(lambda x: x[SHUFFLED[30]]),
+    },
+    "maps": {
+        "orthogonal": every_side(lambda a: a @ rotation(7)),
+        "scale": every_side(lambda a: 2.5 * a),
+        "translation": every_side(lambda a: a + 0.3),
+        "permute_keys": every_side(lambda a: a[:, :, SHUFFLED[7]]),
+        "permute_heads": every_side(lambda a: a[SHUFFLED[4]]),
+    },
+}
+
+# What no linear similarity may overlook.
+NOTICED = {
+    "features": {
+        "invertible": one_side(lambda x: x @ (torch.eye(6) + 3 * normal(6, 6, seed=8))),
+        "one side's images permuted": one_side(lambda x: x[SHUFFLED[30]]),
+    },
+    "maps": {"one head's keys permuted": every_side(lambda a: torch.cat([a[:1, :, SHUFFLED[7]], a[1:]]))},
+}
+
+
+class Case(NamedTuple):
+    function: object
+    example: object
+    domain: str
+    declared: tuple[str, ...]
+    name: str
+
+
+def of_module(module, name, example, domain):
+    return Case(getattr(module, name), example, domain, module.INVARIANCES[name], f"{module.__name__}.{name}")
+
+
+HEADS = ("permute_heads", "permute_keys")
+CASES = [
+    *(of_module(cka, name, features, "features") for name in ("linear_cka", "cka_unbiased", "hsic1")),
+    Case(
+        partial(head_maps.head_cosine, centred=True),
+        maps,
+        "maps",
+        (*HEADS, "scale", "translation"),
+        "centred",
+    ),
+    Case(partial(head_maps.head_cosine, centred=False), maps, "maps", (*HEADS, "scale", "orthogonal"), "raw"),
+]
+
+
+def answer(case, args):
+    """Values in an order of their own, so that relabelled heads compare equal."""
+    return case.function(*args).flatten().sort().values
+
+
+CHECKS = [
+    pytest.param(case, name, id=f"{case.name.rsplit('.')[-1]}-{name}")
+    for case in CASES
+    for name in TRANSFORMS[case.domain]
+]
+
+
+@pytest.mark.parametrize(("case", "name"), CHECKS)
+def test_declared_invariances_hold_and_no_others(case, name):
+    args = case.example()
+    before, after = answer(case, args), answer(case, TRANSFORMS[case.domain][name](args))
+    change = float((before - after).abs().max() / before.abs().max())
+    if name in case.declared:
+        assert change < 1e-9
+    else:
+        assert change > 1e-3, f"{case.name} does not notice {name}: declare it"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.rsplit(".")[-1])
+def test_what_must_be_noticed(case):
+    args = case.example()
+    for name, change in NOTICED[case.domain].items():
+        difference = answer(case, args) - answer(case, change(args))
+        assert float(difference.abs().max()) > 1e-3, name
+
+
+def modules():
+    found = pkgutil.iter_modules(measures.__path__, measures.__name__ + ".")
+    return [importlib.import_module(m.name) for m in found]
+
+
+def test_every_declared_function_and_measure_is_known_and_checked():
+    checked = {case.name for case in CASES}
+    for module in modules():
+        table = getattr(module, "INVARIANCES", {})
+        if isinstance(table, dict):
+            for name, declared in table.items():
+                assert set(declared) <= INVARIANCES
+                assert f"{module.__name__}.{name}" in checked, (
+                    f"add a row for {module.__name__}.{name} to CASES"
+                )
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, measures.Measure):
+                assert value.invariances <= INVARIANCES, value
