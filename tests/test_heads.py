@@ -1,15 +1,43 @@
-"""Attention-head similarity: identities, measured numbers, planted truths, nulls, and two processes against one."""
+"""Similarity of heads: identities, recorded numbers, planted truths, nulls, two processes against one."""
 
+import copy
+import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 import pytest
+import timm
 import torch
 
+from t2t_analysis.capture import capture
+from t2t_analysis.errors import T2TError, UnknownNameError
+from t2t_analysis.measures import (
+    HeadDivergence,
+    HeadOutputCKA,
+    HeadSimilarity,
+    accumulate,
+    collect,
+    contrast_difference,
+    measure,
+    random_twin,
+)
 from t2t_analysis.measures import head_maps as hm
+from t2t_analysis.measures import head_summary as hs
+from t2t_analysis.measures.cka import hsic1
+from t2t_analysis.measures.head_outputs import head_output_weights, head_outputs, permutation_band
+from t2t_analysis.results import Result
+from t2t_analysis.stats import delete_group_jackknife
 
 LN2 = math.log(2)
 TOKENS = 197
+ALL = [HeadSimilarity(), HeadDivergence(), HeadOutputCKA(permutations=20)]
+
+
+class Batch(NamedTuple):
+    images: torch.Tensor
+    labels: torch.Tensor
+    index: torch.Tensor
 
 
 def random_maps(heads=6, tokens=TOKENS, s=1.0, queries=None, seed=0, sink=0.0):
@@ -31,13 +59,14 @@ def between(matrix):
 def test_cosine_identities(centred):
     maps = random_maps(s=1.5, tokens=30)
     cosine = hm.head_cosine(maps, centred=centred)
-    order, keys = torch.randperm(6), torch.randperm(30)
-    torch.testing.assert_close(cosine.diagonal(), torch.ones(6).double(), rtol=0, atol=1e-6)
-    torch.testing.assert_close(cosine, cosine.T, rtol=0, atol=1e-6)
+    close = functools.partial(torch.testing.assert_close, rtol=0, atol=1e-6)
+    order, keys = torch.tensor([3, 1, 5, 0, 4, 2]), torch.arange(30).roll(7)
+    close(cosine.diagonal(), torch.ones(6).double())
+    close(cosine, cosine.T)
     assert cosine.abs().max() <= 1 + 1e-6
     assert torch.linalg.eigvalsh((cosine + cosine.T) / 2).min() > -1e-6
-    torch.testing.assert_close(hm.head_cosine(maps[order], centred=centred), cosine[order][:, order])
-    torch.testing.assert_close(hm.head_cosine(maps[..., keys], centred=centred), cosine)
+    close(hm.head_cosine(maps[order], centred=centred), cosine[order][:, order])
+    close(hm.head_cosine(maps[..., keys], centred=centred), cosine)
     separately = maps.clone()
     separately[0] = separately[0][..., keys]
     assert not torch.allclose(hm.head_cosine(separately, centred=centred), cosine, atol=1e-2)
@@ -81,7 +110,9 @@ def test_divergence_root_is_a_metric():
 # ------------------------------------------------------------------------------------------- recorded numbers
 
 
-@pytest.mark.parametrize(("s", "raw", "jsd"), [(0.1, 0.990, 0.0025), (0.3, 0.914, 0.022), (1, 0.396, 0.199), (2, 0.082, 0.484)])
+@pytest.mark.parametrize(
+    ("s", "raw", "jsd"), [(0.1, 0.990, 0.0025), (0.3, 0.914, 0.022), (1, 0.396, 0.199), (2, 0.082, 0.484)]
+)
 def test_independent_heads_have_the_recorded_values(s, raw, jsd):
     maps = random_maps(s=s)
     cosine = hm.head_cosine(maps, centred=False)
@@ -142,3 +173,403 @@ def test_thirds_cover_the_ends_of_any_depth():
         assert first[0] == 0
         assert last[-1] == depth - 1
         assert not set(first) & set(last)
+
+
+# ---------------------------------------------------------------------------------------- accumulators
+
+
+def vit(depth=3, seed=0, name="vit_tiny_patch16_224", **kwargs):
+    """A small ViT with random weights, its queries and keys stretched so that attention is not uniform."""
+    torch.manual_seed(seed)
+    model = timm.create_model(name, img_size=48, depth=depth, **kwargs).eval()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight[: 2 * block.attn.qkv.in_features] *= 5
+    return model
+
+
+def images(n=12, seed=5, size=48):
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def patch_maps(model, batch):
+    """(B, M, P, P), straight from the captured patterns."""
+    with torch.no_grad(), capture(model, "blocks.*.attn.pattern") as seen:
+        model(batch)
+    prefix = model.num_prefix_tokens
+    return torch.cat([hm.renormalised(pattern, prefix) for pattern in seen.values()], dim=1)
+
+
+def run(model, batches, measure_, **kwargs):
+    batches = [batches] if isinstance(batches, torch.Tensor) else batches
+    return measure(model, batches, measure_, progress=False, **kwargs)[measure_.name]
+
+
+def pairs(result, quantity, size, tokens=None, column="value"):
+    """(M, M) upper triangle of a quantity from the rows for pairs of heads."""
+    rows = result.frame[(result.frame["quantity"] == quantity) & result.frame["head"].notna()]
+    rows = rows if tokens is None else rows[rows["tokens"] == tokens]
+    per_layer = int(rows["head_b"].max()) + 1
+    matrix = np.full((size, size), np.nan)
+    h = (rows["layer"] * per_layer + rows["head"]).astype(int)
+    g = (rows["layer_b"] * per_layer + rows["head_b"]).astype(int)
+    matrix[h, g] = rows[column].astype(float)
+    return matrix
+
+
+def summary(result, quantity, **where):
+    frame = result.frame[(result.frame["quantity"] == quantity) & result.frame["head"].isna()]
+    for column, value in where.items():
+        frame = frame[frame[column] == value]
+    return frame
+
+
+@pytest.fixture(scope="module")
+def measured():
+    model, batch = vit(), images()
+    accumulated = accumulate([model], [batch[:6], batch[6:]], ALL, progress=False)
+    return model, batch, collect(accumulated)
+
+
+def test_maps_from_q_and_k_give_the_similarities_of_the_captured_patterns(measured):
+    model, batch, results = measured
+    maps = patch_maps(model, batch)
+    upper = np.triu_indices(9, 1)
+    for quantity, centred in [("cosine_raw", False), ("cosine_centred", True)]:
+        own = torch.stack([hm.head_cosine(m, centred=centred) for m in maps]).mean(0).numpy()
+        cross = torch.stack([hm.head_cosine(maps[i], maps[i + 1], centred) for i in range(0, 12, 2)]).mean(0)
+        result = results["head_similarity"]
+        np.testing.assert_allclose(pairs(result, quantity, 9)[upper], own[upper], atol=1e-5)
+        null = ((cross + cross.T) / 2).numpy()
+        np.testing.assert_allclose(pairs(result, quantity, 9, column="null")[upper], null[upper], atol=1e-5)
+    covariance = torch.stack([hm.pair_content_covariance(*maps[i : i + 2]) for i in range(0, 12, 2)]).mean(0)
+    content = covariance / covariance.diagonal().sqrt().outer(covariance.diagonal().sqrt())
+    found = pairs(results["head_similarity"], "cosine_content", 9)
+    np.testing.assert_allclose(found[upper], content.numpy()[upper], atol=1e-5)
+
+
+def test_divergence_and_entropy_are_those_of_the_captured_patterns(measured):
+    model, batch, results = measured
+    maps = patch_maps(model, batch)
+    own = torch.stack([hm.pairwise_js_divergence(m[3:6]) for m in maps]).mean(0).numpy()
+    found = pairs(results["head_divergence"], "js_divergence", 9)[3:6, 3:6]
+    np.testing.assert_allclose(found[np.triu_indices(3, 1)], own[np.triu_indices(3, 1)], rtol=1e-4)
+    frame = results["head_divergence"].frame
+    entropies = frame[frame["quantity"] == "entropy"]
+    expected = hm.entropy(maps).mean((0, 2)).numpy()
+    np.testing.assert_allclose(entropies["value"].astype(float), expected, rtol=1e-5)
+    assert (entropies["value"] < entropies["null"]).all()
+
+
+def test_layer_rows_are_means_over_pairs_of_different_heads(measured):
+    *_, results = measured
+    matrix = pairs(results["head_similarity"], "cosine_centred", 9)
+    rows = summary(results["head_similarity"], "cosine_centred", layer=1)
+    within, across = (rows[rows["layer_b"] == b].iloc[0] for b in (1, 2))
+    assert within["value"] == pytest.approx(np.nanmean(matrix[3:6, 3:6]))
+    assert across["value"] == pytest.approx(matrix[3:6, 6:9].mean())
+    assert (rows["n"] == 12).all()
+    assert (rows["low"] < rows["value"]).all()
+
+
+def test_every_number_has_null_interval_and_unit(measured):
+    *_, results = measured
+    frame = results.frame
+    assert set(frame["measure"]) == {"head_similarity", "head_divergence", "head_output_cka"}
+    asked = frame[frame["quantity"] != "cosine_floor"]  # which is itself a null
+    assert asked["null"].notna().all()
+    assert asked["null_kind"].notna().all()
+    for column in ("value", "low", "high", "interval", "n", "unit", "estimator", "tokens", "weights"):
+        assert frame[column].notna().all(), column
+
+
+def test_two_accumulators_merged_equal_one():
+    model, batch = vit(), images()
+    together = accumulate([model], [batch[:6], batch[6:]], ALL, progress=False)
+    numbered = [
+        [Batch(batch[:6], torch.zeros(6), torch.arange(6))],
+        [Batch(batch[6:], torch.zeros(6), torch.arange(6, 12))],
+    ]
+    shares = [accumulate([model], part, ALL, progress=False) for part in numbered]
+    for one, a, b in zip(together, *shares, strict=True):
+        a.merge_state(b)
+        for name in one._defaults:
+            if not name.startswith("null_"):  # permutations depend on the number of the batch
+                torch.testing.assert_close(getattr(a, name), getattr(one, name))
+        assert len(a.compute().frame) == len(one.compute().frame)
+
+
+def test_batches_of_any_even_size_give_the_same_similarities():
+    model, batch = vit(depth=2), images(8)
+    frames = [run(model, list(batch.split(size)), HeadSimilarity()).frame for size in (2, 4, 8)]
+    for other in frames[1:]:
+        np.testing.assert_allclose(other["value"].astype(float), frames[0]["value"].astype(float), atol=1e-5)
+
+
+def test_batches_of_one_image_say_what_is_missing():
+    result = run(vit(depth=2), list(images(3).split(1)), HeadSimilarity())
+    assert any("every batch held one image" in note for note in result.notes)
+    assert "cosine_content" not in set(result.frame["quantity"])
+    assert summary(result, "cosine_centred")["null"].isna().all()
+
+
+def test_single_head_layers_have_no_pairs_within():
+    result = run(vit(depth=3, embed_dim=64, num_heads=1), images(4), HeadSimilarity())
+    within = summary(result, "cosine_centred")
+    assert not (within["layer"] == within["layer_b"]).any()
+    assert len(pairs(result, "cosine_centred", 3)) == 3
+    assert summary(result, "cosine_centred_last_minus_first").empty
+
+
+def test_a_layer_that_is_not_finite_is_named_and_the_others_come_out():
+    model = vit(depth=3)
+
+    def spoil(module, args, output):
+        broken = output.clone()
+        broken[0, 0, 0] = float("nan")
+        return broken
+
+    with torch.no_grad():  # layer 1 gets its NaN in q alone and passes nothing on
+        handle = model.blocks[1].attn.qkv.register_forward_hook(spoil)
+        model.blocks[1].ls1 = torch.nn.Identity()
+        model.blocks[1].attn.proj.register_forward_hook(lambda m, a, out: torch.zeros_like(out))
+        results = measure(model, [images(6)], ALL, progress=False)
+    handle.remove()
+    assert any("blocks.1.attn" in note and "not finite" in note for note in results.notes)
+    for name in ("head_similarity", "head_divergence"):
+        layers = set(results[name].frame["layer"].dropna())
+        assert layers == {0, 2}, name
+
+
+def copy_head(model, layer, source, target):
+    """Make head ``target`` attend exactly like head ``source``."""
+    attn = model.blocks[layer].attn
+    d, dim = attn.head_dim, attn.qkv.in_features
+    with torch.no_grad():
+        for part in (0, 1):
+            for tensor in (attn.qkv.weight, attn.qkv.bias):
+                rows = tensor[part * dim : (part + 1) * dim]
+                rows[target * d : (target + 1) * d] = rows[source * d : (source + 1) * d]
+    return model
+
+
+def test_a_copied_head_is_found_and_independent_heads_are_not():
+    model = copy_head(vit(depth=2), layer=1, source=0, target=2)
+    results = measure(model, [images(8)], ALL, progress=False)
+    for quantity in ("cosine_raw", "cosine_centred", "cosine_content"):
+        matrix = pairs(results["head_similarity"], quantity, 6)
+        assert matrix[3, 5] == pytest.approx(1, abs=1e-5)
+        if quantity != "cosine_raw":
+            assert abs(matrix[0, 1]) < 0.2
+            assert abs(matrix[3, 4]) < 0.2
+    assert pairs(results["head_divergence"], "js_divergence", 6)[3, 5] == 0
+    centred = pairs(results["head_similarity"], "cosine_centred", 6, column="null")
+    assert centred[3, 5] < 0.5  # content, not position: on another image the copy attends elsewhere
+
+
+def test_heads_that_see_only_positions_keep_their_similarity_on_another_image():
+    model = vit(depth=1)
+    with torch.no_grad():
+        model.pos_embed.normal_(std=20.0)
+    frame = run(model, images(8), HeadSimilarity()).frame
+    prior = frame[frame["quantity"] == "position_prior"]["value"].astype(float)
+    assert (prior > 0.9).all()
+    free = run(vit(depth=1), images(8), HeadSimilarity()).frame
+    assert (free[free["quantity"] == "position_prior"]["value"].astype(float) < prior.min()).all()
+
+
+def test_permuting_heads_permutes_pairs_and_leaves_layer_rows(measured):
+    model, batch, results = measured
+    permuted = permute_heads(copy.deepcopy(model), [2, 0, 1])
+    again = measure(permuted, [batch[:6], batch[6:]], ALL, progress=False)
+    for name, quantity in [
+        ("head_similarity", "cosine_centred"),
+        ("head_divergence", "js_divergence"),
+        ("head_output_cka", "head_output_cka"),
+    ]:
+        before, after = (summary(r[name], quantity)["value"].astype(float) for r in (results, again))
+        np.testing.assert_allclose(after, before, atol=2e-5)
+    before, after = (pairs(r["head_similarity"], "cosine_centred", 9)[:3, :3] for r in (results, again))
+    assert after[0, 1] == pytest.approx(before[0, 2], abs=1e-5)  # heads 2 and 0
+    assert not np.isclose(after[0, 1], before[0, 1], atol=1e-3)
+
+
+def permute_heads(model, order):
+    """The same network with the heads of every layer in another order."""
+    for block in model.blocks:
+        attn = block.attn
+        d = attn.head_dim
+        columns = torch.cat([torch.arange(h * d, (h + 1) * d) for h in order])
+        rows = torch.cat([columns + part * attn.qkv.in_features for part in range(3)])
+        with torch.no_grad():
+            attn.qkv.weight.copy_(attn.qkv.weight[rows].clone())
+            attn.qkv.bias.copy_(attn.qkv.bias[rows].clone())
+            attn.proj.weight.copy_(attn.proj.weight[:, columns].clone())
+    return model
+
+
+# --------------------------------------------------------------------------------------------- head outputs
+
+
+def test_head_outputs_add_up_to_the_attention_output():
+    model = vit(depth=1, init_values=0.3)
+    block = model.blocks[0]
+    with torch.no_grad(), capture(model, ["blocks.0.attn.z", "blocks.0.attn.out"]) as seen:
+        model(images(2))
+        weights = head_output_weights(block, block.attn.proj, 3)
+        whole = head_outputs(seen["blocks.0.attn.z"].transpose(1, 2), weights).sum(-2)
+        expected = block.ls1(seen["blocks.0.attn.out"] - block.attn.proj.bias)
+    torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-6)
+
+
+def direct_cka(model, batches):
+    """Ratio of sums over batches of n (n - 3) HSIC_1, from features made by hand."""
+    sums = 0
+    for batch in batches:
+        with torch.no_grad(), capture(model, "blocks.*.attn.z") as seen:
+            model(batch)
+        features = []
+        for layer, z in enumerate(seen.values()):
+            attn = model.blocks[layer].attn
+            weight = attn.proj.weight.detach().unflatten(1, (attn.num_heads, -1))
+            features += [z[:, h, 1:].mean(1) @ weight[:, h].T for h in range(attn.num_heads)]
+        n = len(batch)
+        sums = sums + n * (n - 3) * torch.stack(
+            [torch.stack([hsic1(x, y) for y in features]) for x in features]
+        )
+    return sums / sums.diagonal().sqrt().outer(sums.diagonal().sqrt())
+
+
+def test_head_output_cka_is_the_minibatch_estimator_with_an_exact_jackknife():
+    model, batch = vit(depth=2), images(11)
+    result = run(model, [batch[:6], batch[6:]], HeadOutputCKA(permutations=20))
+    whole = direct_cka(model, [batch[:6], batch[6:]])
+    upper = np.triu_indices(6, 1)
+    np.testing.assert_allclose(pairs(result, "head_output_cka", 6, "pooled")[upper], whole[upper], atol=1e-5)
+    kept = [np.delete(np.arange(11), i) for i in range(11)]
+    leave_out = torch.stack([direct_cka(model, [batch[k[k < 6]], batch[k[k >= 6]]]) for k in kept])
+    low, *_ = delete_group_jackknife(whole.numpy(), leave_out.numpy())
+    found = pairs(result, "head_output_cka", 6, "pooled", column="low")
+    np.testing.assert_allclose(found[upper], low[upper], atol=1e-4)
+
+
+def test_head_output_cka_finds_a_copied_head_and_stays_within_its_null_otherwise():
+    model = copy_head(vit(depth=2), layer=1, source=0, target=2)
+    attn = model.blocks[1].attn
+    with torch.no_grad():
+        d, dim = attn.head_dim, attn.qkv.in_features
+        attn.qkv.weight[2 * dim + 2 * d :] = attn.qkv.weight[2 * dim : 2 * dim + d]
+        attn.qkv.bias[2 * dim + 2 * d :] = attn.qkv.bias[2 * dim : 2 * dim + d]
+        rotation = torch.linalg.qr(torch.randn(dim, dim))[0]
+        attn.proj.weight[:, 2 * d :] = 3 * rotation @ attn.proj.weight[:, :d]
+    result = run(model, images(24).split(12), HeadOutputCKA(permutations=99))
+    for tokens in ("pooled", "class"):  # turned and scaled, and still the same to CKA
+        assert pairs(result, "head_output_cka", 6, tokens)[3, 5] == pytest.approx(1, abs=1e-5)
+        assert pairs(result, "head_output_cka", 6, tokens, column="p")[3, 5] == pytest.approx(0.01)
+
+
+def test_head_output_cka_names_batches_that_are_too_small():
+    result = run(vit(depth=2), [images(6), images(3)], HeadOutputCKA(permutations=5))
+    assert any("3 images came in batches of fewer than 4" in note for note in result.notes)
+    assert (result.frame["n"] == 6).all()
+
+
+def test_max_statistic_keeps_its_size():
+    generator = np.random.default_rng(0)
+    hits = 0
+    for _ in range(400):  # 15 cells, all null: the smallest p of a map is below 0.05 in at most 5 % of maps
+        draws = (
+            generator.standard_normal((100, 15))
+            @ np.linalg.cholesky(np.full((15, 15), 0.3) + 0.7 * np.eye(15)).T
+        )
+        p = permutation_band(draws[0], draws[1:], np.ones(15, bool))["p"]
+        hits += p.min() <= 0.05
+    assert hits / 400 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+    assert hits / 400 > 0.02
+
+
+# -------------------------------------------------------------------------------- contrasts and two models
+
+
+def test_contrast_over_depth_and_its_difference_between_models():
+    first, other, batch = vit(depth=6, seed=1), vit(depth=4, seed=2), images(12)
+    for layer in (4, 5):
+        copy_head(first, layer, source=0, target=1)
+    results = measure({"copied": first, "other": other}, batch.split(6), ALL, progress=False)
+    result = results["head_similarity"]
+    within = summary(result, "cosine_centred", model="copied")
+    within = within[within["layer"] == within["layer_b"]]["value"].astype(float).to_numpy()
+    change = summary(result, "cosine_centred_last_minus_first")
+    assert change.iloc[0]["value"] == pytest.approx(within[-2:].mean() - within[:2].mean())
+    assert change.iloc[0]["low"] > 0.2
+    difference = contrast_difference(result, "copied", "other").frame
+    row = difference[difference["quantity"] == "cosine_centred"].iloc[0]
+    assert row["value"] == pytest.approx(change.iloc[0]["value"] - change.iloc[1]["value"])
+    assert row["low"] > 0.2
+    assert row["p"] < 1e-4
+    outputs = contrast_difference(results["head_output_cka"], "copied", "other").frame
+    assert outputs["tokens"].tolist() == ["class", "pooled"]
+    with pytest.raises(UnknownNameError, match="did you mean 'other'"):
+        contrast_difference(result, "copied", "othr")
+
+
+def test_a_model_does_not_differ_from_itself():
+    model = vit(depth=3)
+    result = run({"a": model, "b": model}, images(8), HeadSimilarity())
+    frame = contrast_difference(result, "a", "b").frame
+    assert (frame["value"] == 0).all()
+    assert (frame["p"] == 1).all()
+
+
+def test_contrast_difference_survives_saving(tmp_path):
+    result = run({"a": vit(seed=1), "b": vit(seed=2)}, images(8), HeadSimilarity())
+    before = contrast_difference(result, "a", "b").frame
+    after = contrast_difference(Result.load(result.save(tmp_path / "heads.parquet")), "a", "b").frame
+    np.testing.assert_allclose(after["value"].astype(float), before["value"].astype(float))
+
+
+def test_p_of_a_paired_difference_keeps_its_size():
+    generator = np.random.default_rng(1)
+    small = 0
+    for _ in range(400):
+        # Two models see the same 20 images in 16 groups; nothing differs on average.
+        shared, own = generator.exponential(size=20), generator.normal(size=(2, 20))
+        groups = torch.arange(20) % 16
+        counts = torch.zeros(16).double().index_add_(0, groups, torch.ones(20).double())
+        kept = [
+            hs.replicates(
+                lambda s, n: s / n,
+                (torch.zeros(16).double().index_add_(0, groups, torch.tensor(x)), counts),
+                counts,
+            )
+            for x in shared + own
+        ]
+        small += hs.with_p(kept[0], minus=kept[1])["p"] < 0.05
+    assert small / 400 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
+    assert small > 4
+
+
+def test_models_on_different_images_cannot_be_paired():
+    kept = {"value": 0.0, "leave_out": [0.0, 0.0], "sizes": [1, 1], "unit": "image"}
+    with pytest.raises(T2TError, match="different images"):
+        hs.with_p(kept, minus={**kept, "sizes": [1, 2]})
+
+
+# --------------------------------------------------------------------------------------------- random weights
+
+
+def test_random_twin_is_the_architecture_with_other_weights_and_no_trace():
+    model = timm.create_model("vit_tiny_patch16_224", img_size=(32, 48), num_classes=3, in_chans=1)
+    state = torch.get_rng_state()
+    one, same, other = random_twin(model), random_twin(model), random_twin(model, seed=1)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert one.provenance.untrained
+    weights = [m.blocks[0].attn.qkv.weight for m in (one, same, other, model)]
+    assert torch.equal(weights[0], weights[1])
+    assert not any(torch.equal(weights[0], w) for w in weights[2:])
+    assert one(torch.zeros(1, 1, 32, 48)).shape == (1, 3)
+
+
+def test_random_twin_refuses_what_a_name_cannot_rebuild():
+    with pytest.raises(T2TError, match=r"blocks\.2\.\S+ is None in"):
+        random_twin(vit(depth=2))

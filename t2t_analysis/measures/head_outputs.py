@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import capture
 from ..errors import T2TError
 from ..results import Result
+from ..stats import max_statistic_p, null_summary
 from .base import MeasureBatch, View
 from .cka import LEAST, gram, permutations, u_centred
 from .head_measure import HeadMeasure, correlation
@@ -38,22 +39,13 @@ def head_output_weights(block: nn.Module, proj: nn.Module, num_heads: int) -> Te
 def permutation_band(value: np.ndarray, null: np.ndarray, tested: np.ndarray) -> dict[str, Any]:
     """Columns of a permutation null: mean, 2.5 and 97.5 % points, and p of the max statistic.
 
-    Parameters
-    ----------
-    value : (...) observed.
-    null : (K, ...), one permutation of the images per row, the same for all cells.
-    tested : (...) bool, cells over which the largest value is taken.
-
-    Returns
-    -------
-    ``p`` = (1 + number of permutations whose largest cell reaches the value) / (K + 1), so that looking for
-    the most similar pair does not make it significant; one-sided.
+    ``null`` (K, ...) holds one permutation of the images a row, the same for all cells of ``value`` (...);
+    the largest value is taken over the cells in ``tested`` (...), so that looking for the most similar pair
+    does not make it significant. p is one-sided, and missing in other cells.
     """
-    largest = np.sort(np.where(tested, null, -np.inf).reshape(len(null), -1).max(1))
-    reached = len(largest) - np.searchsorted(largest, value, side="left")
-    p = np.where(np.isnan(value), np.nan, (1 + reached) / (len(largest) + 1))
-    low, high = np.quantile(null, (0.025, 0.975), axis=0)
-    return {"null": null.mean(0), "null_low": low, "null_high": high, "p": p}
+    p = max_statistic_p(np.where(tested, value, np.nan), np.where(tested, null, np.nan))
+    mean, low, high = null_summary(null)
+    return {"null": mean, "null_low": low, "null_high": high, "p": np.where(tested, p, np.nan)}
 
 
 class HeadOutputCKA(HeadMeasure):
@@ -186,7 +178,7 @@ class HeadOutputCKA(HeadMeasure):
         bands = [
             permutation_band(pairs.value, null.cpu().numpy(), np.triu(np.isfinite(pairs.value), k=1)),
             permutation_band(means.value, layers.cpu().numpy(), np.triu(np.isfinite(means.value))),
-            _band_of(over_depth),
+            dict(zip(("null", "null_low", "null_high"), map(float, null_summary(over_depth)), strict=True)),
         ]
         return self.report(
             (pairs, means, change), bands, quantity="head_output_cka", tokens=tokens, value_unit="none",
@@ -217,9 +209,3 @@ class HeadOutputCKA(HeadMeasure):
 def _inner(u: Tensor) -> Tensor:
     """(M, n, n) -> (M, M), inner products of matrices."""
     return u.flatten(1) @ u.flatten(1).T
-
-
-def _band_of(draws: np.ndarray) -> dict[str, Any]:
-    """Columns of a null given as draws (K,) of one number."""
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return {"null": float(draws.mean()), "null_low": float(low), "null_high": float(high)}

@@ -224,7 +224,7 @@ def contrast_difference(result: Result, model: str, model_b: str) -> Result:
     }  # fmt: skip
     rows = [
         {**shared, **dict(zip(("quantity", "tokens"), key.split("|"), strict=True)), **with_p(kept, other)}
-        for key, kept in stored[model].items()
+        for key, kept in sorted(stored[model].items())
         if (other := stored[model_b].get(key)) is not None
     ]
     return Result(result.measure, pd.DataFrame(rows), {"models": [model, model_b]}, result.notes)
