@@ -48,8 +48,10 @@ def observe(model, images):
         module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
         for name, module in model.named_modules()
         if name in ("tokens_to_token", "patch_embed", "norm")
-        or name.startswith("tokens_to_token.attention") and name.count(".") == 1
-        or name.startswith("blocks.") and name.count(".") == 1
+        or (name.startswith("tokens_to_token.attention")
+        and name.count(".") == 1)
+        or (name.startswith("blocks.")
+        and name.count(".") == 1)
     ]
     with torch.no_grad():
         seen["logits"] = model(images)
@@ -62,7 +64,11 @@ def recorded_lists(golden, seen):
     """(what, recorded, ours) for every list of a record."""
     for name, stage in golden.get("stages", {}).items():
         yield name, stage["token0_first8"], seen[name][:, 0, :8]
-        yield name, [stage["mean"], stage["std"]], torch.stack((seen[name].mean(), seen[name].std(correction=0)))
+        yield (
+            name,
+            [stage["mean"], stage["std"]],
+            torch.stack((seen[name].mean(), seen[name].std(correction=0))),
+        )
     tokens = golden["tokens"]
     ours = seen[tokens["module"]]
     for key, index in (("first_token", 0), ("middle_token", tokens["middle_index"]), ("last_token", -1)):
@@ -72,7 +78,11 @@ def recorded_lists(golden, seen):
         x = seen[f"blocks.{block['index']}"]
         assert list(x.shape) == block["shape"]
         yield f"block {block['index']}", block["cls_first8"], x[:, 0, :8]
-        yield f"block {block['index']}", [block["mean"], block["std"]], torch.stack((x.mean(), x.std(correction=0)))
+        yield (
+            f"block {block['index']}",
+            [block["mean"], block["std"]],
+            torch.stack((x.mean(), x.std(correction=0))),
+        )
     yield "normalised_cls", golden["normalised_cls"]["first16"], seen["norm"][:, 0, :16]
     logits = seen["logits"]
     yield "logits", golden["logits"]["first32"], logits[:, :32]
@@ -153,9 +163,15 @@ def difficult_images(side=33):
     return torch.stack((noise, torch.full_like(noise, 2.64), border, step, ramp, torch.zeros_like(noise)))
 
 
-def stage(bias, in_chans=3, dim=16, window=Window(7, 4, 2), dtype=torch.float64):
+SEVEN = Window(7, 4, 2)
+
+
+def stage(bias, in_chans=3, dim=16, window=SEVEN, dtype=torch.float64):
     torch.manual_seed(1)
-    norm, linear = nn.LayerNorm(in_chans * window.kernel**2), nn.Linear(in_chans * window.kernel**2, dim, bias=bias)
+    norm, linear = (
+        nn.LayerNorm(in_chans * window.kernel**2),
+        nn.Linear(in_chans * window.kernel**2, dim, bias=bias),
+    )
     for p in norm.parameters():
         nn.init.normal_(p, mean=0.5)
     return norm.to(dtype), linear.to(dtype), window
@@ -271,7 +287,10 @@ def test_performer_drops_and_transformer_does_not():
 
 
 def test_resnext_differs_from_14_in_its_heads_only():
-    plain, resnext = timm.create_model("t2t_vit_14", depth=1), timm.create_model("t2t_vit_14_resnext", depth=1)
+    plain, resnext = (
+        timm.create_model("t2t_vit_14", depth=1),
+        timm.create_model("t2t_vit_14_resnext", depth=1),
+    )
     assert layout(plain) == layout(resnext)
     assert (plain.blocks[0].attn.head_dim, resnext.blocks[0].attn.head_dim) == (64, 12)
 
@@ -351,7 +370,9 @@ def test_every_model_compiles_into_one_graph(name):
     assert torch.allclose(compiled(x), model(x), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "t2t_vit_c_14", "t2t_vit_dense", "small_performer_deep"])
+@pytest.mark.parametrize(
+    "name", ["t2t_vit_7", "t2t_vit_t_14", "t2t_vit_c_14", "t2t_vit_dense", "small_performer_deep"]
+)
 @pytest.mark.parametrize("size", [(32, 32), (33, 50), (64, 40), (40, 64), (97, 61)])
 def test_any_size_keeps_the_layout(name, size):
     model = shallow(name, img_size=size).eval()
@@ -386,7 +407,9 @@ def test_features_only():
 
 
 def test_create_model_arguments():
-    model = timm.create_model("t2t_vit_7", img_size=(32, 64), in_chans=1, num_classes=4, drop_path_rate=0.1, drop_rate=0.1)
+    model = timm.create_model(
+        "t2t_vit_7", img_size=(32, 64), in_chans=1, num_classes=4, drop_path_rate=0.1, drop_rate=0.1
+    )
     assert model.eval()(torch.randn(1, 1, 32, 64)).shape == (1, 4)
     with pytest.raises(T2TError, match="1 channels"):
         model(torch.randn(1, 3, 32, 64))
@@ -405,7 +428,9 @@ def test_hard_split_refuses_what_it_would_cut_off():
 
 
 def test_small_models_are_matched():
-    counts = {n: sum(p.numel() for p in timm.create_model(n).parameters() if p.requires_grad) for n in SMALL_MODELS}
+    counts = {
+        n: sum(p.numel() for p in timm.create_model(n).parameters() if p.requires_grad) for n in SMALL_MODELS
+    }
     assert len(counts) == 8
     assert max(counts.values()) / min(counts.values()) < 1.05
     assert {timm.create_model(n).tokens_to_token.grid_size for n in SMALL_MODELS} == {(8, 8)}

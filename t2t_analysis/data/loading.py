@@ -109,6 +109,7 @@ class _Crops(Dataset):
 
     def __init__(self, crops: FixedCrops, chosen: np.ndarray, info: DataInfo) -> None:
         self.crops, self.chosen, self.info = crops, chosen, info
+        self.clusters = chosen // 4  # the four crops of a block are not independent
 
     def __len__(self) -> int:
         return len(self.chosen)

@@ -48,7 +48,10 @@ class DenseBlock(nn.Module):
     def __init__(self, dim: int, growth: int, num_heads: int, **kwargs: Any) -> None:
         super().__init__()
         inner = Block(dim, num_heads, **kwargs)
-        for name, module in inner.named_children():  # the block's parts under their own names: no extra key prefix
+        for (
+            name,
+            module,
+        ) in inner.named_children():  # the block's parts under their own names: no extra key prefix
             self.add_module(name, module)
         self.dense_linear = nn.Linear(dim, growth)
 
@@ -101,7 +104,9 @@ class GhostAttention(nn.Module):
         self.scale = self.head_dim**-0.5
         self.fused_attn = True
         self.q, self.k, self.v = (nn.Linear(dim, half, bias=qkv_bias) for _ in range(3))
-        self.cheap_operation_q, self.cheap_operation_k, self.cheap_operation_v = (_cheap(half) for _ in range(3))
+        self.cheap_operation_q, self.cheap_operation_k, self.cheap_operation_v = (
+            _cheap(half) for _ in range(3)
+        )
         self.hook_qkv = nn.Identity()
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
@@ -109,10 +114,16 @@ class GhostAttention(nn.Module):
 
     def forward(self, x: Tensor, **_: Any) -> Tensor:
         """(B, N, C) to (B, N, C)."""
-        pairs = ((self.q, self.cheap_operation_q), (self.k, self.cheap_operation_k), (self.v, self.cheap_operation_v))
+        pairs = (
+            (self.q, self.cheap_operation_q),
+            (self.k, self.cheap_operation_k),
+            (self.v, self.cheap_operation_v),
+        )
         halves = [(linear(x), factor) for linear, factor in pairs]
         qkv = self.hook_qkv(torch.cat([part for h, f in halves for part in (h, _per_channel(f, h))], dim=-1))
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)  # (B, H, N, d) each
+        q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(
+            2, 0, 3, 1, 4
+        )  # (B, H, N, d) each
         drop = self.attn_drop.p if self.training else 0.0
         z = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=self.scale)
         return self.proj_drop(self.proj(z.transpose(1, 2).flatten(2)))

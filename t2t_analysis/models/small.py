@@ -33,7 +33,12 @@ class Backbone(NamedTuple):
 
 
 SMALL_BACKBONES = {"deep": Backbone(10, 96, 4), "wide": Backbone(3, 192, 8)}
-SMALL_TOKENISERS = {"hard": "hard", "performer": "performer", "transformer": "transformer", "conv": "convolution"}
+SMALL_TOKENISERS = {
+    "hard": "hard",
+    "performer": "performer",
+    "transformer": "transformer",
+    "conv": "convolution",
+}
 SMALL_MODELS = tuple(f"small_{tokens}_{shape}" for tokens in SMALL_TOKENISERS for shape in SMALL_BACKBONES)
 
 
@@ -60,10 +65,15 @@ def mlp_ratio(tokens_type: str, backbone: Backbone) -> float:
     return (hidden + 0.5) / dim  # timm truncates ratio * width to a whole number
 
 
-_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)  # channel statistics of CIFAR-10's training set
+_MEAN, _STD = (
+    (0.4914, 0.4822, 0.4465),
+    (0.2470, 0.2435, 0.2616),
+)  # channel statistics of CIFAR-10's training set
 default_cfgs = generate_default_cfgs(
     {
-        name: _cfg(num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, mean=_MEAN, std=_STD, license="bsd-3-clause")
+        name: _cfg(
+            num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, mean=_MEAN, std=_STD, license="bsd-3-clause"
+        )
         for name in SMALL_MODELS
     }
 )

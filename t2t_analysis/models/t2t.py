@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import Attention, Mlp, calculate_drop_path_rates, resample_abs_pos_embed, to_2tuple, trunc_normal_
+from timm.layers import (
+    Attention,
+    Mlp,
+    calculate_drop_path_rates,
+    resample_abs_pos_embed,
+    to_2tuple,
+    trunc_normal_,
+)
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -112,9 +119,13 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
             attn_layer=attn_layer,
             mlp_layer=mlp_layer,
         )
-        tokeniser = T2TModule(to_2tuple(img_size), in_chans=in_chans, embed_dim=embed_dim, **self.tokens_config)
+        tokeniser = T2TModule(
+            to_2tuple(img_size), in_chans=in_chans, embed_dim=embed_dim, **self.tokens_config
+        )
         self.cls_token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, embed_dim), std=0.02))
-        self.pos_embed = nn.Parameter(sinusoid_table(tokeniser.num_patches + 1, embed_dim), requires_grad=False)
+        self.pos_embed = nn.Parameter(
+            sinusoid_table(tokeniser.num_patches + 1, embed_dim), requires_grad=False
+        )
         self.tokens_to_token = tokeniser
         self.pos_drop = nn.Dropout(drop_rate)
         self.patch_drop, self.norm_pre = nn.Identity(), nn.Identity()
@@ -124,7 +135,8 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
         self.fc_norm, self.head_drop = nn.Identity(), nn.Dropout(0.0)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
         self.feature_info = [
-            dict(module=f"blocks.{i}", num_chs=width, reduction=tokeniser.patch_size) for i, width in enumerate(widths)
+            dict(module=f"blocks.{i}", num_chs=width, reduction=tokeniser.patch_size)
+            for i, width in enumerate(widths)
         ]
         self.apply(_init_linear)
         if qk_scale is not None:
@@ -142,7 +154,9 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
     ) -> tuple[nn.Sequential, list[int]]:
         """The backbone and the width after each of its entries."""
         rates = calculate_drop_path_rates(drop_path_rate, depth)
-        return nn.Sequential(*(block(self.embed_dim, drop_path=rate) for rate in rates)), [self.embed_dim] * depth
+        return nn.Sequential(*(block(self.embed_dim, drop_path=rate) for rate in rates)), [
+            self.embed_dim
+        ] * depth
 
     def _set_qk_scale(self, qk_scale: float) -> None:
         for module in self.blocks.modules():
@@ -160,7 +174,10 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into layers (for layer decay)."""
-        return {"stem": r"^cls_token|pos_embed|tokens_to_token", "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))]}
+        return {
+            "stem": r"^cls_token|pos_embed|tokens_to_token",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recompute block activations in the backward pass to save memory."""
@@ -217,7 +234,9 @@ class T2T_ViT_Dense(T2T_ViT):  # noqa: N801
     def forward_intermediates(self, x: Tensor, indices: Any = None, **kwargs: Any) -> Any:
         """As timm's, but the final norm fits the last width only, so it cannot be applied to earlier layers."""
         if kwargs.get("norm"):
-            raise T2TError("norm=True: the layers of a dense model have different widths, its norm fits the last")
+            raise T2TError(
+                "norm=True: the layers of a dense model have different widths, its norm fits the last"
+            )
         if not kwargs.get("intermediates_only"):
             kwargs["stop_early"] = False  # the features after the norm need all layers
         return super().forward_intermediates(x, indices, **kwargs)
@@ -289,7 +308,9 @@ default_cfgs = generate_default_cfgs(
 )
 
 
-def create_t2t_vit(variant: str, pretrained: bool, model_cls: type[T2T_ViT] = T2T_ViT, **kwargs: Any) -> nn.Module:
+def create_t2t_vit(
+    variant: str, pretrained: bool, model_cls: type[T2T_ViT] = T2T_ViT, **kwargs: Any
+) -> nn.Module:
     """Build ``variant`` through timm, which handles weights, ``features_only`` and the rest."""
     return build_model_with_cfg(
         model_cls,
@@ -344,25 +365,33 @@ def t2t_vit_24(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def t2t_vit_t_14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Transformer tokeniser; 21.5 M parameters, 6.1 G multiply-accumulates at 224 px."""
-    return create_t2t_vit("t2t_vit_t_14", pretrained, **_backbone(384, 14, 6, tokens_type="transformer") | kwargs)
+    return create_t2t_vit(
+        "t2t_vit_t_14", pretrained, **_backbone(384, 14, 6, tokens_type="transformer") | kwargs
+    )
 
 
 @register_model
 def t2t_vit_t_19(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Transformer tokeniser; 39.2 M parameters, 9.8 G multiply-accumulates at 224 px."""
-    return create_t2t_vit("t2t_vit_t_19", pretrained, **_backbone(448, 19, 7, tokens_type="transformer") | kwargs)
+    return create_t2t_vit(
+        "t2t_vit_t_19", pretrained, **_backbone(448, 19, 7, tokens_type="transformer") | kwargs
+    )
 
 
 @register_model
 def t2t_vit_t_24(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Transformer tokeniser; 64.1 M parameters, 15.0 G multiply-accumulates at 224 px."""
-    return create_t2t_vit("t2t_vit_t_24", pretrained, **_backbone(512, 24, 8, tokens_type="transformer") | kwargs)
+    return create_t2t_vit(
+        "t2t_vit_t_24", pretrained, **_backbone(512, 24, 8, tokens_type="transformer") | kwargs
+    )
 
 
 @register_model
 def t2t_vit_c_14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Tokeniser of three convolutions, chained with nothing between them (the paper's T2T-ViT_c-14)."""
-    return create_t2t_vit("t2t_vit_c_14", pretrained, **_backbone(384, 14, 6, tokens_type="convolution") | kwargs)
+    return create_t2t_vit(
+        "t2t_vit_c_14", pretrained, **_backbone(384, 14, 6, tokens_type="convolution") | kwargs
+    )
 
 
 @register_model
@@ -380,7 +409,9 @@ def t2t_vit_14_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 @register_model
 def t2t_vit_14_se(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Channel gate after each attention."""
-    return create_t2t_vit("t2t_vit_14_se", pretrained, **_backbone(384, 14, 6, attn_layer=SEAttention) | kwargs)
+    return create_t2t_vit(
+        "t2t_vit_14_se", pretrained, **_backbone(384, 14, 6, attn_layer=SEAttention) | kwargs
+    )
 
 
 @register_model

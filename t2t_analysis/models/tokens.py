@@ -20,7 +20,15 @@ from torch import Tensor, nn
 
 from ..errors import T2TError, UnknownNameError
 
-__all__ = ["TOKENISERS", "T2TModule", "TokenPerformer", "TokenTransformer", "Window", "normalised_split", "split"]
+__all__ = [
+    "TOKENISERS",
+    "T2TModule",
+    "TokenPerformer",
+    "TokenTransformer",
+    "Window",
+    "normalised_split",
+    "split",
+]
 
 TOKENISERS = ("performer", "transformer", "convolution", "hard")
 
@@ -53,7 +61,9 @@ def split(x: Tensor, window: Window) -> Tensor:
     return F.unfold(x, window.kernel, padding=window.padding, stride=window.stride).transpose(1, 2)
 
 
-def normalised_split(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: Window, exact: bool = False) -> Tensor:
+def normalised_split(
+    x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: Window, exact: bool = False
+) -> Tensor:
     """``linear(norm(split(x)))`` without unfolding: (B, C, H, W) to (B, N, out).
 
     With scale g and shift b of the norm, row w of the linear layer, and window content u of C*k*k values,
@@ -208,7 +218,9 @@ class TokenPerformer(_TokenMixer):
     qkv_order = "kqv"
     eps = 1e-8
 
-    def __init__(self, in_chans: int, dim: int, window: Window, exact: bool = False, drop: float = 0.1) -> None:
+    def __init__(
+        self, in_chans: int, dim: int, window: Window, exact: bool = False, drop: float = 0.1
+    ) -> None:
         super().__init__(window, exact)
         dim_in, features = in_chans * window.kernel**2, dim // 2
         self.w = nn.Parameter(math.sqrt(features) * nn.init.orthogonal_(torch.empty(features, dim)), False)
@@ -264,7 +276,9 @@ class T2TModule(nn.Module):
         self.tokens_type, self.in_chans = tokens_type, in_chans
         first, second, last = windows
         self.patch_size = first.stride * second.stride * last.stride
-        self.windows = tuple(windows) if tokens_type != "hard" else (Window(self.patch_size, self.patch_size, 0),)
+        self.windows = (
+            tuple(windows) if tokens_type != "hard" else (Window(self.patch_size, self.patch_size, 0),)
+        )
         if tokens_type in ("performer", "transformer"):
             mixer = TokenPerformer if tokens_type == "performer" else TokenTransformer
             # Pixels can be exactly flat over a window; tokens of the second stage, 64 channels wide, are not.

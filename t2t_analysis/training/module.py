@@ -56,11 +56,13 @@ class EpochSampler(Sampler[int]):
 class Classifier(L.LightningModule):
     """A classifier under ``recipe``; ``state_dict`` holds the weights (``model.``) and their average (``ema.``).
 
-    Every random choice of epoch e is seeded by (seed, e), so that a run that was killed and resumed ends with the
-    same weights as one that was not.
+    Every random choice of a step is seeded by (seed, epoch, step), so that a run that was killed and resumed ends with
+    the same weights as one that was not.
     """
 
-    def __init__(self, model: str, model_args: dict[str, Any], recipe: dict[str, Any], total_steps: int) -> None:
+    def __init__(
+        self, model: str, model_args: dict[str, Any], recipe: dict[str, Any], total_steps: int
+    ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.recipe, self.total_steps = Recipe(**recipe), total_steps
@@ -78,17 +80,23 @@ class Classifier(L.LightningModule):
         if not (self.recipe.mixup or self.recipe.cutmix):
             return None
         return Mixup(
-            self.recipe.mixup, self.recipe.cutmix, label_smoothing=self.recipe.smoothing, num_classes=self.num_classes
+            self.recipe.mixup,
+            self.recipe.cutmix,
+            label_smoothing=self.recipe.smoothing,
+            num_classes=self.num_classes,
         )
 
     def on_train_epoch_start(self) -> None:
-        """Seed dropout, drop path and mixup by (seed, epoch, rank)."""
-        key = [self.recipe.seed, self.current_epoch, self.global_rank]
+        """Start this epoch's sums."""
+        self._sums = torch.zeros(3, device=self.device)
+        self._started = time.perf_counter()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed dropout, drop path and mixup by (seed, epoch, step, rank): loaders also draw from these generators."""
+        key = [self.recipe.seed, self.current_epoch, batch_idx, self.global_rank]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         torch.manual_seed(seed)
         np.random.seed(seed)  # timm's Mixup draws from numpy's global generator
-        self._sums = torch.zeros(3, device=self.device)
-        self._started = time.perf_counter()
 
     def _targets(self, labels: Tensor) -> Tensor:
         off = self.recipe.smoothing / self.num_classes
@@ -98,12 +106,16 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """One step on images (B, C, H, W) and labels (B,)."""
         images, labels = batch
-        images, targets = self.mix(images, labels) if self.mix and len(labels) % 2 == 0 else (images, self._targets(labels))
+        images, targets = (
+            self.mix(images, labels) if self.mix and len(labels) % 2 == 0 else (images, self._targets(labels))
+        )
         logits = self.model(images)
         loss = self.loss(logits.float(), targets)
         with torch.no_grad():
             hits = (logits.argmax(1) == labels).sum()
-            self._sums += torch.stack((loss.detach() * len(labels), hits, torch.full_like(loss, len(labels)))).float()
+            self._sums += torch.stack(
+                (loss.detach() * len(labels), hits, torch.full_like(loss, len(labels)))
+            ).float()
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -146,7 +158,7 @@ class Classifier(L.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def lr_scheduler_step(self, scheduler: CosineLRScheduler, metric: Any) -> None:
-        """timm's schedulers are told the step."""
+        """Timm's schedulers are told the step."""
         scheduler.step_update(self.global_step)
 
     def averaged(self) -> nn.Module:
@@ -179,7 +191,8 @@ class History(L.Callback):
 
     def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Add a row, write the curve, say where we are; checkpoints are written after this."""
-        assert isinstance(module, Classifier) and self._first is not None
+        assert isinstance(module, Classifier)
+        assert self._first is not None
         module.history.append(module.epoch_row())
         if not trainer.is_global_zero:
             return

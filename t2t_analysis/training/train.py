@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader, Dataset
 
-from .. import models  # noqa: F401 - registers the names
+from .. import models
 from ..data import train_data
 from ..errors import T2TError, UnknownNameError
 from .module import AtomicCheckpointIO, Classifier, EpochSampler, History
@@ -53,9 +55,26 @@ def on_paper(model: str) -> torch.nn.Module:
     import timm
 
     if not timm.is_model(model):
-        raise UnknownNameError("model", model, [*models.MODELS, *timm.list_models("*deit*"), *timm.list_models("vit_*")])
+        raise UnknownNameError(
+            "model", model, [*models.MODELS, *timm.list_models("*deit*"), *timm.list_models("vit_*")]
+        )
     with torch.device("meta"):
         return timm.create_model(model)
+
+
+@contextlib.contextmanager
+def _hushed() -> Iterator[None]:
+    """Without Lightning's advice on things that are meant: no workers, a finished run, an average in eval mode."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for text in (".*many workers.*", ".*not empty.*", ".*eval mode.*", ".*isinstance.treespec.*"):
+                warnings.filterwarnings("ignore", text)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _finite(trainer: L.Trainer) -> None:
@@ -101,7 +120,9 @@ def train(
     )
     steps = len(images) // recipe.batch_size  # type: ignore[arg-type]
     if steps == 0:
-        raise T2TError(f"batch_size={recipe.batch_size} is larger than the training set ({len(images)} images)")  # type: ignore[arg-type]
+        raise T2TError(
+            f"batch_size={recipe.batch_size} is larger than the training set ({len(images)} images)"
+        )  # type: ignore[arg-type]
     args = model_args(model, len(images.info.classes), img_size)  # type: ignore[attr-defined]
     module = Classifier(model, args, recipe.as_dict(), steps * recipe.epochs)
     out.mkdir(parents=True, exist_ok=True)
@@ -109,28 +130,25 @@ def train(
     if compile:
         module.model.compile()
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
-    trainer = L.Trainer(
-        max_epochs=recipe.epochs,
-        accelerator=accelerator,
-        devices=devices if cuda or devices != "auto" else 1,
-        precision=precision or ("bf16-mixed" if cuda else "32-true"),  # type: ignore[arg-type]
-        gradient_clip_val=recipe.clip or None,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        default_root_dir=out,
-        plugins=[AtomicCheckpointIO()],
-        callbacks=[
-            History(out / "curve.csv", quiet),
-            *callbacks,
-            ModelCheckpoint(dirpath=out, filename="last", save_top_k=1, enable_version_counter=False),
-        ],
-    )
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*does not have many workers.*")
-        warnings.filterwarnings("ignore", ".*log.*epoch.*")
-        warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    with _hushed():
+        trainer = L.Trainer(
+            max_epochs=recipe.epochs,
+            accelerator=accelerator,
+            devices=devices if cuda or devices != "auto" else 1,
+            precision=precision or ("bf16-mixed" if cuda else "32-true"),  # type: ignore[arg-type]
+            gradient_clip_val=recipe.clip or None,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            default_root_dir=out,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=[
+                History(out / "curve.csv", quiet),
+                *callbacks,
+                ModelCheckpoint(dirpath=out, filename="last", save_top_k=1, enable_version_counter=False),
+            ],
+        )
         trainer.fit(module, _Data(images, recipe, workers), ckpt_path=checkpoint, weights_only=True)  # type: ignore[call-arg]
     _finite(trainer)
     return module

@@ -24,7 +24,9 @@ def our_name(name: str, record: dict) -> str:
 
 def noise(name: str, size: int) -> np.ndarray:
     """Reproducible numbers in [-1, 1): a 32-bit hash of position and name; no random-number library needed."""
-    h = (np.arange(size, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(zlib.crc32(name.encode()))) % (1 << 32)
+    h = (np.arange(size, dtype=np.uint64) * np.uint64(2654435761) + np.uint64(zlib.crc32(name.encode()))) % (
+        1 << 32
+    )
     for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
         h = ((h ^ (h >> np.uint64(shift))) * np.uint64(factor)) % (1 << 32)
     return (h ^ (h >> np.uint64(16))).astype(np.float64) / 2**31 - 1

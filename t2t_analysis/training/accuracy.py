@@ -1,0 +1,125 @@
+"""How good a classifier is: top-1, top-5 and calibration, with intervals over independent images."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from .. import stats
+from .._progress import progress
+from ..errors import DataError
+from ..results import Result
+
+__all__ = ["Scores", "accuracy", "score"]
+
+BINS = 15  # of the calibration error, as in Guo et al. (2017)
+
+
+class Scores(NamedTuple):
+    """One row per image: right at first, right among five, confidence; ``cluster`` tells which belong together."""
+
+    top1: np.ndarray
+    top5: np.ndarray
+    confidence: np.ndarray
+    cluster: np.ndarray
+
+
+def score(model: nn.Module, loader: Any, device: str | torch.device = "cpu") -> Scores:
+    """Classify every image of ``loader`` (batches of images, labels, index); the model's mode is put back.
+
+    Images of one cluster (crops of one block of a photograph: ``loader.dataset.clusters``) are not independent.
+    """
+    classes = len(loader.dataset.info.classes)
+    outputs = getattr(model, "num_classes", classes)
+    if classes != outputs:
+        raise DataError(f"the model tells {outputs} classes apart, {loader.dataset.info.name} has {classes}")
+    parts: list[tuple[np.ndarray, ...]] = []
+    training = model.training
+    model.eval().to(device)
+    with torch.inference_mode():
+        for images, labels, _ in progress(loader, "evaluating", total=len(loader)):
+            if (labels < 0).any():
+                raise DataError(f"{loader.dataset.info.name} has no labels")
+            chance = model(images.to(device)).float().softmax(1).cpu()
+            best = chance.topk(min(5, classes), dim=1)
+            hits = best.indices == labels[:, None]
+            parts.append((hits[:, 0].numpy(), hits.any(1).numpy(), best.values[:, 0].numpy()))
+    model.train(training)
+    top1, top5, confidence = (np.concatenate(column) for column in zip(*parts, strict=True))
+    cluster = getattr(loader.dataset, "clusters", np.arange(len(top1)))
+    return Scores(top1, top5, confidence, np.asarray(cluster)[: len(top1)])
+
+
+def calibration_error(hits: np.ndarray, confidence: np.ndarray) -> float:
+    """Expected calibration error with 15 equal bins (Guo et al., 2017): sum of |accuracy - confidence| by share.
+
+    >>> calibration_error(np.array([1.0, 0.0]), np.array([0.5, 0.5]))
+    0.0
+    """
+    index = np.clip(np.ceil(confidence * BINS).astype(int) - 1, 0, BINS - 1)
+    gaps = np.bincount(index, hits.astype(float) - confidence, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(hits))
+
+
+def _proportion(hits: np.ndarray, cluster: np.ndarray) -> stats.Interval:
+    """Wilson over images, or, where several share a cluster, a delete-a-cluster jackknife of the ratio."""
+    groups, members = np.unique(cluster, return_inverse=True)
+    if len(groups) == len(hits):
+        return stats.proportion_ci(int(hits.sum()), len(hits))
+    right, size = np.bincount(members, hits.astype(float)), np.bincount(members)
+    without = (right.sum() - right) / (size.sum() - size)
+    found = stats.jackknife(without, float(hits.mean()), size)
+    return stats.Interval(found.value, found.low, found.high, len(groups), "cluster of images", found.method)
+
+
+def _calibration(scores: Scores) -> stats.Interval:
+    """Jackknife over clusters; the estimate is biased upwards in small samples, which the interval does not mend."""
+    groups, members = np.unique(scores.cluster, return_inverse=True)
+    hits = scores.top1.astype(float)
+    value = calibration_error(hits, scores.confidence)
+    folds = members % min(len(groups), 50)
+    without = [calibration_error(hits[folds != f], scores.confidence[folds != f]) for f in np.unique(folds)]
+    return stats.jackknife(np.array(without), value, np.bincount(folds))
+
+
+def accuracy(model: nn.Module, loader: Any, device: str | torch.device = "cpu") -> Result:
+    """Top-1, top-5 and expected calibration error on ``loader``, with 95 % intervals and the level of chance."""
+    scores, info = score(model, loader, device), loader.dataset.info
+    provenance = getattr(model, "provenance", None)
+    common = {
+        "measure": "accuracy",
+        "model": getattr(model, "default_cfg", {}).get("architecture", type(model).__name__),
+        "weights": provenance.label if provenance is not None else "unknown weights",
+        "value_unit": "fraction",
+    }
+    chance5 = min(1.0, 5 * info.chance)
+    rows = [
+        _row("top1", _proportion(scores.top1, scores.cluster), info.chance, "commonest class"),
+        _row("top5", _proportion(scores.top5, scores.cluster), chance5, "five guesses, at most"),
+        _row("calibration_error", _calibration(scores), None, None),
+    ]
+    meta = {
+        "data": info.name,
+        "split": info.split,
+        "n_images": len(scores.top1),
+        "classes": len(info.classes),
+    }
+    return Result("accuracy", [common | row for row in rows], meta, info.notes)  # type: ignore[arg-type]
+
+
+def _row(quantity: str, found: stats.Interval, null: float | None, kind: str | None) -> dict[str, Any]:
+    return {
+        "quantity": quantity,
+        "value": found.value,
+        "low": max(0.0, found.low),
+        "high": min(1.0, found.high),
+        "interval": found.method,
+        "n": found.n,
+        "unit": found.unit,
+        "null": null,
+        "null_kind": kind,
+        "estimator": "15 bins" if quantity == "calibration_error" else "proportion",
+    }

@@ -1,0 +1,124 @@
+"""``python -m t2t_analysis train``."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from .recipe import Recipe
+
+__all__ = ["add_arguments", "run"]
+
+_HELP = {
+    "epochs": "passes over the training set",
+    "batch_size": "images per step, over all devices",
+    "lr": "peak learning rate",
+    "min_lr": "first and last learning rate",
+    "warmup": "share of the steps that warm up",
+    "weight_decay": "not for biases, norms and the class token",
+    "smoothing": "of the labels",
+    "mixup": "alpha of mixup; 0 is off",
+    "cutmix": "alpha of cutmix; 0 is off",
+    "drop_path": "stochastic depth of the last block",
+    "ema": "decay of the averaged weights",
+    "clip": "largest gradient norm; 0 is off",
+    "fraction": "share of the training set",
+    "seed": "of weights, order, augmentation and dropout",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes to its parser."""
+    add = parser.add_argument
+    add("--model", default="small_performer_deep", help="name of a model (default: %(default)s)")
+    add(
+        "--data",
+        default="photo_crops",
+        help="photo_crops, a tree of class folders, a .tar, or a set as torch/cifar10",
+    )
+    add("--out", type=Path, metavar="FOLDER", help="run folder; a run that was killed goes on from there")
+    add("--img-size", type=int, metavar="PX", help="image side; default: the model's own")
+    add("--devices", default="auto", help="number of devices; more than one trains by DDP")
+    add("--precision", help="Lightning's name; default: bf16-mixed on CUDA, else 32-true")
+    add("--workers", type=int, default=0, help="processes that load images")
+    add("--compile", action="store_true", help="torch.compile the model")
+    add("--restart", action="store_true", help="throw away a checkpoint in the run folder")
+    add(
+        "--export",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write half-precision weights with a card; default: data/weights",
+    )
+    recipe = parser.add_argument_group("recipe")
+    for field in fields(Recipe):
+        kind: Any = type(field.default)
+        text = f"{_HELP[field.name]} (default: {field.default})"
+        recipe.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=text)
+
+
+def command_line(arguments: argparse.Namespace) -> str:
+    """What to type to train the same again: only what differs from the defaults."""
+    words = ["python", "-m", "t2t_analysis", "train", "--model", arguments.model]
+    if arguments.data != "photo_crops":
+        words += ["--data", str(arguments.data)]
+    if arguments.img_size:
+        words += ["--img-size", str(arguments.img_size)]
+    for field in fields(Recipe):
+        value = getattr(arguments, field.name)
+        if value != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Train, say how good the result is, and export it if asked."""
+    from ..data import load_images
+    from .accuracy import accuracy
+    from .export import export, rounded
+    from .train import train
+
+    recipe = Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
+    name = f"{arguments.model}__{Path(str(arguments.data)).name}__seed{recipe.seed}"
+    out = arguments.out or Path("runs") / name
+    devices = int(arguments.devices) if str(arguments.devices).isdigit() else arguments.devices
+    module = train(
+        arguments.model,
+        arguments.data,
+        recipe=recipe,
+        out=out,
+        img_size=arguments.img_size,
+        devices=devices,
+        precision=arguments.precision,
+        workers=arguments.workers,
+        restart=arguments.restart,
+        compile=arguments.compile,
+    )
+    if module.global_rank != 0:
+        return 0
+    model = rounded(module.averaged())
+    device = "cuda" if next(module.parameters()).is_cuda else "cpu"
+    loader = load_images(
+        arguments.data, model=model, batch_size=256, workers=arguments.workers, device=device
+    )
+    rows = accuracy(model, loader, device).frame.set_index("quantity")
+    top1 = rows.loc["top1"]
+    print(
+        f"{arguments.model} on {arguments.data}: test accuracy {top1['value']:.4f} "
+        f"(95 % interval {top1['low']:.4f} to {top1['high']:.4f}, {top1['n']} {top1['unit']}s, "
+        f"chance {top1['null']:.4f}); run folder {out}"
+    )
+    if arguments.export is not None:
+        path = export(
+            module,
+            arguments.data,
+            command=command_line(arguments),
+            path=arguments.export or None,
+            device=device,
+        )
+        print(f"weights and card: {path}", file=sys.stderr)
+    return 0

@@ -1,0 +1,76 @@
+"""``python -m t2t_analysis evaluate``: accuracy of a model on a labelled data set."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+__all__ = ["add_arguments", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes to its parser."""
+    add = parser.add_argument
+    add("--model", required=True, help="name of a model")
+    add("--weights", default="auto", help="auto, bundled, published, random, or a file")
+    add(
+        "--data",
+        default="photo_crops",
+        help="photo_crops, a tree of class folders, a .tar, or a set as torch/cifar10",
+    )
+    add("--split", default="test", help="of the data set (default: %(default)s)")
+    add("--n-images", type=int, metavar="N", help="only so many, balanced over classes")
+    add("--img-size", type=int, metavar="PX", help="default: the model's own")
+    add("--batch-size", type=int, default=64)
+    add("--workers", type=int, default=0)
+    add("--device", default="auto", help="cpu, cuda, mps; auto takes a GPU where there is one")
+    add("--out", type=Path, metavar="FILE", help="also write the numbers to this .csv or .parquet")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print top-1, top-5 and calibration error with intervals, and the published number where there is one."""
+    import torch
+
+    from ..data import load_images
+    from ..models import load_model
+    from .accuracy import accuracy
+
+    device = arguments.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_model(arguments.model, arguments.weights, img_size=arguments.img_size, device=device)
+    loader = load_images(
+        arguments.data,
+        model=model,
+        n_images=arguments.n_images,
+        batch_size=arguments.batch_size,
+        split=arguments.split,
+        workers=arguments.workers,
+        device=device,
+    )
+    result = accuracy(model, loader, device)
+    info = loader.dataset.info  # type: ignore[attr-defined]
+    print(
+        f"{arguments.model} ({model.provenance.label}) on {info.name}, {info.split}, {len(loader.dataset)} images"
+    )  # type: ignore[union-attr, arg-type]
+    for row in result.frame.to_dict("records"):
+        print(_line(row))
+    for note in result.notes:
+        print(f"note: {note}")
+    stated: Any = model.provenance.accuracy  # type: ignore[union-attr]
+    if stated is not None:
+        print(f"stated   {stated.value:.4f} top-1 with these weights, on {model.provenance.data}")  # type: ignore[union-attr]
+    if arguments.out:
+        print(f"written to {result.save(arguments.out)}")
+    return 0
+
+
+def _line(row: dict[str, Any]) -> str:
+    import pandas as pd
+
+    chance = "" if pd.isna(row["null"]) else f", chance {row['null']:.4f}"
+    return (
+        f"{row['quantity']:18s} {row['value']:.4f}  95 % interval {row['low']:.4f} to {row['high']:.4f} "
+        f"({row['interval']}, n = {row['n']} {row['unit']}s{chance})"
+    )
