@@ -418,3 +418,73 @@ def test_bad_requests_are_named():
     )
     with pytest.raises(T2TError, match="no class token"):
         run(no_class, LayerCKA("class"))
+
+
+# ----------------------------------------------------------------------------------- failures of others
+
+
+def test_rows_are_bound_to_tensors_not_to_the_order_of_hooks():
+    model = tiny(3)
+    result = run(model, LayerCKA(places="blocks.[0-2].attn.out"))["layer_cka"]
+    x, y = (reduced(model, f"blocks.{i}.attn.out", "pooled") for i in (0, 2))
+    row = result.frame.query("place == 'blocks.0.attn.out' and place_b == 'blocks.2.attn.out'").iloc[0]
+    assert row.value == pytest.approx(float(C.cka_unbiased(x, y)), abs=1e-6)
+    assert (row.layer, row.layer_b) == (0, 2)
+
+
+def test_no_graph_is_kept_and_states_do_not_grow_with_the_images():
+    def states(images):
+        (found,) = accumulate(tiny(), Batches(images, 6), LayerCKA(retain=16), progress=False)
+        return found.metric_state
+
+    few, many = states(torch.randn(18, 3, 32, 32)), states(torch.randn(60, 3, 32, 32))
+    assert not any(state.requires_grad for state in many.values())
+    assert {k: v.shape for k, v in few.items()} == {k: v.shape for k, v in many.items()}
+
+
+def test_all_batches_count():
+    model = tiny()
+    whole, last = run(model, LayerCKA())["layer_cka"], run(model, LayerCKA(), images=IMAGES[-8:])["layer_cka"]
+    assert abs(table(whole)[0, 1] - table(last)[0, 1]) > 1e-4
+    assert table(whole) == pytest.approx(table(run(model, LayerCKA(), size=22)["layer_cka"]), abs=1e-6)
+
+
+def test_the_stream_keeps_its_digits_far_from_zero():
+    # With every feature moved by 1000, sums of fourth powers would swamp the result if they were not shifted.
+    def moved(by):
+        model = tiny()
+        with torch.no_grad():
+            for block in model.blocks:
+                block.norm1 = torch.nn.LayerNorm(48)
+                block.norm1.bias += by
+        return model.double()
+
+    batches = Batches(IMAGES.double(), 8)
+    kind = {"places": "blocks.*.norm1", "permutations": 5}
+    for by, allowed in ((0, 1e-12), (1000, 1e-9)):
+        kept, streamed = (
+            table(measure(moved(by), batches, LayerCKA(retain=r, **kind), progress=False)["layer_cka"])
+            for r in (1024, 8)
+        )
+        assert streamed == pytest.approx(kept, abs=allowed)
+
+
+@pytest.mark.parametrize("n", [4, 5, 6, 7])
+def test_few_images_give_what_can_be_had(n):
+    result = run(tiny(), LayerCKA(), images=IMAGES[:n])["layer_cka"]
+    assert not np.isnan(table(result)).any()
+    assert np.isnan(table(result, column="low")).any() == (n == 4)
+    assert any("too few for a jackknife" in note for note in result.notes) == (n == 4)
+
+
+def test_images_that_are_numbered_wrongly_are_named():
+    class Batch:
+        images, labels, index = IMAGES[:8], None, torch.arange(8)
+
+    batches = Batches(IMAGES[:16], 8)
+    batches[:] = [Batch(), Batch()]
+    with pytest.raises(DataError, match="same image number came twice"):
+        measure(tiny(), batches, LayerCKA(), progress=False)
+    batches.dataset = range(5)
+    with pytest.raises(DataError, match="image number 7 in a data set of 5"):
+        measure(tiny(), batches, LayerCKA(), progress=False)

@@ -76,6 +76,7 @@ def test_bca_is_scipys_and_needs_data(rng):
         stats.bootstrap([1.0, 2.0])
 
 
+@pytest.mark.filterwarnings("ignore:The BCa confidence interval cannot be calculated")
 def test_bca_says_nothing_when_all_values_agree():
     interval = stats.bootstrap(np.ones(10))
     assert interval.value == 1.0

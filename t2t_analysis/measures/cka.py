@@ -215,8 +215,13 @@ def gram_cka_null(a: Tensor, b: Tensor, perms: Tensor) -> Tensor:
 
 
 def permuted_inner(a: Tensor, b: Tensor, perms: Tensor) -> Tensor:
-    """(K, La, Lb): inner products with the images of ``b`` permuted by each of ``perms`` (K, n)."""
-    return torch.stack([inner(a, b[:, p][:, :, p]) for p in perms.to(a.device)])
+    """(K, La, Lb): inner products of U-centred matrices, images of ``b`` permuted by each of ``perms``."""
+    n = a.shape[-1]
+    # Symmetric with zero diagonal: one triangle will do, all layers of an entry side by side in memory.
+    row, column = torch.triu_indices(n, n, 1, device=a.device)
+    upper = 2 * a[:, row, column]
+    entries = b.permute(1, 2, 0).reshape(n * n, -1)
+    return torch.stack([upper @ entries[p[row] * n + p[column]] for p in perms.to(a.device)])
 
 
 # ------------------------------------------------------------------------------------------ in one stream
@@ -283,7 +288,7 @@ def without_top_images(*sides: Tensor, count: int = 1) -> Tensor:
 
 
 def without_top_pcs(x: Tensor, count: int = 1) -> Tensor:
-    """Centred features (n, p) less their ``count`` largest principal components, which often make the value."""
+    """Centred features (n, p) less their ``count`` largest principal components."""
     x = centred(x)
     _, _, directions = torch.linalg.svd(x, full_matrices=False)
     top = directions[:count]

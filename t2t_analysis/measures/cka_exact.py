@@ -93,6 +93,8 @@ class Exact:
     def update(self, batch: MeasureBatch) -> None:
         """Keep the images that have a slot, and add all of them to the sums."""
         m = self.m
+        if m.n_expected is not None and int(batch.index.max()) >= m.n_expected:
+            raise DataError(f"image number {int(batch.index.max())} in a data set of {m.n_expected} images")
         slot, kept = _slots(batch.index, m.n_expected, m.retain)
         m.filled[slot] += 1
         features = [self._features(batch, s) for s in range(len(m.sides))]
@@ -161,7 +163,9 @@ class Exact:
             return kept
         value = self._streamed().cpu().numpy()
         shrink = np.sqrt(kept.n / n)
-        self.m.note(f"CKA: values from all {n} images, interval and null from {int(kept.n.flat[0])} of them")
+        which = "the first" if self.m.n_expected is None else "evenly spread"
+        few = int(kept.n.flat[0])
+        self.m.note(f"CKA: values from all {n} images, interval and null from {few} of them, {which}")
         half_low, half_high = (kept.value - kept.low) * shrink, (kept.high - kept.value) * shrink
         return Estimate(value, value - half_low, value + half_high, np.full(value.shape, n), kept.groups)
 

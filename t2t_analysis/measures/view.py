@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable
 from typing import Any
@@ -27,7 +28,11 @@ def layer_of(place: str) -> int | None:
 
 
 def as_json(value: Any) -> Any:
-    """``value`` with dataclasses and named tuples turned into dicts; what JSON does not know becomes text."""
+    """``value`` with dataclasses and named tuples turned into dicts; what JSON does not know becomes text.
+
+    >>> as_json({"n": 3, "chance": float("nan"), "size": (2, 3)})
+    {'n': 3, 'chance': None, 'size': [2, 3]}
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if hasattr(value, "_asdict"):
@@ -36,6 +41,8 @@ def as_json(value: Any) -> Any:
         return {str(k): as_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [as_json(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no word for it
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 
