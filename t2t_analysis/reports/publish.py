@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
+from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
 from .export import Page, outputs_with_role, to_html
 from .fingerprint import commit, page_fingerprint, versions
 from .plan import Job, papermill_line, report_line
 
-__all__ = ["notebook_text", "publish", "publish_failure", "write_whole"]
+__all__ = ["notebook_text", "page_of", "publish", "publish_failure", "write_whole"]
 
 
 def notebook_text(nb: NotebookNode) -> str:
@@ -68,9 +69,13 @@ def _about(job: Job, nb: NotebookNode) -> dict[str, Any]:
     }
 
 
-def publish(job: Job, nb: NotebookNode, fingerprint: str) -> None:
+def page_of(job: Job, nb: NotebookNode) -> str:
+    """Return the page of a run that is whole."""
+    return to_html(nb, _page(job, nb))
+
+
+def publish(job: Job, nb: NotebookNode, html: str, fingerprint: str) -> None:
     """Write the page and then the sidecar of a run that is whole."""
-    html = to_html(nb, _page(job, nb))
     write_whole(job.path(".html"), html)
     sidecar = _about(job, nb) | {
         "status": "done",
@@ -82,9 +87,23 @@ def publish(job: Job, nb: NotebookNode, fingerprint: str) -> None:
     write_whole(job.path(".json"), json.dumps(sidecar, indent=1, sort_keys=True) + "\n")
 
 
+def _traceback_tail(nb: NotebookNode, lines: int = 12) -> str:
+    """Return the last lines of the traceback in a notebook, without colours."""
+    for cell in nb.cells:
+        for output in cell.get("outputs", []):
+            if output.output_type == "error":
+                return "\n".join(strip_ansi("\n".join(output.traceback)).splitlines()[-lines:])
+    return ""
+
+
 def publish_failure(job: Job, nb: NotebookNode, failure: str) -> None:
     """Write what there is of a run that failed, under names of its own."""
     write_whole(job.path(".failed.ipynb"), notebook_text(nb))
     write_whole(job.path(".failed.html"), to_html(nb, _page(job, nb, failure)))
-    sidecar = _about(job, nb) | {"status": "failed", "failure": failure}
+    sidecar = _about(job, nb) | {
+        "status": "failed",
+        "failure": failure,
+        "traceback": _traceback_tail(nb),
+        "older_report": job.path(".html").is_file(),
+    }
     write_whole(job.path(".failed.json"), json.dumps(sidecar, indent=1, sort_keys=True) + "\n")

@@ -16,12 +16,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import Context
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._show import RESULTS_VARIABLE
-from ..errors import DataError, ParameterError
+from ..errors import DataError, ParameterError, T2TError
 from . import default_reports_dir
 from .fingerprint import page_fingerprint, run_fingerprint
 from .plan import Job, changed, papermill_line, plan, without_braces
@@ -75,33 +77,58 @@ def run_job(job: Job, force: bool = False) -> Outcome:
 def _export_again(job: Job, fingerprint: str) -> Outcome:
     import nbformat
 
-    from .publish import publish
+    from .publish import page_of, publish
 
-    publish(job, nbformat.read(job.path(".ipynb"), as_version=4), fingerprint)
+    nb = nbformat.read(job.path(".ipynb"), as_version=4)
+    publish(job, nb, page_of(job, nb), fingerprint)
     return Outcome(job, "done", "page made again")
 
 
-def _run(job: Job, fingerprint: str) -> Outcome:
-    from .publish import notebook_text, publish, publish_failure, write_whole
+@contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """Two commands that make the same report at the same time would tread on each other's files."""
+    from filelock import FileLock, Timeout
 
-    job.out_dir.mkdir(parents=True, exist_ok=True)
-    _clear(job)
-    notebook, results = job.path(".running.ipynb"), job.path(".running")
-    results.mkdir()
+    digits = hashlib.sha256(str(job.path("").resolve()).encode()).hexdigest()[:16]
     try:
-        nb, failure = _execute(job, notebook, results)
-        if failure:
-            publish_failure(job, nb, failure)
-            return Outcome(job, "failed", failure.splitlines()[-1])
-        write_whole(notebook, notebook_text(nb))
-        _replace_folder(results, job.path(""))
-        os.replace(notebook, job.path(".ipynb"))
-        publish(job, nb, fingerprint)
-        for ending in (".failed.ipynb", ".failed.html", ".failed.json"):
-            job.path(ending).unlink(missing_ok=True)
-        return Outcome(job, "done")
-    finally:
+        with FileLock(Path(tempfile.gettempdir()) / f"t2t-report-{digits}.lock", timeout=0):
+            yield
+    except Timeout:
+        raise DataError("another process is making this report") from None
+
+
+def _run(job: Job, fingerprint: str) -> Outcome:
+    job.out_dir.mkdir(parents=True, exist_ok=True)
+    with _alone(job):
         _clear(job)
+        job.path(".running").mkdir()
+        try:
+            return _run_and_publish(job, fingerprint)
+        finally:
+            _clear(job)
+
+
+def _run_and_publish(job: Job, fingerprint: str) -> Outcome:
+    from .publish import notebook_text, page_of, publish, publish_failure, write_whole
+
+    notebook, results = job.path(".running.ipynb"), job.path(".running")
+    nb, failure = _execute(job, notebook, results)
+    html = ""
+    if not failure:
+        try:
+            html = page_of(job, nb)
+        except T2TError as error:
+            failure = f"the notebook ran, but makes no page: {error}"
+    if failure:
+        publish_failure(job, nb, failure)
+        return Outcome(job, "failed", failure.splitlines()[0])
+    write_whole(notebook, notebook_text(nb))
+    _replace_folder(results, job.path(""))
+    os.replace(notebook, job.path(".ipynb"))
+    publish(job, nb, html, fingerprint)
+    for ending in (".failed.ipynb", ".failed.html", ".failed.json"):
+        job.path(ending).unlink(missing_ok=True)
+    return Outcome(job, "done")
 
 
 def _clear(job: Job) -> None:
@@ -122,14 +149,16 @@ def _execute(job: Job, path: Path, results: Path) -> tuple[NotebookNode, str]:
     import nbformat
     import papermill
 
-    from .kernel import kernel_manager_class
+    from .kernel import kernel_manager_class, last_words
 
     environment = {RESULTS_VARIABLE: str(results.resolve()), "PYTHONPATH": _python_path()}
     if job.threads:
         environment["OMP_NUM_THREADS"] = str(job.threads)
     with tempfile.TemporaryDirectory(prefix="t2t-", ignore_cleanup_errors=True) as sockets:
         try:
-            nb = papermill.execute_notebook(
+            # An empty context: jupyter keeps its event loop in one, and threads of a pool may share it.
+            nb = Context().run(
+                papermill.execute_notebook,
                 nbformat.read(job.notebook, as_version=4),
                 without_braces(path.resolve()),
                 parameters=changed(job),
@@ -139,7 +168,7 @@ def _execute(job: Job, path: Path, results: Path) -> tuple[NotebookNode, str]:
             )
         except Exception as error:
             nb = nbformat.read(path if path.is_file() else job.notebook, as_version=4)
-            return nb, _reason(error)
+            return nb, _reason(error, last_words(sockets))
     return nb, "" if _ran_through(nb) else "the notebook stopped before its last cell"
 
 
@@ -154,8 +183,8 @@ def _python_path() -> str:
     return os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
-def _reason(error: Exception) -> str:
-    """What happened, in words."""
+def _reason(error: Exception, last_words: str) -> str:
+    """What happened, in words; a kernel that died may have left some itself."""
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
@@ -164,7 +193,7 @@ def _reason(error: Exception) -> str:
     if isinstance(error, CellTimeoutError):
         return "a cell took longer than the time allowed (--timeout)"
     if isinstance(error, DeadKernelError):
-        return "the kernel died, for example for want of memory"
+        return f"the kernel died, for example for want of memory\n{last_words}".strip()
     return f"{type(error).__name__}: {error}"
 
 
