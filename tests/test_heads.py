@@ -573,3 +573,56 @@ def test_random_twin_is_the_architecture_with_other_weights_and_no_trace():
 def test_random_twin_refuses_what_a_name_cannot_rebuild():
     with pytest.raises(T2TError, match=r"blocks\.2\.\S+ is None in"):
         random_twin(vit(depth=2))
+
+
+# ------------------------------------------------------------------------------------------ declared invariances
+
+
+def turned(model, factor=3.0):
+    """The same network up to a rotation, a factor and a shift of what layer 0 writes."""
+    model = copy.deepcopy(model)
+    attn = model.blocks[0].attn
+    dim = attn.proj.out_features
+    rotation = torch.linalg.qr(torch.randn(dim, dim, generator=torch.Generator().manual_seed(2)))[0]
+    with torch.no_grad():
+        attn.proj.weight.copy_(factor * rotation @ attn.proj.weight)
+        attn.proj.bias.add_(1.0)
+    return model
+
+
+def reordered(batch):
+    """Images with their patches (16 px cells) in reverse order: keys and queries of all heads permuted."""
+    cells = batch.unflatten(2, (-1, 16)).unflatten(4, (-1, 16))  # (B, C, rows, 16, columns, 16)
+    return cells.flip(2, 4).flatten(4).flatten(2, 3)
+
+
+def without_positions(model):
+    with torch.no_grad():
+        model.pos_embed.zero_()
+    return model
+
+
+@pytest.mark.parametrize("one", ALL, ids=lambda m: m.name)
+def test_measures_keep_the_invariances_that_they_declare_and_no_others(one):
+    quantity = {"head_similarity": "cosine_centred", "head_divergence": "js_divergence"}.get(
+        one.name, one.name
+    )
+    model, batch = without_positions(vit(depth=1)), images(8)
+
+    def values(model, batch):
+        return summary(run(model, batch, one), quantity)["value"].astype(float).to_numpy()
+
+    before = values(model, batch)
+    changes = {
+        "permute_heads": (permute_heads(copy.deepcopy(model), [1, 2, 0]), batch),
+        "permute_keys": (model, reordered(batch)),
+        "orthogonal": (turned(model), batch),
+    }
+    for name in changes.keys() & one.invariances:
+        np.testing.assert_allclose(values(*changes[name]), before, atol=1e-4, err_msg=name)
+    other = vit(depth=1, seed=9)
+    assert not np.allclose(values(other, batch), before, atol=1e-3)
+    stretched = copy.deepcopy(model)
+    with torch.no_grad():
+        stretched.blocks[0].attn.qkv.weight.mul_(2)  # sharper attention is not among them
+    assert not np.allclose(values(stretched, batch), before, atol=1e-3)

@@ -12,6 +12,8 @@ from .base import (
     title_block,
     use_style,
 )
+from .heads import contrast_plot, depth_curve, divergence_against_entropy, maps_against_outputs
+from .similarity import cka_map, head_map, layer_map
 
 __all__ = [
     "DIVERGING",
@@ -19,7 +21,14 @@ __all__ = [
     "ROLES",
     "SEQUENTIAL",
     "Figure",
+    "cka_map",
+    "contrast_plot",
+    "depth_curve",
+    "divergence_against_entropy",
     "finish",
+    "head_map",
+    "layer_map",
+    "maps_against_outputs",
     "new_axes",
     "role",
     "title_block",

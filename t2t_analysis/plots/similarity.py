@@ -354,9 +354,7 @@ def cka_map(result: Result, model: str | None = None, quantity: str = "cka_unbia
         ax.set_xlabel(f"layer of {second}")
         fig.colorbar(image, ax=ax, label=look.label, shrink=0.85, extend="min")
         mark = "in brackets" if max(cells.shape) <= ANNOTATED else "crossed"
-        note = (
-            f"{_units(first['n'], first['unit'])}, {_SAMPLES.get(first['tokens'])}; {mark}: not beyond chance"
-        )
+        note = f"{_units(first['n'], first['unit'])}; {mark}: not beyond chance"
         title_block(ax, "CKA of layers", note)
     return finish(fig, frame, _cka_caption(frame, second, faint, mark), _cka_alt(frame, second, faint))
 
