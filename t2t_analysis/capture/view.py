@@ -41,8 +41,12 @@ class ModelView:
 
     def __init__(self, model: nn.Module, label: str | None = None) -> None:
         self.model = model
-        self.places: Places = find_places(model)
+        self.places = self.find_places(model)
         self.label = label or _architecture(model)
+
+    def find_places(self, model: nn.Module) -> Places:
+        """What can be observed in ``model``; a view of another kind of network says otherwise."""
+        return find_places(model)
 
     def __repr__(self) -> str:
         return f"ModelView({self.label!r}, {len(self.names)} places)"

@@ -24,9 +24,13 @@ from .view import View, as_json
 
 __all__ = ["accumulate", "collect", "measure"]
 
+#: A model, or a view of one where it must be looked at in another way (`FeatureMapView`).
+Model = nn.Module | View
+Models = Model | Sequence[Model] | Mapping[str, Model]
+
 
 def measure(
-    models: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+    models: Models,
     loader: Any,
     measures: Measure | Sequence[Measure],
     *,
@@ -40,7 +44,8 @@ def measure(
     Parameters
     ----------
     models : one model, several (the first is the baseline that pairs are made with), or label -> model. A
-        measure of one model is asked of each; a comparison of two, of (first, other) for every other.
+        measure of one model is asked of each; a comparison of two, of (first, other) for every other. A view
+        may stand for a model, as `FeatureMapView` does for convolutional networks.
     loader : batches with ``images`` (B, C, H, W), ``labels`` and ``index`` (B,), as `load_images` gives, or
         plain (images, labels) pairs or image tensors, which are then numbered in order.
     device : where the models run; they are put back afterwards. Default: where the first one is.
@@ -60,7 +65,7 @@ def measure(
 
 
 def accumulate(
-    models: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+    models: Models,
     loader: Any,
     measures: Measure | Sequence[Measure],
     *,
@@ -75,12 +80,13 @@ def accumulate(
     """
     named = _labelled(models, labels)
     prototypes = [measures] if isinstance(measures, Measure) else list(measures)
-    with _ready(named.values(), device) as target:
+    with _ready((view.model for view in named.values()), device) as target:
         batches = _numbered(loader)
         first = next(batches, None)
         if first is None:
             raise DataError("the loader gave no images; every process needs at least one batch")
-        views = [View(model, label, first.images[:1].to(target)) for label, model in named.items()]
+        example = first.images[:1].to(target)
+        views = [view.showing(label, example) for label, view in named.items()]
         accumulators = _bound(prototypes, views, loader, target)
         stream: Any = chain([first], batches)
         if progress:
@@ -112,18 +118,19 @@ def _joined(name: str, results: list[Result]) -> Result:
     return Result(name, frame, {**shared, "models": unique, "parts": parts}, tuple(notes))
 
 
-def _labelled(models: Any, labels: Sequence[str] | None) -> dict[str, nn.Module]:
-    """Label -> model; the same label twice gets a number."""
+def _labelled(models: Any, labels: Sequence[str] | None) -> dict[str, View]:
+    """Label -> view of the model; the same label twice gets a number."""
     if isinstance(models, Mapping):
         models, labels = list(models.values()), labels or list(models)
-    models = [models] if isinstance(models, nn.Module) else list(models or ())
-    given = list(labels) if labels is not None else [capture.ModelView(model).label for model in models]
-    if len(given) != len(models) or not models:
-        raise T2TError(f"{len(models)} models, but {len(given)} labels {given}")
-    named: dict[str, nn.Module] = {}
-    for label, model in zip(given, models, strict=True):
+    models = [models] if isinstance(models, Model) else list(models or ())
+    views = [model if isinstance(model, View) else View(model) for model in models]
+    given = list(labels) if labels is not None else [view.label for view in views]
+    if len(given) != len(views) or not views:
+        raise T2TError(f"{len(views)} models, but {len(given)} labels {given}")
+    named: dict[str, View] = {}
+    for label, view in zip(given, views, strict=True):
         count = sum(g == label for g in given[: len(named)])
-        named[f"{label} ({count + 1})" if count else label] = model
+        named[f"{label} ({count + 1})" if count else label] = view
     return named
 
 

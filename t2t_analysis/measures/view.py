@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import re
@@ -69,6 +70,12 @@ class View(capture.ModelView):
             return "unknown weights"
         label = str(self.provenance.label)
         return f"UNTRAINED, {label}" if self.untrained and "UNTRAINED" not in label else label
+
+    def showing(self, label: str, example: Tensor) -> View:
+        """Return the same view under another label, for images like ``example``."""
+        twin = copy.copy(self)
+        twin.label, twin.example, twin._probed = label, example, {}
+        return twin
 
     def __deepcopy__(self, memo: dict[int, Any]) -> View:
         return self  # copying an accumulator must not copy the model
