@@ -95,6 +95,7 @@ CASES = [
         "centred",
     ),
     Case(partial(head_maps.head_cosine, centred=False), maps, "maps", (*HEADS, "scale", "orthogonal"), "raw"),
+    Case(head_maps.pairwise_js_divergence, maps, "maps", HEADS, "js_divergence"),
 ]
 
 
