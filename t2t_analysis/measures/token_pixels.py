@@ -1,0 +1,97 @@
+"""Which pixels does a token stand for? Shares of pixels in tokens, through hard and overlapping splits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..capture.layout import tokeniser
+from ..errors import CaptureError, DataError
+from ..models.tokens import Window
+
+__all__ = ["split_windows", "token_to_pixel_weights", "tokens_to_pixels"]
+
+
+def split_windows(model: nn.Module) -> tuple[Window, ...]:
+    """Sliding windows that lead from pixels to the tokens of ``model``, in order; one for a hard split.
+
+    Raises CaptureError where the tokeniser is neither a T2T module nor a patch embedding of square patches.
+
+    >>> import timm
+    >>> split_windows(timm.create_model("vit_tiny_patch16_224", depth=1))
+    (Window(kernel=16, stride=16, padding=0),)
+    """
+    module: Any = tokeniser(model)
+    if hasattr(module, "windows"):
+        return tuple(module.windows)
+    proj, patch = getattr(module, "proj", None), getattr(module, "patch_size", None)
+    sides = {int(patch)} if isinstance(patch, int) else set(patch or ())
+    simple = isinstance(proj, nn.Conv2d) and proj.kernel_size == proj.stride and set(proj.padding) == {0}
+    if not simple or len(sides) != 1:
+        raise CaptureError(
+            f"the tokens of {type(model).__name__} cannot be placed on pixels: {type(module).__name__} is "
+            "neither a T2T module nor one convolution over square patches that do not overlap"
+        )
+    side = int(sides.pop())
+    return (Window(side, side, 0),)
+
+
+def tokens_to_pixels(model: nn.Module, tokens: Tensor, img_size: tuple[int, int]) -> Tensor:
+    """Spread token relevance over pixels: (B, h, w) -> (B, H, W), every total kept.
+
+    Each split is gone back in turn: a token gives equal shares to the positions inside its window (padding
+    takes none), a position sums what it is given. With a hard split that is the token's own cell, evenly;
+    with soft splits it is the geometric receptive field, heaviest where most windows overlap. Attention
+    inside a T2T module mixes further; that is not in the geometry and not followed here.
+
+    Raises
+    ------
+    DataError : ``tokens`` do not lie on the grid that an image of ``img_size`` gives.
+
+    >>> from t2t_analysis import load_model
+    >>> model = load_model("small_performer_deep", "random")
+    >>> tokens = torch.zeros(1, 8, 8); tokens[0, 4, 4] = 1
+    >>> pixels = tokens_to_pixels(model, tokens, (32, 32))
+    >>> round(float(pixels.sum()), 6), int((pixels > 0).sum())
+    (1.0, 81)
+    """
+    windows = split_windows(model)
+    sizes = [tuple(img_size)]
+    for window in windows:
+        sizes.append(window.grid(*sizes[-1]))
+    if tuple(tokens.shape[1:]) != sizes[-1]:
+        raise DataError(
+            f"tokens of shape {tuple(tokens.shape)}: an image of {img_size[0]}x{img_size[1]} px gives a grid "
+            f"of {sizes[-1][0]}x{sizes[-1][1]}"
+        )
+    values = tokens[:, None]  # (B, 1, h, w)
+    for window, size in zip(reversed(windows), reversed(sizes[:-1]), strict=True):
+        values = _spread(values, window, size)
+    return values[:, 0]
+
+
+def _spread(values: Tensor, window: Window, size: tuple[int, ...]) -> Tensor:
+    """Equal shares of (B, 1, h, w) to the positions of each window: (B, 1, *size)."""
+    kernel, stride, padding = window
+    inside = F.unfold(values.new_ones(1, 1, *size), kernel, padding=padding, stride=stride)  # (1, k*k, N)
+    shares = inside / inside.sum(1, keepdim=True)
+    return F.fold(values.flatten(2) * shares, size, kernel, padding=padding, stride=stride)
+
+
+def token_to_pixel_weights(model: nn.Module, img_size: tuple[int, int]) -> Tensor:
+    """Share of every pixel in every token of a model: (N, H, W), each token's weights sum to 1.
+
+    >>> import timm
+    >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
+    >>> weights = token_to_pixel_weights(model, (32, 32))
+    >>> weights.shape, float(weights[3, 16:, 16:].sum())
+    (torch.Size([4, 32, 32]), 1.0)
+    """
+    height, width = img_size
+    for window in split_windows(model):
+        height, width = window.grid(height, width)
+    one_hot = torch.eye(height * width, dtype=torch.float64).unflatten(1, (height, width))
+    return tokens_to_pixels(model, one_hot, img_size)
