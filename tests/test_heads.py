@@ -626,3 +626,15 @@ def test_measures_keep_the_invariances_that_they_declare_and_no_others(one):
     with torch.no_grad():
         stretched.blocks[0].attn.qkv.weight.mul_(2)  # sharper attention is not among them
     assert not np.allclose(values(stretched, batch), before, atol=1e-3)
+
+
+def test_a_bias_in_the_attention_is_not_lost():
+    """BEiT adds relative positions to its logits, so that q and k alone would give other maps."""
+    torch.manual_seed(0)
+    model = timm.create_model("beit_base_patch16_224", img_size=48, depth=1, embed_dim=48, num_heads=3).eval()
+    with torch.no_grad():
+        model.blocks[0].attn.relative_position_bias_table.normal_(std=2)
+    maps = patch_maps(model, images(4))
+    found = pairs(run(model, images(4), HeadSimilarity()), "cosine_centred", 3)
+    expected = torch.stack([hm.head_cosine(m) for m in maps]).mean(0).numpy()
+    np.testing.assert_allclose(found[np.triu_indices(3, 1)], expected[np.triu_indices(3, 1)], atol=1e-5)
