@@ -1,31 +1,49 @@
 """One file a question; `base` says what a measure is, `engine` feeds all of them in one pass."""
 
+from .attention import AttentionGeometry
 from .base import Measure, MeasureBatch
 from .channel_maps import ChannelMaps, channel_maps
 from .channels import FeatureMapView, InvalidChannels, feature_map_curves, invalid_difference
+from .collapse import LayerCollapse
 from .engine import accumulate, collect, measure
 from .head_outputs import HeadOutputCKA
 from .head_summary import contrast_difference
 from .heads import HeadDivergence, HeadSimilarity
 from .layer_cka import CrossLayerCKA, LayerCKA
+from .locality import EdgeDecodability, first_third_difference
+from .receptive import BoundaryBlindness, EffectiveReceptiveField
+from .redundancy import Redundancy
 from .reference import random_twin
+from .rollout import AttentionRollout
+from .shift import ShiftConsistency
+from .spectrum import Spectrum
 
 __all__ = [
+    "AttentionGeometry",
+    "AttentionRollout",
+    "BoundaryBlindness",
     "ChannelMaps",
     "CrossLayerCKA",
+    "EdgeDecodability",
+    "EffectiveReceptiveField",
     "FeatureMapView",
     "HeadDivergence",
     "HeadOutputCKA",
     "HeadSimilarity",
     "InvalidChannels",
     "LayerCKA",
+    "LayerCollapse",
     "Measure",
     "MeasureBatch",
+    "Redundancy",
+    "ShiftConsistency",
+    "Spectrum",
     "accumulate",
     "channel_maps",
     "collect",
     "contrast_difference",
     "feature_map_curves",
+    "first_third_difference",
     "invalid_difference",
     "measure",
     "random_twin",

@@ -1,0 +1,254 @@
+"""Do layers keep fine detail or smooth it away? Spatial spectra of the token maps.
+
+Attention is said to be a low-pass filter (Park & Kim, ICLR 2022). Two quantities: theirs, relative to the mean of
+the map, and one without the mean, which otherwise drowns everything else.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .. import capture
+from ..errors import T2TError, UnknownNameError
+from ..results import Result
+from .base import Estimate, Measure, MeasureBatch, View
+from .grouped import add_by_group, grouped_estimate
+
+__all__ = [
+    "INVARIANCES", "Spectrum",
+    "diagonal_frequencies", "log_amplitude", "radial_frequency", "radial_power", "white_shares",
+]  # fmt: skip
+
+#: What the functions of this module do not notice.
+INVARIANCES = {
+    "log_amplitude": ("scale", "permute_images", "permute_channels"),
+    "radial_power": ("scale", "translation", "orthogonal", "permute_images", "permute_channels"),
+}
+#: What white noise gives: its mean is real, its other coefficients complex, and E ln|z| differs by ln(2) / 2.
+WHITE_TAIL = math.log(2) / 2
+#: Upper edges of the rings of `radial_power`, as fractions of the Nyquist frequency along an axis.
+RINGS = (0.25, 0.5, 0.75, 1.0, math.sqrt(2))
+HIGH = 0.5
+
+
+# ------------------------------------------------------------------------------------ pure functions
+
+
+def diagonal_frequencies(grid: tuple[int, int]) -> Tensor:
+    """Frequencies on the diagonal from the mean to the corner, as fractions of pi per token: (K,).
+
+    2k / n for the shorter side n, below the Nyquist frequency itself, whose coefficient is real for even n. So the
+    last one on a 14x14 grid is 12/14, not 1.
+
+    >>> [round(f, 3) for f in diagonal_frequencies((14, 14)).tolist()]
+    [0.0, 0.143, 0.286, 0.429, 0.571, 0.714, 0.857]
+    """
+    n = min(grid)
+    if n < 3:
+        raise T2TError(f"a {grid[0]}x{grid[1]} grid has no frequency below Nyquist; 3x3 is the least")
+    return 2 * torch.arange((n + 1) // 2, dtype=torch.float64) / n
+
+
+def log_amplitude(maps: Tensor, eps: float = 1e-6) -> Tensor:
+    """Log amplitude along the diagonal, relative to that of the mean: (..., C, h, w) to (..., K).
+
+    D(f) = g(f) - g(0), g = mean over channels of ln(|F| + eps), F the 2-D discrete Fourier transform, f as in
+    `diagonal_frequencies` (Park & Kim 2022, Fig. 2, with the frequencies put right). On a grid that is not square, g is
+    interpolated along the longer side. The mean of the logarithm, not the logarithm of the mean.
+
+    >>> delta = torch.zeros(1, 5, 5)
+    >>> delta[0, 2, 2] = 1  # all frequencies alike
+    >>> log_amplitude(delta).abs().max().item() < 1e-9
+    True
+    """
+    height, width = maps.shape[-2:]
+    g = torch.log(torch.fft.fft2(maps.double()).abs() + eps).mean(-3)  # (..., h, w)
+    f = diagonal_frequencies((height, width)).to(g.device)
+    diagonal = _bilinear(g, f * height / 2, f * width / 2)
+    return diagonal - diagonal[..., :1]
+
+
+def _bilinear(g: Tensor, row: Tensor, column: Tensor) -> Tensor:
+    """Values of (..., h, w) at K fractional positions: (..., K)."""
+    # Whole numbers that rounding has moved a little are put back, or the mean would leak into its neighbours.
+    row, column = (torch.where((x - x.round()).abs() < 1e-9, x.round(), x) for x in (row, column))
+    r, c = row.floor().long(), column.floor().long()
+    a, b = row - r, column - c
+    down, right = (r + 1) % g.shape[-2], (c + 1) % g.shape[-1]
+    upper = g[..., r, c] * (1 - b) + g[..., r, right] * b
+    lower = g[..., down, c] * (1 - b) + g[..., down, right] * b
+    return upper * (1 - a) + lower * a
+
+
+def radial_frequency(grid: tuple[int, int]) -> Tensor:
+    """Distance of every Fourier coefficient from the mean, in units of the Nyquist frequency of an axis: (h, w)."""
+    y, x = (2 * torch.fft.fftfreq(n, dtype=torch.float64) for n in grid)
+    return torch.hypot(y[:, None], x[None, :])
+
+
+def radial_power(maps: Tensor, edges: Sequence[float] = RINGS) -> Tensor:
+    """Share of the mean-removed energy by ring of frequency: (..., C, h, w) to (..., R).
+
+    Energy |F|^2 summed over channels, without the spatial mean, over its total: by Parseval h w times the variance.
+    Ring r holds frequencies above ``edges[r - 1]`` up to ``edges[r]``. NaN for maps that are constant.
+    """
+    height, width = maps.shape[-2:]
+    centred = maps.double() - maps.double().mean((-2, -1), keepdim=True)
+    power = torch.fft.fft2(centred).abs().square().sum(-3).flatten(-2)  # (..., h w)
+    power[..., 0] = 0.0
+    member = _rings((height, width), edges).to(power.device)
+    return power @ member / power.sum(-1, keepdim=True)
+
+
+def _rings(grid: tuple[int, int], edges: Sequence[float]) -> Tensor:
+    """(h w, R) float64: which coefficient lies in which ring; the mean in none."""
+    frequency = radial_frequency(grid).flatten()
+    ring = torch.bucketize(frequency, torch.tensor(edges, dtype=torch.float64) + 1e-9)
+    member = torch.nn.functional.one_hot(ring, len(edges) + 1)[:, : len(edges)].double()
+    member[0] = 0.0
+    return member
+
+
+def white_shares(grid: tuple[int, int], edges: Sequence[float] = RINGS) -> Tensor:
+    """What `radial_power` expects of white noise: the share of coefficients in each ring, (R,)."""
+    member = _rings(grid, edges)
+    return member.sum(0) / member.sum()
+
+
+# ------------------------------------------------------------------------------------ the measure
+
+
+class Spectrum(Measure):
+    """Spectra of the token maps (prefix removed, on their own grid), by place; averaged over images.
+
+    Quantities: ``log_amplitude`` at the frequencies of `diagonal_frequencies` (in pi per token), and the last of them
+    as ``log_amplitude_tail``; ``radial_power``, the share of mean-removed energy up to each ring's upper edge
+    (fractions of Nyquist); and ``high_frequency_share``, all above half of Nyquist. The null is white noise: +ln(2)/2
+    for the first, the share of coefficients for the others. A second null is a `random_twin` measured beside the model:
+    soft splits overlap, so they smooth whatever was learned. A position table is part of the maps that it is added to.
+
+    Parameters
+    ----------
+    places : shell-style patterns; those that a model lacks are passed over.
+    eps : added to amplitudes before the logarithm.
+
+    Source: Park & Kim 2022.
+    """
+
+    name: ClassVar[str] = "spectrum"
+    invariances: ClassVar[frozenset[str]] = frozenset({"scale", "permute_images", "permute_channels"})
+
+    def __init__(
+        self,
+        *,
+        places: Sequence[str] = ("embed", "tokens.*.out", "blocks.*.resid_post"),
+        eps: float = 1e-6,
+        groups: int = 32,
+    ) -> None:
+        super().__init__(groups=groups)
+        self.places, self.eps = tuple(places), eps
+
+    def bind(self, views: Sequence[View]) -> None:
+        """Sums of spectra, per place."""
+        (view,) = views
+        self.names = [n for n in view.names if any(fnmatchcase(n, pattern) for pattern in self.places)]
+        if not self.names:
+            raise UnknownNameError("place", ", ".join(self.places), view.names, hint=f"in {view.label}")
+        self.grids = [self._grid(view, name) for name in self.names]
+        for i, grid in enumerate(self.grids):
+            self.add_sum(f"log_{i}", self.groups, len(diagonal_frequencies(grid)))
+            self.add_sum(f"power_{i}", self.groups, len(RINGS))
+        self.add_sum("count", self.groups, len(self.names))
+        self.add_sum("varied", self.groups, len(self.names))
+
+    def _grid(self, view: View, name: str) -> tuple[int, int]:
+        layout = view.layout_of(name)
+        if layout is None:
+            raise T2TError(f"{view.label}: {name} has no grid, so it has no spatial spectrum")
+        return layout.grid
+
+    def wants(self, view: View) -> Sequence[str]:
+        """All places."""
+        return self.names
+
+    def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
+        """Diagonal log amplitude (B, K) and energy by ring (B, R)."""
+        assert obs.layout is not None  # bind asked
+        maps = obs.value[:, obs.layout.prefix :].mT.unflatten(2, obs.layout.grid)
+        return log_amplitude(maps, self.eps), radial_power(maps)
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Add the spectra of every image."""
+        group = self.group(batch)
+        for i, name in enumerate(self.names):
+            if name in batch.seen[0]:
+                amplitude, power = batch.seen[0][name]
+                ok = torch.isfinite(power).all(-1)
+                add_by_group(getattr(self, f"log_{i}"), group, amplitude)
+                add_by_group(getattr(self, f"power_{i}"), group, power.nan_to_num(0.0))
+                add_by_group(self.count[:, i], group, torch.ones(len(group)))
+                add_by_group(self.varied[:, i], group, ok.double())
+
+    def compute(self) -> Result:
+        """Rows per place and frequency."""
+        rows = [
+            row for i in range(len(self.names)) for row in (*self._amplitude_rows(i), *self._power_rows(i))
+        ]
+        return Result(
+            self.name,
+            pd.DataFrame(rows),
+            {"grids": {n: list(g) for n, g in zip(self.names, self.grids, strict=True)}},
+        )
+
+    def _mean(self, state: str, i: int, counts: Tensor) -> Estimate:
+        sums = getattr(self, f"{state}_{i}")
+        counts = counts[:, i, None].expand(sums.shape)
+        found = grouped_estimate(lambda s, n: s / n, (sums, counts), counts)
+        self.note(found.note)
+        return found
+
+    def _amplitude_rows(self, i: int) -> Iterator[dict[str, Any]]:
+        found = self._mean("log", i, self.count)
+        frequencies = diagonal_frequencies(self.grids[i]).tolist()
+        shared = {
+            "tokens": "patch", "value_unit": "log amplitude", "at_unit": "frequency, pi per token",
+            "null_kind": "white noise, expectation",
+            "estimator": "mean over channels and images of ln|F|, minus that of the mean",
+        }  # fmt: skip
+        for k, f in enumerate(frequencies):
+            row = self.row(self.names[i], at=f, null=WHITE_TAIL if k else 0.0, **found.at(k), **shared)
+            yield row | {"quantity": "log_amplitude"}
+        yield row | {"quantity": "log_amplitude_tail"}
+
+    def _power_rows(self, i: int) -> Iterator[dict[str, Any]]:
+        found, white = self._mean("power", i, self.varied), white_shares(self.grids[i])
+        shared = {
+            "tokens": "patch", "value_unit": "fraction", "null_kind": "white noise, expectation",
+            "estimator": "share of mean-removed |F|^2 summed over channels, mean over images",
+        }  # fmt: skip
+        for k, edge in enumerate(RINGS):
+            columns = found.at(k) | {
+                "at": edge,
+                "at_unit": "upper edge of ring, fraction of Nyquist",
+                "null": float(white[k]),
+            }
+            yield self.row(self.names[i], quantity="radial_power", **columns, **shared)
+        high = [k for k, edge in enumerate(RINGS) if edge > HIGH]
+        yield self._high_row(i, high, white, shared)
+
+    def _high_row(self, i: int, high: list[int], white: Tensor, shared: dict[str, Any]) -> dict[str, Any]:
+        sums, counts = getattr(self, f"power_{i}")[:, high].sum(-1), self.varied[:, i]
+        found = grouped_estimate(lambda s, n: s / n, (sums, counts), counts)
+        columns = found.at() | {
+            "at": HIGH,
+            "at_unit": "above this fraction of Nyquist",
+            "null": float(white[high].sum()),
+        }
+        return self.row(self.names[i], quantity="high_frequency_share", **columns, **shared)
