@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import T2TError
 from ..stats import delete_group_jackknife
 
-__all__ = ["Estimate", "add_by_group", "grouped_estimate"]
+__all__ = ["TOO_FEW", "Estimate", "add_by_group", "add_finite", "grouped_estimate"]
 
 TOO_FEW = "interval missing: fewer than 2 groups of images"
 
@@ -64,6 +64,14 @@ def add_by_group(state: Tensor, group: Tensor, values: Tensor) -> None:
     """Add ``values`` (B, ...) to ``state`` (G, ...) in place, image ``b`` to row ``group[b]``."""
     values = values.to(device=state.device, dtype=state.dtype).expand(len(group), *state.shape[1:])
     state.index_add_(0, group.to(state.device), values)
+
+
+def add_finite(total: Tensor, count: Tensor, group: Tensor, values: Tensor) -> None:
+    """Add the finite ones of ``values`` (B, ...) to ``total`` (G, ...) and their number to ``count``, in place."""
+    values = values.to(device=total.device, dtype=total.dtype)
+    exists = values.isfinite()
+    add_by_group(total, group, torch.where(exists, values, 0.0))
+    add_by_group(count, group, exists)
 
 
 def grouped_estimate(

@@ -1,0 +1,369 @@
+"""How far and how widely does each head look? Attention distance, entropy, and what goes to a few tokens.
+
+Distance and entropy are those of patch queries over patch keys: the columns of class token, distillation
+token and registers are dropped *and the rows renormalised*. Left unnormalised, a head that spends its
+attention on the class token would look local.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import capture
+from ..capture.attention import stage_attention
+from ..capture.layout import tokeniser
+from ..results import Result
+from .base import Measure, MeasureBatch, View
+from .grouped import TOO_FEW, Estimate, add_finite, grouped_estimate
+from .head_maps import entropy
+
+__all__ = [
+    "AttentionGeometry",
+    "attention_distance",
+    "attention_entropy",
+    "key_distance",
+    "prefix_attention",
+    "sink_mass",
+    "uniform_distance",
+]
+
+Pair = tuple[float, float]
+
+#: Numbers of an attention map that are worked on at a time: 16 MiB in single precision.
+_CHUNK = 2**22
+
+
+# ---------------------------------------------------------------------------------------- pure functions
+
+
+def key_distance(
+    grid: tuple[int, int], pitch: Pair, queries: slice = slice(None), device: Any = None
+) -> Tensor:
+    """Distance in pixels from the centre of each query patch to that of each key patch.
+
+    Parameters
+    ----------
+    grid : rows and columns of patches, which need not be equal.
+    pitch : pixels from one row, and from one column, to the next.
+    queries : which of the patches ask; all of them when left out.
+
+    Returns
+    -------
+    (Q, P), float32.
+
+    >>> key_distance((1, 3), (16, 16))
+    tensor([[ 0., 16., 32.],
+            [16.,  0., 16.],
+            [32., 16.,  0.]])
+    """
+    rows, columns = (
+        torch.arange(n, device=device) * float(step) for n, step in zip(grid, pitch, strict=True)
+    )
+    places = torch.cartesian_prod(rows, columns)  # (P, 2), row by row
+    return (places[queries, None] - places).norm(dim=-1)
+
+
+def uniform_distance(grid: tuple[int, int], pitch: Pair) -> float:
+    """Mean distance in pixels under uniform attention: the null of `attention_distance`.
+
+    >>> round(uniform_distance((14, 14), (16, 16)), 2), round(uniform_distance((8, 8), (4, 4)), 2)
+    (116.49, 16.55)
+    """
+
+    def offsets(n: int, step: float) -> tuple[Tensor, Tensor]:
+        """Every distance along one axis, and how many ordered pairs of patches have it."""
+        apart = torch.arange(n, dtype=torch.float64)
+        return apart * step, torch.where(apart == 0, n, 2 * (n - apart))
+
+    (down, times), (across, times_across) = (offsets(n, s) for n, s in zip(grid, pitch, strict=True))
+    length = (down[:, None] ** 2 + across**2).sqrt()
+    return float((length * times[:, None] * times_across).sum() / (grid[0] * grid[1]) ** 2)
+
+
+def attention_distance(maps: Tensor, distance: Tensor) -> Tensor:
+    """Mean distance from a query to what it attends to (Dosovitskiy et al. 2021, appendix D.7).
+
+    d = mean over queries q of sum_k A[q, k] |q - k| / sum_k A[q, k], k over patches.
+
+    Parameters
+    ----------
+    maps : (..., Q, P) attention of patch queries to patch keys; rows are renormalised here.
+    distance : (Q, P) from `key_distance`.
+
+    Returns
+    -------
+    (...), in the unit of ``distance``; queries that attend to no patch at all are left out.
+
+    >>> identity, uniform = torch.eye(9), torch.full((9, 9), 1 / 9)
+    >>> distance = key_distance((3, 3), (16, 16))
+    >>> [round(attention_distance(a, distance).item(), 2) for a in (identity, uniform)]
+    [0.0, 23.25]
+    """
+    mass = maps.sum(-1)
+    return ((maps * distance).sum(-1) / mass).nanmean(-1)
+
+
+def attention_entropy(maps: Tensor) -> Tensor:
+    """Mean entropy in nats of the attention rows, renormalised: (..., Q, P) -> (...), from 0 to ln P.
+
+    >>> round(attention_entropy(torch.ones(4, 4)).item(), 4), round(math.log(4), 4)
+    (1.3863, 1.3863)
+    """
+    return entropy(maps / maps.sum(-1, keepdim=True)).nanmean(-1)
+
+
+def prefix_attention(maps: Tensor, prefix: int) -> Tensor:
+    """Share of the attention of patch queries that goes to prefix tokens: (..., Q, N) -> (...).
+
+    ``maps`` hold all keys; uniform attention gives prefix / N.
+    """
+    return maps[..., :prefix].sum(-1).mean(-1)
+
+
+def sink_mass(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Largest share of attention that one key gets from all queries together, and which key it is.
+
+    max over k of mean over q of A[q, k], from 1/N (uniform) to 1 (Xiao et al. 2024 call such a token an
+    attention sink): (..., Q, N) -> two of (...).
+    """
+    share, key = maps.mean(-2).max(-1)
+    return share, key
+
+
+# ---------------------------------------------------------------------------------------- the measure
+
+
+class Site(NamedTuple):
+    """Where one layer's maps come from: its place, what to observe there, and how it is laid out."""
+
+    place: str  # blocks.3.attn
+    sources: tuple[str, ...]  # the pattern, or q and k where the pattern is large
+    layout: capture.TokenLayout
+    heads: slice  # along the axis of all heads
+    scale: float
+
+
+class Quantity(NamedTuple):
+    """One number per head and image."""
+
+    name: str
+    tokens: str
+    value_unit: str
+    null_kind: str
+    estimator: str
+
+
+_UNIFORM = "uniform attention"
+_RENORMALISED = "patch keys only, rows renormalised"
+QUANTITIES = (
+    Quantity("attention_distance", "patch", "fraction of image side", _UNIFORM, _RENORMALISED),
+    Quantity("attention_distance_px", "patch", "pixels", _UNIFORM, _RENORMALISED),
+    Quantity("attention_entropy", "patch", "nats", _UNIFORM, _RENORMALISED),
+    Quantity("attention_entropy", "class", "nats", _UNIFORM, f"class query; {_RENORMALISED}"),
+    Quantity("class_mass", "patch", "fraction", _UNIFORM, "attention of patch queries to the class token"),
+    Quantity("prefix_mass", "patch", "fraction", _UNIFORM, "attention of patch queries to all prefix tokens"),
+    Quantity(
+        "sink_mass", "patch", "fraction", _UNIFORM, "attention of patch queries to the key that gets most"
+    ),
+    Quantity("sink_on_prefix", "patch", "fraction", "any key alike", "images whose sink is a prefix token"),
+)
+
+
+def head_numbers(patches: Tensor, cls: Tensor | None, layout: capture.TokenLayout, pitch: Pair) -> Tensor:
+    """All `QUANTITIES` of some maps in order: (B, H, P, N) and class rows (B, H, N) -> (B, H, 8), float64.
+
+    NaN where a quantity does not exist (no class token, no prefix).
+    """
+    distance = key_distance(layout.grid, pitch, device=patches.device)
+    keys, prefix = patches[..., layout.prefix :], layout.prefix
+    none = patches.new_full(patches.shape[:2], math.nan)
+    share, key = sink_mass(patches)
+    pixels = attention_distance(keys, distance)
+    return torch.stack(
+        [
+            pixels / _side(layout.grid, pitch),
+            pixels,
+            attention_entropy(keys),
+            none if cls is None else attention_entropy(cls[..., None, prefix:]),
+            none if cls is None else prefix_attention(patches, 1),
+            prefix_attention(patches, prefix) if prefix else none,
+            share,
+            (key < prefix).to(share.dtype) if prefix else none,
+        ],
+        dim=-1,
+    ).double()
+
+
+def _side(grid: tuple[int, int], pitch: Pair) -> float:
+    """Side of the image in pixels; of an oblong one, the side of the square of the same area."""
+    return math.sqrt(grid[0] * pitch[0] * grid[1] * pitch[1])
+
+
+def nulls(layout: capture.TokenLayout, pitch: Pair) -> list[float]:
+    """What uniform attention gives for each of `QUANTITIES`."""
+    pixels, keys = uniform_distance(layout.grid, pitch), layout.num_tokens
+    spread = math.log(layout.num_patches)
+    share = layout.prefix / keys
+    return [pixels / _side(layout.grid, pitch), pixels, spread, spread, 1 / keys, share, 1 / keys, share]
+
+
+def stage_numbers(q: Tensor, k: Tensor, scale: float, layout: capture.TokenLayout, pitch: Pair) -> Tensor:
+    """As `head_numbers`, from queries and keys (H, P, d) of one image without prefix tokens: (H, 8).
+
+    Some queries at a time: the first token transformer of a T2T-ViT has a map of 3136 x 3136.
+    """
+    heads, patches = q.shape[:2]
+    step = max(1, _CHUNK // (heads * patches))
+    totals = q.new_zeros(heads, 2, dtype=torch.float64)
+    columns = q.new_zeros(heads, patches, dtype=torch.float64)
+    for start in range(0, patches, step):
+        rows = slice(start, min(start + step, patches))
+        maps = ((q[:, rows].float() * scale) @ k.float().transpose(-2, -1)).softmax(-1)  # (H, rows, P)
+        distance = key_distance(layout.grid, pitch, rows, q.device)
+        means = torch.stack([attention_distance(maps, distance), attention_entropy(maps)], dim=-1)
+        totals += means.double() * (rows.stop - rows.start)
+        columns += maps.double().sum(-2)
+    pixels, spread = (totals / patches).unbind(-1)
+    none = torch.full_like(pixels, math.nan)
+    share = columns.amax(-1) / patches
+    return torch.stack(
+        [pixels / _side(layout.grid, pitch), pixels, spread, none, none, none, share, none], -1
+    )
+
+
+class AttentionGeometry(Measure):
+    """Attention distance, entropy, and attention paid to class token, prefix and sink, per head and layer.
+
+    ``attention_distance``: mean distance between the centres of a patch and of the patches it attends to, as
+    a fraction of the image side (``attention_distance_px``: in pixels), so that the token transformers of a
+    T2T module (56 x 56 and 28 x 28 tokens at 224 px) compare with blocks on 14 x 14. For an oblong image the
+    side is that of a square of the same area. ``attention_entropy`` in nats, of patch queries and of the class
+    query. ``class_mass``, ``prefix_mass``: share that patch queries give to the class token, to all prefix
+    tokens. ``sink_mass``: share that the most attended key gets; ``sink_on_prefix``: in how many images
+    that key is a prefix token. All are means over queries, then images; rows without a head number are means
+    over the heads of a layer. The null is uniform attention, in closed form. A Performer has no attention
+    map and is left out.
+
+    Source: Dosovitskiy et al. 2021, appendix D.7, and Raghu et al. 2021, figure 3, for the distance; the
+    renormalisation after dropping the prefix is ours.
+    """
+
+    name = "attention_geometry"
+    invariances = frozenset({"permute_heads", "permute_images"})
+
+    total: Tensor  # (G, M, 8) sums over images
+    images: Tensor  # (G, M, 8) images in which a number exists
+
+    def bind(self, views: Sequence[View]) -> None:
+        """Find all attention maps of the model: those of its blocks, and of token transformers."""
+        (view,) = views
+        height, width = view.example.shape[-2:] if view.example is not None else (0, 0)
+        self.sites = _sites(view)
+        self.pitch = {s.place: (height / s.layout.grid[0], width / s.layout.grid[1]) for s in self.sites}
+        self.by_source = {name: site for site in self.sites for name in site.sources}
+        self.with_class = getattr(view.model, "cls_token", None) is not None
+        heads = self.sites[-1].heads.stop
+        self.add_sum("total", self.groups, heads, len(QUANTITIES))
+        self.add_sum("images", self.groups, heads, len(QUANTITIES))
+
+    def wants(self, view: View) -> list[str]:
+        """Patterns of the blocks; queries and keys of token transformers."""
+        return list(self.by_source)
+
+    def reduce(self, obs: capture.Observation) -> Tensor:
+        """All numbers of a block's heads, (B, H, 8); a token transformer's q or k, copied."""
+        site = self.by_source[obs.name]
+        if len(site.sources) == 2:
+            return obs.value.clone()
+        patches = obs.value[:, :, site.layout.prefix :]  # (B, H, P, N)
+        cls = obs.value[:, :, 0] if self.with_class else None
+        return head_numbers(patches, cls, site.layout, self.pitch[site.place])
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Add what the hooks made, and work through the maps of token transformers image by image."""
+        groups = self.group(batch)
+        for site in self.sites:
+            if not all(name in batch.seen[0] for name in site.sources):
+                continue
+            made = [batch.seen[0][name] for name in site.sources]
+            numbers = made[0] if len(made) == 1 else self._of_stage(site, *made)
+            add_finite(self.total[:, site.heads], self.images[:, site.heads], groups, numbers)
+
+    def _of_stage(self, site: Site, q: Tensor, k: Tensor) -> Tensor:
+        pitch = self.pitch[site.place]
+        each = zip(q, k, strict=True)
+        return torch.stack([stage_numbers(a, b, site.scale, site.layout, pitch) for a, b in each])
+
+    def compute(self) -> Result:
+        """Rows for every head, and for the mean over the heads of every layer."""
+        found = grouped_estimate(lambda s, n: s / n, (self.total, self.images), self.images)
+        self.note(TOO_FEW if ((found.groups == 1) & (found.n > 0)).any() else None)
+        self._note_stages()
+        rows = [row for site in self.sites for row in self._rows(site, found)]
+        return Result(self.name, rows)  # type: ignore[arg-type]
+
+    def _note_stages(self) -> None:
+        """Say which token transformers are left out, and why."""
+        (view,) = self.views
+        for name, reason in view.places.missing.items():
+            stage = name.removesuffix(".attn.pattern")
+            if stage.startswith("tokens.") and f"{stage}.attn.z" in view.names:
+                self.note(f"{view.label}: {stage}.attn: {reason}")
+
+    def _rows(self, site: Site, found: Estimate) -> list[dict[str, Any]]:
+        layer, rows = self._of_layer(site), []
+        references = nulls(site.layout, self.pitch[site.place])
+        for i, (quantity, null) in enumerate(zip(QUANTITIES, references, strict=True)):
+            if not found.n[site.heads.start, i]:
+                continue
+            columns = {**_columns(quantity), "null": null}
+            rows.append(self.row(site.place, **columns, **layer.at(i)))
+            rows[-1]["estimator"] += "; mean over heads"
+            rows += [
+                self.row(site.place, head=h, **columns, **found.at(m, i))
+                for h, m in enumerate(range(site.heads.start, site.heads.stop))
+            ]
+        return rows
+
+    def _of_layer(self, site: Site) -> Estimate:
+        """Means over the heads of one layer, (8,)."""
+        sums = (self.total[:, site.heads], self.images[:, site.heads])
+        return grouped_estimate(lambda s, n: (s / n).nanmean(-2), sums, sums[1].amax(1))
+
+
+def _columns(quantity: Quantity) -> dict[str, Any]:
+    columns = quantity._asdict()
+    return {"quantity": columns.pop("name"), **columns}
+
+
+def _sites(view: View) -> list[Site]:
+    """Every layer with an attention map, from the image on."""
+    patterns = view.select("*.attn.pattern")
+    places = {name.removesuffix(".pattern"): name for name in patterns}
+    wanted = {
+        place: (f"{place}.q", f"{place}.k") if place.startswith("tokens.") else (pattern,)
+        for place, pattern in places.items()
+    }
+    view.probe([sources[0] for sources in wanted.values()])  # all of them in one forward pass
+    sites, start = [], 0
+    for place, sources in wanted.items():
+        heads = view.shape_of(sources[0])[0]
+        layout = view.layout_of(sources[0])
+        assert layout is not None  # every attention place has tokens
+        sites.append(Site(place, sources, layout, slice(start, start + heads), _scale(view, place)))
+        start += heads
+    return sites
+
+
+def _scale(view: View, place: str) -> float:
+    """Factor of the product of a token transformer; blocks hand out finished patterns."""
+    if not place.startswith("tokens."):
+        return math.nan
+    module: Any = tokeniser(view.model)
+    stage = getattr(module, f"attention{int(place.split('.')[1]) + 1}")
+    return float(stage_attention(stage).scale or math.nan)

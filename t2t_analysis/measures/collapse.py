@@ -1,0 +1,341 @@
+"""Do the layers of a deep transformer attend to the same things? DeepViT's attention collapse.
+
+Zhou et al. 2021 (DeepViT) compare how much token t gives to all outputs, a column of the attention map, in two
+layers. Three things are added here. The number of a head means nothing across layers, so heads are also matched
+(Hungarian method), and maps averaged over the heads compared. A column of positive numbers has a large cosine
+with any other, so Pearson's correlation over queries stands beside it. And the same with the two maps from
+different images is the null: what position alone explains.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from .. import capture
+from ..results import Result
+from .base import MeasureBatch, View
+from .grouped import TOO_FEW, Estimate, grouped_estimate
+from .head_maps import cosine_sums, unit_rows
+from .head_measure import OTHER_IMAGE, HeadMeasure
+from .head_summary import HeadIndex, layer_rows
+
+__all__ = ["THRESHOLDS", "LayerCollapse", "column_cosine", "match_heads", "matched_mean"]
+
+#: A token is similar above such a cosine; a curve, since no one threshold has a reason.
+THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+#: DeepViT's block is similar to the one before when this share of its tokens is, at a cosine of 0.5.
+SIMILAR_SHARE, SIMILAR_COSINE = 0.8, 0.5
+
+#: Numbers in the attention maps of one image that are worked on at a time.
+_CHUNK = 2**21
+
+Where = Callable[[Tensor], Tensor]
+
+
+# ---------------------------------------------------------------------------------------- pure functions
+
+
+def column_cosine(a: Tensor, b: Tensor | None = None, centred: bool = False) -> Tensor:
+    """Cosine of columns, cos(A_h[:, t], A_g[:, t]) averaged over tokens t (Zhou et al. 2021, DeepViT).
+
+    Parameters
+    ----------
+    a, b : attention maps (M, Q, K) and (M', Q, K); ``b`` is ``a`` when left out.
+    centred : subtract each column's mean over the queries first.
+
+    Returns
+    -------
+    (M, M') in [-1, 1]; NaN where no column has a direction in both.
+
+    >>> column_cosine(torch.full((1, 3, 3), 1 / 3), torch.eye(3)[None]).item()  # uniform has a floor
+    0.5773...
+    """
+    units = unit_rows(a.mT, centred)
+    total, count = cosine_sums(units, units if b is None else unit_rows(b.mT, centred))
+    return torch.where(count > 0, total / count, math.nan)
+
+
+def match_heads(similarity: Tensor) -> tuple[Tensor, Tensor]:
+    """Pair heads of two layers so that the sum of their similarities is largest: (H, H') -> two of (min,).
+
+    >>> [x.tolist() for x in match_heads(torch.tensor([[0.1, 0.9], [0.8, 0.7]]))]
+    [[0, 1], [1, 0]]
+    """
+    rows, columns = linear_sum_assignment(similarity.nan_to_num(-1.0).cpu().numpy(), maximize=True)
+    return torch.as_tensor(rows), torch.as_tensor(columns)
+
+
+def matched_mean(matrix: Tensor, index: HeadIndex, matching: dict[tuple[int, int], Any]) -> Tensor:
+    """Mean similarity of matched heads for every two layers: (..., M, M) -> (..., L, L), NaN within a layer."""
+    layers = len(index.layers)
+    out = matrix.new_full((*matrix.shape[:-2], layers, layers), math.nan)
+    for (p, q), (rows, columns) in matching.items():
+        out[..., p, q] = out[..., q, p] = matrix[..., rows, columns].mean(-1)
+    return out
+
+
+def _matching(index: HeadIndex, pair: Callable[[Tensor], Any], matrix: Tensor) -> dict[tuple[int, int], Any]:
+    """Which heads are compared in every two different layers, as positions along the axis of all heads."""
+    where = [part for _, part in index.slices]
+    found = {}
+    for p, one in enumerate(where):
+        for q in range(p + 1, len(where)):
+            rows, columns = pair(matrix[one, where[q]])
+            found[p, q] = (rows + one.start, columns + where[q].start)
+    return found
+
+
+def _same_number(block: Tensor) -> tuple[Tensor, Tensor]:
+    """Head h with head h, as far as both layers have it."""
+    numbers = torch.arange(min(block.shape))
+    return numbers, numbers
+
+
+# ---------------------------------------------------------------------------------------- the measure
+
+
+class LayerCollapse(HeadMeasure):
+    """Cosine of attention columns between layers: whether attention stops changing with depth.
+
+    For every two layers, ``column_cosine_same_head`` (head h with head h, as DeepViT has it),
+    ``column_cosine_matched`` (heads paired by the Hungarian method on the mean over images; the null is paired
+    anew, since the best pairing of unrelated heads is above their mean) and ``column_cosine_averaged`` (maps
+    averaged over heads first); each also ``..._centred``, Pearson's correlation over queries.
+
+    For neighbouring layers, ``similar_tokens_same_head`` and ``similar_tokens_averaged``: share of tokens whose
+    cosine is above a threshold (``at``), a curve; ``similar_blocks`` counts neighbours where that share is 0.8
+    or more at 0.5, thresholds that DeepViT is quoted with and that have no other reason.
+
+    Patch queries and patch keys, rows renormalised. Source: Zhou et al. 2021 (DeepViT, arXiv 2103.11886);
+    matching, centring and null are ours.
+    """
+
+    name = "layer_collapse"
+    invariances = frozenset({"permute_keys"})
+
+    pairs: Tensor  # (G, L, L)
+
+    def sources_of(self, view: View, anchor: str) -> tuple[str, ...]:
+        """Queries and keys, from which maps are rebuilt image by image; the pattern where a bias enters it."""
+        attn = anchor.removesuffix(".pattern")
+        module = self.attention(view, int(attn.split(".")[1])).module
+        biased = getattr(module, "relative_position_bias_table", None) is not None
+        biased |= getattr(view.model, "rel_pos_bias", None) is not None
+        return (anchor,) if biased else (f"{attn}.q", f"{attn}.k")
+
+    def make_states(self, view: View, heads: int) -> None:
+        """Sums over images and over pairs of images; the averaged maps come after all heads."""
+        layers = len(self.index.layers)
+        self.scales = {layer: float(self.attention(view, layer).scale or 1.0) for layer in self.index.layers}
+        self.add_sum("pairs", self.groups, layers, layers)
+        self.neighbours = list(_neighbours(self.index))
+        for form in _FORMS:
+            self.add_sum(f"cosine{form}", self.groups, heads + layers, heads + layers)
+            self.add_sum(f"defined{form}", self.groups, heads + layers, heads + layers, dtype=torch.float32)
+            self.add_sum(f"similar{form}", self.groups, 2, max(layers - 1, 0), len(THRESHOLDS))
+
+    def reduce(self, obs: capture.Observation) -> Tensor:
+        """Patch tokens of q or k, copied since they are a view of more; or the patch map."""
+        prefix = obs.layout.prefix if obs.layout else 0
+        if obs.name.endswith(".pattern"):
+            return obs.value[:, :, prefix:, prefix:].clone()
+        return obs.value[:, :, prefix:].clone()
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Rebuild the maps of two images at a time, some keys at a time, and compare their columns."""
+        seen, groups = batch.seen[0], self.group(batch).tolist()
+        present = self.present(seen)
+        if not present.any():
+            return
+        both = present.outer(present).to(self.images.device)
+        for start in range(0, len(groups), 2):
+            owners = groups[start : start + 2]
+            for group in owners:
+                self.images[group] += both
+            if len(owners) == 2:
+                self.pairs[owners[0]] += both
+            self._add_images(seen, range(start, start + len(owners)), owners)
+
+    def _add_images(self, seen: dict[str, Tensor], images: range, groups: list[int]) -> None:
+        columns = [_Columns(self, seen, image) for image in images]
+        tokens = columns[0].tokens
+        step = max(1, _CHUNK // (self.index.total * tokens))
+        for start in range(0, tokens, step):
+            maps = [c.keys(slice(start, min(start + step, tokens))) for c in columns]
+            for centred in (False, True):
+                units = [unit_rows(m, centred) for m in maps]
+                form = "_centred" if centred else ""
+                for group, unit in zip(groups, units, strict=True):
+                    self._add(group, form, unit, unit, tokens)
+                if len(units) == 2:
+                    self._add(groups[0], form + "_other", units[0], units[1], tokens)
+
+    def _add(self, group: int, form: str, a: Any, b: Any, tokens: int) -> None:
+        """Add cosines, and shares of similar tokens, of two sets of unit columns (M + L, keys, Q)."""
+        total, count = cosine_sums(a, b)
+        for name, value in (("cosine", total), ("defined", count)):
+            state = getattr(self, name + form)
+            state[group] += ((value + value.T) / (2 * tokens)).to(state)
+        similar = getattr(self, f"similar{form}")
+        thresholds = torch.tensor(THRESHOLDS, device=a[0].device)
+        for kind, layer, one, other in self.neighbours:
+            cosine = (a[0][one] * b[0][other]).sum(-1)  # (heads, keys)
+            above = (cosine[..., None] > thresholds).double().sum(1).mean(0) / tokens
+            similar[group, kind, layer] += above.to(similar)
+
+    def compute(self) -> Result:
+        """Rows for every two layers, and curves for neighbouring ones."""
+        if len(self.index.layers) < 2:
+            self.note("one layer only: nothing to compare it with")
+            return Result(self.name, [])  # type: ignore[arg-type]
+        if not self.pairs.any():
+            self.note("every batch held one image: no null from permuted images")
+        frames = [frame for centred in ("", "_centred") for frame in self._frames(centred)]
+        return self.result([*frames, pd.DataFrame(list(self._similar_rows()))])
+
+    def _frames(self, centred: str) -> Iterator[pd.DataFrame]:
+        for kind in ("same_head", "matched", "averaged"):
+            estimate, null = (
+                self._estimate(kind, f"{centred}{which}", counts)
+                for which, counts in (("", self.images), ("_other", self.pairs))
+            )
+            columns = self.base() | {
+                "quantity": f"column_cosine_{kind}{centred}", "tokens": "patch", "value_unit": "none",
+                "estimator": _ESTIMATORS[kind] + (", less the column's mean" if centred else ""),
+                "null": null.value, "null_low": null.low, "null_high": null.high, "null_kind": OTHER_IMAGE,
+                "ceiling": 1.0, "ceiling_kind": "a layer with itself",
+            }  # fmt: skip
+            nulls = {k: columns.pop(k) for k in ("null", "null_low", "null_high")}
+            yield layer_rows(columns, self.index, estimate, **nulls)
+
+    def _estimate(self, kind: str, form: str, counts: Tensor) -> Estimate:
+        """Layer by layer (L, L); the matching is made once, on all images."""
+        cosine, defined = getattr(self, f"cosine{form}"), getattr(self, f"defined{form}").double()
+        heads = self.index.total
+        if kind == "averaged":
+            fn: Any = _averaged
+            sums = (cosine[:, heads:, heads:], defined[:, heads:, heads:])
+        else:
+            sums = (cosine[:, :heads, :heads], defined[:, :heads, :heads])
+            whole = sums[0].sum(0) / sums[1].sum(0)
+            pair = match_heads if kind == "matched" else _same_number
+            fn = partial(_paired, self.index, _matching(self.index, pair, whole))
+        return grouped_estimate(fn, sums, counts)
+
+    def _similar_rows(self) -> Iterator[dict[str, Any]]:
+        beside = (torch.arange(len(self.index.layers) - 1), torch.arange(1, len(self.index.layers)))
+        for centred in ("", "_centred"):
+            values, null = (
+                _share(getattr(self, f"similar{centred}{which}"), counts[:, beside[0], beside[1]])
+                for which, counts in (("", self.images), ("_other", self.pairs))
+            )
+            self.note(TOO_FEW if ((values.groups == 1) & (values.n > 0)).any() else None)
+            for kind, name in enumerate(("same_head", "averaged")):
+                yield from self._curve(f"similar_tokens_{name}{centred}", values, null, kind)
+                yield self._blocks(f"similar_blocks_{name}{centred}", values, null, kind)
+
+    def _curve(self, quantity: str, values: Estimate, null: Estimate, kind: int) -> Iterator[dict[str, Any]]:
+        numbers = self.index.layers
+        for layer in range(len(numbers) - 1):
+            for t, threshold in enumerate(THRESHOLDS):
+                place, place_b = (f"blocks.{numbers[layer + i]}.attn" for i in (0, 1))
+                at = (kind, layer, t)
+                if not values.n[at]:
+                    continue
+                yield self.row(
+                    place, place_b, quantity=quantity, at=threshold, at_unit="cosine threshold",
+                    tokens="patch", value_unit="fraction", null=null.value[at], null_low=null.low[at],
+                    null_high=null.high[at], null_kind=OTHER_IMAGE,
+                    estimator="share of tokens (columns) above the threshold", **values.at(*at),
+                )  # fmt: skip
+
+    def _blocks(self, quantity: str, values: Estimate, null: Estimate, kind: int) -> dict[str, Any]:
+        """How many neighbouring layers count as similar, and how many do on different images."""
+        t = THRESHOLDS.index(SIMILAR_COSINE)
+        count, by_chance = (float(np.nansum(e.value[kind, :, t] >= SIMILAR_SHARE)) for e in (values, null))
+        return self.row(
+            quantity=quantity, value=count, at=SIMILAR_COSINE, at_unit="cosine threshold", tokens="patch",
+            value_unit="neighbouring layers", null=by_chance, null_kind=OTHER_IMAGE,
+            interval="none: a count of layers by a threshold", n=int(values.n[kind, :, t].max()), unit="image",
+            estimator=f"layers with at least {SIMILAR_SHARE:.0%} similar tokens",
+            ceiling=float(len(self.index.layers) - 1), ceiling_kind="all",
+        )  # fmt: skip
+
+
+_FORMS = ("", "_centred", "_other", "_centred_other")
+_ESTIMATORS = {
+    "same_head": "cosine per column, head h with head h",
+    "matched": "cosine per column, heads matched by the Hungarian method",
+    "averaged": "cosine per column of maps averaged over heads",
+}
+
+
+def _paired(index: HeadIndex, matching: dict[tuple[int, int], Any], total: Tensor, count: Tensor) -> Tensor:
+    return matched_mean(total / count, index, matching)
+
+
+def _averaged(total: Tensor, count: Tensor) -> Tensor:
+    """NaN on the diagonal: a layer with itself says nothing."""
+    own = torch.eye(total.shape[-1], dtype=torch.bool, device=total.device)
+    return (total / count).masked_fill(own, math.nan)
+
+
+def _share(total: Tensor, count: Tensor) -> Estimate:
+    """(G, 2, L - 1, T) sums and (G, L - 1) images -> estimate (2, L - 1, T)."""
+    spread = count[:, None, :, None].expand_as(total)
+    return grouped_estimate(lambda s, n: s / n, (total, spread), spread)
+
+
+def _neighbours(index: HeadIndex) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Kind (0 same head, 1 averaged), layer, and the maps to compare with those of the next layer."""
+    where = [part for _, part in index.slices]
+    for layer in range(len(where) - 1):
+        heads = torch.arange(min(index.heads[layer : layer + 2]))
+        yield 0, layer, heads + where[layer].start, heads + where[layer + 1].start
+        yield 1, layer, torch.tensor([index.total + layer]), torch.tensor([index.total + layer + 1])
+
+
+class _Columns:
+    """The maps of one image by columns: rebuilt from queries and keys, never more than asked for."""
+
+    def __init__(self, owner: LayerCollapse, seen: dict[str, Tensor], image: int) -> None:
+        self.index = owner.index
+        self.parts: list[tuple[Tensor, ...] | None] = []
+        for layer, names in owner.sources.items():
+            found = [seen[name][image] for name in names if name in seen]
+            self.parts.append(self._part(found, owner.scales[layer]) if len(found) == len(names) else None)
+        some = next(part for part in self.parts if part)
+        self.tokens, self.like = some[0].shape[1], some[0]
+
+    @staticmethod
+    def _part(found: list[Tensor], scale: float) -> tuple[Tensor, ...]:
+        """Queries, keys and the logarithm of each row's sum, or the map alone, renormalised."""
+        if len(found) == 1:
+            return (found[0] / found[0].sum(-1, keepdim=True),)
+        q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in found)
+        q = q * scale
+        return q, k, (q @ k.mT).logsumexp(-1)
+
+    def keys(self, keys: slice) -> Tensor:
+        """(M + L, keys, Q): columns of all heads, then of the mean over the heads of each layer."""
+        size = (keys.stop - keys.start, self.tokens)
+        maps = [self._of(part, keys, size, h) for part, h in zip(self.parts, self.index.heads, strict=True)]
+        return torch.cat([*maps, torch.stack([m.mean(0) for m in maps])])
+
+    def _of(self, part: tuple[Tensor, ...] | None, keys: slice, size: tuple[int, int], heads: int) -> Tensor:
+        """(H, keys, Q); zeros where the layer was not finite, whose images are not counted."""
+        if part is None:
+            return self.like.new_zeros(heads, *size)
+        if len(part) == 1:
+            return part[0][..., keys].mT
+        q, k, log_sum = part
+        return (k[:, keys] @ q.mT - log_sum.unsqueeze(-2)).exp()
