@@ -34,9 +34,9 @@ class SEAttention(Attention):
         super().__init__(dim, *args, **kwargs)
         self.se_layer = _ChannelGate(dim)
 
-    def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) to (B, N, C)."""
-        return self.se_layer(super().forward(x, **kwargs))
+        return self.se_layer(super().forward(x, attn_mask, is_causal))
 
 
 class DenseBlock(nn.Module):

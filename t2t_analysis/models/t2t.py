@@ -6,7 +6,7 @@ variants. State-dict keys, shapes, order, and which entries train are those of t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -82,6 +82,14 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
     attn_layer, mlp_layer : parts of the backbone's blocks.
     """
 
+    # Set here for the methods that are inherited; timm's own annotations are narrower than what it assigns.
+    pos_embed: nn.Parameter
+    cls_token: nn.Parameter
+    patch_drop: Any
+    norm_pre: Any
+    attn_pool: Any
+    global_pool: Any
+
     def __init__(
         self,
         img_size: int | tuple[int, int] = 224,
@@ -97,7 +105,7 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        norm_layer: Callable[..., nn.Module] | None = None,
+        norm_layer: Any = None,
         token_dim: int = 64,
         windows: Sequence[Window] = WINDOWS,
         attn_layer: type[nn.Module] = Attention,
@@ -105,17 +113,20 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
         global_pool: str = "token",
     ) -> None:
         nn.Module.__init__(self)  # timm's constructor would make its own patch embedding and a learned table
-        self.tokens_config = dict(tokens_type=tokens_type, token_dim=token_dim, windows=windows)
+        self.tokens_config: dict[str, Any] = dict(
+            tokens_type=tokens_type, token_dim=token_dim, windows=windows
+        )
         self.num_classes, self.in_chans, self.embed_dim = num_classes, in_chans, embed_dim
         self._set_timm_traits(global_pool)
-        block = partial(
+        norm: Any = norm_layer or partial(nn.LayerNorm, eps=1e-5)
+        block: partial[Any] = partial(
             Block,
             num_heads=num_heads,
             mlp_ratio=mlp_ratio,
             qkv_bias=qkv_bias,
             proj_drop=drop_rate,
             attn_drop=attn_drop_rate,
-            norm_layer=norm_layer or partial(nn.LayerNorm, eps=1e-5),
+            norm_layer=norm,
             attn_layer=attn_layer,
             mlp_layer=mlp_layer,
         )
@@ -131,7 +142,7 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
         self.patch_drop, self.norm_pre = nn.Identity(), nn.Identity()
         self.blocks, widths = self._make_blocks(block, depth, drop_path_rate)
         self.num_features = self.head_hidden_size = widths[-1]
-        self.norm = (norm_layer or partial(nn.LayerNorm, eps=1e-5))(self.num_features)
+        self.norm = norm(self.num_features)
         self.fc_norm, self.head_drop = nn.Identity(), nn.Dropout(0.0)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
         self.feature_info = [
@@ -147,10 +158,11 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
         self.global_pool, self.pool_include_prefix, self.attn_pool = global_pool, False, None
         self.num_prefix_tokens, self.num_reg_tokens, self.has_class_token = 1, 0, True
         self.no_embed_class, self.reg_token = False, None
-        self.dynamic_img_size, self.grad_checkpointing = True, False
+        self.dynamic_img_size = True  # type: ignore[misc]
+        self.grad_checkpointing = False
 
     def _make_blocks(
-        self, block: Callable[..., nn.Module], depth: int, drop_path_rate: float
+        self, block: partial[Any], depth: int, drop_path_rate: float
     ) -> tuple[nn.Sequential, list[int]]:
         """The backbone and the width after each of its entries."""
         rates = calculate_drop_path_rates(drop_path_rate, depth)
@@ -160,8 +172,8 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
 
     def _set_qk_scale(self, qk_scale: float) -> None:
         for module in self.blocks.modules():
-            if hasattr(module, "num_heads"):
-                module.scale, module.fused_attn = qk_scale, False
+            if isinstance(module, Attention | GhostAttention):
+                module.scale, module.fused_attn = qk_scale, False  # type: ignore[misc]
 
     @property
     def patch_embed(self) -> _GridTokens:
@@ -190,7 +202,7 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
                 raise T2TError(f"global_pool={global_pool!r}: expected '', 'token', 'avg', 'max' or 'avgmax'")
             self.global_pool = global_pool
         self.num_classes = num_classes
-        like = self.norm.weight if hasattr(self.norm, "weight") else self.cls_token
+        like = self.cls_token
         head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
         self.head = head.apply(_init_linear).to(device=like.device, dtype=like.dtype).train(self.training)
 
@@ -215,7 +227,7 @@ class T2T_ViT_Dense(T2T_ViT):  # noqa: N801
     growth = 64
 
     def _make_blocks(
-        self, block: Callable[..., nn.Module], depth: int, drop_path_rate: float
+        self, block: partial[Any], depth: int, drop_path_rate: float
     ) -> tuple[nn.Sequential, list[int]]:
         # The authors index a schedule of length 12 by the stage, not by the layer; kept, since training depends on it.
         rates = calculate_drop_path_rates(drop_path_rate, 12)
@@ -231,7 +243,7 @@ class T2T_ViT_Dense(T2T_ViT):  # noqa: N801
                 widths.append(width := width // 2)
         return nn.Sequential(*layers), widths
 
-    def forward_intermediates(self, x: Tensor, indices: Any = None, **kwargs: Any) -> Any:
+    def forward_intermediates(self, x: Tensor, indices: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
         """As timm's, but the final norm fits the last width only, so it cannot be applied to earlier layers."""
         if kwargs.get("norm"):
             raise T2TError(

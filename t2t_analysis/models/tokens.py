@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -284,7 +284,7 @@ class T2TModule(nn.Module):
             # Pixels can be exactly flat over a window; tokens of the second stage, 64 channels wide, are not.
             self.attention1 = mixer(in_chans, token_dim, first, exact=True)
             self.attention2 = mixer(token_dim, token_dim, second)
-            self.project: nn.Module = nn.Linear(token_dim * last.kernel**2, embed_dim)
+            self.project: Any = nn.Linear(token_dim * last.kernel**2, embed_dim)
         elif tokens_type == "convolution":
             self.soft_split0 = nn.Conv2d(in_chans, token_dim, *first)
             self.soft_split1 = nn.Conv2d(token_dim, token_dim, *second)

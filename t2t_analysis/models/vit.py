@@ -36,7 +36,9 @@ def vit_small_paper_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.M
 
     Today's timm ``vit_small_patch16_224`` is another network (384 wide, 12 deep, 22 M parameters).
     """
-    config = dict(patch_size=16, embed_dim=768, depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False)
+    config: dict[str, Any] = dict(
+        patch_size=16, embed_dim=768, depth=8, num_heads=8, mlp_ratio=3.0, qkv_bias=False
+    )
     config["norm_layer"] = partial(nn.LayerNorm, eps=1e-5)
     return build_model_with_cfg(
         VisionTransformer,

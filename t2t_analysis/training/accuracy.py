@@ -13,17 +13,21 @@ from .._progress import progress
 from ..errors import DataError
 from ..results import Result
 
-__all__ = ["Scores", "accuracy", "score"]
+__all__ = ["Scores", "accuracy", "calibration", "proportion", "score"]
 
 BINS = 15  # of the calibration error, as in Guo et al. (2017)
 
 
 class Scores(NamedTuple):
-    """One row per image: right at first, right among five, confidence; ``cluster`` tells which belong together."""
+    """One row per image: right at first, right among five, confidence, cross-entropy in nats.
+
+    ``cluster`` tells which images belong together.
+    """
 
     top1: np.ndarray
     top5: np.ndarray
     confidence: np.ndarray
+    loss: np.ndarray
     cluster: np.ndarray
 
 
@@ -43,14 +47,15 @@ def score(model: nn.Module, loader: Any, device: str | torch.device = "cpu") -> 
         for images, labels, _ in progress(loader, "evaluating", total=len(loader)):
             if (labels < 0).any():
                 raise DataError(f"{loader.dataset.info.name} has no labels")
-            chance = model(images.to(device)).float().softmax(1).cpu()
-            best = chance.topk(min(5, classes), dim=1)
+            logits = model(images.to(device)).float().cpu()
+            best = logits.softmax(1).topk(min(5, classes), dim=1)
             hits = best.indices == labels[:, None]
-            parts.append((hits[:, 0].numpy(), hits.any(1).numpy(), best.values[:, 0].numpy()))
+            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+            parts.append((hits[:, 0].numpy(), hits.any(1).numpy(), best.values[:, 0].numpy(), loss.numpy()))
     model.train(training)
-    top1, top5, confidence = (np.concatenate(column) for column in zip(*parts, strict=True))
+    top1, top5, confidence, losses = (np.concatenate(column) for column in zip(*parts, strict=True))
     cluster = getattr(loader.dataset, "clusters", np.arange(len(top1)))
-    return Scores(top1, top5, confidence, np.asarray(cluster)[: len(top1)])
+    return Scores(top1, top5, confidence, losses, np.asarray(cluster)[: len(top1)])
 
 
 def calibration_error(hits: np.ndarray, confidence: np.ndarray) -> float:
@@ -64,8 +69,8 @@ def calibration_error(hits: np.ndarray, confidence: np.ndarray) -> float:
     return float(np.abs(gaps).sum() / len(hits))
 
 
-def _proportion(hits: np.ndarray, cluster: np.ndarray) -> stats.Interval:
-    """Wilson over images, or, where several share a cluster, a delete-a-cluster jackknife of the ratio."""
+def proportion(hits: np.ndarray, cluster: np.ndarray) -> stats.Interval:
+    """Share of hits: Wilson over images, or, where several share a cluster, a delete-a-cluster jackknife of the ratio."""
     groups, members = np.unique(cluster, return_inverse=True)
     if len(groups) == len(hits):
         return stats.proportion_ci(int(hits.sum()), len(hits))
@@ -75,8 +80,8 @@ def _proportion(hits: np.ndarray, cluster: np.ndarray) -> stats.Interval:
     return stats.Interval(found.value, found.low, found.high, len(groups), "cluster of images", found.method)
 
 
-def _calibration(scores: Scores) -> stats.Interval:
-    """Jackknife over clusters; the estimate is biased upwards in small samples, which the interval does not mend."""
+def calibration(scores: Scores) -> stats.Interval:
+    """Calibration error with a jackknife over clusters; the estimate is biased upwards in small samples, which the interval does not mend."""
     groups, members = np.unique(scores.cluster, return_inverse=True)
     hits = scores.top1.astype(float)
     value = calibration_error(hits, scores.confidence)
@@ -97,9 +102,9 @@ def accuracy(model: nn.Module, loader: Any, device: str | torch.device = "cpu") 
     }
     chance5 = min(1.0, 5 * info.chance)
     rows = [
-        _row("top1", _proportion(scores.top1, scores.cluster), info.chance, "commonest class"),
-        _row("top5", _proportion(scores.top5, scores.cluster), chance5, "five guesses, at most"),
-        _row("calibration_error", _calibration(scores), None, None),
+        _row("top1", proportion(scores.top1, scores.cluster), info.chance, "commonest class"),
+        _row("top5", proportion(scores.top5, scores.cluster), chance5, "five guesses, at most"),
+        _row("calibration_error", calibration(scores), None, None),
     ]
     meta = {
         "data": info.name,

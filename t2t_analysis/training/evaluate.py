@@ -39,8 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = load_model(arguments.model, arguments.weights, img_size=arguments.img_size, device=device)
-    loader = load_images(
+    model: Any = load_model(arguments.model, arguments.weights, img_size=arguments.img_size, device=device)
+    loader: Any = load_images(
         arguments.data,
         model=model,
         n_images=arguments.n_images,
@@ -50,23 +50,23 @@ def run(arguments: argparse.Namespace) -> int:
         device=device,
     )
     result = accuracy(model, loader, device)
-    info = loader.dataset.info  # type: ignore[attr-defined]
+    info = loader.dataset.info
     print(
         f"{arguments.model} ({model.provenance.label}) on {info.name}, {info.split}, {len(loader.dataset)} images"
-    )  # type: ignore[union-attr, arg-type]
+    )
     for row in result.frame.to_dict("records"):
         print(_line(row))
     for note in result.notes:
         print(f"note: {note}")
-    stated: Any = model.provenance.accuracy  # type: ignore[union-attr]
+    stated = model.provenance.accuracy
     if stated is not None:
-        print(f"stated   {stated.value:.4f} top-1 with these weights, on {model.provenance.data}")  # type: ignore[union-attr]
+        print(f"stated   {stated.value:.4f} top-1 with these weights, on {model.provenance.data}")
     if arguments.out:
         print(f"written to {result.save(arguments.out)}")
     return 0
 
 
-def _line(row: dict[str, Any]) -> str:
+def _line(row: Any) -> str:
     import pandas as pd
 
     chance = "" if pd.isna(row["null"]) else f", chance {row['null']:.4f}"

@@ -33,7 +33,7 @@ def commit() -> str:
     return head.strip() + ("+" if changes.strip() else "")
 
 
-def rounded(model: nn.Module) -> nn.Module:
+def rounded(model: Any) -> nn.Module:
     """The model as half precision keeps it, computing in float32: what a reader of the file will have."""
     return copy.deepcopy(model).half().float().eval()
 
@@ -51,9 +51,9 @@ def export(
     command : what a reader types to train the same again.
     """
     name, recipe = module.hparams["model"], module.recipe
-    model = rounded(module.averaged())
-    loader = load_images(data, model=model, batch_size=256)
-    top1 = accuracy(model, loader, device).frame.set_index("quantity").loc["top1"]
+    model: Any = rounded(module.averaged())
+    loader: Any = load_images(data, model=model, batch_size=256)
+    top1: Any = accuracy(model, loader, device).frame.set_index("quantity").loc["top1"]
     suffix = "" if data == "photo_crops" else f"__{Path(data).name}"
     card: dict[str, Any] = {
         "model": name,
@@ -64,15 +64,15 @@ def export(
         "command": command,
         "test_accuracy": {key: round(float(top1[key]), 4) for key in ("value", "low", "high")}
         | {"n": int(top1["n"]), "unit": str(top1["unit"]), "interval": str(top1["interval"])},
-        "chance": round(loader.dataset.info.chance, 4),  # type: ignore[attr-defined]
-        "classes": list(loader.dataset.info.classes),  # type: ignore[attr-defined]
+        "chance": round(loader.dataset.info.chance, 4),
+        "classes": list(loader.dataset.info.classes),
         "steps": module.total_steps,
         "images_seen": module.total_steps * recipe.batch_size,
         "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
         "num_classes": module.num_classes,
         "img_size": model.tokens_to_token.img_size[0] if hasattr(model, "tokens_to_token") else None,
         "in_chans": getattr(model, "in_chans", 3),
-        "data_licence": loader.dataset.info.licence,  # type: ignore[attr-defined]
+        "data_licence": loader.dataset.info.licence,
     }
     target = Path(path) if path else data_dir() / "weights" / f"{name}{suffix}.safetensors"
     return save_weights(model.state_dict(), target, card)

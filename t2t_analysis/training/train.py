@@ -12,7 +12,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from .. import models
 from ..data import train_data
@@ -26,21 +26,23 @@ __all__ = ["model_args", "train"]
 class _Data(L.LightningDataModule):
     """The training loader; the sampler is made here so that Lightning need not replace it under DDP."""
 
-    def __init__(self, dataset: Dataset, recipe: Recipe, workers: int) -> None:
+    def __init__(self, dataset: Any, recipe: Recipe, workers: int) -> None:
         super().__init__()
         self.dataset, self.recipe, self.workers = dataset, recipe, workers
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None
-        sampler = EpochSampler(self.dataset, self.recipe.seed, trainer.global_rank, trainer.world_size)  # type: ignore[arg-type]
+        sampler = EpochSampler(self.dataset, self.recipe.seed, trainer.global_rank, trainer.world_size)
         return DataLoader(
             self.dataset,
             batch_size=self.recipe.batch_size // trainer.world_size,
             sampler=sampler,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
-            pin_memory=torch.cuda.is_available(),
+            # images that live on the device come as ready batches
+            pin_memory=torch.cuda.is_available() and not getattr(self.dataset, "resident", False),
+            collate_fn=getattr(self.dataset, "collate", None),
             drop_last=True,
         )
 
@@ -50,7 +52,7 @@ def model_args(model: str, num_classes: int, img_size: int | None) -> dict[str, 
     return {"num_classes": num_classes} | ({} if img_size is None else {"img_size": img_size})
 
 
-def on_paper(model: str) -> torch.nn.Module:
+def on_paper(model: str) -> Any:
     """The model without storage: enough to read its preprocessing from."""
     import timm
 
@@ -92,13 +94,13 @@ def train(
     img_size: int | None = None,
     devices: int | str = "auto",
     accelerator: str = "auto",
-    precision: str | None = None,
+    precision: Any = None,
     workers: int = 0,
     restart: bool = False,
     quiet: bool = False,
     compile: bool = False,
     callbacks: tuple[L.Callback, ...] = (),
-    dataset: Callable[..., Dataset] = train_data,
+    dataset: Callable[..., Any] = train_data,
 ) -> Classifier:
     """Train ``model`` on ``data`` and return the Lightning module; ``out/last.ckpt`` is written after every epoch.
 
@@ -114,16 +116,16 @@ def train(
     """
     recipe, out = recipe or Recipe(), Path(out)
     blank = on_paper(model)
-    size = img_size or blank.default_cfg["input_size"][-1]  # type: ignore[index]
-    images = dataset(
+    size = img_size or blank.default_cfg["input_size"][-1]
+    images: Any = dataset(
         data, split="train", img_size=size, fraction=recipe.fraction, seed=recipe.seed, model=blank
     )
-    steps = len(images) // recipe.batch_size  # type: ignore[arg-type]
+    steps = len(images) // recipe.batch_size
     if steps == 0:
         raise T2TError(
             f"batch_size={recipe.batch_size} is larger than the training set ({len(images)} images)"
-        )  # type: ignore[arg-type]
-    args = model_args(model, len(images.info.classes), img_size)  # type: ignore[attr-defined]
+        )
+    args = model_args(model, len(images.info.classes), img_size)
     module = Classifier(model, args, recipe.as_dict(), steps * recipe.epochs)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = _checkpoint_of(out, module, restart)
@@ -135,7 +137,7 @@ def train(
             max_epochs=recipe.epochs,
             accelerator=accelerator,
             devices=devices if cuda or devices != "auto" else 1,
-            precision=precision or ("bf16-mixed" if cuda else "32-true"),  # type: ignore[arg-type]
+            precision=precision or ("bf16-mixed" if cuda else "32-true"),
             gradient_clip_val=recipe.clip or None,
             logger=False,
             enable_progress_bar=False,
@@ -149,7 +151,7 @@ def train(
                 ModelCheckpoint(dirpath=out, filename="last", save_top_k=1, enable_version_counter=False),
             ],
         )
-        trainer.fit(module, _Data(images, recipe, workers), ckpt_path=checkpoint, weights_only=True)  # type: ignore[call-arg]
+        trainer.fit(module, _Data(images, recipe, workers), ckpt_path=checkpoint, weights_only=True)
     _finite(trainer)
     return module
 
