@@ -11,6 +11,8 @@ from .head_summary import contrast_difference
 from .heads import HeadDivergence, HeadSimilarity
 from .layer_cka import CrossLayerCKA, LayerCKA
 from .locality import EdgeDecodability, first_third_difference
+from .notebook_path import ShortcutShare, path_maps, shortcut_features, shortcut_share
+from .rank import EffectiveRank, rank_difference
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy
 from .reference import random_twin
@@ -25,6 +27,7 @@ __all__ = [
     "ChannelMaps",
     "CrossLayerCKA",
     "EdgeDecodability",
+    "EffectiveRank",
     "EffectiveReceptiveField",
     "FeatureMapView",
     "HeadDivergence",
@@ -37,6 +40,7 @@ __all__ = [
     "MeasureBatch",
     "Redundancy",
     "ShiftConsistency",
+    "ShortcutShare",
     "Spectrum",
     "accumulate",
     "channel_maps",
@@ -46,5 +50,9 @@ __all__ = [
     "first_third_difference",
     "invalid_difference",
     "measure",
+    "path_maps",
     "random_twin",
+    "rank_difference",
+    "shortcut_features",
+    "shortcut_share",
 ]

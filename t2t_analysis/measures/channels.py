@@ -16,7 +16,7 @@ from .. import capture
 from ..capture.places import OutOf, Place, Places
 from ..errors import UnknownNameError
 from ..results import Result
-from .base import Measure, MeasureBatch, View, add_by_group, grouped_estimate, layer_of
+from .base import Measure, MeasureBatch, View, add_by_group, grouped_estimate
 from .channel_maps import (
     EPS,
     TOO_LARGE,
@@ -27,6 +27,7 @@ from .channel_maps import (
     fraction_above,
     fraction_below,
 )
+from .differences import key_of, paired_difference
 from .grouped import Estimate
 from .head_summary import Replicates, replicates, with_p
 
@@ -220,7 +221,7 @@ class InvalidChannels(ChannelSums):
             kinds.setdefault(place_kind(name), []).append(i)
         return kinds
 
-    def _means_over(self, where: list[int], version: int) -> Replicates | dict[str, Replicates]:
+    def _means_over(self, where: list[int], version: int) -> dict[str, Replicates]:
         """Replicates of every area, mean over several places; version 0 the values, 1 their null."""
         sums, count = self.area[:, where, version], self.count[:, where, None]
 
@@ -251,7 +252,7 @@ class InvalidChannels(ChannelSums):
     def _replicates(self) -> dict[str, Replicates]:
         """For paired differences between models: area and place -> replicates."""
         return {
-            f"{quantity}|{kind}": kept
+            key_of(quantity, "patch", kind): kept
             for kind, where in self._kinds_of_place().items()
             for quantity, kept in self._means_over(where, 0).items()
         }
@@ -332,38 +333,17 @@ def invalid_difference(
     model, model_b : labels as in the result's ``model`` column.
     place, place_b : where, for example "embed" or, for the mean over layers, "blocks.*.mlp.hidden".
 
-    Rows have the difference with interval, its p (two-sided, t on the jackknife standard error) and null 0.
+    Rows: the difference with interval, p and null 0, of each of the five headlines (see `paired_difference`).
 
     Raises
     ------
     UnknownNameError : a label or a place that the result does not have.
     T2TError : the models were measured on different images.
     """
-    parts = [result.meta, *result.meta.get("parts", [])]
-    stored = {label: kept for part in parts for label, kept in part.get("replicates", {}).items()}
-    sides = [_side(stored, label, at) for label, at in ((model, place), (model_b, place_b or place))]
-    weights = result.frame.drop_duplicates("model").set_index("model")["weights"]
-    shared = {
-        "measure": result.measure, "model": model, "model_b": model_b, "place": place, "place_b": place_b or place,
-        "weights": f"{weights[model]} | {weights[model_b]}", "tokens": "patch", "null": 0.0,
-        "null_kind": "no difference between the models", "value_unit": "fraction of channels",
-        "estimator": "difference of normalised areas under the curve, first model minus second",
-        "layer": layer_of(place), "layer_b": layer_of(place_b or place),
-    }  # fmt: skip
-    rows = [
-        shared | {"quantity": f"{quantity}_difference"} | with_p(sides[0][quantity], sides[1][quantity])
-        for quantity in AREAS
-    ]
-    return Result(result.measure, rows, {"models": [model, model_b]}, result.notes)  # type: ignore[arg-type]
-
-
-def _side(stored: dict[str, dict[str, Replicates]], label: str, place: str) -> dict[str, Replicates]:
-    if label not in stored:
-        raise UnknownNameError("model", label, list(stored), hint="in the result of invalid_channels")
-    places = {key.split("|")[1] for key in stored[label]}
-    if place not in places:
-        raise UnknownNameError("place", place, sorted(places), hint=f"in the result for {label}")
-    return {quantity: stored[label][f"{quantity}|{place}"] for quantity in AREAS}
+    words = "difference of normalised areas under the curve, first model minus second"
+    return paired_difference(
+        result, model, model_b, place, place_b, estimator=words, value_unit="fraction of channels"
+    )
 
 
 # ------------------------------------------------------------------------------------------ other networks
