@@ -1,0 +1,220 @@
+"""Is what a map calls relevant what the answer rests on? Deletion and insertion curves.
+
+The pixels that a map ranks first are taken away, or put back, and the answer watched, beside random orders.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import T2TError
+from ..results import Result
+from .attribution import Explained
+from .attribution_methods import METHODS, evaluating, reference_images
+from .clustered import cluster_mean
+
+__all__ = ["area_under", "cell_order", "deletion_insertion", "exchange_null", "perturbation_curve"]
+
+
+def cell_order(relevance: Tensor, cells: tuple[int, int], rng: np.random.Generator) -> Tensor:
+    """Rank of each cell by its mean relevance, 0 for the highest: (n, H, W) -> (n, h, w); ties are drawn.
+
+    >>> cell_order(torch.tensor([[[0.0, 1.0], [3.0, 2.0]]]), (2, 2), np.random.default_rng(0))
+    tensor([[[3, 2],
+             [0, 1]]])
+    """
+    score = F.adaptive_avg_pool2d(relevance[:, None].double(), cells)[:, 0].flatten(1).numpy()
+    order = np.lexsort((rng.random(score.shape), -score), axis=-1)  # last key first
+    ranks = np.empty_like(order)
+    np.put_along_axis(ranks, order, np.broadcast_to(np.arange(score.shape[1]), order.shape), axis=-1)
+    return torch.from_numpy(ranks).unflatten(1, cells)
+
+
+def perturbation_curve(
+    model: nn.Module,
+    start: Tensor,
+    end: Tensor,
+    target: Tensor,
+    ranks: Tensor,
+    fractions: np.ndarray,
+    batch: int = 64,
+) -> np.ndarray:
+    """Probability of ``target`` (n,) while ``start`` turns into ``end``, cell after cell: (n, len(fractions)).
+
+    Both (n, C, H, W); ``ranks`` (n, h, w) says which cells go first.
+    """
+    size, total = start.shape[-2:], ranks[0].numel()
+    device = next(model.parameters()).device
+    curves = []
+    with evaluating(model), torch.no_grad():
+        for fraction in fractions:
+            changed = (ranks < round(float(fraction) * total))[:, None].float()
+            mask = F.interpolate(changed, size=size, mode="nearest") > 0
+            mixed = torch.where(mask, end, start)
+            logits = torch.cat([model(part.to(device)).float().cpu() for part in mixed.split(batch)])
+            curves.append(logits.softmax(1).gather(1, target[:, None])[:, 0])
+    return torch.stack(curves, dim=1).double().numpy()
+
+
+def area_under(curve: np.ndarray, fractions: np.ndarray) -> np.ndarray:
+    """Area under curves (..., F) by the trapezoidal rule, over the range of ``fractions``.
+
+    >>> float(area_under(np.array([1.0, 0.5, 0.0]), np.array([0.0, 0.5, 1.0])))
+    0.5
+    """
+    return np.trapezoid(curve, fractions, axis=-1) / (fractions[-1] - fractions[0])
+
+
+def exchange_null(
+    observed: np.ndarray, draws: np.ndarray, *, resamples: int = 1999, seed: int = 0
+) -> dict[str, Any]:
+    """Null of a mean over images whose order of cells was drawn instead of chosen.
+
+    Parameters
+    ----------
+    observed : (n,), with the order of a map.
+    draws : (K, n), with random orders.
+
+    If a map knows nothing, its value is one more draw for every image. The distribution of the mean then
+    follows by picking one of the K + 1 for each image, over and over: an exact test, given the images, with a
+    handful of draws. The null columns come from the K draws alone, ``p`` (two-sided) from all K + 1.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(observed)
+    pool = np.concatenate([observed[None], draws])
+    means = np.array([pool[rng.integers(0, len(pool), n), np.arange(n)].mean() for _ in range(resamples)])
+    alone = np.array([draws[rng.integers(0, len(draws), n), np.arange(n)].mean() for _ in range(resamples)])
+    value, slack = observed.mean(), 1e-12
+    above = (1 + (means >= value - slack).sum()) / (resamples + 1)
+    below = (1 + (means <= value + slack).sum()) / (resamples + 1)
+    low, high = np.quantile(alone, [0.025, 0.975])
+    return {
+        "null": float(draws.mean()),
+        "null_low": float(low),
+        "null_high": float(high),
+        "null_kind": f"cells in random order, {len(draws)} orders per image",
+        "p": float(min(1.0, 2 * min(above, below))),
+    }
+
+
+def deletion_insertion(
+    explained: Explained | Sequence[Explained],
+    *,
+    steps: int = 10,
+    draws: int = 8,
+    cells: tuple[int, int] | None = None,
+    deleted: str = "mean",
+    blank: str = "blurred",
+    resamples: int = 1999,
+    seed: int = 0,
+) -> Result:
+    """Deletion and insertion curves and the areas under them (Petsiuk, Das & Saenko 2018).
+
+    Deletion turns the image, most relevant cells first, into its ``deleted`` version (mean colour): the
+    probability of the class should fall fast, the area be small. Insertion starts from the ``blank`` (blurred)
+    image and brings the cells back: the area should be large.
+
+    Parameters
+    ----------
+    steps : points of a curve after the first.
+    draws : random orders per image for the null; each costs what a method costs.
+    cells : grid of cells that go together; default the grid of the model's tokens, so that maps of pixels and
+        of tokens are asked the same question and have the same null.
+
+    Rows, by method (``estimator``): ``deletion``, ``insertion`` over the fraction of cells;
+    ``deletion_area``, ``insertion_area`` with the p of a random order being as good (or as bad).
+    """
+    if steps < 1 or draws < 1:
+        raise T2TError(f"steps={steps} and draws={draws} must be at least 1")
+    several = [explained] if isinstance(explained, Explained) else list(explained)
+    fractions = np.linspace(0, 1, steps + 1)
+    states = {"deletion": (None, deleted), "insertion": (blank, None)}
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    for one in several:
+        grid = cells or one.grid
+        versions = {
+            kind: tuple(one.images if b is None else reference_images(one.images, b) for b in pair)
+            for kind, pair in states.items()
+        }
+        found = _Curves(one, grid, fractions, draws, seed, versions)
+        for method in one.maps:
+            notes.extend(_left_out(one, method))
+            rows.extend(_rows(found, method, resamples, seed))
+        notes.extend(one.notes)
+    meta = {
+        "fractions": fractions.tolist(),
+        "draws": draws,
+        "seed": seed,
+        "deleted": deleted,
+        "blank": blank,
+        "cells": [list(cells or one.grid) for one in several],
+        "runs": [one.meta for one in several],
+    }
+    return Result("attribution_faithfulness", rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
+
+
+def _left_out(one: Explained, method: str) -> Iterator[str]:
+    if missing := int((~one.usable(method)).sum()):
+        yield f"{one.label}: {METHODS[method].words} is constant or not finite for {missing} images, left out"
+
+
+class _Curves:
+    """Curves of one model; those of random orders are computed once, for all methods."""
+
+    def __init__(
+        self,
+        one: Explained,
+        grid: tuple[int, int],
+        fractions: np.ndarray,
+        draws: int,
+        seed: int,
+        versions: dict[str, tuple[Tensor, ...]],
+    ) -> None:
+        self.one, self.grid, self.fractions, self.versions = one, grid, fractions, versions
+        self.rng = np.random.default_rng(seed)
+        flat = torch.zeros(len(one.images), *grid)  # all cells tie, so their order is drawn
+        orders = [cell_order(flat, grid, self.rng) for _ in range(draws)]
+        self.null = {kind: np.stack([self._run(kind, order) for order in orders]) for kind in versions}
+
+    def _run(self, kind: str, ranks: Tensor) -> np.ndarray:
+        start, end = self.versions[kind]
+        one = self.one
+        return perturbation_curve(
+            one.model, start, end, one.target, ranks, self.fractions, one.settings.batch
+        )
+
+    def of(self, method: str) -> dict[str, np.ndarray]:
+        """Kind -> (n, F)."""
+        ranks = cell_order(self.one.maps[method].nan_to_num(), self.grid, self.rng)
+        return {kind: self._run(kind, ranks) for kind in self.versions}
+
+
+def _rows(found: _Curves, method: str, resamples: int, seed: int) -> Iterator[dict[str, Any]]:
+    one, usable = found.one, found.one.usable(method)
+    if not usable.any():
+        return
+    base = {
+        "measure": "attribution_faithfulness",
+        "model": one.label,
+        "weights": one.weights,
+        "estimator": method,
+        "tokens": "patch" if METHODS[method].by_token else None,
+        "value_unit": "probability",
+    }
+    for kind, curve in found.of(method).items():
+        curve, null, clusters = curve[usable], found.null[kind][:, usable], one.clusters[usable]
+        for i, fraction in enumerate(found.fractions):
+            columns = exchange_null(curve[:, i], null[:, :, i], resamples=min(resamples, 499), seed=seed)
+            del columns["p"]  # one question, one test: that of the area
+            at = {"quantity": kind, "at": float(fraction), "at_unit": "fraction of cells"}
+            yield base | at | cluster_mean(curve[:, i], clusters) | columns
+        areas, null_areas = area_under(curve, found.fractions), area_under(null, found.fractions)
+        columns = exchange_null(areas, null_areas, resamples=resamples, seed=seed)
+        yield base | {"quantity": f"{kind}_area"} | cluster_mean(areas, clusters) | columns
