@@ -12,6 +12,7 @@ from .heads import HeadDivergence, HeadSimilarity
 from .layer_cka import CrossLayerCKA, LayerCKA
 from .locality import EdgeDecodability, first_third_difference
 from .notebook_path import ShortcutShare, path_maps, shortcut_features, shortcut_share
+from .outliers import ChannelOutliers
 from .rank import EffectiveRank, rank_difference
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy
@@ -25,6 +26,7 @@ __all__ = [
     "AttentionRollout",
     "BoundaryBlindness",
     "ChannelMaps",
+    "ChannelOutliers",
     "CrossLayerCKA",
     "EdgeDecodability",
     "EffectiveRank",

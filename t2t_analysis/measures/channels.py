@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator, Sequence
 from statistics import NormalDist
@@ -71,10 +72,14 @@ def positions(obs: capture.Observation) -> Tensor:
     return obs.value[:, 0 if obs.layout is None else obs.layout.prefix :]
 
 
+@functools.lru_cache(maxsize=16)
+def _order(n: int, seed: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+
 def mixed(x: Tensor, seed: int = 0) -> Tensor:
-    """Shuffle the values of each image over positions and channels, one permutation for all: (B, N, C) -> same."""
-    order = torch.randperm(x[0].numel(), generator=torch.Generator().manual_seed(seed)).to(x.device)
-    return x.flatten(1)[:, order].view_as(x)
+    """Shuffle the values of each image over positions and channels, in one order for all: (B, N, C) -> (B, N, C)."""
+    return x.flatten(1)[:, _order(x[0].numel(), seed).to(x.device)].view_as(x)
 
 
 def place_kind(place: str) -> str:
@@ -107,6 +112,12 @@ class ChannelSums(Measure):
         self.names = self.wants(view)
         self.add_sum("count", self.groups, len(self.names))
         return len(self.names)
+
+    @staticmethod
+    def num_channels(view: View, name: str) -> int:
+        """Channels of one place, whether it holds tokens (N, C) or feature maps (C, h, w)."""
+        shape = view.shape_of(name)
+        return shape[0] if len(shape) == 3 else shape[-1]
 
     def present(self, batch: MeasureBatch) -> Iterator[tuple[int, Any]]:
         """Count the images of every finite place; its number and what was made of it."""
@@ -155,18 +166,13 @@ class InvalidChannels(ChannelSums):
     def bind(self, views: Sequence[View]) -> None:
         """Make a row of states for every place."""
         places = self.add_places(views[0])
-        self.widths = [self._channels(views[0], name) for name in self.names]
+        self.widths = [self.num_channels(views[0], name) for name in self.names]
         self.add_sum("area", self.groups, places, 2, len(AREAS))
         self.add_sum("curve", self.groups, places, 2, len(list(curve_points())))
         self.add_sum("exact", self.groups, places)
         # Largest ratio that a channel ever reached, and for "too large" minus the smallest peak.
         empty = torch.full((places, 2, len(KINDS), max(self.widths)), -torch.inf, dtype=torch.float64)
         self.add_state("extreme", empty, dist_reduce_fx=dim_zero_max, persistent=True)
-
-    @staticmethod
-    def _channels(view: View, name: str) -> int:
-        shape = view.shape_of(name)
-        return shape[0] if len(shape) == 3 else shape[-1]
 
     def reduce(self, obs: capture.Observation) -> dict[str, Tensor]:
         """Areas (B, 2, 5), curves (B, 2, T) and extremes (2, 4, C) of values and null; zeros (B,)."""
