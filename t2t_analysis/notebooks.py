@@ -142,7 +142,7 @@ class CommonParams(BaseModel):
         data = self.data
         if data == "auto":
             data = "photo_crops" if is_small(self.model) else "photos"
-        n_images = self.n_images or (512 if data == "photo_crops" else None)
+        n_images = self.n_images or (256 if data == "photo_crops" else None)
         return self.model_copy(update={"baseline": baseline, "data": data, "n_images": n_images})
 
     def pair_problem(self) -> str | None:

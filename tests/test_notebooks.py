@@ -59,7 +59,7 @@ def test_every_problem_is_named_at_once_with_the_nearest_name() -> None:
         ({"device": None}, ("device", "auto")),
         ({"data": "torch/cifar10"}, ("data", "torch/cifar10")),
         ({"weights": "published/384"}, ("weights", "published/384")),
-        ({}, ("n_images", 512)),
+        ({}, ("n_images", 256)),
         ({"model": "t2t_vit_24"}, ("n_images", None)),
         ({"model": "t2t_vit_24"}, ("data", "photos")),
         ({"model": "vit_tiny_patch16_224.augreg_in21k"}, ("baseline", "deit_small_patch16_224")),
@@ -123,7 +123,7 @@ def test_a_corrected_cell_counts_not_the_one_before() -> None:
 
 
 def test_names_that_are_no_parameters_do_no_harm() -> None:
-    assert check(CommonParams, _namespace("threshold = 3\nmodle = 1", PLAIN)).n_images == 512
+    assert check(CommonParams, _namespace("threshold = 3\nmodle = 1", PLAIN)).n_images == 256
 
 
 def test_names_read_from_the_sources_are_those_that_timm_registers() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import nbformat
+import pandas as pd
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
@@ -27,7 +28,9 @@ from t2t_analysis.reports import fingerprint, run_report, runner, stem
 from t2t_analysis.reports.export import Page, to_html
 from t2t_analysis.reports.index import write_index
 from t2t_analysis.reports.mathml import to_mathml
-from t2t_analysis.reports.plan import papermill_line, plan
+from t2t_analysis.reports.plan import available, papermill_line, plan
+from t2t_analysis.results import Result
+from t2t_analysis.sentences import _head_verdict, head_conclusions
 
 SPEC = {
     "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"},
@@ -366,7 +369,7 @@ def test_file_names_are_safe_and_differ_where_the_run_differs() -> None:
         for values in ({}, {"seed": 1}, {"n_images": 3}, {"weights": "random"}, {"model": "small_conv_deep"})
     }
     assert len(names) == 5
-    assert stem("n", CommonParams(batch_size=3, device="cpu", n_images=512)) == stem("n", CommonParams())
+    assert stem("n", CommonParams(batch_size=3, device="cpu", n_images=256)) == stem("n", CommonParams())
     assert re.fullmatch(r"[\w.+-]+", stem("n", CommonParams(model="hf-hub:timm/../x y")))
 
 
@@ -562,3 +565,60 @@ def test_an_empty_index_says_how_to_fill_it(tmp_path: Path) -> None:
     html = write_index(tmp_path).read_text()
     assert "python -m t2t_analysis report" in html
     assert_good_page(html, tmp_path)
+
+
+@pytest.mark.parametrize("name", available())
+def test_every_notebook_of_the_suite_makes_a_report(name: str, made: Made) -> None:
+    given = {"weights": "random", "baseline_weights": "random", "n_images": 8, "batch_size": 4}
+    assert made.run(name, params=given) == 0, made.said
+    (side,) = made.folder.glob(f"{name}*.json")
+    about = made.sidecar(side.stem)
+    html = made.bytes(f"{side.stem}.html").decode()
+    page = assert_good_page(html, made.folder)
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, flags=re.DOTALL)
+    assert about["figures"] == len(page.images) == len(captions) >= 3
+    assert all("UNTRAINED" in caption for caption in captions)
+    assert about["untrained"] == [about["model"], about["baseline"]]
+    assert about["findings"][0].startswith("No verdict")
+    assert len(html) - sum(len(str(image["src"])) for image in page.images) < 100_000
+    assert sorted(path.name for path in (made.folder / side.stem).glob("*.parquet")) == sorted(
+        about["results"]
+    )
+
+
+# ------------------------------------------------------------------------------------------------- sentences
+
+
+def _differences(low: float, high: float, weights: str = "bundled a | bundled b") -> Result:
+    shared = {"model": "t2t_vit_14", "model_b": "deit_small_patch16_224", "weights": weights, "n": 64}
+    middle = (low + high) / 2
+    rows = [
+        {"quantity": "cosine_centred", "value": middle, "low": low, "high": high},
+        {"quantity": "js_divergence", "value": -middle, "low": -high, "high": -low},
+    ]
+    return Result("head_similarity", pd.DataFrame([row | shared for row in rows]))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (-0.20, -0.10, "more alike in `deit_small_patch16_224` than in `t2t_vit_14`, as the paper claims"),
+        (0.10, 0.20, "more alike in `t2t_vit_14` than in `deit_small_patch16_224`, contrary to the paper"),
+        (-0.01, 0.04, "alike to the same degree"),
+        (-0.08, -0.02, "Inconclusive"),
+    ],
+)
+def test_a_verdict_follows_the_rule(low: float, high: float, words: str) -> None:
+    row = _differences(low, high).frame.iloc[0]
+    assert words in _head_verdict(row, row["model"], row["model_b"], untrained=False)
+    assert "No verdict" in _head_verdict(row, row["model"], row["model_b"], untrained=True)
+
+
+def test_conclusions_know_that_a_small_divergence_means_alike_and_give_none_untrained() -> None:
+    said = head_conclusions([_differences(-0.2, -0.1)], "t2t_vit_14", "deit_small_patch16_224")
+    assert said[0] == "Centred cosine of attention maps: −0.150 [−0.200, −0.100], beyond −0.05."
+    assert said[-1].startswith("All of them")
+    weights = "UNTRAINED (random weights, seed 0) | bundled b"
+    assert head_conclusions([_differences(-0.2, -0.1, weights)], "a", "b")[-1].startswith("No verdict")
+    split = [_differences(-0.2, -0.1), _differences(0.1, 0.2)]
+    assert "do not all say the same" in head_conclusions(split, "a", "b")[-1]

@@ -106,10 +106,10 @@ def _role(output: Any) -> str:
 
 
 def _with_captions(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
-    """Move each caption into the figure before it, and drop the progress lines."""
+    """Move each caption into the figure before it, and drop what the page says itself."""
     kept: list[NotebookNode] = []
     for output in outputs:
-        if _role(output) == "progress":
+        if _role(output) == "reproduce":  # the foot of the page says it
             continue
         if _role(output) == "caption" and kept and _role(kept[-1]) == "figure":
             kept[-1].metadata["image/png"]["caption"] = output.data["text/markdown"]

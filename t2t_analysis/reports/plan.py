@@ -14,7 +14,16 @@ from ..errors import DataError, ParameterError, UnknownNameError
 from ..notebooks import PARAMS, CommonParams, params_for, validate
 from . import default_reports_dir, stem
 
-__all__ = ["Job", "available", "changed", "papermill_line", "plan", "report_line", "without_braces"]
+__all__ = [
+    "Job",
+    "available",
+    "changed",
+    "papermill_line",
+    "plan",
+    "portable_papermill_line",
+    "report_line",
+    "without_braces",
+]
 
 
 @dataclass(frozen=True)
@@ -118,13 +127,23 @@ def _words(name: str, value: Any) -> list[str]:
 
 
 def papermill_line(job: Job) -> str:
-    """Return the plain command that makes this report's notebook, quoted for a shell."""
+    """Return the plain command that makes this report's notebook in its place, quoted for a shell."""
     values = changed(job)
     if job.out_dir.resolve() != default_reports_dir().resolve():
         values.setdefault("results_dir", str(job.path("")))
+    return _papermill(without_braces(job.notebook), without_braces(job.path(".ipynb")), values)
+
+
+def portable_papermill_line(job: Job) -> str:
+    """Return the same for a page that others read: no folder of this machine, output beside the caller."""
+    name = job.notebook.name
+    notebook = f"notebooks/{name}" if job.notebook.stem in PARAMS else name
+    return _papermill(notebook, "out.ipynb", changed(job))
+
+
+def _papermill(notebook: str, output: str, values: Mapping[str, Any]) -> str:
     words = [word for name, value in values.items() for word in _words(name, value)]
-    paths = [without_braces(path) for path in (job.notebook, job.path(".ipynb"))]
-    return shlex.join(["papermill", *paths, *words])
+    return shlex.join(["papermill", notebook, output, *words])
 
 
 def without_braces(path: Path) -> str:
@@ -147,5 +166,5 @@ def report_line(job: Job) -> str:
     for name, value in values.items():
         text = json.dumps(value) if isinstance(value, list) else str(value)
         words += ["--data", text] if name == "data" else ["-p", name, text]
-    name = job.notebook.stem if job.notebook.stem in PARAMS else _relative(job.notebook)
+    name = job.notebook.stem if job.notebook.stem in PARAMS else job.notebook.name
     return shlex.join(["python", "-m", "t2t_analysis", "report", name, *words])

@@ -14,7 +14,7 @@ from nbformat import NotebookNode
 
 from .export import Page, outputs_with_role, to_html
 from .fingerprint import commit, page_fingerprint, versions
-from .plan import Job, papermill_line, report_line
+from .plan import Job, portable_papermill_line, report_line
 
 __all__ = ["notebook_text", "page_of", "publish", "publish_failure", "write_whole"]
 
@@ -38,7 +38,7 @@ def _page(job: Job, nb: NotebookNode, failure: str = "") -> Page:
     title = nb.metadata.get("title") or job.notebook.stem.replace("_", " ")
     commands = [
         {"words": "This page again, if anything that it depends on has changed:", "line": report_line(job)},
-        {"words": "Its notebook, by papermill alone:", "line": papermill_line(job)},
+        {"words": "Its notebook, by papermill alone:", "line": portable_papermill_line(job)},
     ]
     return Page(
         title=f"{title}: {job.params.model} against {job.params.baseline}",
