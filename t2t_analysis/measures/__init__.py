@@ -1,11 +1,13 @@
 """One file a question; `base` says what a measure is, `engine` feeds all of them in one pass."""
 
+from .ablation import HeadMeans, ablated
 from .attention import AttentionGeometry
 from .base import Measure, MeasureBatch
 from .channel_maps import ChannelMaps, channel_maps
 from .channels import FeatureMapView, InvalidChannels, feature_map_curves, invalid_difference
 from .collapse import LayerCollapse
 from .engine import accumulate, collect, measure
+from .head_ablation import HeadAblation
 from .head_outputs import HeadOutputCKA
 from .head_summary import contrast_difference
 from .heads import HeadDivergence, HeadSimilarity
@@ -32,7 +34,9 @@ __all__ = [
     "EffectiveRank",
     "EffectiveReceptiveField",
     "FeatureMapView",
+    "HeadAblation",
     "HeadDivergence",
+    "HeadMeans",
     "HeadOutputCKA",
     "HeadSimilarity",
     "InvalidChannels",
@@ -44,6 +48,7 @@ __all__ = [
     "ShiftConsistency",
     "ShortcutShare",
     "Spectrum",
+    "ablated",
     "accumulate",
     "channel_maps",
     "collect",

@@ -1,0 +1,491 @@
+"""Which heads does the output rest on? Every head taken out by itself, against a random direction of its size.
+
+The null removes a random subspace of the layer's joined head outputs, as wide as a head, scaled so that at
+every token as much is taken away as with the head: what is left of an effect beyond it belongs to this head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.distributed as dist
+from scipy import stats as sps
+from torch import Tensor
+
+from .. import capture
+from ..errors import DataError, UnknownNameError
+from ..results import Result
+from ..stats import holm, mcnemar
+from .ablation import MODES, Edit, HeadMeans, Replay, Start, image_tensors
+from .base import Measure, MeasureBatch, View
+from .grouped import Estimate, add_by_group, grouped_estimate
+from .head_effects import (
+    LABELLED,
+    QUANTITIES,
+    effects,
+    head_gradients,
+    head_scores,
+    put,
+    random_subspaces,
+    remove_subspace,
+    subspace_scores,
+)
+from .head_measure import mean_of
+from .head_summary import HeadIndex, estimate_columns, head_rows
+
+__all__ = ["HeadAblation"]
+
+KINDS = ("single", "subspace", "all_but_one", "layer")
+SUBSPACE = (
+    "random subspace of the layer's head outputs, as wide as a head, the same norm removed at every token"
+)
+
+
+class HeadAblation(Measure):
+    """What every head of the backbone does to the output, measured by taking it out.
+
+    Per head, with intervals over images: ``kl``, KL(full || without the head) of the output distribution in
+    nats, which needs no labels; ``prediction_change``, the share of images whose predicted class changes;
+    ``output_shift``, the squared change of the output over its variance (the only one for a model without a
+    classifier); with labels of the model's own classes ``loss_change`` (cross-entropy, nats) and
+    ``accuracy_change`` (McNemar). The null is a random subspace from which as much is removed; p of ``kl`` is
+    against that null, since no KL is ever below 0, p of ``loss_change`` against no change. Rows
+    ``kl_p_holm``, ``loss_change_p_holm`` and ``accuracy_change_p_holm`` hold p corrected over all heads.
+    ``kl_layer`` takes out all heads of a layer; its null is the sum over the heads one by one, which it
+    exceeds where heads stand in for each other.
+
+    ``importance`` is Michel, Levy & Neubig's (2019) E|dL/dxi_h|, l2-normalised per layer, with the labels;
+    ``importance_label_free`` the same for the cross-entropy of the class that the model predicts (a KL
+    divergence from the model's own output would not do: its derivative is 0 at xi = 1).
+
+    Parameters
+    ----------
+    mode : "mean" (over calibration images, per position), "zero", or "resample" (another image's output).
+    all_but_one : also keep one head of a layer only (``kl_all_but_one``); half as much work again.
+    calibration : images (B, C, H, W) or a loader for means and resampling, at most ``limit`` of them. Without
+        any, the first batch serves, and the result says so.
+    subspaces : random subspaces per layer; image i gets number i modulo ``subspaces``.
+    importance : also by gradients.
+    """
+
+    name = "head_ablation"
+    invariances = frozenset({"permute_heads", "permute_images"})
+
+    effects: Tensor  # (G, 4, M, 6) sums over images, see KINDS and QUANTITIES
+    counts: Tensor  # (G, 4, M) images
+    labelled: Tensor  # (G, 4, M) labelled images
+    scores: Tensor  # (G, 2, 2, M): loss with labels or without, head or subspace
+    score_counts: Tensor  # (G, 2)
+    output: Tensor  # (G, K)
+    output_square: Tensor  # (G,)
+
+    def __init__(
+        self,
+        mode: str = "mean",
+        *,
+        all_but_one: bool = False,
+        importance: bool = True,
+        calibration: Tensor | Iterable[Any] | None = None,
+        limit: int = 64,
+        subspaces: int = 8,
+        groups: int = 32,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(groups=groups)
+        if mode not in MODES:
+            raise UnknownNameError("kind of ablation", mode, MODES)
+        self.mode, self.all_but_one, self.importance = mode, all_but_one, importance
+        self.calibration, self.limit, self.seed = calibration, limit, seed
+        self.subspaces = subspaces
+        self.bank: Tensor | None = None
+        self.means: HeadMeans | None = None
+
+    def bind(self, views: Sequence[View]) -> None:
+        """Find the heads, draw the random subspaces and make the states."""
+        (view,) = views
+        self.replay = Replay(view)
+        heads = {layer: site.num_heads for layer, site in self.replay.sites.items()}
+        self.index = HeadIndex(tuple(heads), tuple(heads.values()))
+        self.where = dict(self.index.slices)
+        self.classifier = "logits" in view.names
+        self.place = "logits" if self.classifier else view.names[-1]
+        self.bases = {layer: self._bases(view, layer) for layer in self.where}
+        shape = (self.groups, len(KINDS), self.index.total)
+        self.add_sum("effects", *shape, len(QUANTITIES))
+        self.add_sum("counts", *shape)
+        self.add_sum("labelled", *shape)
+        self.add_sum("scores", self.groups, 2, 2, self.index.total)
+        self.add_sum("score_counts", self.groups, 2)
+        self.add_sum("output", self.groups, self._width(view))
+        self.add_sum("output_square", self.groups)
+
+    def _width(self, view: View) -> int:
+        """Width of the output, after a check that the model can be run from its blocks on."""
+        assert view.example is not None
+        start = self.replay.start(view.example)
+        self.replay.verify(start)
+        return start.output.shape[-1]
+
+    def _bases(self, view: View, layer: int) -> Tensor:
+        heads, _, width = view.shape_of(f"blocks.{layer}.attn.z")
+        return random_subspaces(self.subspaces, heads * width, width, self.seed * 1000 + layer).float()
+
+    def wants(self, view: View) -> list[str]:
+        """Only to be told whether the output is finite."""
+        return [self.place]
+
+    def reduce(self, obs: capture.Observation) -> None:
+        """Nothing is kept."""
+
+    # one batch
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Run the layers once, and from every layer on with its heads taken out."""
+        self._calibrate(batch.images)
+        if self.place not in batch.seen[0]:
+            return
+        groups, start = self.group(batch), self.replay.start(batch.images)
+        labels = torch.full((len(groups),), -1) if batch.labels is None else batch.labels.cpu()
+        labelled = self._labelled(labels, self.output.shape[-1])
+        add_by_group(self.output, groups, start.output)
+        add_by_group(self.output_square, groups, start.output.double().square().sum(-1))
+        for layer, outputs in self._outputs(start, batch):
+            self._add(layer, start.output.cpu(), outputs.cpu(), groups, labels, labelled)
+        if self.importance and self.classifier:
+            self._add_scores(start, batch.index, groups, labels, labelled)
+
+    def _calibrate(self, images: Tensor) -> None:
+        """Take the images for means and resampling, once."""
+        if self.mode == "zero" or self.bank is not None:
+            return
+        given = self.calibration if self.calibration is not None else images
+        self.bank = _first(given, self.limit) if self.calibration is not None else _rank_zero(images)
+        self.bank = self.bank[: self.limit].to(images.device)
+        if self.mode == "mean":
+            self.means = HeadMeans.of(self.views[0].model, self.bank.split(len(images)), self.limit)
+            bad = [layer for layer, mean in self.means.mean.items() if not mean.isfinite().all()]
+            if bad:
+                raise DataError(f"head outputs of layer {bad[0]} are not finite for the calibration images")
+        elif len(self.bank) < 2:
+            raise DataError("resample ablation needs at least 2 calibration images")
+
+    def _labelled(self, labels: Tensor, width: int) -> Tensor:
+        """Which images have a label that is a class of the model, (B,)."""
+        classes = len((self.run.get("data") or {}).get("classes") or ())
+        if not self.classifier or (classes and classes != width):
+            return torch.zeros(len(labels), dtype=torch.bool)
+        return (labels >= 0) & (labels < width)
+
+    def _outputs(self, start: Start, batch: MeasureBatch) -> Any:
+        """For every layer, the outputs (B, K) of its variants, in the order of `_variants`."""
+        donor = self._donors(batch)
+        x, y = start.tokens, donor.tokens if donor else None
+        for i in range(len(self.replay.steps)):
+            if i not in self.where:
+                x, y = self.replay.step(i, x, start), y if y is None else self.replay.step(i, y, donor)
+                continue
+            reference = torch.zeros((), device=x.device)
+            if y is not None:
+                y, reference = self.replay.observed_step(i, y, donor)
+            elif self.means is not None:
+                reference = self.means.mean[i]
+            variants = [{i: edit} for edit in self._variants(i, reference, batch.index)]
+            yield i, torch.stack(list(self.replay.run(i, x, start, variants)))  # (V, B, K)
+            x = self.replay.step(i, x, start)
+
+    def _variants(self, layer: int, reference: Tensor, index: Tensor) -> list[Edit]:
+        """Every head, a random subspace for every head, everything but every head, and everything."""
+        heads = range(self.replay.sites[layer].num_heads)
+        bases = self.bases[layer][index % self.subspaces].to(reference.device)
+        others = [[g for g in heads if g != h] for h in heads if self.all_but_one]
+        return [
+            *(put([h], reference) for h in heads),
+            *(remove_subspace(h, reference, bases) for h in heads),
+            *(put(rest, reference) for rest in others),
+            put(list(heads), reference),
+        ]
+
+    def _donors(self, batch: MeasureBatch) -> Any:
+        """Other images' passes, for resampling: the same donor for an image whatever batch it is in."""
+        if self.mode != "resample":
+            return None
+        assert self.bank is not None
+        chosen = (batch.index * 40503 + self.seed * 9973) % len(self.bank)
+        same = (self.bank[chosen] == batch.images).flatten(1).all(1).cpu()
+        return self.replay.start(self.bank[(chosen + same) % len(self.bank)])
+
+    def _add(
+        self, layer: int, full: Tensor, outputs: Tensor, groups: Tensor, labels: Tensor, labelled: Tensor
+    ) -> None:
+        heads = self.replay.sites[layer].num_heads
+        sizes = [heads, heads, heads if self.all_but_one else 0, 1]
+        finite = outputs.isfinite().all(-1)  # (V, B)
+        finite[: 2 * heads] &= finite[: 2 * heads].roll(heads, 0)  # a head and its null, both or neither
+        found = torch.stack([effects(full, o, labels, labelled) for o in outputs.nan_to_num()])  # (V, B, 6)
+        first = self.where[layer].start
+        kinds = torch.arange(len(KINDS)).repeat_interleave(torch.tensor(sizes))
+        at = torch.cat([first + torch.arange(size) for size in sizes])
+        for group in groups.unique():
+            mine = groups == group
+            used = (finite & mine).double()
+            total = (found * used[..., None]).sum(1).to(self.effects)
+            self.effects[group, kinds, at] += total
+            self.counts[group, kinds, at] += used.sum(1).to(self.counts)
+            self.labelled[group, kinds, at] += (used * labelled).sum(1).to(self.labelled)
+
+    def _add_scores(
+        self, start: Start, index: Tensor, groups: Tensor, labels: Tensor, labelled: Tensor
+    ) -> None:
+        predicted = start.output.argmax(-1)
+        known = labelled.to(predicted.device)
+        wanted = torch.where(known, labels.to(predicted.device), predicted)
+        targets = torch.stack([wanted, predicted])  # (T, B)
+
+        def losses(output: Tensor) -> Tensor:
+            return -output.log_softmax(-1)[None].expand(2, -1, -1).gather(-1, targets[..., None])[..., 0]
+
+        weight = torch.stack([labelled, torch.ones_like(labelled)]).double()  # (T, B)
+        add_by_group(self.score_counts, groups, weight.T)
+        for layer, (z, grads) in head_gradients(self.replay, start, losses).items():
+            site, where = self.replay.sites[layer], self.where[layer]
+            bases = self.bases[layer][index % self.subspaces].to(z.device)
+            both = (head_scores(z, grads, site), subspace_scores(z, grads, site, bases))
+            for kind, score in enumerate(both):
+                value = (score.abs().cpu().double() * weight[..., None]).transpose(0, 1)  # (B, T, H)
+                add_by_group(self.scores[:, :, kind, where], groups, value)
+
+    # rows
+
+    def compute(self) -> Result:
+        """Rows for heads and layers, corrected p, importances; per-group sums in ``meta`` for later pairing."""
+        self._add_notes()
+        frames = [*self._effect_frames(), *self._importance_frames()]
+        frames += [self._layer_frame(), self._all_but_one_frame()]
+        whole = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
+        kept = {"mode": self.mode, "heads": self.index.table.tolist(), "groups": self._kept()}
+        return Result(self.name, whole, {"effects": {self.views[0].label: kept}})
+
+    def _kept(self) -> dict[str, Any]:
+        """Sums by image group of what single heads do, (G, M) each, for resampling images."""
+        single = self.effects[:, 0].cpu()
+        quantity = "kl" if self.classifier else "output_shift"
+        out = {quantity: single[..., QUANTITIES.index(quantity)].tolist()}
+        if self.labelled[:, 0].any():
+            out["loss_change"] = single[..., QUANTITIES.index("loss_change")].tolist()
+            out["labelled"] = self.labelled[:, 0].tolist()
+        return out | {"n": self.counts[:, 0].tolist()}
+
+    def _add_notes(self) -> None:
+        label = self.views[0].label
+        if self.mode != "zero" and self.bank is not None:
+            which = "the first batch" if self.calibration is None else "the calibration images"
+            self.note(f"{label}: {self.mode} ablation from {len(self.bank)} images, {which}")
+        classes = len((self.run.get("data") or {}).get("classes") or ())
+        width = self.output.shape[-1]
+        if self.classifier and classes and classes != width:
+            why = f"the data's {classes} classes are not the model's {width}"
+            self.note(f"{label}: no change of loss or accuracy, {why}; KL divergence needs no labels")
+        if not self.classifier:
+            self.note(
+                f"{label}: no classifier, so heads are judged by the change of the pooled features only"
+            )
+        lost = float((self.counts[:, 0].amax(-1) - self.counts[:, 0].amin(-1)).sum())
+        if lost:
+            self.note(f"{label}: without some heads the output of up to {lost:.0f} images is not finite")
+
+    def _base(self, quantity: str, unit: str, **columns: Any) -> dict[str, Any]:
+        found = {k: v for k, v in self.row().items() if v is not None}
+        return found | {"quantity": quantity, "value_unit": unit, "tokens": "all"} | columns
+
+    def _sums(self, kind: int, quantity: str) -> tuple[Tensor, Tensor]:
+        """Sums and counts (G, M) of one quantity, of ``gained - lost`` for the change of accuracy."""
+        counts = self.labelled if quantity in (*LABELLED, "accuracy_change") else self.counts
+        of = self.effects[:, kind]
+        if quantity == "accuracy_change":
+            return of[..., QUANTITIES.index("gained")] - of[..., QUANTITIES.index("lost")], counts[:, kind]
+        return of[..., QUANTITIES.index(quantity)], counts[:, kind]
+
+    def _effect_frames(self) -> list[pd.DataFrame]:
+        labelled = bool(self.labelled[:, 0].any())
+        frames = self._shift_frames()
+        if self.classifier:
+            frames += self._tested("kl", "nats", against_null=True)
+            frames += self._tested("prediction_change", "fraction", against_null=True)
+        if labelled:
+            frames += [*self._tested("loss_change", "nats", against_null=False), *self._accuracy_frames()]
+        return frames
+
+    def _means(self, quantity: str) -> tuple[Estimate, Estimate, Estimate]:
+        """Per head: the value, its null, and the two paired."""
+        sums, counts = self._sums(0, quantity)
+        null_sums, null_counts = self._sums(1, quantity)
+        value = grouped_estimate(mean_of, (sums, counts), counts)
+        null = grouped_estimate(mean_of, (null_sums, null_counts), null_counts)
+        return value, null, grouped_estimate(mean_of, (sums - null_sums, counts), counts)
+
+    def _tested(self, quantity: str, unit: str, *, against_null: bool) -> list[pd.DataFrame]:
+        value, null, paired = self._means(quantity)
+        self.note(value.note)
+        p = t_test(paired if against_null else value)
+        test = "p: against the null, paired" if against_null else "p: no change, paired"
+        base = self._base(quantity, unit, estimator=f"{self.mode} ablation of one head; {test}")
+        return [head_rows(base, self.index, value, p=p, **_null(null)), self._holm(base, p)]
+
+    def _holm(self, base: dict[str, Any], p: np.ndarray) -> pd.DataFrame:
+        """Corrected p over all heads of the model, as rows of their own."""
+        (h,) = np.nonzero(~np.isnan(p))
+        layer, head = self.index.table[h].T
+        known = {
+            "quantity": f"{base['quantity']}_p_holm", "layer": layer, "head": head, "value": holm(p)[h],
+            "n": len(h), "unit": "head", "value_unit": "none",
+            "estimator": f"Holm over {len(h)} heads; {base['estimator']}",
+        }  # fmt: skip
+        frame = pd.DataFrame({k: v for k, v in known.items() if isinstance(v, np.ndarray)})
+        frame["place"] = "blocks." + frame["layer"].astype(str) + ".attn"
+        return frame.assign(**(base | {k: v for k, v in known.items() if not isinstance(v, np.ndarray)}))
+
+    def _accuracy_frames(self) -> list[pd.DataFrame]:
+        lost, gained = (self.effects[:, 0, :, QUANTITIES.index(q)].sum(0).long() for q in ("lost", "gained"))
+        n = self.labelled[:, 0].sum(0).long()
+        tests = [mcnemar(*_pairs(*x)) for x in zip(gained.tolist(), lost.tolist(), n.tolist(), strict=True)]
+        ends = [np.array([getattr(t.interval, k) for t in tests]) for k in ("value", "low", "high")]
+        value, null, _ = self._means("accuracy_change")
+        estimate = Estimate(ends[0], ends[1], ends[2], value.n, value.groups)
+        p = np.array([test.p for test in tests])
+        base = self._base("accuracy_change", "fraction",
+                          estimator=f"{self.mode} ablation of one head; p: exact McNemar")  # fmt: skip
+        rows = head_rows(base, self.index, estimate, p=p, **_null(null)).assign(interval="Agresti-Min")
+        return [rows, self._holm(base, p)]
+
+    def _shift_frames(self) -> list[pd.DataFrame]:
+        counts = self.counts[:, 0]
+        n = counts.amax(-1)
+
+        def relative(total: Tensor, count: Tensor, mean: Tensor, square: Tensor, n: Tensor) -> Tensor:
+            variance = square / n - (mean / n[:, None]).square().sum(-1)  # (1 + G,)
+            return total / count / variance[:, None]
+
+        spread = (self.output, self.output_square, n)
+        (single, _), (other, _) = (self._sums(kind, "output_shift") for kind in (0, 1))
+        value, null, paired = (
+            grouped_estimate(relative, (s, counts, *spread), counts) for s in (single, other, single - other)
+        )
+        of = "logits" if self.classifier else "pooled features"
+        how = f"E|o' - o|^2 / E|o - mean o|^2 of the {of} o; p: against the null, paired"
+        base = self._base("output_shift", "fraction of variance",
+                          estimator=f"{self.mode} ablation of one head; {how}")  # fmt: skip
+        p = t_test(paired)
+        return [head_rows(base, self.index, value, p=p, **_null(null)), self._holm(base, p)]
+
+    def _importance_frames(self) -> list[pd.DataFrame]:
+        names = ("importance", "importance_label_free")
+        losses = ("cross-entropy of the label", "cross-entropy of the predicted class")
+        return [
+            self._importance_frame(t, name, loss)
+            for t, (name, loss) in enumerate(zip(names, losses, strict=True))
+            if self.score_counts[:, t].any()
+        ]
+
+    def _importance_frame(self, t: int, name: str, loss: str) -> pd.DataFrame:
+        counts, scores = self.score_counts[:, t], self.scores[:, t]  # (G,), (G, 2, M)
+        member = self.index.member.to(scores.device)
+
+        def normalised(kind: int) -> Any:
+            def fn(s: Tensor, n: Tensor) -> Tensor:
+                mean = s / n[:, None, None]
+                size = (mean[:, 0].square() @ member.T).sqrt() @ member  # (1 + G, M), l2 norm of the layer
+                return mean[:, kind] / size
+
+            return fn
+
+        value, null = (
+            grouped_estimate(normalised(kind), (scores, counts), counts[:, None].expand(-1, self.index.total))
+            for kind in (0, 1)
+        )
+        estimator = f"E|dL/dxi|, L the {loss}, divided by the l2 norm over the layer's heads"
+        return head_rows(self._base(name, "none", estimator=estimator), self.index, value, **_null(null))
+
+    def _layer_frame(self) -> pd.DataFrame:
+        """All heads of a layer out, against the sum over its heads one by one."""
+        quantity = "kl" if self.classifier else None
+        if quantity is None:
+            return pd.DataFrame()
+        firsts = [where.start for where in self.where.values()]
+        member = self.index.member.to(self.effects.device)
+        sums, counts = (x[:, firsts] for x in self._sums(3, quantity))
+        single = self._sums(0, quantity)[0] @ member.T  # (G, L)
+        value, null, paired = (
+            grouped_estimate(mean_of, (s, counts), counts) for s in (sums, single, sums - single)
+        )
+        kind = "sum over the layer's heads taken out one by one; 95 % interval of it"
+        layers = np.array(self.index.layers)
+        base = self._base("kl_layer", "nats",
+                          estimator=f"{self.mode} ablation of all heads of a layer; p: against the null")  # fmt: skip
+        frame = pd.DataFrame(estimate_columns(value, np.arange(len(layers))))
+        frame = frame.assign(layer=layers, p=t_test(paired), **_null(null)).assign(null_kind=kind, **base)
+        frame["place"] = "blocks." + frame["layer"].astype(str) + ".attn"
+        return frame
+
+    def _all_but_one_frame(self) -> pd.DataFrame:
+        if not (self.all_but_one and self.classifier):
+            return pd.DataFrame()
+        (sums, counts), layer = self._sums(2, "kl"), self._sums(3, "kl")
+        firsts = np.repeat([w.start for w in self.where.values()], self.index.heads)
+        value = grouped_estimate(mean_of, (sums, counts), counts)
+        null = grouped_estimate(mean_of, tuple(x[:, firsts] for x in layer), layer[1][:, firsts])
+        base = self._base("kl_all_but_one", "nats",
+                          estimator=f"{self.mode} ablation of all heads of a layer but this one")  # fmt: skip
+        bands = _null(null) | {"null_kind": "this head taken out too; 95 % interval of its mean"}
+        return head_rows(base, self.index, value, **bands)
+
+
+def _null(null: Estimate) -> dict[str, Any]:
+    kind = f"{SUBSPACE}; 95 % interval of its mean"
+    return {"null": null.value, "null_low": null.low, "null_high": null.high, "null_kind": kind}
+
+
+def t_test(estimate: Estimate) -> np.ndarray:
+    """Two-sided p of "it is 0" by Student's t on the jackknife's standard error, NaN with fewer than 2 groups.
+
+    >>> e = Estimate(*(np.array([x]) for x in (1.0, 0.0, 2.0, 8, 5)))  # the interval just touches 0
+    >>> t_test(e).round(3).tolist()
+    [0.05]
+    """
+    freedom = np.maximum(estimate.groups - 1, 1)
+    se = (estimate.high - estimate.low) / (2 * sps.t.ppf(0.975, freedom))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        p = 2 * sps.t.sf(np.abs(estimate.value) / se, freedom)
+    exact = np.where(estimate.value == 0, 1.0, 0.0)
+    return np.where(np.isnan(se), np.nan, np.where(se == 0, exact, p))
+
+
+def _pairs(gained: int, lost: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right or wrong after and before a change, of n images of which so many differ."""
+    after, before = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
+    after[:gained] = before[gained : gained + lost] = True
+    return after, before
+
+
+def _first(batches: Tensor | Iterable[Any], limit: int) -> Tensor:
+    """At most ``limit`` images (B, C, H, W)."""
+    found: list[Tensor] = []
+    for images in image_tensors(batches):
+        found.append(images[: limit - sum(map(len, found))])
+        if sum(map(len, found)) >= limit:
+            break
+    if not found:
+        raise DataError("no calibration images")
+    return torch.cat(found)
+
+
+def _rank_zero(images: Tensor) -> Tensor:
+    """The first batch of the first process, so that several processes calibrate as one would."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return images
+    box = [images.cpu()]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
