@@ -64,9 +64,11 @@ def default_baseline(model: str) -> str:
 
     >>> default_baseline("small_performer_deep"), default_baseline("t2t_vit_24")
     ('small_hard_deep', 'deit_base_patch16_224')
+    >>> default_baseline("small_performer_deep_se")
+    'small_hard_deep_se'
     """
     if is_small(model):
-        backbone = model.rsplit("_", 1)[1]
+        backbone = model.split("_", 2)[2]
         return f"small_{'performer' if model.startswith('small_hard') else 'hard'}_{backbone}"
     if model in {"t2t_vit_7", "t2t_vit_10", "t2t_vit_12"}:
         return "deit_tiny_patch16_224"

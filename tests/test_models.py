@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from t2t_analysis.errors import T2TError
-from t2t_analysis.models import MODELS, SMALL_MODELS, T2T_MODELS, small
+from t2t_analysis.models import MODELS, SMALL_MODELS, SMALL_VARIANTS, T2T_MODELS, small
 from t2t_analysis.models.tokens import T2TModule, TokenPerformer, Window, _plain, normalised_split
 
 from . import records
@@ -48,10 +48,8 @@ def observe(model, images):
         module.register_forward_hook(lambda _m, _i, out, name=name: seen.__setitem__(name, out))
         for name, module in model.named_modules()
         if name in ("tokens_to_token", "patch_embed", "norm")
-        or (name.startswith("tokens_to_token.attention")
-        and name.count(".") == 1)
-        or (name.startswith("blocks.")
-        and name.count(".") == 1)
+        or (name.startswith("tokens_to_token.attention") and name.count(".") == 1)
+        or (name.startswith("blocks.") and name.count(".") == 1)
     ]
     with torch.no_grad():
         seen["logits"] = model(images)
@@ -312,7 +310,7 @@ def test_qk_scale_reaches_the_backbone():
 
 def shallow(name, **kwargs):
     """The model with two blocks, which is as much as its interface needs."""
-    depth = {} if name == "t2t_vit_dense" else {"depth": 2}
+    depth = {} if name.endswith("_dense") else {"depth": 2}
     size = 32 if name.startswith("small") else 64
     return timm.create_model(name, **{"img_size": size, "num_classes": 5, **depth, **kwargs})
 
@@ -428,12 +426,23 @@ def test_hard_split_refuses_what_it_would_cut_off():
 
 
 def test_small_models_are_matched():
-    counts = {
-        n: sum(p.numel() for p in timm.create_model(n).parameters() if p.requires_grad) for n in SMALL_MODELS
-    }
-    assert len(counts) == 8
-    assert max(counts.values()) / min(counts.values()) < 1.05
-    assert {timm.create_model(n).tokens_to_token.grid_size for n in SMALL_MODELS} == {(8, 8)}
+    names = (*SMALL_MODELS, *SMALL_VARIANTS)
+    models = {n: timm.create_model(n) for n in names}
+    counts = {n: sum(p.numel() for p in m.parameters() if p.requires_grad) for n, m in models.items()}
+    assert (len(SMALL_MODELS), len(SMALL_VARIANTS)) == (8, 8)
+    assert max(counts.values()) / min(counts.values()) < 1.05, counts
+    assert {m.tokens_to_token.grid_size for m in models.values()} == {(8, 8)}
+
+
+def test_small_variants_are_what_their_names_say():
+    models = {n.rsplit("_", 1)[1]: timm.create_model(n) for n in SMALL_VARIANTS if "hard" in n}
+    assert models["se"].blocks[0].attn.se_layer.fc[0].out_features == 6
+    assert (models["resnext"].blocks[0].attn.num_heads, models["resnext"].blocks[0].attn.head_dim) == (12, 8)
+    assert [info["num_chs"] for info in models["dense"].feature_info] == [
+        80, 104, 128, 64, 88, 112, 136, 160, 80, 104, 128, 152,
+    ]  # fmt: skip
+    assert len(models["ghost"].blocks) == 13
+    assert len(timm.create_model("small_performer_deep_ghost").blocks) == 12
 
 
 @pytest.mark.parametrize("name", SMALL_MODELS)

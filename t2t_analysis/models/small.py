@@ -4,6 +4,10 @@ Tokeniser {hard 4x4 split, soft split with performer, soft split with transforme
 {deep-narrow, shallow-wide}: 32x32 images, 8x8 tokens. A tokeniser that has more parameters leaves fewer to the MLPs,
 so that all eight have the same number within 1 %. The soft splits use kernels 3, 3, 3 with strides 1, 2, 2, which
 gives the hard split's grid.
+
+Beside them, the deep-narrow backbone with ideas from convolutional networks (the paper's section 3.2), on the hard and
+on the soft-performer tokeniser, of the same size: channel gates (SE) and dense connections take it from the MLPs,
+ResNeXt's many heads cost nothing, and the ghost blocks, whose MLP width is fixed, become more.
 """
 
 from __future__ import annotations
@@ -13,10 +17,11 @@ from typing import Any, NamedTuple
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
-from .t2t import _cfg, create_t2t_vit
+from .blocks import GhostAttention, GhostMlp, SEAttention
+from .t2t import T2T_ViT_Dense, _cfg, create_t2t_vit
 from .tokens import Window
 
-__all__ = ["SMALL_BACKBONES", "SMALL_MODELS", "SMALL_TOKENISERS"]
+__all__ = ["SMALL_BACKBONES", "SMALL_MODELS", "SMALL_TOKENISERS", "SMALL_VARIANTS"]
 
 SMALL_WINDOWS = (Window(3, 1, 1), Window(3, 2, 1), Window(3, 2, 1))
 SMALL_TOKEN_DIM = 32
@@ -40,6 +45,12 @@ SMALL_TOKENISERS = {
     "conv": "convolution",
 }
 SMALL_MODELS = tuple(f"small_{tokens}_{shape}" for tokens in SMALL_TOKENISERS for shape in SMALL_BACKBONES)
+#: Deep-narrow with an idea from convolutional networks, of the same size.
+SMALL_VARIANTS = tuple(
+    f"small_{tokens}_deep_{idea}"
+    for tokens in ("hard", "performer")
+    for idea in ("se", "dense", "resnext", "ghost")
+)
 
 
 def _tokeniser_parameters(tokens_type: str, dim: int, d: int = SMALL_TOKEN_DIM) -> int:
@@ -56,10 +67,10 @@ def _tokeniser_parameters(tokens_type: str, dim: int, d: int = SMALL_TOKEN_DIM) 
     return mixer(27) + mixer(9 * d) + (9 * d * dim + dim)
 
 
-def mlp_ratio(tokens_type: str, backbone: Backbone) -> float:
-    """MLP ratio at which tokeniser and blocks hold ``SMALL_BUDGET`` parameters."""
+def mlp_ratio(tokens_type: str, backbone: Backbone, more: int = 0) -> float:
+    """MLP ratio at which tokeniser and blocks hold ``SMALL_BUDGET`` parameters, ``more`` of them in other parts."""
     depth, dim, _ = backbone
-    per_block = 4 * dim * dim + 2 * dim + 4 * dim  # qkv and proj, biases of proj and fc2, two norms
+    per_block = 4 * dim * dim + 2 * dim + 4 * dim + more  # qkv and proj, biases of proj and fc2, two norms
     left = SMALL_BUDGET - _tokeniser_parameters(tokens_type, dim) - depth * per_block
     hidden = round(left / (depth * (2 * dim + 1)))
     return (hidden + 0.5) / dim  # timm truncates ratio * width to a whole number
@@ -74,22 +85,92 @@ default_cfgs = generate_default_cfgs(
         name: _cfg(
             num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, mean=_MEAN, std=_STD, license="bsd-3-clause"
         )
-        for name in SMALL_MODELS
+        for name in (*SMALL_MODELS, *SMALL_VARIANTS)
     }
 )
 
 
-def _create(tokens: str, shape: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    backbone, tokens_type = SMALL_BACKBONES[shape], SMALL_TOKENISERS[tokens]
-    config: dict[str, Any] = backbone._asdict() | {
+class T2T_ViT_SmallDense(T2T_ViT_Dense):  # noqa: N801
+    """Ten layers in three stages, 56 wide growing to 152; every width divides by the four heads."""
+
+    stages = (3, 4, 3)
+    growth = 24
+
+    @classmethod
+    def widths(cls, dim: int) -> tuple[list[int], list[int]]:
+        """Width that each layer gets, and that each transition gets."""
+        layers, transitions = [], []
+        for stage, num_layers in enumerate(cls.stages):
+            layers += [dim + i * cls.growth for i in range(num_layers)]
+            dim += num_layers * cls.growth
+            if stage + 1 < len(cls.stages):
+                transitions.append(dim)
+                dim //= 2
+        return layers, transitions
+
+    @classmethod
+    def mlp_ratio(cls, tokens_type: str, dim: int) -> float:
+        """MLP ratio at which tokeniser, layers and transitions hold about ``SMALL_BUDGET`` parameters."""
+        layers, transitions = cls.widths(dim)
+        fixed = sum(4 * w * w + 6 * w + (w + 1) * cls.growth for w in layers)
+        fixed += sum((w + 1) * (w // 2) for w in transitions)
+        left = SMALL_BUDGET - _tokeniser_parameters(tokens_type, dim) - fixed
+        return left / sum(2 * w * w + w for w in layers)
+
+
+def _front(tokens_type: str) -> dict[str, Any]:
+    """Image size, classes and tokeniser."""
+    return {
         "img_size": 32,
         "num_classes": 10,
         "tokens_type": tokens_type,
         "token_dim": SMALL_TOKEN_DIM,
         "windows": SMALL_WINDOWS,
-        "mlp_ratio": mlp_ratio(tokens_type, backbone),
     }
+
+
+def _create(tokens: str, shape: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    backbone, tokens_type = SMALL_BACKBONES[shape], SMALL_TOKENISERS[tokens]
+    config = _front(tokens_type) | backbone._asdict() | {"mlp_ratio": mlp_ratio(tokens_type, backbone)}
     return create_t2t_vit(f"small_{tokens}_{shape}", pretrained, **config | kwargs)
+
+
+def _se(tokens_type: str) -> dict[str, Any]:
+    """Channel gate after each attention, squeezed 16 times."""
+    deep = SMALL_BACKBONES["deep"]
+    gate = 2 * deep.embed_dim * (deep.embed_dim // 16)
+    return deep._asdict() | {"mlp_ratio": mlp_ratio(tokens_type, deep, gate), "attn_layer": SEAttention}
+
+
+def _resnext(tokens_type: str) -> dict[str, Any]:
+    """Twelve heads of width 8 in place of four of width 24 (the paper: 32 of width 12 in place of six of 64)."""
+    deep = SMALL_BACKBONES["deep"]
+    return deep._asdict() | {"mlp_ratio": mlp_ratio(tokens_type, deep), "num_heads": 12}
+
+
+def _ghost(tokens_type: str) -> dict[str, Any]:
+    """As many blocks as the budget buys: twelve on the soft tokeniser, thirteen on the hard one."""
+    deep = SMALL_BACKBONES["deep"]
+    dim, half = deep.embed_dim, deep.embed_dim // 2
+    per_block = 3 * (dim * half + half) + (dim + 1) * dim * 2 + (3 * dim + 1) * dim + 2 * dim + 4 * dim
+    depth = round((SMALL_BUDGET - _tokeniser_parameters(tokens_type, dim)) / per_block)
+    parts = {"attn_layer": GhostAttention, "mlp_layer": GhostMlp}
+    return deep._replace(depth=depth)._asdict() | {"mlp_ratio": 3.0} | parts
+
+
+def _dense(tokens_type: str) -> dict[str, Any]:
+    """Ten layers that append 24 channels each."""
+    ratio = T2T_ViT_SmallDense.mlp_ratio(tokens_type, dim=56)
+    return {"embed_dim": 56, "depth": 10, "num_heads": 4, "mlp_ratio": ratio, "model_cls": T2T_ViT_SmallDense}
+
+
+_IDEAS = {"se": _se, "dense": _dense, "resnext": _resnext, "ghost": _ghost}
+
+
+def _create_variant(tokens: str, idea: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    tokens_type = SMALL_TOKENISERS[tokens]
+    config = _front(tokens_type) | _IDEAS[idea](tokens_type)
+    return create_t2t_vit(f"small_{tokens}_deep_{idea}", pretrained, **config | kwargs)
 
 
 @register_model
@@ -138,3 +219,51 @@ def small_conv_deep(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def small_conv_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Three convolutions, shallow-wide."""
     return _create("conv", "wide", pretrained, kwargs)
+
+
+@register_model
+def small_hard_deep_se(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Hard 4x4 split, deep-narrow, a channel gate after each attention."""
+    return _create_variant("hard", "se", pretrained, kwargs)
+
+
+@register_model
+def small_hard_deep_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Hard 4x4 split, deep-narrow, every layer's result appended (DenseNet)."""
+    return _create_variant("hard", "dense", pretrained, kwargs)
+
+
+@register_model
+def small_hard_deep_resnext(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Hard 4x4 split, deep-narrow, twelve heads of width 8."""
+    return _create_variant("hard", "resnext", pretrained, kwargs)
+
+
+@register_model
+def small_hard_deep_ghost(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Hard 4x4 split, deep-narrow, parts of queries, keys, values and MLPs are rescaled copies."""
+    return _create_variant("hard", "ghost", pretrained, kwargs)
+
+
+@register_model
+def small_performer_deep_se(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Soft split with performer, deep-narrow, a channel gate after each attention."""
+    return _create_variant("performer", "se", pretrained, kwargs)
+
+
+@register_model
+def small_performer_deep_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Soft split with performer, deep-narrow, every layer's result appended (DenseNet)."""
+    return _create_variant("performer", "dense", pretrained, kwargs)
+
+
+@register_model
+def small_performer_deep_resnext(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Soft split with performer, deep-narrow, twelve heads of width 8."""
+    return _create_variant("performer", "resnext", pretrained, kwargs)
+
+
+@register_model
+def small_performer_deep_ghost(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Soft split with performer, deep-narrow, parts of queries, keys, values and MLPs are rescaled copies."""
+    return _create_variant("performer", "ghost", pretrained, kwargs)

@@ -223,7 +223,7 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
 class T2T_ViT_Dense(T2T_ViT):  # noqa: N801
     """DenseNet-like backbone: every layer appends ``growth`` channels, transitions halve the width between stages."""
 
-    stages = (3, 6, 6, 4)
+    stages: tuple[int, ...] = (3, 6, 6, 4)
     growth = 64
 
     def _make_blocks(
