@@ -106,7 +106,7 @@ def cut_crops(pixels: Tensor, block: Tensor, top: Tensor, left: Tensor, flip: Te
     """Gather crops (n, 32, 32) from ``pixels`` (blocks, 64, 64) at once; the other arguments have shape
     (n,).
     """
-    offset = torch.arange(CROP)
+    offset = torch.arange(CROP, device=top.device)
     rows = top[:, None] + offset  # (n, 32)
     cols = left[:, None] + torch.where(flip[:, None], CROP - 1 - offset, offset)
     return pixels[block[:, None, None], rows[:, :, None], cols[:, None, :]]
@@ -203,7 +203,7 @@ class EpochCrops(Dataset):
         fraction: float = 1.0,
         seed: int = 0,
         augment: bool = True,
-        crops_per_block: int = 12,
+        crops_per_block: float = 12,
         img_size: tuple[int, int] = (CROP, CROP),
     ) -> None:
         self.seed, self.augment, self.img_size = seed, augment, img_size

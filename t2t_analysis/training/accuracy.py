@@ -70,7 +70,7 @@ def calibration_error(hits: np.ndarray, confidence: np.ndarray) -> float:
 
 
 def proportion(hits: np.ndarray, cluster: np.ndarray) -> stats.Interval:
-    """Share of hits: Wilson over images, or, where several share a cluster, a delete-a-cluster jackknife of the ratio."""
+    """Share of hits, with Wilson's interval or, where images share a cluster, a delete-a-cluster jackknife."""
     groups, members = np.unique(cluster, return_inverse=True)
     if len(groups) == len(hits):
         return stats.proportion_ci(int(hits.sum()), len(hits))
@@ -81,7 +81,7 @@ def proportion(hits: np.ndarray, cluster: np.ndarray) -> stats.Interval:
 
 
 def calibration(scores: Scores) -> stats.Interval:
-    """Calibration error with a jackknife over clusters; the estimate is biased upwards in small samples, which the interval does not mend."""
+    """Calibration error with a jackknife over clusters; biased upwards in small samples, interval and all."""
     groups, members = np.unique(scores.cluster, return_inverse=True)
     hits = scores.top1.astype(float)
     value = calibration_error(hits, scores.confidence)

@@ -76,6 +76,11 @@ class Classifier(L.LightningModule):
         self.history: list[dict[str, float]] = []
         self._sums = torch.zeros(3)  # loss, hits, images of this epoch
 
+    def start_from(self, model: nn.Module) -> None:
+        """Take the weights of ``model``, head included, and let the average start there too."""
+        self.model.load_state_dict(model.state_dict())
+        self.ema.module.load_state_dict(model.state_dict())
+
     def _make_mix(self) -> Mixup | None:
         if not (self.recipe.mixup or self.recipe.cutmix):
             return None

@@ -92,7 +92,7 @@ def train(
     recipe: Recipe | None = None,
     out: str | Path,
     img_size: int | None = None,
-    devices: int | str = "auto",
+    devices: int | str | list[int] = "auto",
     accelerator: str = "auto",
     precision: Any = None,
     workers: int = 0,
@@ -100,6 +100,7 @@ def train(
     quiet: bool = False,
     compile: bool = False,
     callbacks: tuple[L.Callback, ...] = (),
+    init: torch.nn.Module | None = None,
     dataset: Callable[..., Any] = train_data,
 ) -> Classifier:
     """Train ``model`` on ``data`` and return the Lightning module; ``out/last.ckpt`` is written after every epoch.
@@ -113,6 +114,8 @@ def train(
     img_size : default is the model's own.
     precision : Lightning's name; default is "bf16-mixed" on CUDA and "32-true" elsewhere.
     devices, accelerator : more than one device means DDP; ``recipe.batch_size`` is shared out.
+    init : start from the weights of this model, which has the same parts and a head for these classes; every
+        parameter is trained. A run that goes on from its checkpoint takes the weights from there.
     """
     recipe, out = recipe or Recipe(), Path(out)
     blank = on_paper(model)
@@ -127,6 +130,8 @@ def train(
         )
     args = model_args(model, len(images.info.classes), img_size)
     module = Classifier(model, args, recipe.as_dict(), steps * recipe.epochs)
+    if init is not None:
+        module.start_from(init)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = _checkpoint_of(out, module, restart)
     if compile:

@@ -1,0 +1,244 @@
+"""What the study runs: cells, recipes, seeds and fractions, and the name under which each run is known.
+
+Loads no torch, so that a plan is there at once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .._names import our_models
+from ..errors import ParameterError, UnknownNameError
+from .recipe import Recipe
+
+__all__ = ["CORNERS", "GROUPS", "Cell", "Run", "cell_of", "choose_cells", "data_label", "plan", "recipe_for"]
+
+TOKENISERS, BACKBONES = ("hard", "performer", "transformer", "conv"), ("deep", "wide")
+IDEAS = ("se", "dense", "resnext", "ghost")
+#: The factorial at the heart of the study.
+CORNERS = tuple(f"small_{tokens}_{shape}" for tokens in ("hard", "performer") for shape in BACKBONES)
+MATCHED = tuple(f"small_{tokens}_{shape}" for tokens in TOKENISERS for shape in BACKBONES)
+VARIANTS = tuple(f"small_{tokens}_deep_{idea}" for tokens in ("hard", "performer") for idea in IDEAS)
+#: Words that ``--cells`` understands besides patterns of names.
+GROUPS = {"corner": CORNERS, "matched": MATCHED, "cnn": VARIANTS, "all": (*MATCHED, *VARIANTS)}
+FRACTIONS = (0.1, 0.25, 0.5, 1.0)
+#: Cells that also train on fractions of the data.
+FRACTION_CELLS = ("small_hard_deep", "small_performer_deep")
+TASKS = ("train", "finetune", "probe")
+
+
+class Cell(NamedTuple):
+    """A place in the design."""
+
+    tokeniser: str
+    backbone: str
+    variant: str
+
+
+def cell_of(model: str) -> Cell:
+    """Where a model stands in the design; empty words for one that stands outside.
+
+    >>> cell_of("small_performer_deep_se")
+    Cell(tokeniser='performer', backbone='deep', variant='se')
+    """
+    if model not in GROUPS["all"]:
+        return Cell("", "", "")
+    words = model.split("_")[1:]
+    return Cell(words[0], words[1], words[2] if len(words) > 2 else "plain")
+
+
+def recipe_for(data: str) -> Recipe:
+    """The recipe that was fixed for a data set before any run.
+
+    ``photo_crops``: the default. ``digits``: more epochs of fewer images. Anything else (CIFAR-10 and its like): 60
+    epochs, larger batches, a slower average.
+    """
+    if data == "photo_crops":
+        return Recipe()
+    if data == "digits":
+        return Recipe(epochs=40)
+    return Recipe(epochs=60, batch_size=256, ema=0.999)
+
+
+def tuning_recipe_for(data: str) -> Recipe:
+    """Fine-tuning: a quarter of the epochs at half the learning rate, nothing else changed."""
+    base = recipe_for(data)
+    return replace(base, epochs=max(1, base.epochs // 4), lr=base.lr / 2)
+
+
+def data_label(data: str) -> str:
+    """What the table calls a data set: a path is known by its last part.
+
+    >>> data_label("torch/cifar10"), data_label("/somewhere/sets/flowers.tar")
+    ('torch/cifar10', 'flowers.tar')
+    """
+    path = Path(data).expanduser()
+    return path.name if path.is_absolute() or path.exists() or path.suffix == ".tar" else data
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of the study.
+
+    Attributes
+    ----------
+    model, data, recipe : what is trained on what, and how; the recipe holds seed, fraction and epochs.
+    task : "train" from random weights, "finetune" or "probe" from trained ones.
+    source : of a transfer: the data set that the study's own weights were trained on.
+    weights : of a transfer: weights as ``load_model`` takes them, in place of the study's own.
+    """
+
+    model: str
+    data: str
+    recipe: Recipe
+    task: str = "train"
+    source: str = ""
+    weights: str = ""
+
+    @property
+    def origin(self) -> str:
+        """Where a transfer starts from, in one word."""
+        return data_label(self.weights or self.source) if self.task != "train" else ""
+
+    @property
+    def fixed(self) -> Recipe:
+        """What the recipe would be if nothing were varied but seed and fraction."""
+        base = recipe_for(self.data) if self.task == "train" else tuning_recipe_for(self.data)
+        return replace(base, seed=self.recipe.seed, fraction=self.recipe.fraction)
+
+    @property
+    def reduced(self) -> bool:
+        """Whether it has fewer epochs than the fixed recipe."""
+        return self.recipe.epochs < self.fixed.epochs
+
+    @property
+    def sweep(self) -> bool:
+        """Whether more than the number of epochs differs from the fixed recipe."""
+        return replace(self.recipe, epochs=self.fixed.epochs) != self.fixed
+
+    @property
+    def changes(self) -> dict[str, float]:
+        """Fields of the recipe, other than epochs, that differ from the fixed one."""
+        pairs = {f.name: (getattr(self.recipe, f.name), getattr(self.fixed, f.name)) for f in fields(Recipe)}
+        return {name: ours for name, (ours, usual) in pairs.items() if ours != usual and name != "epochs"}
+
+    @property
+    def name(self) -> str:
+        """Readable and unique: the same words always mean the same run.
+
+        >>> Run("small_hard_deep", "photo_crops", Recipe(epochs=4)).name
+        'small_hard_deep__photo_crops__f100__e4__s0__8be8e226'
+        """
+        recipe, label = self.recipe, data_label(self.data)
+        identity = [
+            self.model,
+            label,
+            self.task,
+            self.origin,
+            recipe.seed,
+            recipe.fraction,
+            recipe.describe(),
+        ]
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
+        words = [self.model, label.replace("/", "-"), f"f{100 * recipe.fraction:g}"]
+        words += [] if self.task == "train" else [self.task, "from", self.origin.replace("/", "-")]
+        words += [f"e{recipe.epochs}", f"s{recipe.seed}", *(f"{k}{v:g}" for k, v in self.changes.items())]
+        return "__".join([*words, digest])
+
+    def words(self, data: str | None = None) -> list[str]:
+        """Arguments of ``study`` that plan this run and no other."""
+        words = ["--data", data or self.data, "--cells", self.model, "--seeds", str(self.recipe.seed)]
+        words += ["--fractions", f"{self.recipe.fraction:g}", "--epochs", str(self.recipe.epochs)]
+        for key, number in self.changes.items():
+            words += ["--sweep", f"{key}={number:g}"]
+        if self.task != "train":
+            words += ["--task", self.task, *(["--source", self.source] if self.source else [])]
+            words += ["--weights", self.weights] if self.weights else []
+        return words
+
+    def command(self) -> str:
+        """What repeats the run, into a table of its own; paths are shortened to their last part."""
+        shown = replace(self, weights=data_label(self.weights)) if self.weights else self
+        words = shown.words(data_label(self.data))
+        return shlex.join(["python", "-m", "t2t_analysis", "study", *words, "--out", "study_again"])
+
+
+def choose_cells(wanted: str) -> tuple[str, ...]:
+    """Models that a comma-separated list of groups, names or patterns means, in the order of the design.
+
+    The ``small_`` in front may be left out; a model outside the design needs its full name.
+
+    >>> choose_cells("hard_deep,performer_w*")
+    ('small_hard_deep', 'small_performer_wide')
+    """
+    chosen: dict[str, None] = {}
+    for word in filter(None, (word.strip() for word in wanted.split(","))):
+        found = GROUPS.get(word) or tuple(
+            name for name in GROUPS["all"] if fnmatchcase(name, word) or fnmatchcase(name, f"small_{word}")
+        )
+        found = found or tuple(name for name in our_models() if name == word)
+        if not found:
+            raise UnknownNameError("cell", word, [*GROUPS, *GROUPS["all"]])
+        chosen |= dict.fromkeys(found)
+    if not chosen:
+        raise ParameterError("--cells names no cell")
+    return tuple(sorted(chosen, key=lambda name: (*GROUPS["all"], *our_models()).index(name)))
+
+
+def seeds_of(model: str) -> tuple[int, ...]:
+    """Five for the corners of the design, three elsewhere."""
+    return tuple(range(5 if model in CORNERS else 3))
+
+
+def fractions_of(model: str) -> tuple[float, ...]:
+    """All for the two cells that the question is about, the whole elsewhere."""
+    return FRACTIONS if model in FRACTION_CELLS else (1.0,)
+
+
+def _recipes(base: Recipe, sweep: Mapping[str, Sequence[float]]) -> list[Recipe]:
+    """``base`` with each value of each field in turn; without a sweep just ``base``."""
+    if not sweep:
+        return [base]
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(Recipe)}
+    return [replace(base, **{key: kinds[key](n)}) for key, numbers in sweep.items() for n in numbers]
+
+
+def plan(
+    models: Iterable[str],
+    data: str,
+    *,
+    seeds: Sequence[int] | None = None,
+    fractions: Sequence[float] | None = None,
+    epochs: int | None = None,
+    sweep: Mapping[str, Sequence[float]] | None = None,
+    task: str = "train",
+    source: str = "",
+    weights: str = "",
+) -> list[Run]:
+    """All runs, in the order in which they are worth having: corners first, whole data first, seed by seed.
+
+    With a sweep each cell gets one seed, the first.
+    """
+    base = recipe_for(data) if task == "train" else tuning_recipe_for(data)
+    base = replace(base, epochs=epochs or base.epochs)
+    runs = []
+    for model in models:
+        chosen = tuple(seeds or seeds_of(model))
+        for fraction in fractions or (fractions_of(model) if task == "train" and not sweep else (1.0,)):
+            for seed in chosen[:1] if sweep else chosen:
+                for recipe in _recipes(replace(base, seed=seed, fraction=fraction), sweep or {}):
+                    runs.append(Run(model, data, recipe, task, source, weights))
+    order = {name: i for i, name in enumerate(GROUPS["all"])}
+    return sorted(runs, key=lambda run: _worth(run, order))
+
+
+def _worth(run: Run, order: dict[str, int]) -> tuple[float, ...]:
+    first = 0 if run.model in CORNERS else 1
+    return first, -run.recipe.fraction, run.recipe.seed, order.get(run.model, len(order)), run.recipe.lr

@@ -1,0 +1,287 @@
+"""Training and test images that stay on the device: batches are cut, flipped and normalised there, all at once.
+
+The same on a CPU and on a GPU. What a sample looks like is a function of (seed, epoch, index) only, so that a run that
+was killed replays its epochs exactly. An epoch always has as many images as one of the whole training set: a
+``fraction`` changes how many different images there are, not how many steps are made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from ..data import Batch, DataInfo
+from ..data.crops import (
+    CROP,
+    EpochCrops,
+    FixedCrops,
+    blocks,
+    choose_fraction,
+    crop_classes,
+    cut_crops,
+    standardise,
+)  # fmt: skip
+from ..data.info import chance_level
+from ..data.loading import SMALL, as_pair, balanced_order, preprocessing, source_info
+from ..data.sources import StreamSource, find_source
+from ..errors import DataError
+
+__all__ = ["PAD", "ResidentCrops", "ResidentImages", "ResidentLoader", "resident_loader", "resident_train"]
+
+PAD = 4  # pixels on every side before the random crop (He et al., 2016, section 4.2)
+#: Images above so many bytes in all are refused: they belong on disk.
+MAX_BYTES = 16 * 2**30
+
+
+class _Resident:
+    """Batches come ready: ``collate`` hands on what ``__getitems__`` made, and the loader pins nothing."""
+
+    resident = True
+    info: DataInfo
+    device: torch.device
+    _draws: Tensor
+    _length: int
+
+    def __len__(self) -> int:
+        return self._length
+
+    @staticmethod
+    def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """The batch as it is."""
+        return batch
+
+    def _take(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
+        """Columns of this epoch's draws for ``indices``, each (B,)."""
+        return self._draws[torch.as_tensor(indices).to(self.device)].unbind(1)
+
+
+class ResidentCrops(_Resident):
+    """``photo_crops`` for training, equal to ``EpochCrops`` sample by sample; batches are (images, labels).
+
+    Parameters
+    ----------
+    fraction : share of the training blocks of every class.
+    seed : of the draws and of the fraction.
+    device : where blocks live and crops are cut.
+    """
+
+    def __init__(self, *, fraction: float = 1.0, seed: int = 0, device: str | torch.device = "cpu") -> None:
+        pixels, labels = blocks("train")
+        kept = len(choose_fraction(labels.numpy(), fraction, seed))
+        self._plan = EpochCrops(fraction=fraction, seed=seed, crops_per_block=12 * len(labels) / kept)
+        self.different, self.unit = kept, "block of 64x64 pixels"
+        self.device, self.info, self._length = torch.device(device), self._plan.info, len(self._plan)
+        self._pixels = pixels.to(self.device)
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw the whole epoch on the CPU, as ``EpochCrops`` does, and take it to the device: (len, 5) integers."""
+        self._plan.set_epoch(epoch)
+        block, label = self._plan._block_of(torch.arange(len(self)))
+        table = torch.cat((block[:, None], label[:, None], self._plan._draws()), dim=1)
+        self._draws = table.to(self.device)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, 32, 32) and labels (B,)."""
+        block, label, top, left, flip = self._take(indices)
+        crops = cut_crops(self._pixels, block, top, left, flip.bool())
+        return standardise(crops)[:, None].expand(-1, 3, -1, -1).contiguous(), label
+
+
+class ResidentImages(_Resident):
+    """Images of a small data set for training: padded by 4, cropped, flipped; batches are (images, labels).
+
+    Parameters
+    ----------
+    pixels : (N, 3, H, W) in 0..255, all training images at the size of the model.
+    labels : (N,).
+    mean, std : of the normalisation, three numbers each.
+    fraction, seed, device : as for ``ResidentCrops``.
+    """
+
+    def __init__(
+        self,
+        pixels: Tensor,
+        labels: np.ndarray,
+        info: DataInfo,
+        *,
+        mean: Sequence[float],
+        std: Sequence[float],
+        fraction: float = 1.0,
+        seed: int = 0,
+        device: str | torch.device = "cpu",
+    ) -> None:
+        self.seed, self.device, self._length = seed, torch.device(device), len(labels)
+        chosen = choose_fraction(labels, fraction, seed)
+        self.different, self.unit, self.info = len(chosen), "image", info
+        self._pixels = F.pad(pixels[chosen], (PAD, PAD, PAD, PAD)).to(self.device)
+        self._labels = torch.from_numpy(labels[chosen]).to(self.device)
+        self._mean, self._std = (torch.tensor(v, device=self.device)[:, None, None] for v in (mean, std))
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw top, left and flip of every sample, (len, 3) integers."""
+        rng = np.random.default_rng([self.seed, epoch])
+        table = rng.integers(0, [2 * PAD + 1, 2 * PAD + 1, 2], size=(len(self), 3))
+        turn = np.arange(len(self)) % self.different  # a fraction is gone through several times
+        self._draws = torch.from_numpy(np.column_stack((turn, table))).to(self.device)
+
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and labels (B,)."""
+        image, top, left, flip = self._take(indices)
+        crops = _crop(self._pixels, image, top, left, flip.bool())
+        return (crops.float() / 255 - self._mean) / self._std, self._labels[image]
+
+
+def _crop(pixels: Tensor, image: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
+    """Gather (B, 3, H, W) from padded images (N, 3, H + 8, W + 8); the other arguments are (B,)."""
+    height, width = (side - 2 * PAD for side in pixels.shape[-2:])
+    down, across = torch.arange(height, device=pixels.device), torch.arange(width, device=pixels.device)
+    rows = top[:, None] + down  # (B, H)
+    cols = left[:, None] + torch.where(flip[:, None], width - 1 - across, across)  # (B, W)
+    channels = torch.arange(pixels.shape[1], device=pixels.device)
+    return pixels[
+        image[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], cols[:, None, None]
+    ]
+
+
+class ResidentLoader:
+    """Test batches on the device, in a fixed order; labels stay on the CPU, where they are compared."""
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, info: DataInfo, clusters: np.ndarray, batch_size: int = 256
+    ) -> None:
+        self.images, self.labels, self.batch_size = images, labels, batch_size
+        self.dataset = SimpleNamespace(info=info, clusters=clusters)
+
+    def __len__(self) -> int:
+        return -(-len(self.labels) // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for start in range(0, len(self.labels), self.batch_size):
+            stop = min(start + self.batch_size, len(self.labels))
+            yield Batch(self.images[start:stop], self.labels[start:stop], torch.arange(start, stop))
+
+
+@lru_cache(maxsize=4)
+def _decoded(data: str, split: str, size: tuple[int, int]) -> tuple[Tensor, np.ndarray, Any]:
+    """All images of a split, (N, 3, H, W) in 0..255, their labels, and the source; decoded once in a process."""
+    from timm.data import create_transform
+
+    if min(size) >= SMALL:
+        raise DataError(f"img_size={size}: whole data sets are held in memory below {SMALL} pixels only")
+    source = find_source(data, split=split, strict=True)
+    if isinstance(source, StreamSource):
+        raise DataError(f"{data!r} can only be read in its own order; training here needs images by number")
+    labels = np.asarray(source.labels)
+    if (labels < 0).any():
+        raise DataError(f"{data!r} has no class labels to train on; photo_crops has, and so do class folders")
+    if (total := len(labels) * 3 * size[0] * size[1]) > MAX_BYTES:
+        raise DataError(
+            f"{data!r} at {size} takes {total / 2**30:.0f} GiB in memory, more than a study holds"
+        )
+    fitted = create_transform(**preprocessing(img_size=size), normalize=False)  # (3, H, W), 0..255
+    pixels = torch.empty((len(labels), 3, *size), dtype=torch.uint8)
+    for number in range(len(labels)):
+        pixels[number] = fitted(source.image(number))
+    return pixels, labels, source
+
+
+def _normalisation(model: torch.nn.Module | None, size: tuple[int, int]) -> dict[str, Any]:
+    config = preprocessing(model, size)
+    return {"mean": config["mean"], "std": config["std"]}
+
+
+def resident_train(
+    data: str | Path = "photo_crops",
+    *,
+    split: str = "train",
+    img_size: int | tuple[int, int] = 32,
+    fraction: float = 1.0,
+    seed: int = 0,
+    model: torch.nn.Module | None = None,
+    device: str | torch.device = "cpu",
+) -> ResidentCrops | ResidentImages:
+    """Training images on ``device``; arguments as for ``train_data``, which it stands in for.
+
+    Raises ``DataError`` for data without labels, without split folders, or too large to hold.
+    """
+    size = as_pair(img_size)
+    if str(data) == "photo_crops":
+        if size != (CROP, CROP):
+            raise DataError(f"img_size={size} of photo_crops: on the device they are {CROP}x{CROP}")
+        return ResidentCrops(fraction=fraction, seed=seed, device=device)
+    pixels, labels, source = _decoded(str(data), split, size)
+    info = source_info(source, split, np.arange(len(labels)))
+    chosen: dict[str, Any] = {"fraction": fraction, "seed": seed, "device": device}
+    return ResidentImages(pixels, labels, info, **_normalisation(model, size), **chosen)
+
+
+def _fixed_crops(split: str, kept: np.ndarray, device: str | torch.device) -> ResidentLoader:
+    """The four quarters of the ``kept`` blocks of a split."""
+    crops = FixedCrops(split)
+    chosen = (4 * kept[:, None] + np.arange(4)).reshape(-1)
+    images = torch.stack([image for image, _ in crops.__getitems__(chosen.tolist())]).to(device)
+    labels = crops.labels[chosen]
+    info = replace(crops.info, n=len(chosen), chance=chance_level(labels.numpy()))
+    return ResidentLoader(images, labels, info, chosen // 4)
+
+
+def resident_loader(
+    data: str | Path = "photo_crops",
+    *,
+    split: str = "test",
+    img_size: int | tuple[int, int] = 32,
+    fraction: float = 1.0,
+    seed: int = 0,
+    model: torch.nn.Module | None = None,
+    device: str | torch.device = "cpu",
+    most: int | None = None,
+) -> ResidentLoader:
+    """Images to evaluate on, not augmented, on ``device``.
+
+    ``fraction`` and ``seed`` choose the training images that ``resident_train`` trains on; ``most`` keeps at most about
+    so many, balanced over classes.
+    """
+    size = as_pair(img_size)
+    crops = str(data) == "photo_crops"
+    all_labels = blocks(split).labels.numpy() if crops else _decoded(str(data), split, size)[1]
+    kept = choose_fraction(all_labels, fraction, seed)
+    if most is not None:
+        kept = np.sort(kept[balanced_order(all_labels[kept], 0)[: most // 4 if crops else most]])
+    if crops:
+        return _fixed_crops(split, kept, device)
+    pixels, labels, source = _decoded(str(data), split, size)
+    norm = _normalisation(model, size)
+    mean, std = (torch.tensor(norm[key])[:, None, None] for key in ("mean", "std"))
+    images = ((pixels[kept].float() / 255 - mean) / std).to(device)
+    info = source_info(source, split, kept)
+    return ResidentLoader(images, torch.from_numpy(labels[kept]), info, np.arange(len(kept)))
+
+
+def fingerprint(data: str | Path, img_size: int | tuple[int, int] = 32) -> str:
+    """Twelve digits that tell whether two runs saw the same pixels and labels: re-encoded images differ.
+
+    >>> fingerprint("photo_crops") == fingerprint("photo_crops")
+    True
+    """
+    digest = hashlib.sha256()
+    for split in ("train", "test"):
+        if str(data) == "photo_crops":
+            pixels, labels = blocks(split)
+            digest.update(repr(crop_classes()).encode())
+        else:
+            pixels, numbers, _ = _decoded(str(data), split, as_pair(img_size))
+            labels = torch.from_numpy(numbers)
+        digest.update(pixels.numpy().tobytes() + labels.long().numpy().tobytes())
+    return digest.hexdigest()[:12]
