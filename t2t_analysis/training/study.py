@@ -8,6 +8,7 @@ goes on from its last checkpoint when the same command is given again.
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 import time
@@ -272,6 +273,11 @@ def _launcher(arguments: argparse.Namespace, out: Path) -> Launch:
     return launch
 
 
+def _interrupt(*_: Any) -> None:
+    """A polite kill ends the processes too; after kill -9 they finish their runs, and nobody starts those twice."""
+    raise KeyboardInterrupt
+
+
 class Crew:
     """Works through the plan with so many processes a device, and says how far it is."""
 
@@ -286,6 +292,7 @@ class Crew:
 
     def work(self, pause: float = 1.0) -> list[Run]:
         """Do everything; return the runs that failed. On an interruption the processes are ended first."""
+        before = signal.signal(signal.SIGTERM, _interrupt)
         try:
             while self.waiting or self.working:
                 while self.waiting and self.free:
@@ -295,6 +302,7 @@ class Crew:
                     self._end(worker)
                 self._report()
         finally:
+            signal.signal(signal.SIGTERM, before)
             for worker in self.working:
                 worker.process.terminate()
                 worker.log.close()
