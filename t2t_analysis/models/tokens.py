@@ -167,7 +167,8 @@ class TokenAttention(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         """(B, N, 3*d) in the order q, k, v, already projected, to (B, N, d)."""
-        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, N, d)
+        # Out of a convolution the channels come first; fused attention wants them last, or an N x N map is made.
+        q, k, v = qkv.contiguous().unsqueeze(1).chunk(3, dim=-1)  # (B, 1, N, d)
         z = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return v.squeeze(1) + self.proj(z.squeeze(1))
 
