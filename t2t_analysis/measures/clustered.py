@@ -42,31 +42,32 @@ def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> dict[str, Any]:
 
 
 def permute_clusters(
-    clusters: ArrayLike, rng: np.random.Generator, *, others_only: bool = False
+    clusters: ArrayLike, draws: int, rng: np.random.Generator, *, others_only: bool = False
 ) -> np.ndarray:
-    """Partners (n,) of images under a random permutation of their clusters.
+    """Partners (draws, n) of images under random permutations of their clusters (n,).
 
     An image is paired with the image of like rank in the cluster that takes the place of its own (in turn,
-    where that one is smaller). With clusters of one image it is a plain permutation. With ``others_only`` no
-    cluster keeps its place (they are turned by one in a random ring), which takes two clusters.
+    where that one is smaller). With clusters of one image these are plain permutations. With ``others_only``
+    no cluster keeps its place (they are turned by one in a random ring), which takes two clusters.
 
-    >>> permute_clusters([0, 1, 2, 3], np.random.default_rng(0)).tolist()
-    [2, 0, 1, 3]
-    >>> permute_clusters([0, 0, 1, 1], np.random.default_rng(0), others_only=True).tolist()
-    [2, 3, 0, 1]
+    >>> permute_clusters([0, 1, 2, 3], 1, np.random.default_rng(0)).tolist()
+    [[2, 0, 1, 3]]
+    >>> permute_clusters([0, 0, 1, 1], 1, np.random.default_rng(0), others_only=True).tolist()
+    [[2, 3, 0, 1]]
     """
-    groups = np.unique(np.asarray(clusters), return_inverse=True)[1]
-    members = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
-    order = rng.permutation(len(members))
-    if others_only and len(members) < 2:
+    groups, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)[1:]
+    if others_only and len(sizes) < 2:
         raise DataError("all images belong to one cluster, so there are no others to pair them with")
-    sources = order if not others_only else np.empty_like(order)
+    order = rng.permuted(np.tile(np.arange(len(sizes)), (draws, 1)), axis=1)  # (draws, clusters)
+    sources = order
     if others_only:
-        sources[order] = np.roll(order, 1)
-    partners = np.empty(len(groups), dtype=int)
-    for own, other in zip(members, sources, strict=True):
-        partners[own] = np.resize(members[other], len(own))
-    return partners
+        sources = np.empty_like(order)
+        np.put_along_axis(sources, order, np.roll(order, 1, axis=1), axis=1)
+    members = np.stack([np.resize(np.flatnonzero(groups == g), sizes.max()) for g in range(len(sizes))])
+    rank = np.empty(len(groups), dtype=int)
+    for g, size in enumerate(sizes):
+        rank[groups == g] = np.arange(size)
+    return members[sources[:, groups], rank]
 
 
 def paired_against_others(
@@ -79,9 +80,9 @@ def paired_against_others(
     the test exact, and would lift the null).
     """
     rng, rows = np.random.default_rng(seed), np.arange(len(similarity))
-    permuted = [permute_clusters(clusters, rng) for _ in range(draws)]
-    others = [permute_clusters(clusters, rng, others_only=True) for _ in range(draws)]
-    tested, null = (np.array([similarity[rows, p].mean() for p in ps]) for ps in (permuted, others))
+    permuted = permute_clusters(clusters, draws, rng)
+    others = permute_clusters(clusters, draws, rng, others_only=True)
+    tested, null = (similarity[rows, partners].mean(1) for partners in (permuted, others))
     columns = cluster_mean(np.diagonal(similarity), clusters)
     low, high = np.quantile(null, [0.025, 0.975])
     return columns | {

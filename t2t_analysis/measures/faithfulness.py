@@ -88,8 +88,8 @@ def exchange_null(
     rng = np.random.default_rng(seed)
     n = len(observed)
     pool = np.concatenate([observed[None], draws])
-    means = np.array([pool[rng.integers(0, len(pool), n), np.arange(n)].mean() for _ in range(resamples)])
-    alone = np.array([draws[rng.integers(0, len(draws), n), np.arange(n)].mean() for _ in range(resamples)])
+    means = pool[rng.integers(0, len(pool), (resamples, n)), np.arange(n)].mean(1)
+    alone = draws[rng.integers(0, len(draws), (resamples, n)), np.arange(n)].mean(1)
     value, slack = observed.mean(), 1e-12
     above = (1 + (means >= value - slack).sum()) / (resamples + 1)
     below = (1 + (means <= value + slack).sum()) / (resamples + 1)
