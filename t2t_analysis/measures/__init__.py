@@ -3,10 +3,10 @@
 from .ablation import HeadMeans, ablated
 from .attention import AttentionGeometry
 from .base import Measure, MeasureBatch
-from .channel_maps import ChannelMaps, channel_maps
 from .channels import FeatureMapView, InvalidChannels, feature_map_curves, invalid_difference
 from .collapse import LayerCollapse
 from .engine import accumulate, collect, measure
+from .feature_maps import ChannelMaps, channel_maps
 from .head_ablation import HeadAblation
 from .head_outputs import HeadOutputCKA
 from .head_summary import contrast_difference

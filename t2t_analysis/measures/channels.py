@@ -18,7 +18,8 @@ from ..capture.places import OutOf, Place, Places
 from ..errors import UnknownNameError
 from ..results import Result
 from .base import Measure, MeasureBatch, View, add_by_group, grouped_estimate
-from .channel_maps import (
+from .differences import key_of, paired_difference
+from .feature_maps import (
     EPS,
     TOO_LARGE,
     Ratios,
@@ -28,7 +29,6 @@ from .channel_maps import (
     fraction_above,
     fraction_below,
 )
-from .differences import key_of, paired_difference
 from .grouped import Estimate
 from .head_summary import Replicates, replicates, with_p
 

@@ -23,8 +23,8 @@ from ..errors import T2TError, UnknownNameError
 from ..models.t2t import T2T_ViT
 from ..results import Result
 from .base import MeasureBatch, View, add_by_group, grouped_estimate
-from .channel_maps import ChannelMaps, channel_ratios, picture, stretched
 from .channels import AREAS, ChannelSums, curve_points, stacked_areas, stacked_curves
+from .feature_maps import ChannelMaps, channel_ratios, picture, stretched
 from .grouped import Estimate
 from .head_summary import replicates, with_p
 

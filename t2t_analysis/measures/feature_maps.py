@@ -78,12 +78,12 @@ def channel_ratios(maps: Tensor) -> Ratios:
 
 def fraction_below(ratio: Tensor, eps: Sequence[float] = EPS) -> Tensor:
     """Fraction of channels at or below each threshold: (..., C) -> (..., T). Exact zeros always count."""
-    return torch.stack([(ratio <= e).double().mean(-1) for e in eps], dim=-1)
+    return (ratio.unsqueeze(-1) <= ratio.new_tensor(eps)).double().mean(-2)
 
 
 def fraction_above(ratio: Tensor, k: Sequence[float] = TOO_LARGE) -> Tensor:
     """Fraction of channels above each threshold: (..., C) -> (..., T)."""
-    return torch.stack([(ratio > t).double().mean(-1) for t in k], dim=-1)
+    return (ratio.unsqueeze(-1) > ratio.new_tensor(k)).double().mean(-2)
 
 
 def area_below(ratio: Tensor, ends: tuple[float, float] = AREA) -> Tensor:
