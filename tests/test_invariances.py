@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from t2t_analysis import measures
-from t2t_analysis.measures import cka, head_maps
+from t2t_analysis.measures import cka, head_maps, locality, spectrum
 from t2t_analysis.measures.base import INVARIANCES
 
 
@@ -31,6 +31,10 @@ def features():
 
 def maps():
     return (normal(4, 5, 7, seed=4).softmax(-1),)  # (heads, queries, keys)
+
+
+def token_maps():
+    return (1e5 * normal(4, 6, 7, 7, seed=6),)  # (images, channels, rows, columns), large against any epsilon
 
 
 def one_side(change):
@@ -60,6 +64,13 @@ TRANSFORMS = {
         "permute_keys": every_side(lambda a: a[:, :, SHUFFLED[7]]),
         "permute_heads": every_side(lambda a: a[SHUFFLED[4]]),
     },
+    "token_maps": {
+        "orthogonal": every_side(lambda a: torch.einsum("bchw,cd->bdhw", a, rotation(6))),
+        "scale": every_side(lambda a: 2.5 * a),
+        "translation": every_side(lambda a: a + 1e5 * normal(6, 1, 1, seed=7)),
+        "permute_channels": every_side(lambda a: a[:, SHUFFLED[6]]),
+        "permute_images": every_side(lambda a: a[SHUFFLED[4]]),
+    },
 }
 
 # What no linear similarity may overlook.
@@ -69,6 +80,7 @@ NOTICED = {
         "one side's images permuted": one_side(lambda x: x[SHUFFLED[30]]),
     },
     "maps": {"one head's keys permuted": every_side(lambda a: torch.cat([a[:1, :, SHUFFLED[7]], a[1:]]))},
+    "token_maps": {"positions permuted": every_side(lambda a: a[..., SHUFFLED[7]])},
 }
 
 
@@ -96,6 +108,8 @@ CASES = [
     ),
     Case(partial(head_maps.head_cosine, centred=False), maps, "maps", (*HEADS, "scale", "orthogonal"), "raw"),
     Case(head_maps.pairwise_js_divergence, maps, "maps", HEADS, "js_divergence"),
+    of_module(locality, "decodability", features, "features"),
+    *(of_module(spectrum, name, token_maps, "token_maps") for name in ("log_amplitude", "radial_power")),
 ]
 
 

@@ -14,6 +14,7 @@ from t2t_analysis.measures import (
     EdgeDecodability,
     EffectiveReceptiveField,
     ShiftConsistency,
+    Spectrum,
     accumulate,
     collect,
     first_third_difference,
@@ -24,6 +25,7 @@ from t2t_analysis.measures import (
 from t2t_analysis.measures import locality as lo
 from t2t_analysis.measures import receptive as rf
 from t2t_analysis.measures.head_summary import with_p
+from t2t_analysis.plots import locality as pl
 
 
 def rng(seed=0):
@@ -526,3 +528,73 @@ def test_lone_images_and_bad_shifts():
     assert any("no shift_dip" in note for note in result.notes)
     with pytest.raises(T2TError, match="at least 1 pixel"):
         run(small(), ShiftConsistency(shifts=(0, 2)), textures(2))
+
+
+# ------------------------------------------------------------------------------------------ figures
+
+
+@pytest.fixture(scope="module")
+def results():
+    models = {"soft": small("small_performer_deep"), "hard": small()}
+    measures = [
+        EdgeDecodability(dim=8, draws=1, groups=4),
+        BoundaryBlindness(n_tokens=1, groups=4),
+        EffectiveReceptiveField(groups=4),
+        ShiftConsistency(shifts=(2, 4), groups=4),
+        Spectrum(groups=4),
+    ]
+    return run(models, measures, smooth())
+
+
+DRAW = {
+    "edge_decodability": pl.edge_curve,
+    "boundary_blindness": pl.blindness_profile,
+    "effective_receptive_field": pl.receptive_field_radius,
+    "map": lambda r: pl.receptive_field_map(r["effective_receptive_field"]),
+    "spectrum": pl.spectrum_curves,
+    "shift_consistency": pl.shift_curve,
+}
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_figures_say_what_they_show(results, name):
+    figure = DRAW[name](results[name] if name in results else results)
+    assert figure.caption.startswith("**UNTRAINED: soft and hard have random weights")
+    assert "n = 8 images" in figure.caption or "8 images" in figure.caption
+    assert "nan" not in (figure.caption + figure.alt)
+    assert 60 < len(figure.alt) < 400
+    assert figure.png()[:4] == b"\x89PNG"
+
+
+def drawn(ax, label):
+    """Heights of the points of an error bar plot."""
+    handles, labels = ax.get_legend_handles_labels()
+    return handles[labels.index(label)].lines[0].get_ydata()
+
+
+def test_figures_draw_the_numbers(results):
+    frame = results["edge_decodability"].frame
+    ax = pl.edge_curve(results["edge_decodability"], ["edge_r2_after"]).fig.axes[0]
+    inside = frame[(frame.model == "hard") & (frame.quantity == "edge_r2_after")]
+    inside = inside[inside.place.isin(["embed", "blocks.0.resid_post", "blocks.1.resid_post"])]
+    assert np.allclose(np.array(drawn(ax, "hard"), float), inside.value.astype(float))
+    curve = values(
+        results["boundary_blindness"].frame[lambda f: f.model == "soft"], "gradient_outside", "embed"
+    )
+    ax = pl.blindness_profile(results["boundary_blindness"]).fig.axes[0]
+    assert np.allclose(np.array(drawn(ax, "soft"), float), curve.sort_values("at").value.astype(float))
+    for wrong in (
+        lambda: pl.edge_curve(results["edge_decodability"], ["edge_r2_owm"]),
+        lambda: pl.shift_curve(results["shift_consistency"], "embedd"),
+        lambda: pl.spectrum_curves(results["spectrum"], ["sotf"]),
+        lambda: pl.receptive_field_map(results["effective_receptive_field"], places=["embedd"]),
+    ):
+        with pytest.raises(UnknownNameError, match="did you mean"):
+            wrong()
+
+
+def test_the_interval_of_a_radius_holds_it(results):
+    frame = results["effective_receptive_field"].frame
+    radii = frame[frame.quantity.str.startswith("erf_radius")]
+    assert ((radii.low <= radii.value) & (radii.value <= radii.high)).all()
+    assert (radii.low > 0).all()

@@ -193,6 +193,10 @@ class EdgeDecodability(Measure):
     what position alone tells. The interval, and ``p`` for "no more than the null", leave each group of images out of
     fit and test (delete-a-group jackknife). A second null is a `random_twin` measured beside the model.
 
+    The readout is linear and edge energy is not: an edge and its negative have the same. So raw pixels, and a hard
+    split's embedding, which is linear in them, give R^2 near 0 whatever they keep. Compare what lies behind a
+    nonlinearity.
+
     References, as rows of their own: the same ridge on the raw pixels of the cell (``pixels.cell``) and of a wider
     field (``pixels.field``), and on the cell's own edge energies (``edges.cell``): what edges tell of neighbouring
     edges in natural images.

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -96,6 +97,23 @@ def energy_radius(profile: Tensor, share: float) -> Tensor:
     return torch.where(cumulative[..., -1] > 0, radius.squeeze(-1), torch.nan)
 
 
+def radius_interval(low: np.ndarray, high: np.ndarray, share: float) -> tuple[float, float]:
+    """Interval of `energy_radius` from the interval of the cumulative curve, both (R,), after ring 0, 1, ...
+
+    The radii at which its upper and its lower end reach ``share`` (Woodruff 1952). A jackknife of the radius itself
+    breaks down where the curve is flat and a small change of it moves the radius far.
+
+    >>> radius_interval(np.array([0.1, 0.5, 1.0]), np.array([0.3, 0.7, 1.0]), 0.5)
+    (1.5, 2.0)
+    """
+    if np.isnan(low).any() or np.isnan(high).any():
+        return math.nan, math.nan
+    edges = np.arange(len(low) + 1.0)
+    ends = (np.interp(share, np.r_[0.0, np.maximum.accumulate(curve)], edges) for curve in (high, low))
+    first, last = (float(end) for end in ends)
+    return first, last
+
+
 def rings(size: tuple[int, int], centre: tuple[float, float]) -> Tensor:
     """Number of the one-pixel ring around ``centre`` (row, column) that every pixel lies in: (H, W)."""
     y, x = (torch.arange(n, dtype=torch.float64) - c for n, c in zip(size, centre, strict=True))
@@ -137,7 +155,8 @@ class BoundaryBlindness(Measure):
     space; the share is taken per token, then averaged over tokens and images, so that flat images, whose gradients a
     layer norm blows up, count no more than others. Quantity ``gradient_outside``, at distances in cells: what lies
     farther from the cell than that (largest of row and column distance). At 0 it is 0 for a hard split, exactly, and
-    more for a soft one. The null is a gradient spread evenly over the image.
+    more for a soft one. The null is a gradient spread evenly over the image. What attention couples to a flat window
+    far away, where a layer norm magnifies gradients, can carry much of the share at large distances.
 
     Parameters
     ----------
@@ -243,6 +262,7 @@ class BoundaryBlindness(Measure):
         rows = [
             self.row("embed", at=at, null=float(even.value[i]), **found.at(i), **shared)
             for i, at in enumerate(self.at)
+            if even.value[i] > 0  # otherwise there is no pixel so far away
         ]
         return Result(
             self.name, pd.DataFrame(rows), {"max_images": self.max_images, "n_tokens": self.n_tokens}
@@ -272,7 +292,8 @@ class EffectiveReceptiveField(Measure):
     ``erf_radius_50`` and ``erf_radius_95``: the radius around the centre of its cell that holds so much of the energy,
     in pixels, and the same ``_fraction`` of the image side (root of height times width); and the curve
     ``erf_energy_within`` over radii. The null is a gradient spread evenly over the image; a second one is a
-    `random_twin` measured beside the model.
+    `random_twin` measured beside the model. Directions weigh all features alike, so the residual path keeps the token's
+    own cell in sight at every depth.
 
     Parameters
     ----------
@@ -383,30 +404,37 @@ class EffectiveReceptiveField(Measure):
 
     def _radius_rows(self, even: Tensor) -> Iterator[dict[str, Any]]:
         side = math.sqrt(self.size[0] * self.size[1])
+        curve = self._within(torch.arange(self.profile.shape[-1]))
+        self.note(curve.note)
+        total = self.profile.sum(0).cpu()
         for share in self.shares:
-            found = grouped_estimate(lambda p, q=share: energy_radius(p, q), self.profile, self.images)
-            self.note(found.note)
-            null = float(energy_radius(even, share))
+            value, null = energy_radius(total, share), float(energy_radius(even, share))
             for i, name in enumerate(self.names):
+                low, high = radius_interval(curve.low[i], curve.high[i], share)
+                found = curve.at(i, 0) | {"value": float(value[i]), "low": low, "high": high}
+                found["interval"] = found["interval"] and f"{found['interval']}, inverted (Woodruff)"
                 for suffix, unit, scale in (
                     ("", "pixels", 1.0),
                     ("_fraction", "fraction of image side", side),
                 ):
-                    columns = _scaled(found, i, scale) | {"value_unit": unit, "null": null / scale}
-                    yield self.row(
-                        name, quantity=f"erf_radius_{share * 100:.0f}{suffix}", **columns, **self._shared()
-                    )
+                    scaled = {k: found[k] / scale for k in ("value", "low", "high")} | {"null": null / scale}
+                    columns = found | scaled | self._shared() | {"value_unit": unit}
+                    yield self.row(name, quantity=f"erf_radius_{share * 100:.0f}{suffix}", **columns)
+
+    def _within(self, ring: Tensor) -> Estimate:
+        """Share of the energy up to and with each of some rings, by place."""
+        return grouped_estimate(
+            lambda profile: profile.cumsum(-1)[..., ring] / profile.sum(-1, keepdim=True),
+            self.profile,
+            self.images.unsqueeze(-1).expand(-1, -1, len(ring)),
+        )
 
     def _curve_rows(self, even: Tensor) -> Iterator[dict[str, Any]]:
         """Share of the energy within at most 24 radii."""
         last = self.profile.shape[-1]
         edges = torch.unique(torch.linspace(1, last, min(24, last)).round().long())
-
-        def within(profile: Tensor) -> Tensor:
-            return profile.cumsum(-1)[..., edges - 1] / profile.sum(-1, keepdim=True)
-
-        found = grouped_estimate(within, self.profile, self.images.unsqueeze(-1).expand(-1, -1, len(edges)))
-        null = within(even).tolist()
+        found = self._within(edges - 1)
+        null = (even.cumsum(0)[edges - 1] / even.sum()).tolist()
         for i, name in enumerate(self.names):
             for j, radius in enumerate(edges.tolist()):
                 columns = found.at(i, j) | {
@@ -416,8 +444,3 @@ class EffectiveReceptiveField(Measure):
                     "value_unit": "fraction",
                 }
                 yield self.row(name, quantity="erf_energy_within", **columns, **self._shared())
-
-
-def _scaled(found: Estimate, i: int, scale: float) -> dict[str, Any]:
-    columns = found.at(i)
-    return columns | {key: columns[key] / scale for key in ("value", "low", "high")}
