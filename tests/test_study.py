@@ -1,0 +1,546 @@
+"""The study: what is planned, that it resumes, what its rows say, and the effects read from them."""
+
+import argparse
+import dataclasses
+from itertools import product
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import statsmodels.formula.api as smf
+import torch
+from PIL import Image
+
+from t2t_analysis import cli
+from t2t_analysis._paths import data_dir
+from t2t_analysis.data import load_images, train_data
+from t2t_analysis.errors import DataError, ParameterError
+from t2t_analysis.models import load_model
+from t2t_analysis.training import Recipe, design, effects, runner, study, table
+from t2t_analysis.training.design import CORNERS, Run, plan, recipe_for
+from t2t_analysis.training.resident import PAD, resident_loader, resident_train
+
+# --- what is planned -----------------------------------------------------------------------------------------------
+
+
+def parsed(*words):
+    parser = argparse.ArgumentParser()
+    study.add_arguments(parser)
+    return parser.parse_args(words)
+
+
+def test_the_whole_plan_is_the_design():
+    runs = study.planned(parsed())
+    seeds = {}
+    for run in runs:
+        if run.recipe.fraction == 1:
+            seeds.setdefault(run.model, set()).add(run.recipe.seed)
+    assert set(seeds) == set(design.GROUPS["all"])
+    assert all(len(found) == (5 if model in CORNERS else 3) for model, found in seeds.items())
+    fractions = {run.model: set() for run in runs}
+    for run in runs:
+        fractions[run.model].add(run.recipe.fraction)
+    assert fractions["small_hard_deep"] == fractions["small_performer_deep"] == {0.1, 0.25, 0.5, 1.0}
+    assert fractions["small_conv_deep"] == {1.0}
+    assert len({run.name for run in runs}) == len(runs)
+    assert [run.model for run in runs[:4]] == list(CORNERS)  # a study that is cut short has whole seeds
+    assert {run.recipe.seed for run in runs[:4]} == {0}
+
+
+def test_a_run_plans_itself_and_no_other():
+    runs = [
+        *plan(["small_hard_deep"], "photo_crops", epochs=4, seeds=[1], sweep={"lr": [5e-4, 2e-3]}),
+        *plan(["small_conv_wide"], "torch/cifar10", fractions=[0.25], seeds=[2]),
+        *plan(["small_hard_deep"], "digits", seeds=[0], task="probe", source="photo_crops"),
+    ]
+    for run in runs:
+        assert study.planned(parsed(*run.words())) == [run]
+        assert run.command().startswith(
+            f"python -m t2t_analysis study --data {run.data} --cells {run.model} "
+        )
+    assert [run.sweep for run in runs] == [True, True, False, False]
+    assert [run.reduced for run in runs] == [True, True, False, False]
+
+
+def test_what_identifies_a_run():
+    run = Run("small_hard_deep", "photo_crops", Recipe())
+    others = [
+        dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, **change))
+        for change in ({"seed": 1}, {"fraction": 0.5}, {"epochs": 4}, {"lr": 5e-4}, {"clip": 1.0})
+    ]
+    others += [dataclasses.replace(run, model="small_hard_wide"), dataclasses.replace(run, data="digits")]
+    assert len({r.name for r in [run, *others]}) == 8
+    # The fixed recipe of a data set with one learning rate of a sweep is the study's own run.
+    swept = plan([run.model], run.data, sweep={"lr": [1e-3]})
+    assert [r.name for r in swept] == [run.name]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--cells", "hard_deap"], "did you mean 'small_hard_deep'"),
+        (["--seeds", "0-x"], "no number"),
+        (["--seeds", "0.5"], "whole numbers"),
+        (["--fractions", "0,1"], "above 0"),
+        (["--sweep", "rl=1"], "unknown field of the recipe 'rl'"),
+        (["--task", "probe"], "needs --source"),
+        (["--source", "photo_crops"], "takes no weights"),
+        (["--epochs", "0"], "at least 1"),
+    ],
+)
+def test_mistakes_are_named(words, message):
+    with pytest.raises((ParameterError, ValueError), match=message):
+        study.planned(parsed(*words))
+
+
+def test_paths_are_shortened_in_what_is_recorded(tmp_path):
+    run = Run("small_hard_deep", str(tmp_path / "sets" / "stripes.tar"), Recipe())
+    assert "--data stripes.tar" in run.command()
+    assert str(tmp_path) not in run.command() + run.name
+    assert recipe_for("torch/cifar10").epochs == 60
+
+
+# --- images on the device ------------------------------------------------------------------------------------------
+
+
+def test_resident_crops_equal_the_ordinary_ones():
+    ordinary, resident = train_data("photo_crops", seed=3), resident_train("photo_crops", seed=3)
+    assert len(ordinary) == len(resident)
+    for epoch in (0, 5):
+        ordinary.set_epoch(epoch)
+        resident.set_epoch(epoch)
+        images, labels = resident.__getitems__([0, 77, 401])
+        expected = ordinary.__getitems__([0, 77, 401])
+        assert torch.equal(images, torch.stack([image for image, _ in expected]))
+        assert labels.tolist() == [label for _, label in expected]
+
+
+def test_a_fraction_changes_the_images_not_the_steps():
+    whole, tenth = resident_train("photo_crops"), resident_train("photo_crops", fraction=0.1)
+    assert len(whole) == len(tenth)
+    assert tenth.different < 0.15 * whole.different
+
+
+@pytest.fixture(scope="module")
+def stripes(tmp_path_factory):
+    """A tree of 2 x 24 training and 2 x 8 test pictures of 32 pixels: stripes along one axis or the other."""
+    root = tmp_path_factory.mktemp("sets") / "stripes"
+    rng = np.random.default_rng(0)
+    wave = 60 * np.sin(np.arange(32) * np.pi / 2)
+    for split, count in (("train", 24), ("test", 8)):
+        for name in ("down", "across"):
+            (root / split / name).mkdir(parents=True)
+            for i in range(count):
+                picture = np.broadcast_to(wave[:, None] if name == "down" else wave, (32, 32))
+                noisy = picture + 128 + rng.normal(scale=10, size=(32, 32))
+                Image.fromarray(noisy.clip(0, 255).astype("uint8")).save(root / split / name / f"{i:02}.png")
+    return root
+
+
+def test_resident_images_are_cropped_flipped_and_replayed(stripes):
+    data = resident_train(str(stripes), seed=1)
+    assert (len(data), data.different) == (48, 48)
+    data.set_epoch(2)
+    first, labels = data.__getitems__(range(48))
+    assert first.shape == (48, 3, 32, 32)
+    assert sorted(labels.tolist()) == [0] * 24 + [1] * 24
+    data.set_epoch(3)
+    assert not torch.equal(data.__getitems__(range(48))[0], first)
+    data.set_epoch(2)
+    assert torch.equal(data.__getitems__(range(48))[0], first)
+    # By hand: sample 5, from the pixels.
+    turn, top, left, flip = data._draws[5].tolist()
+    pixels = torch.tensor(np.asarray(Image.open(sorted(stripes.glob("train/*/*.png"))[turn]))).float() / 255
+    padded = torch.nn.functional.pad(pixels, (PAD,) * 4)[top : top + 32, left : left + 32]
+    expected = (padded.flip(1) if flip else padded) - 0.485
+    assert torch.allclose(first[5, 0], expected / 0.229, atol=1e-5)
+
+
+def test_resident_images_go_through_a_fraction_several_times(stripes):
+    data = resident_train(str(stripes), fraction=0.25)
+    assert (len(data), data.different) == (48, 12)
+    turns = np.bincount(data._draws[:, 0].numpy())
+    assert turns.tolist() == [4] * 12
+
+
+def test_evaluation_images_are_those_of_load_images(stripes):
+    model = SimpleNamespace(default_cfg={"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 32, 32)})
+    model.pretrained_cfg = model.default_cfg
+    for data in ("photo_crops", str(stripes)):
+        ours = resident_loader(data, model=model)
+        loaded = load_images(data, model=model, img_size=32, batch_size=4096)
+        theirs = next(iter(loaded))
+        images = torch.cat([batch.images for batch in ours])
+        labels = torch.cat([batch.labels for batch in ours])
+        assert ours.dataset.info.classes == loaded.dataset.info.classes
+        assert labels.bincount().tolist() == theirs.labels.bincount().tolist()
+        assert torch.allclose(
+            images.double().square().sum((1, 2, 3)).sort().values,
+            theirs.images.double().square().sum((1, 2, 3)).sort().values,
+            rtol=1e-5,
+        )
+    assert len(np.unique(resident_loader("photo_crops").dataset.clusters)) * 4 == len(
+        load_images("photo_crops").dataset
+    )
+
+
+def test_evaluation_on_the_images_that_were_trained_on(stripes):
+    some = resident_loader(str(stripes), split="train", fraction=0.25, seed=4, most=6)
+    chosen = resident_train(str(stripes), fraction=0.25, seed=4)
+    raw = chosen._pixels[:, :, PAD:-PAD, PAD:-PAD].float() / 255
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    known = ((raw - mean) / std).flatten(1)
+    assert len(some.labels) == 6
+    assert some.labels.bincount().tolist() == [3, 3]
+    assert (torch.cdist(some.images.flatten(1), known).min(1).values < 1e-3).all()
+
+
+def test_what_cannot_be_held_is_refused(tmp_path, stripes):
+    with pytest.raises(DataError, match="below 64 pixels"):
+        resident_train(str(stripes), img_size=224)
+    with pytest.raises(DataError, match="no split folders"):
+        resident_train(str(stripes / "train"))
+
+
+# --- one run -------------------------------------------------------------------------------------------------------
+
+WORDS = [
+    "--cells",
+    "hard_wide",
+    "--seeds",
+    "0",
+    "--fractions",
+    "1",
+    "--sweep",
+    "batch_size=16",
+    "--devices",
+    "cpu",
+]
+
+
+def do(stripes, tmp_path, *more, epochs=2):
+    out, runs = str(tmp_path / "table"), str(tmp_path / "runs")
+    words = ["study", "--data", str(stripes), *WORDS, "--epochs", str(epochs), "--out", out, "--runs", runs]
+    return cli.main([*words, *more])
+
+
+def test_a_killed_run_goes_on_and_a_finished_one_is_left_alone(stripes, tmp_path, capsys, monkeypatch):
+    assert do(stripes, tmp_path / "whole", "--test-curve") == 0
+    (row,) = table.read_runs(tmp_path / "whole" / "table").to_dict("records")
+
+    class Killed(BaseException):
+        pass
+
+    def dies(*_):
+        raise Killed
+
+    with monkeypatch.context() as patch:  # killed in the second epoch, after the first checkpoint
+        patch.setattr("t2t_analysis.training.module.Classifier.on_train_epoch_start", _at_epoch(1, dies))
+        with pytest.raises(Killed):
+            do(stripes, tmp_path / "killed", "--test-curve")
+    (folder,) = (tmp_path / "killed" / "runs").iterdir()
+    assert (folder / "last.ckpt").exists()
+    assert table.finished(tmp_path / "killed" / "table") == set()
+    assert do(stripes, tmp_path / "killed", "--test-curve") == 0
+    (again,) = table.read_runs(tmp_path / "killed" / "table").to_dict("records")
+    same = ("run", "test_loss", "test_accuracy", "train_loss", "calibration_error", "steps", "data_hash")
+    assert {key: again[key] for key in same} == {key: row[key] for key in same}
+    curves = [table.read_curves(tmp_path / name / "table") for name in ("whole", "killed")]
+    kept = ["epoch", "train_loss", "test_accuracy"]
+    pd.testing.assert_frame_equal(curves[0][kept], curves[1][kept])
+    assert curves[0]["test_accuracy"].notna().all()
+    # The checkpoint is gone, the weights are there with a card that says what the row says.
+    assert not (folder / "last.ckpt").exists()
+    model = load_model("small_hard_wide", folder / "weights.safetensors")
+    assert model.provenance.accuracy.value == pytest.approx(row["test_accuracy"], abs=1e-4)
+    # What the row says of the run.
+    assert (row["steps"], row["images_seen"], row["test_n"]) == (6, 96, 16)
+    assert row["reduced"]
+    assert row["sweep"]
+    assert row["parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert row["peak_memory"] > 5e7
+    assert row["matrix_share"] == pytest.approx(
+        6 * row["macs"] * row["images_per_second"] / row["matrix_rate"], 1e-4
+    )
+    assert str(tmp_path) not in (tmp_path / "whole" / "table" / "runs.csv").read_text()
+    # Once in the table, nothing runs again.
+    capsys.readouterr()
+    monkeypatch.setattr(runner, "train", dies)
+    assert do(stripes, tmp_path / "killed") == 0
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def _at_epoch(epoch, dies):
+    from t2t_analysis.training.module import Classifier
+
+    before = Classifier.on_train_epoch_start
+
+    def hook(self):
+        if self.current_epoch == epoch:
+            dies()
+        before(self)
+
+    return hook
+
+
+def test_two_processes_never_do_the_same_run(tmp_path):
+    from filelock import FileLock
+
+    run = Run("small_hard_wide", "photo_crops", Recipe())
+    folder = tmp_path / "runs" / run.name
+    folder.mkdir(parents=True)
+    with FileLock(folder / ".lock"), pytest.raises(runner.BusyError, match="another process"):
+        runner.execute(run, runner.Place(tmp_path / "out", tmp_path / "runs"))
+
+
+# --- many runs -----------------------------------------------------------------------------------------------------
+
+
+class Process:
+    """Stands for a process that ends with ``status`` when it is asked for the second time."""
+
+    def __init__(self, status):
+        self.status, self.returncode, self.asked, self.ended = status, None, 0, False
+
+    def poll(self):
+        self.asked += 1
+        self.returncode = self.status if self.asked > 1 else None
+        return self.returncode
+
+    def terminate(self):
+        self.ended = True
+
+
+def test_a_crew_keeps_its_slots_busy_and_goes_on_after_a_failure(tmp_path, capsys):
+    runs = plan(["small_hard_deep", "small_hard_wide"], "photo_crops", seeds=[0, 1, 2], fractions=[1.0])
+    started, at_once = [], []
+
+    def launch(run, device, log):
+        started.append((run.model, run.recipe.seed, device))
+        at_once.append(len(crew.working) + 1)
+        log.write(f"{run.name}: test accuracy 0.5\n")
+        return Process(1 if run.recipe.seed == 1 else 0)
+
+    crew = study.Crew(runs, ["cuda:0", "cuda:1"], tmp_path, launch)
+    failed = crew.work(pause=0.0)
+    assert [seed for _, seed, _ in started] == [0, 0, 1, 1, 2, 2]
+    assert {device for _, _, device in started} == {"cuda:0", "cuda:1"}
+    assert max(at_once) == 2
+    assert [run.recipe.seed for run in failed] == [1, 1]
+    said = capsys.readouterr().err
+    assert "failed with status 1; see" in said
+    assert "[6 of 6] " in said
+    assert " left] " in said
+    assert "done, test accuracy 0.5" in said
+
+
+def test_an_interrupted_crew_ends_its_processes(tmp_path):
+    runs = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], fractions=[1.0])
+    processes = []
+
+    def launch(*_):
+        if processes:
+            raise KeyboardInterrupt
+        processes.append(Process(0))
+        return processes[0]
+
+    with pytest.raises(KeyboardInterrupt):
+        study.Crew(runs, ["cpu", "cpu"], tmp_path, launch).work(pause=0.0)
+    assert processes[0].ended
+
+
+def test_a_dry_run_prints_what_is_missing_and_what_it_costs(tmp_path, capsys):
+    done, todo = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], fractions=[1.0])
+    table.add_row(made_row(done, 0.6, images_per_second=100.0), [], tmp_path)
+    words = [
+        "study",
+        "--cells",
+        "hard_deep",
+        "--seeds",
+        "0,1",
+        "--fractions",
+        "1",
+        "--devices",
+        "cpu",
+        "--dry-run",
+    ]
+    assert cli.main([*words, "--out", str(tmp_path)]) == 0
+    said = capsys.readouterr().out
+    assert todo.name in said
+    assert done.name not in said
+    # 12 epochs of 6080 crops, and 2020 test and 2028 training crops forward only, at 100 a second.
+    expected = (12 * 6080 + (len(load_images("photo_crops").dataset) + 6080) // 3) / 100
+    assert f"about {study.clock(expected)} (100 images/s by rows of the table)" in said
+    assert "1 runs to do, 1 done" in said
+
+
+# --- the table -----------------------------------------------------------------------------------------------------
+
+
+def made_row(run, accuracy, **columns):
+    """A row as a run with this accuracy would leave."""
+    row = dict.fromkeys(table.COLUMNS) | runner._identity(run)
+    row |= {"test_accuracy": accuracy, "chance": 0.1, "data_hash": "abc", "device": "made", "commit": "none"}
+    return row | {"precision": "32-true"} | columns
+
+
+def test_rows_keep_their_types_and_replace_their_like(tmp_path):
+    run = Run("small_hard_deep", "photo_crops", Recipe(epochs=2))
+    curve = [{"epoch": e, "train_loss": 1.0, "train_accuracy": 0.5, "lr": 1e-3} for e in (0, 1)]
+    table.add_row(made_row(run, 0.25), curve, tmp_path)
+    table.add_row(made_row(run, 0.5, macs=10**12), curve, tmp_path)
+    rows = table.read_runs(tmp_path)
+    assert rows["test_accuracy"].tolist() == [0.5]
+    assert rows["macs"].tolist() == [10**12]
+    assert {name: str(dtype) for name, dtype in rows.dtypes.items()} == {
+        n: t for n, (t, _) in table.COLUMNS.items()
+    }
+    assert rows.loc[0, "reduced"] is np.True_ or rows.loc[0, "reduced"] is True
+    assert rows.loc[0, "source"] == ""
+    assert pd.isna(rows.loc[0, "steps"])
+    assert len(table.read_curves(tmp_path)) == 2
+    with pytest.raises(DataError, match="lacks"):
+        table.add_row({"run": "x"}, [], tmp_path)
+    with pytest.raises(DataError, match="unknown columns"):
+        table.add_row(made_row(run, 0.5) | {"speed": 1}, [], tmp_path)
+
+
+def test_the_readme_documents_every_column():
+    text = (data_dir() / "study" / "README.md").read_text(encoding="utf-8")
+    assert table.markdown() in text
+
+
+# --- effects -------------------------------------------------------------------------------------------------------
+
+
+def made_table(truth, seeds=5, noise=0.01, fractions=(1.0,), epochs=12, lr=1e-3):
+    """Runs with accuracy truth(model, fraction) plus normal noise."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for model, fraction, seed in product(truth.cells, fractions, range(seeds)):
+        run = Run(model, "photo_crops", Recipe(epochs=epochs, seed=seed, fraction=fraction, lr=lr))
+        rows.append(made_row(run, truth(model, fraction) + noise * rng.standard_normal()))
+    return table._typed(pd.DataFrame(rows), table.COLUMNS, "made")
+
+
+class Truth:
+    cells = CORNERS
+
+    def __call__(self, model, fraction):
+        soft, deep = "performer" in model, "deep" in model
+        return 0.6 + 0.03 * soft - 0.02 * deep + 0.01 * (soft and deep) - 0.02 * soft * np.log2(fraction)
+
+
+def by_quantity(result):
+    return result.frame.set_index("quantity")
+
+
+def test_effects_equal_the_factorial_model_of_statsmodels():
+    made = made_table(Truth())
+    found = by_quantity(effects.effects(made))
+    frame = made.astype({"test_accuracy": float}).assign(
+        soft=made["tokeniser"].eq("performer").astype(float) - 0.5,
+        deep=made["backbone"].eq("deep").astype(float) - 0.5,
+    )
+    fit = smf.ols("test_accuracy ~ soft * deep", data=frame).fit()
+    for quantity, term in (
+        ("tokeniser_effect", "soft"),
+        ("backbone_effect", "deep"),
+        ("interaction", "soft:deep"),
+    ):
+        row = found.loc[quantity]
+        assert row["value"] == pytest.approx(fit.params[term])
+        assert [row["low"], row["high"]] == pytest.approx(list(fit.conf_int().loc[term]))
+        assert row["p"] == pytest.approx(fit.pvalues[term])
+    assert found.loc["tokeniser_effect", "interval"] == "t, 16 degrees of freedom"
+    # One simple effect against the textbook's two-sample test.
+    from scipy.stats import ttest_ind
+
+    deep = {m: frame[frame["model"] == m]["test_accuracy"] for m in CORNERS}
+    test = ttest_ind(deep["small_performer_deep"], deep["small_hard_deep"])
+    assert found.loc["tokeniser_effect_deep", "p"] == pytest.approx(test.pvalue)
+    ci = test.confidence_interval()
+    row = found.loc["tokeniser_effect_deep"]
+    assert [row["low"], row["high"]] == pytest.approx([ci.low, ci.high])
+
+
+def test_robust_intervals_are_those_of_statsmodels():
+    made = made_table(Truth()).astype({"test_accuracy": float})
+    found = effects.contrast(made, effects.CONTRASTS["tokeniser_effect_deep"], robust=True)
+    used = made[made["backbone"] == "deep"].assign(
+        soft=lambda f: f["tokeniser"].eq("performer").astype(float)
+    )
+    fit = smf.ols("test_accuracy ~ soft", data=used).fit(cov_type="HC3", use_t=True)
+    assert [found.low, found.high] == pytest.approx(list(fit.conf_int().loc["soft"]))
+    with pytest.raises(DataError, match="two runs"):
+        effects.contrast(made[made["seed"] == 0], effects.CONTRASTS["tokeniser_effect_deep"], robust=True)
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say():
+    rng = np.random.default_rng(1)
+    names = np.repeat(CORNERS, 5)
+    hits = 0
+    for _ in range(200):
+        made = pd.DataFrame({"model": names, "test_accuracy": rng.normal(0.5, 0.01, 20)})
+        found = effects.contrast(made, effects.CONTRASTS["interaction"])
+        hits += found.low <= 0 <= found.high
+    assert 180 <= hits <= 198
+
+
+def test_the_gap_grows_as_data_shrink():
+    result = effects.effects(made_table(Truth(), fractions=(0.1, 0.25, 0.5, 1.0), noise=0.002))
+    row = by_quantity(result).loc["gap_growth_per_halving"]
+    assert row["low"] < 0.02 < row["high"]
+    assert row["high"] - row["low"] < 0.004
+    gaps = by_quantity(result).loc["tokeniser_effect_deep_at_fraction"]
+    assert gaps["at"].tolist() == [0.1, 0.25, 0.5, 1.0]
+    assert gaps["value"].is_monotonic_decreasing
+
+
+def test_runs_of_other_lengths_sweeps_and_pixels_are_kept_apart():
+    short, long = made_table(Truth(), epochs=4), made_table(Truth(), epochs=12)
+    swept = made_table(Truth(), seeds=1, lr=5e-4, epochs=12)
+    both = pd.concat([short, long, swept], ignore_index=True)
+    assert len(effects.runs_of(both)) == len(long)
+    assert len(effects.runs_of(both, epochs=4)) == len(short)
+    partly = pd.concat([short, long[long["model"] == "small_hard_deep"]], ignore_index=True)
+    result = effects.effects(partly)  # the longest with all four corners
+    assert result.meta["epochs"] == 4
+    assert result.notes[0] == "reduced: 4 epochs, fewer than the recipe's"
+    mixed = pd.concat([long, long.assign(data_hash="other")], ignore_index=True)
+    with pytest.raises(DataError, match="different pixels"):
+        effects.runs_of(mixed)
+    with pytest.raises(DataError, match="study --data digits"):
+        effects.runs_of(both, "digits")
+
+
+def test_a_sweep_says_which_learning_rate_won():
+    tables = [made_table(Truth(), seeds=1, lr=lr, noise=0) for lr in (5e-4, 1e-3, 2e-3)]
+    tables[2]["test_accuracy"] += 0.05
+    found = by_quantity(effects.effects(pd.concat(tables, ignore_index=True)))
+    assert found.loc["best_learning_rate", "value"].tolist() == [2e-3] * 4
+    assert len(found.loc["accuracy_at_learning_rate"]) == 12
+    assert found.loc["tokeniser_effect_each_at_its_best", "value"] == pytest.approx(0.035)
+    # One seed per cell: the effect has a value, and says why it has no interval.
+    assert found.loc["tokeniser_effect", "value"] == pytest.approx(0.035)
+    assert pd.isna(found.loc["tokeniser_effect", "low"])
+    assert found.loc["tokeniser_effect", "interval"] == "none: one seed per cell"
+
+
+def test_what_is_missing_is_said_and_the_paper_stands_beside():
+    result = effects.effects(made_table(Truth()))
+    assert any(
+        note.startswith("se_effect not estimated: no runs of small_hard_deep_se") for note in result.notes
+    )
+    assert any("not on the same scale" in note for note in result.notes)
+    found = by_quantity(result)
+    assert found.loc["tokeniser_effect_deep_published", "value"] == 0.020
+    assert set(effects.PUBLISHED) <= set(effects.CONTRASTS)
+    assert found.loc["accuracy", "n"].tolist() == [5] * 4
+
+
+@pytest.mark.parametrize("weights", effects.CONTRASTS.values(), ids=list(effects.CONTRASTS))
+def test_contrasts_sum_to_zero_over_cells_of_the_design(weights):
+    assert sum(weights.values()) == pytest.approx(0)
+    assert set(weights) <= set(design.GROUPS["all"])
