@@ -140,7 +140,7 @@ def explain(
 
     Raises DataError without images, or with target="label" where an image has none.
     """
-    named = _named(models)
+    named = named_models(models)
     for method in methods:
         if method not in METHODS:
             raise UnknownNameError("attribution method", method, METHODS)
@@ -157,7 +157,8 @@ def explain(
     ]
 
 
-def _named(models: Any) -> dict[str, nn.Module]:
+def named_models(models: Any) -> dict[str, nn.Module]:
+    """Label -> model, of one model, several, or such a mapping; two of one name are refused."""
     if isinstance(models, Mapping):
         return dict(models)
     models = [models] if isinstance(models, nn.Module) else list(models)

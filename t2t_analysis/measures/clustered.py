@@ -18,14 +18,14 @@ __all__ = ["cluster_mean", "paired_against_others", "permute_clusters"]
 def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> dict[str, Any]:
     """Mean of ``values`` (n,) with a jackknife interval that leaves out whole ``clusters`` (n,).
 
-    Returns the columns value, low, high, interval, n, unit of a result row. With clusters of one image it is
-    Student's t interval. No interval (NaN) for a single cluster.
+    Returns the columns value, low, high, interval, n, unit of a result row; n counts clusters. With clusters
+    of one image it is Student's t interval. No interval (NaN) for a single cluster.
 
     >>> found = cluster_mean([1.0, 2.0, 3.0, 4.0], [0, 1, 2, 3])
     >>> round(found["low"], 5), found["n"], found["interval"]
     (0.44574, 4, 't, delete-a-group jackknife, 4 groups')
-    >>> cluster_mean([1.0, 2.0, 3.0, 4.0], [0, 0, 1, 1])["interval"]
-    't, delete-a-group jackknife, 2 groups (clusters of images)'
+    >>> [cluster_mean([1.0, 2.0, 3.0, 4.0], [0, 0, 1, 1])[key] for key in ("n", "unit")]
+    [2, 'cluster of images']
     """
     x, which = np.asarray(values, dtype=float), np.asarray(clusters)
     if not len(x) or x.shape != which.shape:
@@ -36,9 +36,7 @@ def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> dict[str, Any]:
     sums = torch.from_numpy(np.bincount(groups, weights=x))
     counts = torch.from_numpy(np.bincount(groups).astype(float))
     columns = grouped_estimate(lambda s, n: s / n, (sums, counts), counts).at()
-    if len(counts) < len(x) and columns["interval"]:
-        columns["interval"] += " (clusters of images)"
-    return columns
+    return columns | ({"n": len(counts), "unit": "cluster of images"} if len(counts) < len(x) else {})
 
 
 def permute_clusters(

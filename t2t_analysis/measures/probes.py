@@ -1,0 +1,419 @@
+"""What can be read off a layer? Linear and nearest-neighbour probes by depth, and tokens seen through their PCA."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .. import capture
+from ..errors import DataError, T2TError, UnknownNameError
+from ..results import Result
+from ..stats import proportion_ci
+from .attribution import gather_images, named_models
+from .attribution_methods import evaluating
+from .base import View, layer_of
+from .clustered import cluster_mean
+from .view import as_json
+
+__all__ = ["Features", "TokenPCA", "collect_features", "pca_result", "probe", "token_pca"]
+
+Tokens = Literal["pooled", "class"]
+KINDS = ("linear", "knn")
+#: inverse strengths of the L2 penalty that the inner cross-validation chooses from
+STRENGTHS = (0.001, 0.01, 0.1, 1.0, 10.0)
+#: of the inner cross-validation
+FOLDS = 3
+
+
+# ------------------------------------------------------------------------------------------ features
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """One vector per image and place, with labels and the clusters of images that belong together.
+
+    ``values``: place -> (n, D) float32; ``labels``, ``clusters``: (n,). ``bad``: places that were not finite.
+    """
+
+    values: dict[str, np.ndarray]
+    labels: np.ndarray
+    clusters: np.ndarray
+    bad: tuple[str, ...] = ()
+
+
+def collect_features(
+    model: nn.Module | capture.ModelView,
+    loader: Any,
+    places: str = "blocks.*.resid_post",
+    tokens: Tokens = "pooled",
+) -> Features:
+    """Pass all images of ``loader`` once and keep one vector per image and place.
+
+    "pooled" is the mean patch token, "class" the first token. Images times widths are kept, in float32.
+
+    Raises DataError for an image without a label, T2TError where there is no class token.
+    """
+    view = capture.view(model)
+    if tokens not in ("pooled", "class"):
+        raise UnknownNameError("tokens", tokens, ("pooled", "class"))
+    if tokens == "class" and not getattr(view.model, "num_prefix_tokens", 0):
+        raise T2TError(f"{view.label} has no class token; tokens='pooled' would do")
+    kept: dict[str, list[Tensor]] = {name: [] for name in view.select(places)}
+
+    def keep(seen: capture.Observation) -> None:
+        prefix = seen.layout.prefix if seen.layout is not None else 0
+        first = tokens == "class" and prefix
+        kept[seen.name].append((seen.value[:, 0] if first else seen.value[:, prefix:].mean(1)).float().cpu())
+
+    labels, index, device = [], [], next(view.model.parameters()).device
+    with evaluating(view.model), torch.no_grad(), capture.observe(view, dict.fromkeys(kept, keep)):
+        for batch in loader:
+            view.model(batch.images.to(device))
+            labels.append(torch.as_tensor(batch.labels).cpu())
+            index.append(torch.as_tensor(batch.index).cpu())
+    known, where = torch.cat(labels).numpy(), torch.cat(index).numpy()
+    if (known < 0).any():
+        raise DataError(f"a probe needs labels; {(known < 0).sum()} of {len(known)} images have none")
+    groups = getattr(loader.dataset, "clusters", None)
+    values = {name: torch.cat(parts).numpy() for name, parts in kept.items()}
+    bad = tuple(name for name, x in values.items() if not np.isfinite(x).all())
+    clusters = where if groups is None else np.asarray(groups)[where]
+    return Features({k: v for k, v in values.items() if k not in bad}, known, clusters, bad)
+
+
+# ------------------------------------------------------------------------------------------ probes
+
+
+def whole_clusters(
+    labels: np.ndarray, clusters: np.ndarray, seed: int
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Folds (train, held out) of images, balanced over classes; no cluster lies on both sides."""
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+    return list(folds.split(np.zeros(len(labels)), labels, clusters))
+
+
+def _linear(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int) -> tuple[Any, str]:
+    """Standardise, then logistic regression; its penalty by cross-validation over whole clusters."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    search = GridSearchCV(
+        make_pipeline(StandardScaler(), LogisticRegression(max_iter=300)),
+        {"logisticregression__C": STRENGTHS},
+        cv=whole_clusters(labels, clusters, seed),
+        scoring="accuracy",
+    )
+    search.fit(features, labels)
+    chosen = search.best_params_["logisticregression__C"]
+    return search.best_estimator_, f"logistic regression, C={chosen:g} of {len(STRENGTHS)} by {FOLDS}-fold CV"
+
+
+def _knn(neighbours: int) -> Any:
+    """Standardise, then majority among the nearest by cosine."""
+    from sklearn.neighbors import KNeighborsClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), KNeighborsClassifier(neighbours, metric="cosine"))
+
+
+def shuffled_labels(labels: np.ndarray, clusters: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels (n,) permuted among clusters, so that crops of one block still share theirs.
+
+    >>> shuffled_labels(np.array([7, 7, 8, 8]), np.array([0, 0, 1, 1]), np.random.default_rng(2)).tolist()
+    [8, 8, 7, 7]
+    """
+    first, groups = np.unique(clusters, return_index=True, return_inverse=True)[1:]
+    return rng.permutation(labels[first])[groups]
+
+
+def accuracy_columns(correct: np.ndarray, clusters: np.ndarray) -> dict[str, Any]:
+    """Result columns of an accuracy from ``correct`` (n,), with an interval over clusters of images.
+
+    Wilson's interval where images are independent; where they are not, and all clusters agree, it is
+    Wilson's over the number of clusters, since a jackknife then knows no spread.
+    """
+    count = len(np.unique(clusters))
+    if count == len(correct) or correct.all() or not correct.any():
+        found = proportion_ci(round(float(correct.mean()) * count), count)
+        value = {"value": found.value, "low": found.low, "high": found.high, "interval": "Wilson"}
+        return value | {"n": count, "unit": "image" if count == len(correct) else "cluster of images"}
+    return cluster_mean(correct, clusters)
+
+
+def _check(train: Features, test: Features, kinds: Sequence[str]) -> None:
+    for kind in kinds:
+        if kind not in KINDS:
+            raise UnknownNameError("probe", kind, KINDS)
+    unseen = sorted(set(test.labels.tolist()) - set(train.labels.tolist()))
+    if unseen:
+        raise DataError(f"classes {unseen[:8]} of the test images are not among the training images")
+    pairs = np.unique(np.stack([train.labels, train.clusters], 1), axis=0)
+    label, count = np.unique(pairs[:, 0], return_counts=True)
+    if "linear" in kinds and (len(label) < 2 or count.min() < FOLDS):
+        raise DataError(
+            f"a linear probe needs 2 classes and {FOLDS} independent training images (clusters) of each; "
+            f"class {label[count.argmin()]} has {count.min()} of {len(label)} classes"
+        )
+
+
+def probe(
+    models: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+    train_loader: Any,
+    test_loader: Any,
+    *,
+    places: str = "blocks.*.resid_post",
+    tokens: Tokens = "pooled",
+    kinds: Sequence[str] = KINDS,
+    neighbours: int = 10,
+    shuffles: int = 3,
+    seed: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Accuracy of probes trained on each layer's features of one split and tested on the other.
+
+    Linear probes (Alain & Bengio 2016): multinomial logistic regression on standardised features, its L2
+    penalty chosen by cross-validation inside the training split, over whole clusters. Nearest neighbours: the
+    majority of ``neighbours`` by cosine, nothing fitted but the scaling.
+
+    Parameters
+    ----------
+    models : give a `random_twin` as one more model to see what the architecture alone offers to a probe.
+    shuffles : refits with training labels shuffled among clusters, for the null.
+
+    Rows, by place: ``linear_accuracy`` and ``knn_accuracy`` on the test split, with an interval over images or,
+    where the loader's data set names them, over ``clusters`` of images that are not independent.
+
+    Raises DataError where labels are missing, a test class was not trained on, or classes are too small.
+    """
+    rows: list[dict[str, Any]] = []
+    notes: list[str] = []
+    described = []
+    for label, model in named_models(models).items():
+        view = View(model, label)
+        described.append(view.describe())
+        if view.untrained:
+            notes.append(f"{label}: UNTRAINED weights ({view.weights})")
+        train, test = (
+            collect_features(view, loader, places, tokens) for loader in (train_loader, test_loader)
+        )
+        _check(train, test, kinds)
+        notes.extend(
+            f"{label}: {name} is not finite, left out" for name in dict.fromkeys(train.bad + test.bad)
+        )
+        good: Any = [name for name in train.values if name in test.values]
+        if progress:
+            from .._progress import progress as shown
+
+            good = shown(good, f"probing {label}", unit="layer")
+        base = {"measure": "probes", "model": label, "weights": view.weights, "tokens": tokens}
+        for place in good:
+            for kind in kinds:
+                found = _probe_one(train, test, place, kind, neighbours, shuffles, seed)
+                rows.append(base | {"place": place, "layer": layer_of(place)} | found)
+    meta = {
+        "models": described,
+        "tokens": tokens,
+        "seed": seed,
+        "shuffles": shuffles,
+        "data": _data(test_loader),
+    }
+    meta |= {"train": _data(train_loader)}
+    return Result("probes", rows, meta, tuple(notes))  # type: ignore[arg-type]
+
+
+def _data(loader: Any) -> Any:
+    return as_json(getattr(loader.dataset, "info", None))
+
+
+def _probe_one(
+    train: Features, test: Features, place: str, kind: str, neighbours: int, shuffles: int, seed: int
+) -> dict[str, Any]:
+    """Columns of one probe: fitted, tested, and refitted on shuffled labels with the same settings."""
+    from sklearn.base import clone
+
+    x, y = train.values[place], train.labels
+    if kind == "linear":
+        fitted, estimator = _linear(x, y, train.clusters, seed)
+    else:
+        k = min(neighbours, len(x))
+        fitted, estimator = _knn(k).fit(x, y), f"{k} nearest neighbours by cosine"
+    rng = np.random.default_rng(seed)
+    null = []
+    for _ in range(shuffles):
+        wrong = clone(fitted).fit(x, shuffled_labels(y, train.clusters, rng))
+        null.append(float((wrong.predict(test.values[place]) == test.labels).mean()))
+    correct = fitted.predict(test.values[place]) == test.labels
+    return (
+        {"quantity": f"{kind}_accuracy", "estimator": estimator, "value_unit": "fraction"}
+        | accuracy_columns(correct, test.clusters)
+        | {
+            "null": float(np.mean(null)),
+            "null_low": float(np.min(null)),
+            "null_high": float(np.max(null)),
+            "null_kind": f"training labels shuffled; mean and range of {shuffles} refits",
+        }
+    )
+
+
+# ------------------------------------------------------------------------------------------ PCA of tokens
+
+
+@dataclass(frozen=True, eq=False)
+class TokenPCA:
+    """The first principal components of a layer's patch tokens, laid out as pictures.
+
+    ``maps``: (n, h, w, K) scores; ``ranges``: (2, K), their 1 % and 99 % points over all images, common to
+    all so that a colour means the same everywhere. ``tokens``: (n, h w, D); ``images``: (n, C, H, W).
+    """
+
+    label: str
+    weights: str
+    place: str
+    images: Tensor
+    tokens: np.ndarray
+    maps: np.ndarray
+    ranges: np.ndarray
+    explained: np.ndarray
+    meta: dict[str, Any]
+
+    @property
+    def rgb(self) -> np.ndarray:
+        """Scores of the first three components scaled to 0..1: (n, h, w, 3)."""
+        low, high = self.ranges[:, :3]
+        return np.clip((self.maps[..., :3] - low) / (high - low), 0, 1)
+
+
+def fit_pca(tokens: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scores (n, K) and shares of the variance (K,) of ``tokens`` (n, D).
+
+    A component's sign means nothing; it is fixed so that its largest loading is positive.
+    """
+    from sklearn.decomposition import PCA
+
+    if components > min(tokens.shape):
+        raise DataError(
+            f"{components} components of {tokens.shape[0]} tokens with {tokens.shape[1]} channels"
+        )
+    pca = PCA(components, svd_solver="covariance_eigh" if len(tokens) > tokens.shape[1] else "full")
+    scores = pca.fit_transform(tokens.astype(np.float64))
+    largest = np.abs(pca.components_).argmax(1)
+    return scores * np.sign(pca.components_[np.arange(components), largest]), pca.explained_variance_ratio_
+
+
+def token_pca(
+    models: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+    loader: Any,
+    place: str | None = None,
+    *,
+    n_images: int | None = 8,
+    components: int = 3,
+) -> list[TokenPCA]:
+    """Principal components of the patch tokens of ``n_images`` images together, for each model.
+
+    ``place`` defaults to the last block's output. Prefix tokens are left out. The same colour in two images
+    of one model is the same direction; between models colours do not correspond.
+
+    Raises UnknownNameError for a place that a model lacks, T2TError for tokens that are not finite.
+    """
+    if components < 3:
+        raise T2TError(f"components={components}: three are drawn as red, green and blue")
+    images, _, _ = gather_images(loader, n_images)
+    return [
+        _one_pca(View(m, label), images, place, components, loader)
+        for label, m in named_models(models).items()
+    ]
+
+
+def _one_pca(view: View, images: Tensor, place: str | None, components: int, loader: Any) -> TokenPCA:
+    name = place or view.select("blocks.*.resid_post")[-1]
+    device = next(view.model.parameters()).device
+    parts = []
+    with evaluating(view.model), torch.no_grad(), capture.capture(view, name) as seen:
+        for chunk in images.split(16):
+            view.model(chunk.to(device))
+            layout = seen.layout(name)
+            if layout is None:
+                raise T2TError(f"{name} of {view.label} holds no tokens")
+            parts.append(seen[name][:, layout.prefix :].float().cpu().numpy())
+    assert layout is not None
+    tokens = np.concatenate(parts)  # (n, h w, D)
+    if not np.isfinite(tokens).all():
+        raise T2TError(f"{view.label}: {name} is not finite")
+    scores, explained = fit_pca(tokens.reshape(-1, tokens.shape[-1]), components)
+    maps = scores.reshape(len(tokens), *layout.grid, components)
+    meta = {"models": [view.describe()], "data": _data(loader) if hasattr(loader, "dataset") else None}
+    ranges = np.quantile(scores, [0.01, 0.99], axis=0)
+    return TokenPCA(view.label, view.weights, name, images, tokens, maps, ranges, explained, meta)
+
+
+def pca_result(pcas: TokenPCA | Sequence[TokenPCA], *, draws: int = 5, seed: int = 0) -> Result:
+    """Shares of variance that the components explain, by model.
+
+    Rows ``explained_variance`` over the number of the component (``at``), with a jackknife interval over
+    images. Null: the same tokens with every channel shuffled over all of them by itself, which keeps each
+    channel's variance and takes away what channels have in common.
+    """
+    several = [pcas] if isinstance(pcas, TokenPCA) else list(pcas)
+    rows = [row for one in several for row in _pca_rows(one, draws, seed)]
+    meta = {"seed": seed, "runs": [one.meta for one in several]}
+    return Result("token_pca", rows, meta)  # type: ignore[arg-type]
+
+
+def _pca_rows(one: TokenPCA, draws: int, seed: int) -> Iterator[dict[str, Any]]:
+    low, high, groups = _pca_interval(one)
+    rng = np.random.default_rng(seed)
+    flat = one.tokens.reshape(-1, one.tokens.shape[-1])
+    components = len(one.explained)
+    null = np.array([fit_pca(rng.permuted(flat, axis=0), components)[1] for _ in range(draws)])
+    for k, value in enumerate(one.explained):
+        yield {
+            "measure": "token_pca",
+            "quantity": "explained_variance",
+            "model": one.label,
+            "weights": one.weights,
+            "place": one.place,
+            "layer": layer_of(one.place),
+            "at": k + 1.0,
+            "at_unit": "component",
+            "value": float(value),
+            "low": float(low[k]),
+            "high": float(high[k]),
+            "interval": f"t, delete-a-group jackknife, {groups} groups" if groups > 1 else None,
+            "null": float(null[:, k].mean()),
+            "null_low": float(null[:, k].min()),
+            "null_high": float(null[:, k].max()),
+            "null_kind": f"each channel shuffled over tokens; mean and range of {draws} draws",
+            "n": len(one.tokens),
+            "unit": "image",
+            "estimator": "PCA of patch tokens",
+            "tokens": "patch",
+            "value_unit": "fraction",
+        }
+
+
+def _pca_interval(one: TokenPCA) -> tuple[np.ndarray, np.ndarray, int]:
+    """Jackknife over at most 16 groups of images, of (K,) shares."""
+    from ..stats import delete_group_jackknife
+
+    group = np.arange(len(one.tokens)) % min(16, len(one.tokens))
+    sizes = np.bincount(group)
+    components = len(one.explained)
+    if len(sizes) < 2:
+        nan = np.full(components, np.nan)
+        return nan, nan, 1
+    left_out = [
+        fit_pca(one.tokens[group != g].reshape(-1, one.tokens.shape[-1]), components)[1]
+        for g in range(len(sizes))
+    ]
+    low, high, _ = delete_group_jackknife(one.explained, np.array(left_out), sizes[:, None])
+    return low, high, len(sizes)
