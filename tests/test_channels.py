@@ -456,7 +456,7 @@ def test_a_planted_outlier_is_found_and_only_where_it_is(plant):
         assert tokens.null == 0
         assert spikes.value < 2 * spikes.null
     else:
-        assert peak.value > 3 * peak.null
+        assert peak.value > 2 * peak.null
         assert spikes.value > 10 * spikes.null
     curve = result.frame.query("quantity == 'outlier_tokens' and at_unit.notna()")
     assert curve["at"].tolist() == list(outliers.OUTLIER_TOKEN)

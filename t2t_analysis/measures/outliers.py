@@ -144,10 +144,13 @@ class ChannelOutliers(ChannelSums):
                 "null": 3 * (c - 1) / (c + 1),
                 "null_kind": "normally distributed channels, closed form",
             }
-            none = {"null": 0.0, "null_kind": "normal values: 1,000 medians are 674 standard deviations"}
-            mix = {"null": float(value.value[i, 3]), "null_low": float(value.low[i, 3])}
+            none: dict[str, Any] = {
+                "null": 0.0,
+                "null_kind": "normal values: 1,000 medians are 674 standard deviations",
+            }
+            mix: dict[str, Any] = {"null": float(value.value[i, 3]), "null_low": float(value.low[i, 3])}
             mix |= {"null_high": float(value.high[i, 3]), "null_kind": MIXED}
-            words = {"value_unit": "none", "tokens": "patch", "estimator": "mean over images"}
+            words: dict[str, Any] = {"value_unit": "none", "tokens": "patch", "estimator": "mean over images"}
             yield self.row(place, quantity="kurtosis", **words, **value.at(i, 1), **normal)
             yield self.row(place, quantity="peak_to_median", **words, **value.at(i, 2), **mix)
             words |= {"value_unit": "activations per image", "tokens": "all"}

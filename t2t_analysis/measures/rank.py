@@ -12,12 +12,12 @@ from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats as sps
 from torch import Tensor
 
 from .. import capture
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result
-from ..stats import null_summary
 from .base import Measure, MeasureBatch, View, add_by_group
 from .channels import place_kind
 from .differences import key_of, paired_difference
@@ -104,7 +104,7 @@ def spectrum(cross: Tensor, total: Tensor, count: Tensor) -> Tensor:
 
 
 class GaussianNull(NamedTuple):
-    """Mean and central 95 % of each quantity over draws of independent standard normal values."""
+    """Mean of each quantity over draws of normal values, and where 95 % of further draws would fall."""
 
     mean: dict[str, float]
     low: dict[str, float]
@@ -118,7 +118,7 @@ def gaussian_null(n: int, d: int, *, centred: bool = True, seed: int = 0) -> Gau
 
     Drawn exactly without drawing the samples: their singular values are those of a small triangular matrix
     (Bartlett 1933), so that 100,000 tokens cost no more than d of them. Removing the mean costs one degree of
-    freedom. Larger matrices vary less and are drawn less often (40 down to 4 times).
+    freedom. Larger matrices vary less and are drawn less often (60 down to 6 times).
 
     >>> round(gaussian_null(1000, 192).mean["effective_rank"], 1)
     187.1
@@ -127,12 +127,15 @@ def gaussian_null(n: int, d: int, *, centred: bool = True, seed: int = 0) -> Gau
     if freedom < 1 or d < 1:
         raise DataError(f"{n} samples of {d} channels have no spectrum")
     small, large = min(freedom, d), max(freedom, d)
-    draws = int(np.clip(4e7 / small**3, 4, 40))
+    draws = int(np.clip(4e7 / small**3, 6, 60))
     rng = np.random.default_rng(seed)
     s = torch.stack([torch.linalg.svdvals(_bartlett(small, large, rng)) for _ in range(draws)])
     found = {q: f(s).numpy() for q, f in zip(QUANTITIES, (effective_rank, participation_ratio), strict=True)}
-    summary = {q: null_summary(v) for q, v in found.items()}
-    mean, low, high = ({q: float(v[i]) for q, v in summary.items()} for i in range(3))
+    mean = {q: float(v.mean()) for q, v in found.items()}
+    # where one more draw would fall: quantiles of few draws would be too narrow
+    half = float(sps.t.ppf(0.975, draws - 1)) * math.sqrt(1 + 1 / draws)
+    margin = {q: half * float(v.std(ddof=1)) for q, v in found.items()}
+    low, high = ({q: mean[q] + sign * margin[q] for q in mean} for sign in (-1, 1))
     return GaussianNull(mean, low, high, draws)
 
 
