@@ -5,16 +5,19 @@ from .attention import AttentionGeometry
 from .base import Measure, MeasureBatch
 from .channels import FeatureMapView, InvalidChannels, feature_map_curves, invalid_difference
 from .collapse import LayerCollapse
+from .cost import costs, count, token_geometry
 from .engine import accumulate, collect, measure
 from .feature_maps import ChannelMaps, channel_maps
 from .head_ablation import HeadAblation
 from .head_outputs import HeadOutputCKA
 from .head_summary import contrast_difference
 from .heads import HeadDivergence, HeadSimilarity
+from .latency import latencies
 from .layer_cka import CrossLayerCKA, LayerCKA
-from .locality import EdgeDecodability, first_third_difference
+from .locality import EdgeDecodability, blindness_difference, first_third_difference
 from .notebook_path import ShortcutShare, path_maps, shortcut_features, shortcut_share
 from .outliers import ChannelOutliers
+from .paper_costs import paper_table, printed_costs
 from .rank import EffectiveRank, rank_difference
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy
@@ -50,16 +53,23 @@ __all__ = [
     "Spectrum",
     "ablated",
     "accumulate",
+    "blindness_difference",
     "channel_maps",
     "collect",
     "contrast_difference",
+    "costs",
+    "count",
     "feature_map_curves",
     "first_third_difference",
     "invalid_difference",
+    "latencies",
     "measure",
+    "paper_table",
     "path_maps",
+    "printed_costs",
     "random_twin",
     "rank_difference",
     "shortcut_features",
     "shortcut_share",
+    "token_geometry",
 ]

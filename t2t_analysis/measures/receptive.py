@@ -1,17 +1,14 @@
 """Where in the image does a token look? Input gradients of the tokeniser's tokens and of the central token by layer.
 
-Both measures differentiate: they run the model again, with a graph, on a bounded number of images. A gradient of
-token features along random directions v gives, on average over v, the squared Frobenius norm of the Jacobian by
-pixel (Hutchinson 1989): E_v |J' v|^2 = |J|_F^2.
+Both measures differentiate: they run the model again, with a graph, on a bounded number of images.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-import numpy as np
 import pandas as pd
 import torch
 import torch.nn.functional as F
@@ -22,114 +19,19 @@ from ..capture.layout import flatten_patches, tokeniser
 from ..errors import T2TError
 from ..results import Result
 from .base import Estimate, Measure, MeasureBatch, View
+from .gradients import (
+    distance_to_cell,
+    energy_radius,
+    energy_share,
+    pixel_energy,
+    radius_interval,
+    rings,
+    seeded,
+)
 from .grouped import add_by_group, grouped_estimate
+from .head_summary import replicates
 
-__all__ = [
-    "BoundaryBlindness",
-    "EffectiveReceptiveField",
-    "distance_to_cell",
-    "energy_radius",
-    "pixel_energy",
-]
-
-
-# ------------------------------------------------------------------------------------ pure functions
-
-
-def distance_to_cell(size: tuple[int, int], grid: tuple[int, int], token: Tensor) -> Tensor:
-    """Chebyshev distance in pixels of every pixel to the cell of a token: 0 inside, 1 right beside it.
-
-    Parameters
-    ----------
-    size : image height and width. grid : rows and columns of cells. token : (...) numbers, row by row.
-
-    Returns
-    -------
-    (..., H, W), integers.
-
-    >>> distance_to_cell((4, 6), (2, 3), torch.tensor(1))[0].tolist()
-    [2, 1, 0, 0, 1, 2]
-    """
-    y, x = (
-        _outside(size[a], grid[a], position) for a, position in enumerate((token // grid[1], token % grid[1]))
-    )
-    return torch.maximum(y.unsqueeze(-1), x.unsqueeze(-2))
-
-
-def _outside(size: int, cells: int, position: Tensor) -> Tensor:
-    """Distance of every pixel of an axis to cell number ``position`` (...), (..., size)."""
-    cell = size // cells
-    pixel, start = torch.arange(size, device=position.device), position.unsqueeze(-1) * cell
-    return torch.maximum(start - pixel, pixel - (start + cell - 1)).clamp_min(0)
-
-
-def pixel_energy(
-    tokens: Tensor, images: Tensor, chosen: Tensor, generator: Callable[[int], torch.Generator]
-) -> Tensor:
-    """Squared gradient of one token per image along a random direction, summed over colours: (B, H, W) float64.
-
-    Parameters
-    ----------
-    tokens : (B, N, D) with a graph back to ``images`` (B, C, H, W).
-    chosen : (B,) number of the token.
-    generator : of the direction of image b.
-    """
-    batch, _, width = tokens.shape
-    direction = torch.stack([torch.randn(width, generator=generator(b)) for b in range(batch)]).to(tokens)
-    picked = tokens[torch.arange(batch, device=tokens.device), chosen.to(tokens.device)]
-    (gradient,) = torch.autograd.grad((picked * direction).sum(), images, retain_graph=True)
-    return gradient.double().square().sum(1)
-
-
-def energy_radius(profile: Tensor, share: float) -> Tensor:
-    """Radius that holds ``share`` of the energy: (..., R) energy in rings [r, r + 1) to (...), in pixels.
-
-    Linear inside the ring in which the share is reached; NaN without any energy.
-
-    >>> energy_radius(torch.tensor([1.0, 1.0, 2.0]), 0.75)
-    tensor(2.5000)
-    """
-    cumulative = profile.cumsum(-1)
-    wanted = share * cumulative[..., -1:]
-    ring = (cumulative < wanted).sum(-1, keepdim=True).clamp_max(profile.shape[-1] - 1)
-    here = profile.gather(-1, ring)
-    radius = ring + 1 - (cumulative.gather(-1, ring) - wanted) / here
-    return torch.where(cumulative[..., -1] > 0, radius.squeeze(-1), torch.nan)
-
-
-def radius_interval(low: np.ndarray, high: np.ndarray, share: float) -> tuple[float, float]:
-    """Interval of `energy_radius` from the interval of the cumulative curve, both (R,), after ring 0, 1, ...
-
-    The radii at which its upper and its lower end reach ``share`` (Woodruff 1952). A jackknife of the radius itself
-    breaks down where the curve is flat and a small change of it moves the radius far.
-
-    >>> radius_interval(np.array([0.1, 0.5, 1.0]), np.array([0.3, 0.7, 1.0]), 0.5)
-    (1.5, 2.0)
-    """
-    if np.isnan(low).any() or np.isnan(high).any():
-        return math.nan, math.nan
-    edges = np.arange(len(low) + 1.0)
-    ends = (np.interp(share, np.r_[0.0, np.maximum.accumulate(curve)], edges) for curve in (high, low))
-    first, last = (float(end) for end in ends)
-    return first, last
-
-
-def rings(size: tuple[int, int], centre: tuple[float, float]) -> Tensor:
-    """Number of the one-pixel ring around ``centre`` (row, column) that every pixel lies in: (H, W)."""
-    y, x = (torch.arange(n, dtype=torch.float64) - c for n, c in zip(size, centre, strict=True))
-    return torch.hypot(y[:, None], x[None, :]).floor().long()
-
-
-def _seeded(seed: int, index: Tensor, what: int) -> Callable[[int], torch.Generator]:
-    """A generator per image that depends on its number, not on its batch."""
-    return lambda b: torch.Generator().manual_seed((seed * 1009 + what) * 1_000_003 + int(index[b]))
-
-
-def _share(energy: Tensor) -> tuple[Tensor, Tensor]:
-    """Energy (B, H, W) over its total, and which images have a finite one above 0, (B,)."""
-    total = energy.sum((1, 2))
-    ok = torch.isfinite(total) & (total > 0)
-    return torch.where(ok[:, None, None], energy / total[:, None, None], 0.0), ok
+__all__ = ["BoundaryBlindness", "EffectiveReceptiveField"]
 
 
 def _grid_of(view: View) -> tuple[int, int]:
@@ -218,7 +120,7 @@ class BoundaryBlindness(Measure):
             images = images.detach().clone().requires_grad_()
             tokens = _tokens(batch.views[0], images)
             for t in range(self.n_tokens):
-                energy = pixel_energy(tokens, images, chosen[:, t], _seeded(self.seed, index, t + 1))
+                energy = pixel_energy(tokens, images, chosen[:, t], seeded(self.seed, index, t + 1))
                 self._add(index % self.groups, energy, chosen[:, t])
         add_by_group(self.images, index % self.groups, torch.ones(len(index)))
 
@@ -226,12 +128,12 @@ class BoundaryBlindness(Measure):
         """Numbers of inner tokens, (B, n_tokens), different ones as far as there are enough."""
         inner = torch.arange(self.grid[0] * self.grid[1]).view(self.grid)
         inner = inner[1:-1, 1:-1] if min(self.grid) > 2 else inner
-        flat, draw = inner.flatten(), _seeded(self.seed, index, 0)
+        flat, draw = inner.flatten(), seeded(self.seed, index, 0)
         orders = [torch.randperm(len(flat), generator=draw(b)) for b in range(len(index))]
         return torch.stack([flat[order[torch.arange(self.n_tokens) % len(flat)]] for order in orders])
 
     def _add(self, group: Tensor, energy: Tensor, token: Tensor) -> None:
-        share, ok = _share(energy)
+        share, ok = energy_share(energy)
         distance = distance_to_cell(self.size, self.grid, token).to(energy.device)
         beyond = [distance > r for r in self.radii.tolist()]
         outside = torch.stack([(share * far).sum((1, 2)) for far in beyond], -1)  # (B, distances)
@@ -264,8 +166,10 @@ class BoundaryBlindness(Measure):
             for i, at in enumerate(self.at)
             if even.value[i] > 0  # otherwise there is no pixel so far away
         ]
+        kept = replicates(lambda s, n: s[..., 0] / n, (self.outside, self.tokens), self.images)
+        meta = {"contrasts": {self.views[0].label: {"gradient_outside": kept}}}
         return Result(
-            self.name, pd.DataFrame(rows), {"max_images": self.max_images, "n_tokens": self.n_tokens}
+            self.name, pd.DataFrame(rows), meta | {"max_images": self.max_images, "n_tokens": self.n_tokens}
         )
 
 
@@ -364,13 +268,13 @@ class EffectiveReceptiveField(Measure):
     def _energy(self, tokens: Tensor, images: Tensor, index: Tensor, i: int, name: str) -> Tensor:
         chosen = torch.full((len(index),), self.token + self.layouts[name])
         draws = [
-            pixel_energy(tokens, images, chosen, _seeded(self.seed, index, i * self.directions + j))
+            pixel_energy(tokens, images, chosen, seeded(self.seed, index, i * self.directions + j))
             for j in range(self.directions)
         ]
         return torch.stack(draws).mean(0)
 
     def _add(self, i: int, group: Tensor, energy: Tensor) -> None:
-        share, ok = _share(energy)
+        share, ok = energy_share(energy)
         profile = share.new_zeros(len(share), self.profile.shape[-1])
         profile.index_add_(1, self.ring.flatten().to(share.device), share.flatten(1))
         add_by_group(self.profile[:, i], group, profile)

@@ -19,8 +19,8 @@ from .. import capture
 from ..errors import T2TError, UnknownNameError
 from ..results import Result
 from .base import Estimate, Measure, MeasureBatch, View
+from .edges import cell_size
 from .grouped import add_by_group, grouped_estimate
-from .locality import cell_size
 
 __all__ = ["ShiftConsistency", "default_shifts", "map_correlation", "shifted", "shifted_pair"]
 
