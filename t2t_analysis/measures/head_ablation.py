@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-import torch.distributed as dist
 from scipy import stats as sps
 from torch import Tensor
 
-from .. import capture
-from ..errors import DataError, UnknownNameError
 from ..results import Result
 from ..stats import holm, mcnemar
-from .ablation import MODES, Edit, HeadMeans, Replay, Start, image_tensors
-from .base import Measure, MeasureBatch, View
+from .ablation import Edit, Start
+from .ablation_measure import AblationMeasure
+from .base import MeasureBatch, View
 from .grouped import Estimate, add_by_group, grouped_estimate
 from .head_effects import (
     LABELLED,
@@ -35,7 +33,7 @@ from .head_effects import (
     subspace_scores,
 )
 from .head_measure import mean_of
-from .head_summary import HeadIndex, estimate_columns, head_rows
+from .head_summary import estimate_columns, head_rows
 
 __all__ = ["HeadAblation"]
 
@@ -45,7 +43,7 @@ SUBSPACE = (
 )
 
 
-class HeadAblation(Measure):
+class HeadAblation(AblationMeasure):
     """What every head of the backbone does to the output, measured by taking it out.
 
     Per head, with intervals over images: ``kl``, KL(full || without the head) of the output distribution in
@@ -64,12 +62,10 @@ class HeadAblation(Measure):
 
     Parameters
     ----------
-    mode : "mean" (over calibration images, per position), "zero", or "resample" (another image's output).
     all_but_one : also keep one head of a layer only (``kl_all_but_one``); half as much work again.
-    calibration : images (B, C, H, W) or a loader for means and resampling, at most ``limit`` of them. Without
-        any, the first batch serves, and the result says so.
     subspaces : random subspaces per layer; image i gets number i modulo ``subspaces``.
     importance : also by gradients.
+    mode, calibration, limit : see `AblationMeasure`.
     """
 
     name = "head_ablation"
@@ -95,24 +91,14 @@ class HeadAblation(Measure):
         groups: int = 32,
         seed: int = 0,
     ) -> None:
-        super().__init__(groups=groups)
-        if mode not in MODES:
-            raise UnknownNameError("kind of ablation", mode, MODES)
-        self.mode, self.all_but_one, self.importance = mode, all_but_one, importance
-        self.calibration, self.limit, self.seed = calibration, limit, seed
-        self.subspaces = subspaces
-        self.bank: Tensor | None = None
-        self.means: HeadMeans | None = None
+        super().__init__(mode, calibration=calibration, limit=limit, groups=groups, seed=seed)
+        self.all_but_one, self.importance, self.subspaces = all_but_one, importance, subspaces
 
     def bind(self, views: Sequence[View]) -> None:
         """Find the heads, draw the random subspaces and make the states."""
         (view,) = views
-        self.replay = Replay(view)
-        heads = {layer: site.num_heads for layer, site in self.replay.sites.items()}
-        self.index = HeadIndex(tuple(heads), tuple(heads.values()))
+        self.find_heads(view)
         self.where = dict(self.index.slices)
-        self.classifier = "logits" in view.names
-        self.place = "logits" if self.classifier else view.names[-1]
         self.bases = {layer: self._bases(view, layer) for layer in self.where}
         shape = (self.groups, len(KINDS), self.index.total)
         self.add_sum("effects", *shape, len(QUANTITIES))
@@ -120,37 +106,22 @@ class HeadAblation(Measure):
         self.add_sum("labelled", *shape)
         self.add_sum("scores", self.groups, 2, 2, self.index.total)
         self.add_sum("score_counts", self.groups, 2)
-        self.add_sum("output", self.groups, self._width(view))
+        self.add_sum("output", self.groups, self.width)
         self.add_sum("output_square", self.groups)
-
-    def _width(self, view: View) -> int:
-        """Width of the output, after a check that the model can be run from its blocks on."""
-        assert view.example is not None
-        start = self.replay.start(view.example)
-        self.replay.verify(start)
-        return start.output.shape[-1]
 
     def _bases(self, view: View, layer: int) -> Tensor:
         heads, _, width = view.shape_of(f"blocks.{layer}.attn.z")
         return random_subspaces(self.subspaces, heads * width, width, self.seed * 1000 + layer).float()
 
-    def wants(self, view: View) -> list[str]:
-        """Only to be told whether the output is finite."""
-        return [self.place]
-
-    def reduce(self, obs: capture.Observation) -> None:
-        """Nothing is kept."""
-
     # one batch
 
     def update(self, batch: MeasureBatch) -> None:
         """Run the layers once, and from every layer on with its heads taken out."""
-        self._calibrate(batch.images)
+        self.calibrate(batch.images)
         if self.place not in batch.seen[0]:
             return
         groups, start = self.group(batch), self.replay.start(batch.images)
-        labels = torch.full((len(groups),), -1) if batch.labels is None else batch.labels.cpu()
-        labelled = self._labelled(labels, self.output.shape[-1])
+        labels, labelled = self.labels(batch)
         add_by_group(self.output, groups, start.output)
         add_by_group(self.output_square, groups, start.output.double().square().sum(-1))
         for layer, outputs in self._outputs(start, batch):
@@ -158,31 +129,9 @@ class HeadAblation(Measure):
         if self.importance and self.classifier:
             self._add_scores(start, batch.index, groups, labels, labelled)
 
-    def _calibrate(self, images: Tensor) -> None:
-        """Take the images for means and resampling, once."""
-        if self.mode == "zero" or self.bank is not None:
-            return
-        given = self.calibration if self.calibration is not None else images
-        self.bank = _first(given, self.limit) if self.calibration is not None else _rank_zero(images)
-        self.bank = self.bank[: self.limit].to(images.device)
-        if self.mode == "mean":
-            self.means = HeadMeans.of(self.views[0].model, self.bank.split(len(images)), self.limit)
-            bad = [layer for layer, mean in self.means.mean.items() if not mean.isfinite().all()]
-            if bad:
-                raise DataError(f"head outputs of layer {bad[0]} are not finite for the calibration images")
-        elif len(self.bank) < 2:
-            raise DataError("resample ablation needs at least 2 calibration images")
-
-    def _labelled(self, labels: Tensor, width: int) -> Tensor:
-        """Which images have a label that is a class of the model, (B,)."""
-        classes = len((self.run.get("data") or {}).get("classes") or ())
-        if not self.classifier or (classes and classes != width):
-            return torch.zeros(len(labels), dtype=torch.bool)
-        return (labels >= 0) & (labels < width)
-
     def _outputs(self, start: Start, batch: MeasureBatch) -> Any:
         """For every layer, the outputs (B, K) of its variants, in the order of `_variants`."""
-        donor = self._donors(batch)
+        donor: Any = self.replay.start(self.donors(batch)) if self.mode == "resample" else None
         x, y = start.tokens, donor.tokens if donor else None
         for i in range(len(self.replay.steps)):
             if i not in self.where:
@@ -208,15 +157,6 @@ class HeadAblation(Measure):
             *(put(rest, reference) for rest in others),
             put(list(heads), reference),
         ]
-
-    def _donors(self, batch: MeasureBatch) -> Any:
-        """Other images' passes, for resampling: the same donor for an image whatever batch it is in."""
-        if self.mode != "resample":
-            return None
-        assert self.bank is not None
-        chosen = (batch.index * 40503 + self.seed * 9973) % len(self.bank)
-        same = (self.bank[chosen] == batch.images).flatten(1).all(1).cpu()
-        return self.replay.start(self.bank[(chosen + same) % len(self.bank)])
 
     def _add(
         self, layer: int, full: Tensor, outputs: Tensor, groups: Tensor, labels: Tensor, labelled: Tensor
@@ -262,7 +202,8 @@ class HeadAblation(Measure):
 
     def compute(self) -> Result:
         """Rows for heads and layers, corrected p, importances; per-group sums in ``meta`` for later pairing."""
-        self._add_notes()
+        self.add_notes()
+        self._note_nonfinite()
         frames = [*self._effect_frames(), *self._importance_frames()]
         frames += [self._layer_frame(), self._all_but_one_frame()]
         whole = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
@@ -279,27 +220,11 @@ class HeadAblation(Measure):
             out["labelled"] = self.labelled[:, 0].tolist()
         return out | {"n": self.counts[:, 0].tolist()}
 
-    def _add_notes(self) -> None:
-        label = self.views[0].label
-        if self.mode != "zero" and self.bank is not None:
-            which = "the first batch" if self.calibration is None else "the calibration images"
-            self.note(f"{label}: {self.mode} ablation from {len(self.bank)} images, {which}")
-        classes = len((self.run.get("data") or {}).get("classes") or ())
-        width = self.output.shape[-1]
-        if self.classifier and classes and classes != width:
-            why = f"the data's {classes} classes are not the model's {width}"
-            self.note(f"{label}: no change of loss or accuracy, {why}; KL divergence needs no labels")
-        if not self.classifier:
-            self.note(
-                f"{label}: no classifier, so heads are judged by the change of the pooled features only"
-            )
+    def _note_nonfinite(self) -> None:
         lost = float((self.counts[:, 0].amax(-1) - self.counts[:, 0].amin(-1)).sum())
         if lost:
+            label = self.views[0].label
             self.note(f"{label}: without some heads the output of up to {lost:.0f} images is not finite")
-
-    def _base(self, quantity: str, unit: str, **columns: Any) -> dict[str, Any]:
-        found = {k: v for k, v in self.row().items() if v is not None}
-        return found | {"quantity": quantity, "value_unit": unit, "tokens": "all"} | columns
 
     def _sums(self, kind: int, quantity: str) -> tuple[Tensor, Tensor]:
         """Sums and counts (G, M) of one quantity, of ``gained - lost`` for the change of accuracy."""
@@ -332,7 +257,7 @@ class HeadAblation(Measure):
         self.note(value.note)
         p = t_test(paired if against_null else value)
         test = "p: against the null, paired" if against_null else "p: no change, paired"
-        base = self._base(quantity, unit, estimator=f"{self.mode} ablation of one head; {test}")
+        base = self.base(quantity, unit, estimator=f"{self.mode} ablation of one head; {test}")
         return [head_rows(base, self.index, value, p=p, **_null(null)), self._holm(base, p)]
 
     def _holm(self, base: dict[str, Any], p: np.ndarray) -> pd.DataFrame:
@@ -356,7 +281,7 @@ class HeadAblation(Measure):
         value, null, _ = self._means("accuracy_change")
         estimate = Estimate(ends[0], ends[1], ends[2], value.n, value.groups)
         p = np.array([test.p for test in tests])
-        base = self._base("accuracy_change", "fraction",
+        base = self.base("accuracy_change", "fraction",
                           estimator=f"{self.mode} ablation of one head; p: exact McNemar")  # fmt: skip
         rows = head_rows(base, self.index, estimate, p=p, **_null(null)).assign(interval="Agresti-Min")
         return [rows, self._holm(base, p)]
@@ -376,7 +301,7 @@ class HeadAblation(Measure):
         )
         of = "logits" if self.classifier else "pooled features"
         how = f"E|o' - o|^2 / E|o - mean o|^2 of the {of} o; p: against the null, paired"
-        base = self._base("output_shift", "fraction of variance",
+        base = self.base("output_shift", "fraction of variance",
                           estimator=f"{self.mode} ablation of one head; {how}")  # fmt: skip
         p = t_test(paired)
         return [head_rows(base, self.index, value, p=p, **_null(null)), self._holm(base, p)]
@@ -407,7 +332,7 @@ class HeadAblation(Measure):
             for kind in (0, 1)
         )
         estimator = f"E|dL/dxi|, L the {loss}, divided by the l2 norm over the layer's heads"
-        return head_rows(self._base(name, "none", estimator=estimator), self.index, value, **_null(null))
+        return head_rows(self.base(name, "none", estimator=estimator), self.index, value, **_null(null))
 
     def _layer_frame(self) -> pd.DataFrame:
         """All heads of a layer out, against the sum over its heads one by one."""
@@ -423,7 +348,7 @@ class HeadAblation(Measure):
         )
         kind = "sum over the layer's heads taken out one by one; 95 % interval of it"
         layers = np.array(self.index.layers)
-        base = self._base("kl_layer", "nats",
+        base = self.base("kl_layer", "nats",
                           estimator=f"{self.mode} ablation of all heads of a layer; p: against the null")  # fmt: skip
         frame = pd.DataFrame(estimate_columns(value, np.arange(len(layers))))
         frame = frame.assign(layer=layers, p=t_test(paired), **_null(null)).assign(null_kind=kind, **base)
@@ -437,7 +362,7 @@ class HeadAblation(Measure):
         firsts = np.repeat([w.start for w in self.where.values()], self.index.heads)
         value = grouped_estimate(mean_of, (sums, counts), counts)
         null = grouped_estimate(mean_of, tuple(x[:, firsts] for x in layer), layer[1][:, firsts])
-        base = self._base("kl_all_but_one", "nats",
+        base = self.base("kl_all_but_one", "nats",
                           estimator=f"{self.mode} ablation of all heads of a layer but this one")  # fmt: skip
         bands = _null(null) | {"null_kind": "this head taken out too; 95 % interval of its mean"}
         return head_rows(base, self.index, value, **bands)
@@ -468,24 +393,3 @@ def _pairs(gained: int, lost: int, n: int) -> tuple[np.ndarray, np.ndarray]:
     after, before = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     after[:gained] = before[gained : gained + lost] = True
     return after, before
-
-
-def _first(batches: Tensor | Iterable[Any], limit: int) -> Tensor:
-    """At most ``limit`` images (B, C, H, W)."""
-    found: list[Tensor] = []
-    for images in image_tensors(batches):
-        found.append(images[: limit - sum(map(len, found))])
-        if sum(map(len, found)) >= limit:
-            break
-    if not found:
-        raise DataError("no calibration images")
-    return torch.cat(found)
-
-
-def _rank_zero(images: Tensor) -> Tensor:
-    """The first batch of the first process, so that several processes calibrate as one would."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return images
-    box = [images.cpu()]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
