@@ -600,7 +600,7 @@ def test_label_randomisation_compares_with_the_model_that_it_is_given():
 
 def test_all_questions_in_one_call():
     several = [explained(make(), n=3, label=str(make)) for make in (vit, t2t)]
-    results = attribution_checks.attribution_checks(
+    results = attribution_checks.check_attribution(
         several, twins=[vit(1), t2t(1)], draws=2, n_cascade=3, stages=1
     )
     assert sorted(results) == [

@@ -2,6 +2,8 @@
 
 from .ablation import HeadMeans, ablated
 from .attention import AttentionGeometry
+from .attribution import Explained, attribute, explain
+from .attribution_checks import check_attribution
 from .base import Measure, MeasureBatch
 from .channels import FeatureMapView, InvalidChannels, feature_map_curves, invalid_difference
 from .collapse import LayerCollapse
@@ -18,6 +20,7 @@ from .locality import EdgeDecodability, blindness_difference, first_third_differ
 from .notebook_path import ShortcutShare, path_maps, shortcut_features, shortcut_share
 from .outliers import ChannelOutliers
 from .paper_costs import paper_table, printed_costs
+from .probes import pca_result, probe, token_pca
 from .rank import EffectiveRank, rank_difference
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy
@@ -36,6 +39,7 @@ __all__ = [
     "EdgeDecodability",
     "EffectiveRank",
     "EffectiveReceptiveField",
+    "Explained",
     "FeatureMapView",
     "HeadAblation",
     "HeadDivergence",
@@ -53,12 +57,15 @@ __all__ = [
     "Spectrum",
     "ablated",
     "accumulate",
+    "attribute",
     "blindness_difference",
     "channel_maps",
+    "check_attribution",
     "collect",
     "contrast_difference",
     "costs",
     "count",
+    "explain",
     "feature_map_curves",
     "first_third_difference",
     "invalid_difference",
@@ -66,10 +73,13 @@ __all__ = [
     "measure",
     "paper_table",
     "path_maps",
+    "pca_result",
     "printed_costs",
+    "probe",
     "random_twin",
     "rank_difference",
     "shortcut_features",
     "shortcut_share",
     "token_geometry",
+    "token_pca",
 ]

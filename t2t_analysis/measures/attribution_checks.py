@@ -24,7 +24,7 @@ from .grouped import grouped_estimate
 from .reference import random_twin
 
 __all__ = [
-    "attribution_checks",
+    "check_attribution",
     "cascade_stages",
     "completeness",
     "label_randomisation",
@@ -388,7 +388,7 @@ def map_agreement(first: Explained, second: Explained, *, seed: int = 0) -> Resu
     return Result("attribution_agreement", rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
 
 
-def attribution_checks(
+def check_attribution(
     explained: Sequence[Explained],
     *,
     twins: Sequence[nn.Module] | None = None,
