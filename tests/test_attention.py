@@ -413,8 +413,6 @@ def test_flattened_cosine_leaves_a_head_with_itself_out():
 
 def test_ranks_and_their_random_matrices():
     assert R.stable_rank(torch.ones(7)).item() == 7
-    assert R.effective_rank(torch.ones(7)).item() == pytest.approx(7)
-    assert R.effective_rank(torch.tensor([3.0, 0.0, 0.0])).item() == 1
     sigma = torch.linalg.svdvals(torch.randn(200, 600, generator=generator(), dtype=torch.float64))
     assert R.stable_rank(sigma).item() == pytest.approx(R.marchenko_pastur_stable_rank(200, 600), rel=0.04)
     a, b = torch.randn(2, 1, 4, 30, generator=generator(), dtype=torch.float64)

@@ -24,11 +24,11 @@ from .base import Measure, MeasureBatch, View
 from .grouped import TOO_FEW, Estimate, add_finite, grouped_estimate
 from .head_maps import off_diagonal_mean, renormalised
 from .head_measure import OTHER_IMAGE
+from .rank import effective_rank
 
 __all__ = [
     "Redundancy",
     "dirichlet_energy",
-    "effective_rank",
     "flattened_cosine",
     "head_circuits",
     "marchenko_pastur_stable_rank",
@@ -109,16 +109,6 @@ def flattened_cosine(maps: Tensor, other: Tensor | None = None, centred: bool = 
 def stable_rank(singular: Tensor) -> Tensor:
     """Sum of squared singular values over the largest, (..., r) -> (...), from 1 to the rank."""
     return singular.square().sum(-1) / singular.square().amax(-1)
-
-
-def effective_rank(singular: Tensor) -> Tensor:
-    """Exponential of the entropy of the singular values over their sum (Roy & Vetterli 2007), (..., r) -> (...).
-
-    >>> effective_rank(torch.ones(5)).item(), effective_rank(torch.tensor([2.0, 0.0])).item()
-    (5.0, 1.0)
-    """
-    share = singular / singular.sum(-1, keepdim=True)
-    return torch.special.entr(share).sum(-1).exp()
 
 
 def marchenko_pastur_stable_rank(rows: int, columns: int) -> float:
