@@ -25,6 +25,7 @@ from t2t_analysis.measures.differences import paired_difference
 from t2t_analysis.measures.head_summary import with_p
 from t2t_analysis.measures.notebook_path import NOTEBOOK, REAL, Path, shortcut_features, shortcut_share
 from t2t_analysis.measures.outliers import ChannelOutliers
+from t2t_analysis.plots import channels as plots
 
 RESID = "blocks.*.resid_post"
 
@@ -482,3 +483,61 @@ def test_maps_of_an_image_with_what_the_measure_says_of_them():
     short = notebook_path.path_maps(model, maps.stretched(image), "blocks.1.resid_post", NOTEBOOK)
     assert short.prefix.shape == (192, 0)
     assert "notebook path" in short.place
+
+
+def scales_of(figure):
+    """Titles and grey pictures of the panels after the image."""
+    return [
+        (ax.texts[0].get_text(), np.ma.filled(ax.images[0].get_array(), np.nan)) for ax in figure.fig.axes[1:]
+    ]
+
+
+def test_the_grid_draws_three_scales_and_frames_what_the_measure_says():
+    model = silenced(tiny(img_size=64), 2)
+    with torch.no_grad():
+        model.blocks[1].block.mlp.fc2.bias[4] = 40.0  # outlies in one channel
+    drawn = maps.channel_maps(model, normal(3, 64, 64, seed=9).float(), "blocks.1.resid_post")
+    figure = plots.feature_map_grid(drawn, channels=9, best=2)
+    panels = scales_of(figure)
+    assert [title for title, _ in panels] == list(plots.SCALES.values())
+    common, own, prefix = (np.asarray(picture, float) for _, picture in panels)
+    cell = 4 + 1
+    assert np.nanmax(common[:4, cell : cell + 4]) == np.nanmin(
+        common[:4, cell : cell + 4]
+    )  # silenced: one grey
+    assert (np.nanmin(own[:4, 2 * cell : 2 * cell + 4]), np.nanmax(own[:4, 2 * cell : 2 * cell + 4])) == (
+        0,
+        1,
+    )
+    assert np.nanmax(common[:4, 2 * cell : 2 * cell + 4]) < 0.5  # squeezed by channel 4
+    assert prefix.shape[0] == own.shape[0] + 3  # one row of prefix tokens above each of three rows of maps
+    for ax in figure.fig.axes[1:]:
+        colours = [patch.get_edgecolor()[:3] for patch in ax.patches]
+        assert len(colours) == 4
+        assert len(set(colours)) == 2
+    assert "2 of the 9 and 2 of all" in figure.caption
+    assert figure.png()[:4] == b"\x89PNG"
+    with pytest.raises(UnknownNameError, match="common"):
+        plots.feature_map_grid(drawn, ["comon"])
+    with pytest.raises(T2TError, match="channels=0"):
+        plots.feature_map_grid(drawn, channels=0)
+
+
+def test_curves_and_layers_draw_what_the_result_holds():
+    models = {"planted": silenced(tiny(), 48), "plain": tiny(seed=1)}
+    result = run(models, InvalidChannels())["invalid_channels"]
+    figure = plots.channel_curves(result, "zero", ["blocks.1.resid_post", "embed"])
+    lines = {line.get_label(): line.get_ydata() for line in figure.fig.axes[0].lines}
+    assert lines["planted"][0] == 0.25
+    assert lines["plain"][0] == 0.0
+    assert "planted 0.250" in figure.alt
+    assert "n = 10 images" in figure.caption
+    layers = plots.area_by_layer(result, "zero_area")
+    assert layers.fig.axes[0].lines[0].get_ydata().tolist() == [0.0, 0.25]
+    assert layers.png()[:4] == b"\x89PNG"
+    with pytest.raises(UnknownNameError, match="zero"):
+        plots.channel_curves(result, "zeros")
+    with pytest.raises(UnknownNameError, match="embed"):
+        plots.channel_curves(result, "zero", ["embedding"])
+    with pytest.raises(UnknownNameError, match="resid_post"):
+        plots.area_by_layer(result, "zero_area", "resid_pst")

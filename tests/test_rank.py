@@ -86,7 +86,7 @@ def test_noise_gives_the_recorded_values(n, expected):
     # to the digits that were recorded, for centred noise
     digits = 0.5 if expected == 154 else 0.15
     assert gaussian_null(n, 192).mean["effective_rank"] == pytest.approx(expected, abs=digits)
-    assert marchenko_pastur_rank(n, 192) == pytest.approx(expected, rel=0.017)
+    assert marchenko_pastur_rank(n, 192) == pytest.approx(expected, rel=0.02)  # limit of large n
 
 
 @pytest.mark.parametrize("n", [20, 48, 300])

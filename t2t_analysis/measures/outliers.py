@@ -13,6 +13,7 @@ from .. import capture
 from ..results import Result
 from .base import MeasureBatch, View, add_by_group
 from .channels import MIXED, ChannelSums, mixed, positions
+from .grouped import Estimate
 
 __all__ = [
     "OUTLIER_TOKEN", "ChannelOutliers", "kurtosis", "massive_activations", "outlier_tokens", "peak_to_median",
@@ -139,22 +140,27 @@ class ChannelOutliers(ChannelSums):
         value = self.mean(self.numbers)  # (L, 4): massive, kurtosis, peak to median and its null
         self.note(value.note)
         for i, place in enumerate(self.names):
-            c = self.channels[i]
-            normal = {
-                "null": 3 * (c - 1) / (c + 1),
-                "null_kind": "normally distributed channels, closed form",
-            }
-            none: dict[str, Any] = {
-                "null": 0.0,
-                "null_kind": "normal values: 1,000 medians are 674 standard deviations",
-            }
-            mix: dict[str, Any] = {"null": float(value.value[i, 3]), "null_low": float(value.low[i, 3])}
-            mix |= {"null_high": float(value.high[i, 3]), "null_kind": MIXED}
-            words: dict[str, Any] = {"value_unit": "none", "tokens": "patch", "estimator": "mean over images"}
-            yield self.row(place, quantity="kurtosis", **words, **value.at(i, 1), **normal)
-            yield self.row(place, quantity="peak_to_median", **words, **value.at(i, 2), **mix)
+            words: dict[str, Any] = {"estimator": "mean over images", "value_unit": "none", "tokens": "patch"}
+            yield self.row(place, **words, **value.at(i, 1), **self._of_normal_values("kurtosis", i))
+            yield self.row(place, **words, **value.at(i, 2), **self._of_mixed_values(value, i))
             words |= {"value_unit": "activations per image", "tokens": "all"}
-            yield self.row(place, quantity="massive_activations", **words, **value.at(i, 0), **none)
+            yield self.row(
+                place, **words, **value.at(i, 0), **self._of_normal_values("massive_activations", i)
+            )
+
+    def _of_normal_values(self, quantity: str, i: int) -> dict[str, Any]:
+        """Quantity with its null in closed form."""
+        if quantity == "kurtosis":
+            c = self.channels[i]
+            null, kind = 3 * (c - 1) / (c + 1), "normally distributed channels, closed form"
+        else:
+            null, kind = 0.0, "normal values: 1,000 medians are 674 standard deviations"
+        return {"quantity": quantity, "null": null, "null_kind": kind}
+
+    def _of_mixed_values(self, value: Estimate, i: int) -> dict[str, Any]:
+        parts = {"null": value.value, "null_low": value.low, "null_high": value.high}
+        null = {name: float(part[i, 3]) for name, part in parts.items()}
+        return {"quantity": "peak_to_median", **null, "null_kind": MIXED}
 
     def _tokens(self) -> Iterator[dict[str, Any]]:
         value = self.mean(self.curve)  # (L, 2, T)
