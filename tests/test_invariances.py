@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from t2t_analysis import measures
-from t2t_analysis.measures import cka, head_maps, locality, spectrum
+from t2t_analysis.measures import cka, feature_maps, head_maps, locality, rank, spectrum
 from t2t_analysis.measures.base import INVARIANCES
 
 
@@ -27,6 +27,11 @@ def rotation(n, seed=0):
 def features():
     x = normal(30, 6, seed=1)
     return x, x @ normal(6, 8, seed=2) + normal(30, 8, seed=3)
+
+
+def sample():
+    """One channel is a hundredth of the others."""
+    return (normal(30, 6, seed=6) * torch.tensor([1.0, 2.0, 0.01, 1.0, 3.0, 1.0], dtype=torch.float64),)
 
 
 def maps():
@@ -57,6 +62,13 @@ TRANSFORMS = {
         "permute_channels": one_side(lambda x: x[:, SHUFFLED[6]]),
         "permute_images": every_side(lambda x: x[SHUFFLED[30]]),
     },
+    "sample": {
+        "orthogonal": every_side(lambda x: x @ rotation(6)),
+        "scale": every_side(lambda x: -2.5 * x),
+        "translation": every_side(lambda x: x + 3 * normal(6, seed=5)),
+        "permute_channels": every_side(lambda x: x[:, SHUFFLED[6]]),
+        "permute_images": every_side(lambda x: x[SHUFFLED[30]]),
+    },
     "maps": {
         "orthogonal": every_side(lambda a: a @ rotation(7)),
         "scale": every_side(lambda a: 2.5 * a),
@@ -79,6 +91,7 @@ NOTICED = {
         "invertible": one_side(lambda x: x @ (torch.eye(6) + 3 * normal(6, 6, seed=8))),
         "one side's images permuted": one_side(lambda x: x[SHUFFLED[30]]),
     },
+    "sample": {"a channel silenced": every_side(lambda x: x * (torch.arange(6) > 0))},
     "maps": {"one head's keys permuted": every_side(lambda a: torch.cat([a[:1, :, SHUFFLED[7]], a[1:]]))},
     "token_maps": {"positions permuted": every_side(lambda a: a[..., SHUFFLED[7]])},
 }
@@ -109,6 +122,8 @@ CASES = [
     Case(partial(head_maps.head_cosine, centred=False), maps, "maps", (*HEADS, "scale", "orthogonal"), "raw"),
     Case(head_maps.pairwise_js_divergence, maps, "maps", HEADS, "js_divergence"),
     of_module(locality, "decodability", features, "features"),
+    of_module(feature_maps, "invalid_areas", sample, "sample"),
+    of_module(rank, "effective_rank_of", sample, "sample"),
     *(of_module(spectrum, name, token_maps, "token_maps") for name in ("log_amplitude", "radial_power")),
 ]
 
