@@ -13,6 +13,7 @@ _HOME = {
     "load_model": "models",
     "load_images": "data",
     "measure": "measures",
+    "explore": "explorer",
     "Measure": "measures",
     "Result": "results",
     "Results": "results",

@@ -77,24 +77,31 @@ def findings(sentences: Iterable[str]) -> None:
     _publish({"text/markdown": text, "text/plain": text}, "findings", sentences=sentences)
 
 
+def figure_data(figure: Figure) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return a figure as the data of an output, and what is said about its picture in the metadata."""
+    data = {"image/png": b64encode(figure.png()).decode("ascii"), "text/plain": figure.alt}
+    return data, {"image/png": {"alt": figure.alt, "width": figure.width}}
+
+
 def show(*figures: Figure) -> None:
     """Show figures with alt text and caption, and let go of them."""
     for figure in figures:
-        image = {"image/png": {"alt": figure.alt, "width": figure.width}}
-        _publish(
-            {"image/png": b64encode(figure.png()).decode("ascii"), "text/plain": figure.alt},
-            "figure",
-            image=image,
-        )
+        data, image = figure_data(figure)
+        _publish(data, "figure", image=image)
         say(figure.caption, role="caption")
         figure.close()
 
 
-def table(frame: pd.DataFrame, caption: str) -> None:
-    """Show a table with a caption, without the index; floats to three significant digits."""
+def table_data(frame: pd.DataFrame, caption: str) -> dict[str, Any]:
+    """Return a table with a caption as the data of an output."""
     body = frame.to_html(index=False, border=0, escape=True, na_rep="", float_format=lambda x: f"{x:.3g}")
     html = body.replace("<thead>", f"<caption>{escape(caption)}</caption>\n<thead>", 1)
-    _publish({"text/html": html, "text/plain": f"{caption}\n{frame.to_string(index=False)}"}, "table")
+    return {"text/html": html, "text/plain": f"{caption}\n{frame.to_string(index=False)}"}
+
+
+def table(frame: pd.DataFrame, caption: str) -> None:
+    """Show a table with a caption, without the index; floats to three significant digits."""
+    _publish(table_data(frame, caption), "table")
 
 
 def title_block(models: Sequence[Any], loader: Any, params: CommonParams) -> None:

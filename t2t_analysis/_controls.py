@@ -1,0 +1,180 @@
+"""Sliders over an `Exploration`: they choose, it computes. The only file that needs ipywidgets, when it is used.
+
+The sliders are one output, the figure, its caption and the table are ordinary outputs after it, which the sliders
+replace. So a page or a saved notebook, where no slider runs, still holds the whole content.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from ._show import METADATA, figure_data, table_data
+from .explorer import Exploration, Selection
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from .plots.base import Figure
+
+__all__ = ["Controls", "Outputs", "show_exploration"]
+
+_STATIC = "Sliders appear here in JupyterLab, with ipywidgets installed. Below is what they would show first."
+_CAPTION = (
+    "The numbers of the measures for what is shown; null is what the value would be with nothing to see."
+)
+
+
+class Outputs:
+    """Figure, caption and table as outputs of the running cell that can be replaced later."""
+
+    def __init__(self) -> None:
+        self._handles: dict[str, Any] = {}
+
+    def __call__(self, figure: Figure, table: pd.DataFrame) -> None:
+        """Show, or replace what was shown."""
+        data, image = figure_data(figure)
+        self._put("figure", data, image)
+        self._put("caption", {"text/markdown": figure.caption, "text/plain": figure.caption})
+        self._put("table", table_data(table, _CAPTION))
+        figure.close()
+
+    def _put(self, role: str, data: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
+        from IPython.display import display
+
+        words = {"raw": True, "metadata": {**(metadata or {}), METADATA: {"role": role}}}
+        if role in self._handles:
+            self._handles[role].update(data, **words)
+        else:
+            self._handles[role] = display(data, display_id=True, **words)
+
+
+class Controls:
+    """Widgets that stand for a `Selection`; every change of one makes a new picture.
+
+    Parameters
+    ----------
+    exploration : what is looked at; its ``selection`` follows the widgets.
+    publish : takes each new figure and table.
+    """
+
+    def __init__(self, exploration: Exploration, publish: Callable[[Figure, pd.DataFrame], None]) -> None:
+        import ipywidgets as widgets
+
+        self.exploration, self.publish, self._busy = exploration, publish, False
+        self.seconds = 0.0
+        self.note = widgets.HTML()
+        self.widgets = self._shared(widgets) | self._of_model(widgets, 0, "")
+        rows: list[Any] = [self._line(widgets, "image", "query"), self._line(widgets, "row", "column")]
+        rows.append(self._line(widgets, "place", "head", "channel"))
+        if len(exploration.subjects) == 2:
+            self.widgets |= self._of_model(widgets, 1, "_b")
+            self.widgets["follow"] = widgets.Checkbox(
+                value=True, indent=False, description="second model: same layer, head and channel"
+            )
+            rows += [self.widgets["follow"], self._line(widgets, "place_b", "head_b", "channel_b")]
+        self.box = widgets.VBox([*rows, self.note])
+        self._fit()
+        for widget in self.widgets.values():
+            widget.observe(self._changed, names="value")
+
+    def _shared(self, widgets: Any) -> dict[str, Any]:
+        at, first = self.exploration.selection, self.exploration.subjects[0]
+        images = [(name, i) for i, name in enumerate(self.exploration.names)]
+        rows, columns = first.grid
+        queries = ["patch", "class"] if first.has_class_token else ["patch"]
+        return {
+            "image": widgets.Dropdown(options=images, value=at.image, description="image"),
+            "query": widgets.ToggleButtons(options=queries, value=at.query, description="token"),
+            "row": _slider(widgets, "row", at.row, rows),
+            "column": _slider(widgets, "column", at.column, columns),
+        }
+
+    def _of_model(self, widgets: Any, which: int, suffix: str) -> dict[str, Any]:
+        subject, look = self.exploration.subjects[which], self.exploration.looks()[which]
+        places = widgets.SelectionSlider(
+            options=list(subject.places), value=look.place, description="layer", continuous_update=False
+        )
+        return {
+            f"place{suffix}": places,
+            f"head{suffix}": _slider(widgets, "head", look.head, max(1, subject.heads(look.place))),
+            f"channel{suffix}": _slider(widgets, "channel", look.channel, subject.channels(look.place)),
+        }
+
+    def _line(self, widgets: Any, *names: str) -> Any:
+        return widgets.HBox([self.widgets[name] for name in names])
+
+    # ---------------------------------------------------------------------------------------- changes
+
+    @property
+    def selection(self) -> Selection:
+        """What the widgets stand at; the second model's choices are None while it follows the first."""
+        follow = "follow" not in self.widgets or self.widgets["follow"].value
+        names = [f.name for f in fields(Selection) if not (follow and f.name.endswith("_b"))]
+        return Selection(**{name: self.widgets[name].value for name in names})
+
+    def _changed(self, change: Any) -> None:
+        if self._busy:
+            return
+        self._busy = True
+        try:
+            self._fit()
+            self.draw()
+        except Exception as error:  # a widget's callback has no other place to complain
+            self.note.value = f"<b>{escape(type(error).__name__)}: {escape(str(error))}</b>"
+            raise
+        finally:
+            self._busy = False
+
+    def _fit(self) -> None:
+        """Give every slider the range that its layer has, and let the second model follow the first."""
+        self._fit_model(0, "")
+        if "follow" not in self.widgets:
+            return
+        follow = self.widgets["follow"].value
+        if follow:
+            self.widgets["place_b"].value = self.exploration.looks(self.selection)[1].place
+        self._fit_model(1, "_b")
+        if follow:
+            look = self.exploration.looks(self.selection)[1]
+            self.widgets["head_b"].value, self.widgets["channel_b"].value = look.head, look.channel
+        self.widgets["place_b"].disabled = self.widgets["channel_b"].disabled = follow
+        self.widgets["head_b"].disabled = self.widgets["head_b"].disabled or follow
+
+    def _fit_model(self, which: int, suffix: str) -> None:
+        subject, place = self.exploration.subjects[which], self.widgets[f"place{suffix}"].value
+        if heads := subject.heads(place):  # elsewhere the number waits for the next layer that has heads
+            self.widgets[f"head{suffix}"].max = heads - 1
+        self.widgets[f"head{suffix}"].disabled = not heads
+        self.widgets[f"channel{suffix}"].max = subject.channels(place) - 1
+
+    def draw(self) -> None:
+        """Make the picture of the present selection."""
+        start = time.perf_counter()
+        self.exploration.check(self.selection)
+        self.exploration.selection = self.selection
+        self.publish(*self.exploration.picture())
+        self.seconds = time.perf_counter() - start
+        self.note.value = ""
+
+
+def _slider(widgets: Any, name: str, value: int, available: int) -> Any:
+    return widgets.IntSlider(value=value, min=0, max=available - 1, description=name, continuous_update=False)
+
+
+def show_exploration(exploration: Exploration, interactive: bool) -> None:
+    """Show an exploration in a notebook: sliders if asked for, then figure, caption and table."""
+    outputs = Outputs()
+    if not interactive:
+        outputs(*exploration.picture())
+        return
+    from IPython.display import display
+
+    controls = Controls(exploration, outputs)
+    data: dict[str, Any] = dict(controls.box._repr_mimebundle_())
+    data |= {"text/markdown": _STATIC, "text/plain": _STATIC}
+    display(data, raw=True, metadata={METADATA: {"role": "text"}})
+    controls.draw()

@@ -1,0 +1,366 @@
+"""Look around in a model by hand: pick an image, a layer, a head, a channel and a token, and see what is there.
+
+``explore`` shows sliders in JupyterLab, where ipywidgets (extra ``explore``) is installed, and the same figure and
+table without them everywhere else. Everything is computed by `Exploration`, which knows nothing of widgets.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from ._names import is_small
+from .errors import DataError, T2TError, UnknownNameError
+from .measures.scene import CLASS, Look, Scene, Subject
+from .results import tidy
+
+if TYPE_CHECKING:
+    from .plots.base import Figure
+
+__all__ = ["Exploration", "Selection", "explore"]
+
+#: quantity -> words of the table
+WORDS = {
+    "attention_entropy": "entropy of attention",
+    "attention_distance": "attention distance",
+    "prefix_mass": "attention on prefix tokens",
+    "cosine_centred": "centred cosine to the most similar head",
+    "channel_peak": "largest value of the channel",
+    "channel_spread": "spread of the channel",
+    "gradient_outside": "input gradient outside the own cell",
+    "erf_radius_50": "radius with 50 % of the input gradient",
+    "erf_radius_95": "radius with 95 % of the input gradient",
+}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is looked at.
+
+    Attributes
+    ----------
+    image : its number. row, column : of the token, on the backbone's grid of the first model; on other grids the
+        token that holds the centre of its cell. query : "patch", or "class" for the class token.
+    place, head, channel : in the first model, see `Subject.places`.
+    place_b, head_b, channel_b : in the second; None follows the first: the same number (the last one if there are
+        fewer), the block at the same relative depth.
+    """
+
+    image: int
+    row: int
+    column: int
+    place: str
+    head: int = 0
+    channel: int = 0
+    query: str = "patch"
+    place_b: str | None = None
+    head_b: int | None = None
+    channel_b: int | None = None
+
+
+def following_place(place: str, of: Sequence[str], to: Sequence[str]) -> str:
+    """Name of the place in ``to`` that corresponds to ``place`` in ``of``: for blocks, by relative depth.
+
+    >>> following_place("blocks.2", ["embed", "blocks.0", "blocks.1", "blocks.2"], ["embed", "blocks.0", "blocks.1"])
+    'blocks.1'
+    >>> following_place("tokens.1", ["tokens.0", "tokens.1", "embed"], ["embed", "blocks.0"])
+    'embed'
+    """
+    blocks, others = ([name for name in names if name.startswith("blocks")] for names in (of, to))
+    if place not in blocks:
+        return place if place in to else "embed" if "embed" in to else to[0]
+    share = blocks.index(place) / max(1, len(blocks) - 1)
+    return others[round(share * (len(others) - 1))]
+
+
+class Exploration:
+    """One or two models with some images; figure and table of any selection. Each image is run once per model.
+
+    Parameters
+    ----------
+    subjects : one or two, with as many images each. names : of the images.
+
+    In a notebook it shows itself, with sliders where they run. ``selection`` is what the sliders stand at.
+
+    >>> import timm
+    >>> model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2).eval()
+    >>> exploration = Exploration([Subject(model, torch.rand(1, 3, 64, 64))])
+    >>> exploration.select(layer=1, head=2, token=(0, 3)).table().columns.tolist()
+    ['model', 'what', 'of', 'value', 'null', 'null is', 'unit']
+    """
+
+    def __init__(
+        self, subjects: Sequence[Subject], names: Sequence[str] = (), interactive: bool | None = None
+    ):
+        counts = {len(subject.images) for subject in subjects}
+        if not 1 <= len(subjects) <= 2 or len(counts) != 1:
+            raise DataError(
+                f"expected one or two models with the same images, got {len(subjects)} with {counts}"
+            )
+        self.subjects, self.interactive = tuple(subjects), interactive
+        self.names = tuple(names) or tuple(f"image {i}" for i in range(counts.pop()))
+        first = self.subjects[0]
+        rows, columns = first.grid
+        blocks = [name for name in first.places if name.startswith("blocks")]
+        self.selection = Selection(0, rows // 2, columns // 2, blocks[len(blocks) // 2])
+
+    def __repr__(self) -> str:
+        models = " and ".join(subject.label for subject in self.subjects)
+        return f"Exploration of {models} with {len(self.names)} images at {self.selection}"
+
+    # ---------------------------------------------------------------------------------------- choosing
+
+    def select(
+        self,
+        *,
+        image: int | None = None,
+        layer: int | str | None = None,
+        head: int | None = None,
+        channel: int | None = None,
+        token: tuple[int, int] | str | None = None,
+    ) -> Exploration:
+        """Change what is looked at; what is None stays. Returns the exploration itself.
+
+        Parameters
+        ----------
+        layer : number of a block, counted from 0, or a place such as "embed" or "tokens.0".
+        token : (row, column) on the backbone's grid, or "class".
+
+        Raises
+        ------
+        UnknownNameError, DataError : there is no such thing; the message says what there is.
+        """
+        place = f"blocks.{layer}" if isinstance(layer, int) else layer
+        changes = {"image": image, "place": place, "head": head, "channel": channel, **_token(token)}
+        changed = replace(self.selection, **{k: v for k, v in changes.items() if v is not None})
+        self.check(changed)
+        self.selection = changed
+        return self
+
+    def check(self, selection: Selection) -> None:
+        """Raise UnknownNameError or DataError if a model has no such place, head, channel, image or token."""
+        if not 0 <= selection.image < len(self.names):
+            raise DataError(f"image {selection.image}: there are {len(self.names)}, numbered from 0")
+        rows, columns = self.subjects[0].grid
+        if not (0 <= selection.row < rows and 0 <= selection.column < columns):
+            given = f"token ({selection.row}, {selection.column})"
+            raise DataError(f"{given}: the grid has {rows} rows and {columns} columns, numbered from 0")
+        if selection.query not in ("patch", CLASS):
+            raise UnknownNameError("token", selection.query, ["patch", CLASS])
+        for subject, look in zip(self.subjects, self.looks(selection), strict=True):
+            subject.check(look)
+
+    def looks(self, selection: Selection | None = None) -> tuple[Look, ...]:
+        """Place, head and channel for each model; those of the second follow the first where they are None."""
+        chosen = selection or self.selection
+        first = Look(chosen.place, chosen.head, chosen.channel)
+        if len(self.subjects) == 1:
+            return (first,)
+        self.subjects[0].check(first)
+        second = self.subjects[1]
+        place = chosen.place_b
+        if place is None:
+            place = following_place(chosen.place, list(self.subjects[0].places), list(second.places))
+        head, channel = chosen.head_b, chosen.channel_b
+        if head is None:
+            head = min(chosen.head, (second.heads(place) or chosen.head + 1) - 1)
+        if channel is None:
+            channel = min(chosen.channel, second.channels(place) - 1)
+        return first, Look(place, head, channel)
+
+    # ---------------------------------------------------------------------------------------- looking
+
+    def scenes(self, selection: Selection | None = None) -> list[Scene]:
+        """What each model shows of a selection, the current one by default."""
+        chosen = selection or self.selection
+        self.check(chosen)
+        rows, columns = self.subjects[0].grid
+        centre = (chosen.row + 0.5) / rows, (chosen.column + 0.5) / columns
+        point = CLASS if chosen.query == CLASS else centre
+        pairs = zip(self.subjects, self.looks(chosen), strict=True)
+        return [subject.scene(chosen.image, point, look) for subject, look in pairs]
+
+    def frame(self, selection: Selection | None = None) -> pd.DataFrame:
+        """Return the numbers with the columns of a result."""
+        return tidy([row for scene in self.scenes(selection) for row in scene.rows])
+
+    def figure(self, selection: Selection | None = None) -> Figure:
+        """Image, attention, feature map and receptive field, a row for each model."""
+        return self.picture(selection)[0]
+
+    def table(self, selection: Selection | None = None) -> pd.DataFrame:
+        """Return the numbers for people: each beside what it would be if there were nothing to see."""
+        return readable(self.frame(selection))
+
+    def picture(self, selection: Selection | None = None) -> tuple[Figure, pd.DataFrame]:
+        """Figure and readable table of a selection."""
+        from .plots.scene import scene_figure
+
+        scenes = self.scenes(selection)
+        frame = tidy([row for scene in scenes for row in scene.rows])
+        name = self.names[(selection or self.selection).image]
+        return scene_figure(scenes, frame, name), readable(frame)
+
+    def _ipython_display_(self) -> None:
+        from ._controls import show_exploration
+
+        show_exploration(self, runs_widgets() if self.interactive is None else self.interactive)
+
+
+def _token(token: tuple[int, int] | str | None) -> dict[str, Any]:
+    if token is None:
+        return {}
+    if isinstance(token, str):
+        return {"query": token}
+    row, column = token
+    return {"query": "patch", "row": row, "column": column}
+
+
+def readable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return tidy rows as a table for people."""
+    of = frame["tokens"].where(frame["head_b"].isna(), "head " + frame["head_b"].astype("string"))
+    of = of.mask(frame["quantity"].str.startswith("channel_"), frame["estimator"])
+    of = of.mask(of == "patch", "head " + frame["head"].astype("string") + ", all patch tokens")
+    columns = {
+        "model": frame["model"], "what": frame["quantity"].map(WORDS), "of": of, "value": frame["value"],
+        "null": frame["null"], "null is": frame["null_kind"], "unit": frame["value_unit"],
+    }  # fmt: skip
+    return pd.DataFrame(columns)
+
+
+def runs_widgets() -> bool:
+    """Whether sliders can run here: a notebook's kernel, ipywidgets installed, and no report being made."""
+    from importlib.util import find_spec
+
+    from ._show import RESULTS_VARIABLE
+
+    try:
+        from IPython import get_ipython
+    except ImportError:
+        return False
+    shell: Any = get_ipython()
+    in_kernel = getattr(shell, "kernel", None) is not None
+    return in_kernel and find_spec("ipywidgets") is not None and RESULTS_VARIABLE not in os.environ
+
+
+# -------------------------------------------------------------------------------------------- from models and images
+
+
+def explore(
+    model: nn.Module | str,
+    image: Any = None,
+    baseline: nn.Module | str | None = None,
+    *,
+    number: int = 0,
+    layer: int | str | None = None,
+    head: int = 0,
+    channel: int = 0,
+    token: tuple[int, int] | str | None = None,
+    n_images: int = 8,
+    interactive: bool | None = None,
+) -> Exploration:
+    """Look at one image, layer, head, channel and token of a model; beside a second model if one is given.
+
+    As the last line of a cell it shows itself: with sliders in JupyterLab if ipywidgets is installed (``pip install
+    't2t-analysis[explore]'``), as a figure and a table otherwise. To get those alone: ``.figure()``, ``.table()``.
+
+    Parameters
+    ----------
+    model, baseline : vision transformers, or names for `load_model`. A second model of the same name is called
+        "(baseline)".
+    image : what to look at. None takes embedded images that fit the model; else data as for `load_images` (a file,
+        a folder, "photos", "photo_crops"), its loader, a Pillow image, or preprocessed pixels (3, H, W) or
+        (n, 3, H, W). Files, names and Pillow images are preprocessed for each model as it wants them.
+    number : which of the images. layer : number of a block or a place ("embed", "tokens.0"); the middle by default.
+    head, channel : numbers. token : (row, column) on the grid of the backbone, or "class"; the middle by default.
+    n_images : at most so many images to choose from.
+    interactive : sliders or not; None finds out whether they run here.
+
+    Raises
+    ------
+    UnknownNameError, DataError : no such layer, head, channel, image or token; the message says what there is.
+    CaptureError : the model is no vision transformer that can be observed.
+
+    >>> from t2t_analysis import explore
+    >>> seen = explore("small_hard_deep", "photo_crops", layer=3, head=1, channel=5, token=(2, 6))
+    >>> seen.figure().alt[:62]
+    'Maps over the image: attention, feature map, receptive field. '
+    >>> seen.select(layer="embed").scenes()[0].missing
+    {'attention': 'no attention at this place'}
+    """
+    models = [_loaded(one) for one in (model, baseline) if one is not None]
+    source = _default_images(models[0]) if image is None else image
+    chosen = [_images(source, one, n_images) for one in models]
+    subjects = [Subject(one, pixels) for one, (pixels, _) in zip(models, chosen, strict=True)]
+    if len(subjects) == 2 and subjects[0].label == subjects[1].label:
+        subjects[1].view.label += " (baseline)"
+    exploration = Exploration(subjects, chosen[0][1], interactive)
+    return exploration.select(image=number, layer=layer, head=head, channel=channel, token=token)
+
+
+def _loaded(model: nn.Module | str) -> nn.Module:
+    if isinstance(model, str):
+        from .models import load_model
+
+        return load_model(model)
+    return model
+
+
+def _default_images(model: nn.Module) -> str:
+    """Embedded images that fit: crops for the small models, photographs for the others."""
+    name = str((getattr(model, "pretrained_cfg", None) or {}).get("architecture", ""))
+    return "photo_crops" if is_small(name) else "photos"
+
+
+def _images(source: Any, model: nn.Module, n_images: int) -> tuple[Tensor, tuple[str, ...]]:
+    """Up to ``n_images`` images (n, 3, H, W) for a model, and their names."""
+    from PIL import Image
+
+    if isinstance(source, Tensor):
+        pixels = (source[None] if source.ndim == 3 else source)[:n_images]
+        if pixels.ndim != 4 or not len(pixels):
+            raise DataError(f"image of shape {tuple(source.shape)}: expected (3, H, W) or (n, 3, H, W)")
+        return pixels, tuple(f"image {i}" for i in range(len(pixels)))
+    if isinstance(source, Image.Image):
+        return _preprocessed(source, model), ("the image",)
+    if isinstance(source, str | Path):
+        from .data import load_images
+
+        path, source = Path(source), load_images(source, model=model, batch_size=n_images)
+        if path.is_file() and path.suffix != ".tar":
+            return _from_loader(source, 1)[0], (path.name,)
+    if not hasattr(source, "dataset"):
+        raise T2TError(
+            f"image is a {type(source).__name__}: expected pixels, a Pillow image, a path or a loader"
+        )
+    return _from_loader(source, n_images)
+
+
+def _preprocessed(image: Any, model: nn.Module) -> Tensor:
+    from timm.data import create_transform
+
+    from .data.loading import preprocessing
+    from .data.reading import to_rgb
+
+    return create_transform(**preprocessing(model))(to_rgb(image))[None]
+
+
+def _from_loader(loader: Any, n_images: int) -> tuple[Tensor, tuple[str, ...]]:
+    """Return the first images of a loader, and the names that its data set gives them."""
+    parts: list[Tensor] = []
+    for batch in loader:
+        parts.append(batch[0])
+        if sum(map(len, parts)) >= n_images:
+            break
+    if not parts:
+        raise DataError("the loader gives no images")
+    pixels = torch.cat(parts)[:n_images]
+    names = tuple(getattr(getattr(loader.dataset, "info", None), "names", ()))
+    return pixels, names[: len(pixels)] or tuple(f"image {i}" for i in range(len(pixels)))
