@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from ._names import is_small
+from ._show import RESULTS_VARIABLE, code
 from .errors import DataError, T2TError, UnknownNameError
 from .measures.scene import CLASS, Look, Scene, Subject
-from .results import tidy
+from .results import Result, tidy
 
 if TYPE_CHECKING:
     from .plots.base import Figure
@@ -117,6 +118,12 @@ class Exploration:
 
     # ---------------------------------------------------------------------------------------- choosing
 
+    @property
+    def token(self) -> tuple[int, int] | str:
+        """The token that is looked at, as `select` takes it."""
+        at = self.selection
+        return CLASS if at.query == CLASS else (at.row, at.column)
+
     def select(
         self,
         *,
@@ -125,20 +132,30 @@ class Exploration:
         head: int | None = None,
         channel: int | None = None,
         token: tuple[int, int] | str | None = None,
+        row: int | None = None,
+        column: int | None = None,
     ) -> Exploration:
         """Change what is looked at; what is None stays. Returns the exploration itself.
 
         Parameters
         ----------
         layer : number of a block, counted from 0, or a place such as "embed" or "tokens.0".
-        token : (row, column) on the backbone's grid, or "class".
+        token : (row, column) on the backbone's grid, or "class". row, column : one of the two.
 
         Raises
         ------
         UnknownNameError, DataError : there is no such thing; the message says what there is.
         """
         place = f"blocks.{layer}" if isinstance(layer, int) else layer
-        changes = {"image": image, "place": place, "head": head, "channel": channel, **_token(token)}
+        changes = {
+            "image": image,
+            "place": place,
+            "head": head,
+            "channel": channel,
+            "row": row,
+            "column": column,
+        }
+        changes |= _token(token)
         changed = replace(self.selection, **{k: v for k, v in changes.items() if v is not None})
         self.check(changed)
         self.selection = changed
@@ -199,6 +216,15 @@ class Exploration:
         """Return the numbers for people: each beside what it would be if there were nothing to see."""
         return readable(self.frame(selection))
 
+    def sentences(self, selection: Selection | None = None) -> list[str]:
+        """Say in a sentence for each model what there is to see."""
+        return [_in_words(scene) for scene in self.scenes(selection)]
+
+    def result(self) -> Result:
+        """Return the numbers of the current selection as a result that can be saved."""
+        meta = {"images": list(self.names), "selection": asdict(self.selection)}
+        return Result("explore", self.frame(), meta, ("one image: a description without intervals",))
+
     def picture(self, selection: Selection | None = None) -> tuple[Figure, pd.DataFrame]:
         """Figure and readable table of a selection."""
         from .plots.scene import scene_figure
@@ -235,11 +261,25 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(columns)
 
 
+def _in_words(scene: Scene) -> str:
+    rows = {(row["quantity"], row["tokens"]): row for row in scene.rows}
+    parts = [f"channel {scene.look.channel} is {scene.state}"]
+    if row := rows.get(("cosine_centred", "patch")):
+        null = f" ({row['null']:.2f} on another image)" if "null" in row else ""
+        parts.insert(0, f"the head most like it is {row['head_b']}, centred cosine {row['value']:.2f}{null}")
+    if row := rows.get(("attention_entropy", "patch")):
+        parts.insert(0, f"entropy of attention {row['value']:.2f} nats, {row['null']:.2f} if uniform")
+    if row := rows.get(("erf_radius_50", scene.token)):
+        parts.append(
+            f"half of the token's input gradient within {row['value']:.1f} px, {row['null']:.1f} if spread evenly"
+        )
+    head = f", head {scene.look.head}" if scene.attention is not None else ""
+    return f"{code(scene.model)} at {code(scene.look.place)}{head}: {'; '.join(parts)}."
+
+
 def runs_widgets() -> bool:
     """Whether sliders can run here: a notebook's kernel, ipywidgets installed, and no report being made."""
     from importlib.util import find_spec
-
-    from ._show import RESULTS_VARIABLE
 
     try:
         from IPython import get_ipython
@@ -264,6 +304,7 @@ def explore(
     channel: int = 0,
     token: tuple[int, int] | str | None = None,
     n_images: int = 8,
+    seed: int = 0,
     interactive: bool | None = None,
 ) -> Exploration:
     """Look at one image, layer, head, channel and token of a model; beside a second model if one is given.
@@ -280,7 +321,7 @@ def explore(
         (n, 3, H, W). Files, names and Pillow images are preprocessed for each model as it wants them.
     number : which of the images. layer : number of a block or a place ("embed", "tokens.0"); the middle by default.
     head, channel : numbers. token : (row, column) on the grid of the backbone, or "class"; the middle by default.
-    n_images : at most so many images to choose from.
+    n_images, seed : at most so many images to choose from, and what they are drawn with.
     interactive : sliders or not; None finds out whether they run here.
 
     Raises
@@ -297,7 +338,7 @@ def explore(
     """
     models = [_loaded(one) for one in (model, baseline) if one is not None]
     source = _default_images(models[0]) if image is None else image
-    chosen = [_images(source, one, n_images) for one in models]
+    chosen = [_images(source, one, n_images, seed) for one in models]
     subjects = [Subject(one, pixels) for one, (pixels, _) in zip(models, chosen, strict=True)]
     if len(subjects) == 2 and subjects[0].label == subjects[1].label:
         subjects[1].view.label += " (baseline)"
@@ -319,7 +360,7 @@ def _default_images(model: nn.Module) -> str:
     return "photo_crops" if is_small(name) else "photos"
 
 
-def _images(source: Any, model: nn.Module, n_images: int) -> tuple[Tensor, tuple[str, ...]]:
+def _images(source: Any, model: nn.Module, n_images: int, seed: int) -> tuple[Tensor, tuple[str, ...]]:
     """Up to ``n_images`` images (n, 3, H, W) for a model, and their names."""
     from PIL import Image
 
@@ -333,7 +374,7 @@ def _images(source: Any, model: nn.Module, n_images: int) -> tuple[Tensor, tuple
     if isinstance(source, str | Path):
         from .data import load_images
 
-        path, source = Path(source), load_images(source, model=model, batch_size=n_images)
+        path, source = Path(source), load_images(source, model=model, batch_size=n_images, seed=seed)
         if path.is_file() and path.suffix != ".tar":
             return _from_loader(source, 1)[0], (path.name,)
     if not hasattr(source, "dataset"):

@@ -22,6 +22,7 @@ from .errors import ParameterError, nearest
 __all__ = [
     "PARAMS",
     "CommonParams",
+    "ExploreParams",
     "HeadRedundancyParams",
     "IntList",
     "check",
@@ -173,8 +174,32 @@ class HeadRedundancyParams(CommonParams):
     notebook: ClassVar[str] = "head_redundancy"
 
 
+class ExploreParams(CommonParams):
+    """Parameters of ``explore.ipynb``."""
+
+    notebook: ClassVar[str] = "explore"
+
+    image: int = Field(default=0, ge=0, description="number of the image that is shown first")
+    layer: str | None = Field(
+        default=None, description="number of a block, or embed or tokens.0; None for the middle"
+    )
+    head: int = Field(default=0, ge=0, description="attention head")
+    channel: int = Field(default=0, ge=0, description="channel of the feature maps")
+    row: int | None = Field(default=None, ge=0, description="row of the token, None for the middle")
+    column: int | None = Field(default=None, ge=0, description="column of the token, None for the middle")
+
+    @field_validator("layer", mode="before")
+    @classmethod
+    def _block(cls, value: Any) -> Any:
+        return f"blocks.{value}" if isinstance(value, int) or str(value).isdigit() else value
+
+    def resolve(self) -> Self:
+        """Return a copy as all notebooks do, with a few images: they are looked at one by one."""
+        return super().resolve().model_copy(update={"n_images": self.n_images or 8})
+
+
 #: name of a notebook -> its parameters
-PARAMS: dict[str, type[CommonParams]] = {cls.notebook: cls for cls in (HeadRedundancyParams,)}
+PARAMS: dict[str, type[CommonParams]] = {cls.notebook: cls for cls in (HeadRedundancyParams, ExploreParams)}
 
 P = TypeVar("P", bound=CommonParams)
 
