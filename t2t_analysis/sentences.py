@@ -80,6 +80,24 @@ def _change(result: Result, quantity: str, model: str) -> str:
     return f"by {interval(row)} in {code(model)} (on permuted images by {_number(row['null'])})"
 
 
+def _trend(similarity: Result, model: str, baseline: str) -> str:
+    """Whether heads become alike with depth at all, which is what the paper says of a hard split."""
+    rows = {
+        name: _one(similarity.frame, quantity="cosine_centred" + _CHANGE, model=name)
+        for name in (model, baseline)
+    }
+    falls = [code(name) for name, row in rows.items() if row["high"] < 0]
+    rises = [code(name) for name, row in rows.items() if row["low"] > 0]
+    parts = [f"rises in {' and '.join(rises)}"] * bool(rises) + [f"falls in {' and '.join(falls)}"] * bool(
+        falls
+    )
+    return (
+        f"So the likeness of heads {', and '.join(parts)} with depth."
+        if parts
+        else "Neither change is beyond zero."
+    )
+
+
 def head_findings(similarity: Result, difference: Result, model: str, baseline: str) -> list[str]:
     """Sentences on how alike the heads of a layer are, first the one that answers the question.
 
@@ -95,7 +113,7 @@ def head_findings(similarity: Result, difference: Result, model: str, baseline: 
         f"{code(baseline)} is {interval(row)}, paired over {row['n']} images.",
         "From the first to the last third of the layers, the centred cosine between heads of one layer "
         f"changes {_change(similarity, 'cosine_centred', model)} and "
-        f"{_change(similarity, 'cosine_centred', baseline)}.",
+        f"{_change(similarity, 'cosine_centred', baseline)}. {_trend(similarity, model, baseline)}",
         *(_most_alike(similarity, name) for name in (model, baseline)),
         _raw_against_floor(similarity, model),
     ]
@@ -129,7 +147,7 @@ def _head_verdict(row: Any, model: str, baseline: str, untrained: bool) -> str:
     where = verdict(row["low"], row["high"], SMALLEST_HEAD_EFFECT)
     if where == "within":
         return (
-            f"With depth, heads become alike to the same degree in {code(model)} and {code(baseline)}, "
+            f"The likeness of heads changes with depth by the same amount in {code(model)} and {code(baseline)}, "
             f"to within {SMALLEST_HEAD_EFFECT}."
         )
     if where == "across":
@@ -137,7 +155,10 @@ def _head_verdict(row: Any, model: str, baseline: str, untrained: bool) -> str:
             f"Inconclusive: the interval reaches across {SMALLEST_HEAD_EFFECT}, the smallest effect to count."
         )
     less, more = (model, baseline) if where == "below" else (baseline, model)
-    return f"With depth, heads become more alike in {code(more)} than in {code(less)}{_expected(less, more)}."
+    return (
+        f"From the first to the last third of the layers, the likeness of heads rises more (or falls less) in "
+        f"{code(more)} than in {code(less)}{_expected(less, more)}."
+    )
 
 
 def _expected(less: str, more: str) -> str:

@@ -172,7 +172,7 @@ def test_accuracy_has_wilson_interval_and_chance():
 def test_images_of_a_cluster_count_once():
     clustered = accuracy(Fixed(), loader_of(30, clusters=np.arange(40) // 10)).frame.iloc[0]
     alone = accuracy(Fixed(), loader_of(30)).frame.iloc[0]
-    assert (clustered["n"], clustered["unit"]) == (4, "cluster of images")
+    assert (clustered["n"], clustered["unit"]) == (4, "image cluster")
     assert clustered["high"] - clustered["low"] > alone["high"] - alone["low"]
 
 

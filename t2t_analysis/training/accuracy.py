@@ -77,7 +77,7 @@ def proportion(hits: np.ndarray, cluster: np.ndarray) -> stats.Interval:
     right, size = np.bincount(members, hits.astype(float)), np.bincount(members)
     without = (right.sum() - right) / (size.sum() - size)
     found = stats.jackknife(without, float(hits.mean()), size)
-    return stats.Interval(found.value, found.low, found.high, len(groups), "cluster of images", found.method)
+    return stats.Interval(found.value, found.low, found.high, len(groups), "image cluster", found.method)
 
 
 def calibration(scores: Scores) -> stats.Interval:
