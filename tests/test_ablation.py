@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import timm
 import torch
+from scipy import stats as sps
 
 from t2t_analysis.capture import capture
 from t2t_analysis.errors import CaptureError, DataError, T2TError, UnknownNameError
-from t2t_analysis.measures import accumulate, collect, measure
+from t2t_analysis.measures import HeadSimilarity, accumulate, collect, measure
 from t2t_analysis.measures.ablation import HeadMeans, Replay, ablated, derangement, head_outputs, sites
 from t2t_analysis.measures.grouped import Estimate
 from t2t_analysis.measures.head_ablation import HeadAblation, t_test
@@ -24,6 +25,18 @@ from t2t_analysis.measures.head_effects import (
     random_subspaces,
     remove_subspace,
     subspace_scores,
+)
+from t2t_analysis.measures.pruning import (
+    PruningCurves,
+    ascending_order,
+    crossing,
+    head_association,
+    largest_similarity,
+    one_more_p,
+    pruning_orders,
+    similarity_is_redundancy,
+    similarity_matrix,
+    similarity_order,
 )
 from t2t_analysis.models import load_model
 
@@ -555,3 +568,233 @@ def test_untrained_rows_say_so():
 def test_unknown_modes_are_named():
     with pytest.raises(UnknownNameError, match="did you mean 'mean'"):
         HeadAblation("means")
+
+
+# ------------------------------------------------------------------------------------------- similar, redundant?
+
+HEADS = np.array([(layer, h) for layer in range(2) for h in range(3)])
+
+
+def similarities(**pairs):
+    """(6, 6) of 0.1 but for the named pairs, a05=0.9 for heads 0 and 5."""
+    matrix = np.full((6, 6), 0.1)
+    for name, value in pairs.items():
+        h, g = int(name[1]), int(name[2])
+        matrix[h, g] = matrix[g, h] = value
+    return matrix
+
+
+def test_only_heads_of_the_same_layer_make_a_head_similar():
+    matrix = similarities(a02=0.9, a05=0.99, a34=0.5)
+    assert largest_similarity(matrix, HEADS[:, 0]).tolist() == [0.9, 0.1, 0.9, 0.5, 0.5, 0.1]
+    matrix[3:, 3:] = np.nan
+    assert np.isnan(largest_similarity(matrix, HEADS[:, 0])[3:]).all()
+
+
+def test_of_two_copies_one_stays():
+    matrix = similarities(a02=0.9, a34=0.8, a12=0.3, a35=0.2, a45=0.2)
+    order = similarity_order(matrix, HEADS)
+    assert sorted(order) == sorted(map(tuple, HEADS.tolist()))
+    assert order[0] == (0, 2)  # also closer to head 1 than head 0 is
+    assert order[1] in ((1, 0), (1, 1))
+    assert order[2][0] == 1  # the other copy of layer 0 is no longer similar to anything
+    both = similarity_order(matrix, HEADS, greedy=False)
+    assert set(both[:2]) == {(0, 0), (0, 2)}
+
+
+def fixed(values):
+    return lambda weights: np.asarray(values, dtype=float)
+
+
+def test_association_finds_what_is_planted_and_not_what_layers_bring():
+    rng = np.random.default_rng(0)
+    layers = np.repeat(np.arange(4), 4)
+    similar = rng.uniform(size=16)
+    found = head_association(fixed(similar), fixed(-similar), layers, np.ones(8), resamples=99)
+    assert found["value"] == pytest.approx([-1, -1])
+    assert (found["p"] <= 0.021).all()
+    assert (found["high"] < -0.9).all()
+    # similarity and effect both rise with depth, and have nothing to do with each other within a layer
+    a, b = (layers + 0.1 * rng.normal(size=16) for _ in range(2))
+    deep = head_association(fixed(a), fixed(b), layers, np.ones(8), resamples=199)
+    assert deep["value"][0] > 0.8
+    assert (deep["p"] > 0.05).all()
+    assert deep["null"][0] > 0.8
+    assert abs(deep["null"][1]) < 0.15
+    with pytest.raises(T2TError, match="at least 4"):
+        head_association(fixed([1, 2, np.nan]), fixed([1, 2, 3]), np.zeros(3), np.ones(4))
+
+
+def test_association_keeps_its_size_and_covers():
+    rng = np.random.default_rng(1)
+    layers, rho, low_p, covered = np.repeat(np.arange(4), 4), 0.5, 0, 0
+    truth = 6 / math.pi * math.asin(rho / 2)
+    for t in range(200):
+        a, noise = rng.normal(size=(2, 16))
+        null = head_association(fixed(a), fixed(noise), layers, np.ones(4), resamples=39, seed=t)
+        low_p += null["p"] <= 0.05
+        related = rho * a + math.sqrt(1 - rho**2) * noise
+        found = head_association(fixed(a), fixed(related), layers, np.ones(4), resamples=39, seed=t)
+        covered += found["low"][0] <= truth <= found["high"][0]
+    assert (low_p <= 20).all()  # 10 expected, standard deviation 3
+    assert 180 <= covered <= 199
+
+
+def test_resampled_images_widen_the_interval():
+    rng = np.random.default_rng(2)
+    layers = np.repeat(np.arange(3), 8)
+    sums = 20 * rng.normal(size=(8, 24)) + np.arange(24)
+
+    def noisy(weights):
+        return weights @ sums / weights.sum()
+
+    one = np.ones(8)
+    ends = [
+        head_association(fixed(np.arange(24)), effect, layers, one, resamples=99)
+        for effect in (fixed(noisy(one)), noisy)
+    ]
+    width = [e["high"] - e["low"] for e in ends]
+    assert (width[1] > width[0]).all()
+    assert 0 < ends[1]["ceiling"][0] < 1
+    assert ends[0]["ceiling"] == pytest.approx([1, 1])
+
+
+def test_one_more_random_order_is_not_special():
+    rng = np.random.default_rng(3)
+    p = np.array([one_more_p(x[0], x[1:]) for x in rng.normal(size=(600, 9))])
+    assert 0.03 < (p < 0.05).mean() < 0.07
+
+
+@pytest.fixture(scope="module")
+def both(double):
+    found = [HeadSimilarity(), HeadAblation("zero")]
+    return accumulate(double, batches(), found, progress=False)
+
+
+def test_similarity_against_effect_from_results_and_from_accumulators(both):
+    similarity, ablation = (collect([m])[m.name] for m in both)
+    matrix, heads = similarity_matrix(similarity)
+    assert heads.tolist() == [[layer, h] for layer in range(2) for h in range(4)]
+    assert np.isnan(matrix.diagonal()).all()
+    rows = [similarity_is_redundancy(x, ablation, resamples=49).frame for x in (similarity, both[0])]
+    assert rows[0].value.to_numpy(float) == pytest.approx(rows[1].value.to_numpy(float))
+    effect = of_mode(ablation, "zero", "kl").value.to_numpy(float)
+    expected = sps.spearmanr(largest_similarity(matrix, heads[:, 0]), effect).statistic
+    assert rows[0].value.iloc[0] == pytest.approx(expected)
+    for column in ("low", "high", "p", "null", "null_kind", "estimator", "interval"):
+        assert rows[0][column].notna().all()
+    assert (rows[0].n == 8).all()
+    with pytest.raises(UnknownNameError, match="did you mean 'kl'"):
+        similarity_is_redundancy(similarity, ablation, effect="k")
+    with pytest.raises(UnknownNameError, match="model 'b'"):
+        similarity_is_redundancy(similarity, ablation, "b")
+
+
+def test_orders_are_those_of_the_results(both):
+    similarity, ablation = (collect([m])[m.name] for m in both)
+    orders = pruning_orders(similarity, ablation)
+    assert sorted(orders["similarity"]) == sorted(orders["importance"])
+    importance = of_mode(ablation, "E|dL", "importance").set_index(["layer", "head"]).value
+    assert [importance[h] for h in orders["importance"]] == sorted(importance)
+    assert ascending_order(ablation, "kl", starts="zero") != orders["importance"]
+
+
+@pytest.fixture(scope="module")
+def curves(double):
+    """Three heads to which nobody listens go first, or last."""
+    model = copy.deepcopy(double)
+    nobody = [(0, 1), (0, 3), (1, 2)]
+    for layer, head in nobody:
+        silent(model, layer, head)
+    rest = [(layer, h) for layer in range(2) for h in range(4) if (layer, h) not in nobody]
+    orders = {"silent first": nobody + rest, "silent last": rest + nobody}
+    one = PruningCurves(orders, "zero", random=4, fractions=(0.125, 0.375, 0.625, 1), nats=1e-9)
+    return model, orders, measure(model, batches(), one, progress=False)["pruning_curves"]
+
+
+def rows_by_order(result, quantity, order):
+    f = result.frame
+    return f[(f.quantity == quantity) & f.estimator.str.contains(order)]
+
+
+def test_pruning_curves_are_those_of_whole_forward_passes(curves):
+    model, orders, result = curves
+    x = torch.cat([b.images for b in batches()])
+    labels = torch.cat([b.labels for b in batches()])
+    full = out(model, x)
+    for name, order in orders.items():
+        rows = rows_by_order(result, "pruned_kl", name)
+        right = rows_by_order(result, "pruned_accuracy", name)
+        assert rows["at"].tolist() == right["at"].tolist() == [0, 0.125, 0.375, 0.625, 1]
+        for (_, kl), (_, accuracy), size in zip(
+            rows.iterrows(), right.iterrows(), [0, 1, 3, 5, 8], strict=True
+        ):
+            with ablated(model, dict.fromkeys(order[:size], "zero")):
+                pruned = out(model, x)
+            assert kl.value == pytest.approx(kl_divergence(full, pruned).mean().item(), rel=1e-6, abs=1e-12)
+            assert accuracy.value == pytest.approx((pruned.argmax(-1) == labels).double().mean().item())
+            assert kl.null_low <= kl.null <= kl.null_high
+    last = result.frame[(result.frame.quantity == "pruned_kl") & (result.frame["at"] == 1)]
+    assert last.value.to_numpy(float) == pytest.approx(last.null.to_numpy(float))  # nothing is left to order
+
+
+def test_silent_heads_are_redundant(curves):
+    _, _, result = curves
+    first, last = (rows_by_order(result, "removable_by_kl", f"silent {x}").iloc[0] for x in ("first", "last"))
+    assert first.value == pytest.approx(3 / 8, abs=1e-3)
+    assert first.low == pytest.approx(3 / 8, abs=1e-3)
+    assert last.value < 0.01
+    area = [rows_by_order(result, "pruning_area_kl", f"silent {x}").iloc[0] for x in ("first", "last")]
+    assert area[0].value < 0 < area[1].value
+    assert area[0].null_low < 0 < area[0].null_high
+    assert area[0].value == pytest.approx(
+        np.trapezoid(
+            rows_by_order(result, "pruned_kl", "silent first")[["value", "null"]].astype(float).to_numpy()
+            @ [1, -1],
+            [0, 0.125, 0.375, 0.625, 1],
+        )
+    )
+
+
+def test_crossing_without_and_at_once():
+    at = np.array([0, 0.5, 1])
+    found = crossing(at, np.array([[0, 0, 0], [0, 1, 0], [0, 0, 1.0]]), 0.5)
+    assert found.tolist() == [1, 0.25, 0.75]
+
+
+@pytest.mark.parametrize("mode", ["mean", "resample"])
+def test_pruning_modes_and_orders_by_model(double, mode):
+    heads = [(layer, h) for layer in range(2) for h in range(4)]
+    bank = images(3, seed=9).double()
+    orders = {"a": {"depth": heads}, "b": {"depth": heads[::-1]}}
+    one = PruningCurves(orders, mode, random=2, fractions=(0.5,), calibration=bank)
+    x = batches(3)
+    result = measure({"a": double, "b": double}, x, one, progress=False)["pruning_curves"]
+    kl = result.frame[(result.frame.quantity == "pruned_kl") & (result.frame["at"] == 0.5)]
+    means, batch = HeadMeans.of(double, bank), x[0].images
+    for row, chosen in zip(kl.itertuples(), (heads[:4], heads[4:]), strict=True):
+        gone = dict.fromkeys(chosen, "mean")
+        if mode == "resample":
+            donors = accumulate(double, x, HeadAblation("resample", calibration=bank), progress=False)[
+                0
+            ].donors(x[0])
+            z = head_outputs(double, sites(double), donors)
+            gone = {(i, h): z[i].unflatten(-1, (4, -1))[:, :, h] for i, h in chosen}
+        with ablated(double, gone, means=means):
+            pruned = out(double, batch)
+        expected = kl_divergence(out(double, batch), pruned)
+        assert row.value == pytest.approx(expected.mean().item(), rel=1e-6)
+    with pytest.raises(UnknownNameError, match="model 'c'"):
+        measure({"c": double}, x, one, progress=False)
+
+
+def test_pruning_refuses_orders_that_are_not_of_all_heads(double):
+    heads = [(layer, h) for layer in range(2) for h in range(4)]
+    for order in (heads[:-1], [*heads[:-1], heads[0]]):
+        with pytest.raises(T2TError, match="each of the 8 heads once"):
+            measure(double, batches(), PruningCurves({"x": order}), progress=False)
+    with pytest.raises(T2TError, match="at least 2"):
+        PruningCurves({}, random=1)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0)
+    with pytest.raises(T2TError, match="no classifier"):
+        measure(model, [images(2)], PruningCurves({}), progress=False)

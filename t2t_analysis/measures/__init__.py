@@ -21,6 +21,7 @@ from .notebook_path import ShortcutShare, path_maps, shortcut_features, shortcut
 from .outliers import ChannelOutliers
 from .paper_costs import paper_table, printed_costs
 from .probes import pca_result, probe, token_pca
+from .pruning import PruningCurves, pruning_orders, similarity_is_redundancy
 from .rank import EffectiveRank, rank_difference
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy
@@ -51,6 +52,7 @@ __all__ = [
     "LayerCollapse",
     "Measure",
     "MeasureBatch",
+    "PruningCurves",
     "Redundancy",
     "ShiftConsistency",
     "ShortcutShare",
@@ -76,10 +78,12 @@ __all__ = [
     "pca_result",
     "printed_costs",
     "probe",
+    "pruning_orders",
     "random_twin",
     "rank_difference",
     "shortcut_features",
     "shortcut_share",
+    "similarity_is_redundancy",
     "token_geometry",
     "token_pca",
 ]

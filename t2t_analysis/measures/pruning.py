@@ -1,0 +1,607 @@
+"""Are similar heads redundant heads? Similarity against what a head does, and what happens as many heads go.
+
+`similarity_is_redundancy` correlates, over heads, the largest similarity to another head of the layer with the
+effect of taking the head out. `PruningCurves` takes out more and more heads, in orders that are given (by
+similarity, by importance) and at random.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats as sps
+from torch import Tensor
+
+from ..errors import T2TError, UnknownNameError
+from ..results import Result
+from ..stats import null_summary, permutation_p
+from .ablation import Edit, Head, Start, head_outputs
+from .ablation_measure import AblationMeasure
+from .base import MeasureBatch, View
+from .grouped import Estimate, add_by_group, grouped_estimate
+from .head_effects import kl_divergence, put
+
+__all__ = [
+    "PruningCurves", "ascending_order", "crossing", "head_association", "largest_similarity",
+    "pruning_orders", "similarity_is_redundancy", "similarity_matrix", "similarity_order",
+]  # fmt: skip
+
+Array = np.ndarray
+#: Values of all heads (M,) when image group g counts weights[g] times.
+HeadValues = Callable[[Array], Array]
+
+
+# ------------------------------------------------------------------------------------------- heads in a result
+
+
+def _of_model(result: Result, model: str | None) -> str:
+    known = [str(name) for name in result.frame["model"].dropna().unique()]
+    if model is not None and model not in known:
+        raise UnknownNameError("model", model, known, hint=f"in the result of {result.measure}")
+    return known[0] if model is None else model
+
+
+def _rows(result: Result, quantity: str, model: str, starts: str = "") -> pd.DataFrame:
+    frame = result.frame[(result.frame["model"] == model) & result.frame["head"].notna()]
+    known = [str(name) for name in frame["quantity"].unique()]
+    if quantity not in known:
+        raise UnknownNameError("quantity", quantity, known, hint=f"in the result of {result.measure}")
+    frame = frame[frame["quantity"] == quantity]
+    return frame[frame["estimator"].str.startswith(starts)]
+
+
+def similarity_matrix(
+    result: Result, model: str | None = None, quantity: str = "cosine_centred", tokens: str | None = None
+) -> tuple[Array, Array]:
+    """Similarity of all pairs of heads (M, M), and (M, 2) layer and head numbers.
+
+    The diagonal and pairs without a value are NaN. ``result`` is of `HeadSimilarity` or `HeadOutputCKA`.
+    """
+    frame = _rows(result, quantity, _of_model(result, model))
+    frame = frame[frame["tokens"] == (tokens or frame["tokens"].iloc[0])]
+    first, second = (frame[list(names)].to_numpy(int) for names in (("layer", "head"), ("layer_b", "head_b")))
+    heads, where = np.unique(np.concatenate([first, second]), axis=0, return_inverse=True)
+    h, g = where.reshape(2, -1)
+    matrix = np.full((len(heads), len(heads)), np.nan)
+    matrix[h, g] = matrix[g, h] = frame["value"].to_numpy(float)
+    return matrix, heads
+
+
+def largest_similarity(matrix: Array, layers: Array) -> Array:
+    """For every head, the largest similarity to another head of its layer: (M, M) -> (M,), NaN without one.
+
+    >>> largest_similarity(np.array([[1, 0.2, 0.9], [0.2, 1, 0.1], [0.9, 0.1, 1]]), np.array([0, 0, 1]))
+    array([0.2, 0.2, nan])
+    """
+    others = (layers[:, None] == layers) & ~np.eye(len(layers), dtype=bool) & ~np.isnan(matrix)
+    largest = np.where(others, matrix, -np.inf).max(1)
+    return np.where(others.any(1), largest, np.nan)
+
+
+# ------------------------------------------------------------------------------------------- orders of removal
+
+
+def similarity_order(matrix: Array, heads: Array, *, greedy: bool = True) -> list[Head]:
+    """Heads from the most to the least similar to another head of their layer.
+
+    Greedy (the default): of the two most similar heads that are left, the one that is also closer to the
+    others goes; so of two copies one stays. Otherwise by `largest_similarity`, and both copies go first.
+    """
+    layers = heads[:, 0]
+    if not greedy:
+        order = np.argsort(-np.nan_to_num(largest_similarity(matrix, layers), nan=-np.inf), kind="stable")
+        return _named(heads, order)
+    left, gone = np.ones(len(heads), dtype=bool), []
+    while left.any():
+        masked = np.where(left[:, None] & left, matrix, np.nan)
+        found = np.nan_to_num(largest_similarity(masked, layers), nan=-np.inf)
+        ties = np.flatnonzero(left & (found >= np.where(left, found, -np.inf).max() - 1e-12))
+        own = [np.nansum(masked[h][layers == layers[h]]) for h in ties]
+        gone.append(int(ties[int(np.argmax(own))]))
+        left[gone[-1]] = False
+    return _named(heads, gone)
+
+
+def ascending_order(result: Result, quantity: str, model: str | None = None, starts: str = "") -> list[Head]:
+    """Heads by a quantity of a `HeadAblation` result, the smallest first.
+
+    ``starts`` is how the estimator begins ("mean", "zero") where the result holds several.
+    """
+    frame = _rows(result, quantity, _of_model(result, model), starts)
+    frame = frame.drop_duplicates(["layer", "head"]).sort_values("value", kind="stable")
+    return [(int(layer), int(head)) for layer, head in frame[["layer", "head"]].to_numpy()]
+
+
+def pruning_orders(
+    similarity: Result, ablation: Result, model: str | None = None, *, greedy: bool = True
+) -> dict[str, list[Head]]:
+    """Orders by similarity (most similar first) and by importance (least important first), of one model.
+
+    Importance is that of the labels where the result has it. An order that was found on the images on which
+    it is judged is judged kindly: take other images for it where there are enough.
+    """
+    matrix, heads = similarity_matrix(similarity, model)
+    known = set(ablation.frame["quantity"])
+    quantity = "importance" if "importance" in known else "importance_label_free"
+    return {
+        "similarity": similarity_order(matrix, heads, greedy=greedy),
+        "importance": ascending_order(ablation, quantity, model),
+    }
+
+
+def _named(heads: Array, order: Any) -> list[Head]:
+    return [(int(layer), int(head)) for layer, head in heads[order]]
+
+
+# ------------------------------------------------------------------------------------------- association
+
+
+def _spearman(a: Array, b: Array, layers: Array) -> Array:
+    """Spearman's correlation over all heads, and that of ranks within each layer: (..., M) twice -> (..., 2)."""
+    both = np.stack([a, b])
+    within = np.empty_like(both)
+    for layer in np.unique(layers):
+        at = layers == layer
+        ranks = sps.rankdata(both[..., at], axis=-1)
+        within[..., at] = ranks - ranks.mean(-1, keepdims=True)
+    whole = sps.rankdata(both, axis=-1)
+    return np.stack([_pearson(whole), _pearson(within)], axis=-1)
+
+
+def _pearson(both: Array) -> Array:
+    """Correlation (...) of two lists (2, ..., M), NaN where one does not vary."""
+    a, b = both - both.mean(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+
+
+def head_association(
+    similarity: HeadValues,
+    effect: HeadValues,
+    layers: Array,
+    groups: Array,
+    *,
+    resamples: int = 999,
+    seed: int = 0,
+) -> dict[str, Array]:
+    """Spearman's correlation of two values of heads: over all heads, and within layers; arrays (2,).
+
+    The interval is on Fisher's scale, its width from a bootstrap that draws image groups and, within each
+    layer, heads (one fewer than there are, which makes the variance of a stratified draw right: Rao & Wu
+    1988). The null permutes effects among the heads of a layer, so that layers that differ in both, which
+    correlate over all heads, are no evidence. p is two-sided.
+
+    Parameters
+    ----------
+    similarity, effect : values (M,) when image group g counts weights[g] times, weights (G,).
+    layers : (M,) layer of each head.
+    groups : (G,) images in each group; those without any are not drawn.
+
+    Returns
+    -------
+    value, low, high, p, null, null_low, null_high, ceiling: (2,) each. The ceiling is the root of the
+    split-half reliability of the effect.
+    """
+    rng = np.random.default_rng(seed)
+    one = (groups > 0).astype(float)
+    known = ~np.isnan(similarity(one)) & ~np.isnan(effect(one))
+    layers = layers[known]
+    if len(layers) < 4:
+        raise T2TError(f"a correlation over heads needs at least 4 of them, got {len(layers)}")
+    a, b = similarity(one)[known], effect(one)[known]
+    value = _spearman(a, b, layers)
+    of_drawn = layers[_drawn_heads(layers, rng)]
+    draws = np.empty((2, resamples, len(of_drawn)))
+    for r in range(resamples):
+        drawn, at = rng.multinomial(int(one.sum()), one / one.sum()), _drawn_heads(layers, rng)
+        draws[:, r] = similarity(drawn)[known][at], effect(drawn)[known][at]
+    permuted = np.stack([b[_permuted(layers, rng)] for _ in range(resamples)])
+    null = _spearman(np.broadcast_to(a, permuted.shape), permuted, layers)
+    mean, null_low, null_high = null_summary(null)
+    low, high = _fisher(value, _spearman(draws[0], draws[1], of_drawn))
+    p = permutation_p(value, null, "two-sided")
+    ceiling = _reliability(effect, layers, known, one)
+    return {"value": value, "low": low, "high": high, "p": p, "null": mean,
+            "null_low": null_low, "null_high": null_high, "ceiling": ceiling}  # fmt: skip
+
+
+def _drawn_heads(layers: Array, rng: np.random.Generator) -> Array:
+    """Positions of drawn heads, layer by layer in the same order every time."""
+    own = [np.flatnonzero(layers == layer) for layer in np.unique(layers)]
+    return np.concatenate([rng.choice(at, max(len(at) - 1, 1)) for at in own])
+
+
+def _permuted(layers: Array, rng: np.random.Generator) -> Array:
+    order = np.arange(len(layers))
+    for layer in np.unique(layers):
+        at = np.flatnonzero(layers == layer)
+        order[at] = rng.permutation(at)
+    return order
+
+
+def _fisher(value: Array, draws: Array) -> tuple[Array, Array]:
+    """Normal interval on the scale of arctanh, spread from the draws (R, ...)."""
+    most = 0.9995  # arctanh(1) is infinite
+    z = np.arctanh(np.clip(value, -most, most))
+    half = 1.959964 * np.nanstd(np.arctanh(np.clip(draws, -most, most)), axis=0, ddof=1)
+    return np.tanh(z - half), np.tanh(z + half)
+
+
+def _reliability(effect: HeadValues, layers: Array, known: Array, one: Array) -> Array:
+    """Root of the correlation of two halves of the images, stepped up to all of them (Spearman & Brown 1910)."""
+    used = np.flatnonzero(one)
+    if len(used) < 2:
+        return np.full(2, np.nan)
+    halves = []
+    for part in (used[::2], used[1::2]):
+        weights = np.zeros_like(one)
+        weights[part] = 1
+        halves.append(effect(weights)[known])
+    r = _spearman(halves[0], halves[1], layers)
+    with np.errstate(invalid="ignore"):
+        return np.sqrt(2 * r / (1 + r))
+
+
+def _weighted(sums: Array, counts: Array) -> HeadValues:
+    """Mean over images from sums by group, (G, ...) and counts (G, ...)."""
+
+    def values(weights: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.tensordot(weights, sums, 1) / np.tensordot(weights, counts, 1)
+
+    return values
+
+
+def similarity_is_redundancy(
+    similarity: Result | Any,
+    ablation: Result,
+    model: str | None = None,
+    *,
+    quantity: str = "cosine_centred",
+    effect: str = "kl",
+    tokens: str | None = None,
+    resamples: int = 999,
+    seed: int = 0,
+) -> Result:
+    """Spearman's correlation, over heads, of the largest similarity with the effect of taking the head out.
+
+    If similar heads are redundant it is negative: the more a head resembles another one of its layer, the
+    less is lost without it. Rows ``similarity_effect_spearman`` (over all heads; layers that are higher in
+    both count too) and ``similarity_effect_spearman_within_layers``.
+
+    Parameters
+    ----------
+    similarity : result of `HeadSimilarity` or `HeadOutputCKA`, whose values are taken as they are, or the
+        accumulator of `HeadSimilarity` for this model from `accumulate`, so that resampled images enter the
+        similarity too.
+    ablation : result of `HeadAblation` with the same model; of several modes the first.
+    effect : "kl", "loss_change", or "output_shift".
+
+    Raises UnknownNameError for what the results do not have, T2TError where they hold other heads.
+    """
+    model = _of_model(ablation, model)
+    kept = _kept(ablation, model)
+    heads, groups = np.array(kept["heads"]), kept["groups"]
+    if effect not in groups:
+        known = [k for k in groups if k not in ("n", "labelled")]
+        raise UnknownNameError("effect", effect, known, hint=f"in the result of {ablation.measure}")
+    counts = np.array(groups["labelled" if effect == "loss_change" else "n"])
+    sums = np.array(groups[effect])
+    alike, fixed = _similarity_values(similarity, model, heads, quantity, tokens)
+    found = head_association(
+        alike, _weighted(sums, counts), heads[:, 0], counts.max(1), resamples=resamples, seed=seed
+    )
+    first = ablation.frame[ablation.frame["model"] == model].iloc[0]
+    base = {
+        "measure": "similarity_redundancy", "model": model, "weights": first["weights"],
+        "n": int((~np.isnan(alike(np.ones(len(counts))))).sum()), "unit": "head", "tokens": "all",
+        "value_unit": "none", "null_kind": "effects permuted among the heads of a layer",
+        "interval": f"Fisher z, bootstrap of {'' if fixed else 'images in similarity and effect, '}"
+        f"{'images in the effect, ' if fixed else ''}heads within layers, {resamples} resamples",
+        "estimator": f"Spearman, largest {quantity} within the layer against {effect} "
+        f"({kept['mode']} ablation)",
+        "ceiling_kind": "root of the split-half reliability of the effect",
+    }  # fmt: skip
+    names = ("similarity_effect_spearman", "similarity_effect_spearman_within_layers")
+    rows = [base | {"quantity": q} | {k: v[i] for k, v in found.items()} for i, q in enumerate(names)]
+    return Result("similarity_redundancy", pd.DataFrame(rows), {"models": [model]}, ablation.notes)
+
+
+def _kept(ablation: Result, model: str) -> dict[str, Any]:
+    for part in [ablation.meta, *ablation.meta.get("parts", [])]:
+        if model in part.get("effects", {}):
+            return part["effects"][model]
+    raise UnknownNameError("model", model, [], hint=f"in the metadata of {ablation.measure}")
+
+
+def _similarity_values(
+    similarity: Any, model: str, heads: Array, quantity: str, tokens: str | None
+) -> tuple[HeadValues, bool]:
+    """Largest similarity of each head by image weights, and whether the weights are without effect."""
+    layers = heads[:, 0]
+    if isinstance(similarity, Result):
+        matrix, known = similarity_matrix(similarity, model, quantity, tokens)
+        _same_heads(known, heads, model)
+        largest = largest_similarity(matrix, layers)
+        return lambda weights: largest, True
+    if quantity != "cosine_centred":
+        raise T2TError(f"an accumulator is resampled for 'cosine_centred' only, not {quantity!r}")
+    _same_heads(similarity.index.table, heads, model)
+    mean = _weighted(similarity.centred.cpu().numpy(), similarity.rows.double().cpu().numpy())
+    return lambda weights: largest_similarity(mean(weights), layers), False
+
+
+def _same_heads(known: Array, heads: Array, model: str) -> None:
+    if len(known) != len(heads) or (known != heads).any():
+        raise T2TError(
+            f"{model}: similarity of {len(known)} heads, effects of {len(heads)}, not the same ones"
+        )
+
+
+# ------------------------------------------------------------------------------------------- pruning curves
+
+
+def crossing(fractions: Array, values: Array, limit: float) -> Array:
+    """Where curves (..., F) first exceed ``limit``, interpolated; the last fraction if they never do.
+
+    >>> crossing(np.array([0.0, 0.5, 1.0]), np.array([[0.0, 0.2, 0.1], [0.0, 0.1, 0.1]]), 0.1)
+    array([0.25, 1.  ])
+    """
+    above = values > limit
+    i = np.maximum(above.argmax(-1), 1)
+    x0, x1 = fractions[i - 1], fractions[i]
+    y0, y1 = (np.take_along_axis(values, j[..., None], -1)[..., 0] for j in (i - 1, i))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        at = x0 + (x1 - x0) * (limit - y0) / (y1 - y0)
+    return np.where(above.any(-1), np.where(above[..., 0], fractions[0], at), fractions[-1])
+
+
+class PruningCurves(AblationMeasure):
+    """What remains of the output as more and more heads go, in given orders and at random.
+
+    ``pruned_kl`` (KL(full || pruned), nats) and, with labels of the model's own classes,
+    ``pruned_accuracy`` against the fraction of heads removed; the null is the mean over random orders with
+    their 2.5 and 97.5 % points. ``pruning_area_kl`` and ``pruning_area_accuracy`` are the areas between an
+    order's curve and the random mean; p, two-sided, by Student's t, takes the area as one more draw among
+    the random orders' areas. ``removable_by_accuracy`` and ``removable_by_kl`` are redundancy indices: the
+    fraction of heads that can go before accuracy falls by ``points`` or KL exceeds ``nats``.
+
+    Parameters
+    ----------
+    orders : name -> heads (layer, head), the first to go first, all heads of the model; or model label ->
+        such a mapping, for several models (see `pruning_orders`).
+    random : number of random orders.
+    fractions : of all heads, to remove.
+    mode, calibration, limit : see `AblationMeasure`.
+    """
+
+    name = "pruning_curves"
+    invariances = frozenset({"permute_images"})
+
+    kl: Tensor  # (G, O, F) sums over images
+    right: Tensor  # (G, O, F) labelled images that the pruned model gets right
+    counts: Tensor  # (G, O, F)
+    labelled: Tensor  # (G, O, F)
+    right_before: Tensor  # (G, 2) right, labelled
+
+    def __init__(
+        self,
+        orders: Mapping[str, Any],
+        mode: str = "mean",
+        *,
+        random: int = 20,
+        fractions: Sequence[float] = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.65, 0.8, 1.0),
+        points: float = 0.01,
+        nats: float = 0.05,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(mode, **kwargs)
+        if random < 2:
+            raise T2TError(f"random={random}: the random orders are the null, at least 2 of them")
+        self.orders, self.random, self.points, self.nats = dict(orders), random, points, nats
+        self.fractions = tuple(sorted(fractions))
+
+    def bind(self, views: Sequence[View]) -> None:
+        """Complete the orders with random ones and make the states."""
+        (view,) = views
+        self.find_heads(view)
+        if not self.classifier:
+            raise T2TError(f"{view.label} has no classifier, so there is no output to judge pruning by")
+        heads = _named(self.index.table, slice(None))
+        given = self.orders
+        if all(isinstance(order, Mapping) for order in given.values()):
+            if view.label not in given:
+                raise UnknownNameError("model", view.label, list(given), hint="among the orders")
+            given = given[view.label]
+        self.named = {name: _complete(name, order, heads) for name, order in given.items()}
+        rng = np.random.default_rng(self.seed)
+        drawn = [_named(self.index.table, rng.permutation(len(heads))) for _ in range(self.random)]
+        self.all_orders = [*self.named.values(), *drawn]
+        self.sizes = sorted({max(1, round(f * len(heads))) for f in self.fractions})
+        shape = (self.groups, len(self.all_orders), len(self.sizes))
+        for name in ("kl", "right", "counts", "labelled"):
+            self.add_sum(name, *shape)
+        self.add_sum("right_before", self.groups, 2)
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Run every pruned model over the batch, from its first block on."""
+        self.calibrate(batch.images)
+        if self.place not in batch.seen[0]:
+            return
+        start, groups = self.replay.start(batch.images), self.group(batch)
+        labels, labelled = self.labels(batch)
+        before = (start.output.argmax(-1).cpu() == labels) & labelled
+        add_by_group(self.right_before, groups, torch.stack([before, labelled], 1).double())
+        outputs = self._outputs(start, batch)
+        finite = outputs.isfinite().all(-1)  # (O F, B)
+        right = (outputs.argmax(-1) == labels) & labelled & finite
+        kl = torch.stack([kl_divergence(start.output.cpu(), o) for o in outputs.nan_to_num()]) * finite
+        for name, value in (
+            ("kl", kl),
+            ("right", right),
+            ("counts", finite),
+            ("labelled", finite & labelled),
+        ):
+            state = getattr(self, name)
+            add_by_group(state, groups, value.double().T.unflatten(1, state.shape[1:]))
+
+    def _outputs(self, start: Start, batch: MeasureBatch) -> Tensor:
+        """(O F, B, K) outputs of all orders and sizes, on the CPU."""
+        references = self._references(batch)
+        variants = [
+            self._pruned(order[:size], references) for order in self.all_orders for size in self.sizes
+        ]
+        return torch.stack([o.cpu() for o in self.replay.run(0, start.tokens, start, variants)])
+
+    def _references(self, batch: MeasureBatch) -> dict[int, Tensor]:
+        """What is put in the place of heads, by layer."""
+        if self.mode == "mean":
+            assert self.means is not None
+            return self.means.mean
+        if self.mode == "zero":
+            return {layer: torch.zeros((), device=batch.images.device) for layer in self.index.layers}
+        found = head_outputs(self.views[0].model, self.replay.sites, self.donors(batch))
+        return {layer: self.replay.sites[layer].heads(z) for layer, z in found.items()}
+
+    @staticmethod
+    def _pruned(gone: Sequence[Head], references: Mapping[int, Tensor]) -> dict[int, Edit]:
+        layers: dict[int, list[int]] = {}
+        for layer, head in gone:
+            layers.setdefault(layer, []).append(head)
+        return {layer: put(heads, references[layer]) for layer, heads in layers.items()}
+
+    # rows
+
+    def compute(self) -> Result:
+        """Curves, areas and redundancy indices of the named orders, each against the random ones."""
+        self.add_notes()
+        rows = self._rows("pruned_kl", "nats", self.kl, self.counts, self.nats)
+        if self.labelled.any():
+            rows += self._rows("pruned_accuracy", "fraction", self.right, self.labelled, self.points)
+        return Result(self.name, pd.DataFrame(rows), {"orders": {self.views[0].label: self.named}})
+
+    def _rows(
+        self, quantity: str, unit: str, sums: Tensor, counts: Tensor, limit: float
+    ) -> list[dict[str, Any]]:
+        """Everything that one quantity tells; curves start with the whole model at fraction 0."""
+        whole = torch.zeros_like(sums[..., :1])
+        whole_count = counts[..., :1].clone()
+        if quantity == "pruned_accuracy":
+            whole, whole_count = (
+                self.right_before[:, i, None, None].expand_as(whole).clone() for i in (0, 1)
+            )
+        sums, counts = torch.cat([whole, sums], -1), torch.cat([whole_count, counts], -1)  # (G, O, 1 + F)
+        at = np.array([0, *self.sizes]) / self.index.total
+        value = grouped_estimate(lambda s, n: s / n, (sums, counts), counts)
+        self.note(value.note)
+        area = self._areas(sums, counts, at)
+        worse = "falls by" if quantity == "pruned_accuracy" else "exceeds"
+        words = f"{quantity.removeprefix('pruned_')} {worse} {limit:g}"
+        index = _removable(sums, counts, at, limit, falls=quantity == "pruned_accuracy", seed=self.seed)
+        rows = []
+        for o, name in enumerate(self.named):
+            rows += self._curve(quantity, unit, name, o, value, at)
+            rows.append(self._area_row(quantity, unit, name, o, area))
+            rows.append(self._index_row(quantity, name, o, index, words, int(value.n[o, 0])))
+        return rows
+
+    def _how(self, name: str) -> str:
+        return f"{self.mode} ablation, heads removed in order of {name}"
+
+    def _curve(
+        self, quantity: str, unit: str, name: str, o: int, value: Estimate, at: Array
+    ) -> list[dict[str, Any]]:
+        null, low, high = null_summary(value.value[len(self.named) :])
+        base = self.base(quantity, unit, estimator=self._how(name), at_unit="fraction of heads removed",
+                         null_kind=f"{self.random} random orders")  # fmt: skip
+        return [
+            base | value.at(o, f) | {"at": x, "null": null[f], "null_low": low[f], "null_high": high[f]}
+            for f, x in enumerate(at)
+        ]
+
+    def _areas(self, sums: Tensor, counts: Tensor, at: Array) -> Estimate:
+        """Area between every order's curve and the mean of the random ones (the others, for a random one)."""
+        named, random = len(self.named), self.random
+        widths = torch.from_numpy(np.diff(at)).to(sums)
+
+        def area(s: Tensor, n: Tensor) -> Tensor:
+            curve = s / n  # (1 + G, O, 1 + F)
+            under = ((curve[..., 1:] + curve[..., :-1]) / 2 * widths).sum(-1)  # (1 + G, O)
+            drawn = under[:, named:]
+            mean = drawn.mean(1, keepdim=True)
+            others = (random * mean - drawn) / (random - 1)
+            return torch.cat([under[:, :named] - mean, drawn - others], 1)
+
+        return grouped_estimate(area, (sums, counts), counts[..., 0])
+
+    def _area_row(self, quantity: str, unit: str, name: str, o: int, area: Estimate) -> dict[str, Any]:
+        null, low, high = null_summary(area.value[len(self.named) :])
+        what = quantity.replace("pruned_", "pruning_area_")
+        estimator = (
+            f"{self._how(name)}; area to the mean of random orders, trapezoids; p: one more random order"
+        )
+        base = self.base(what, f"{unit} x fraction of heads", estimator=estimator,
+                         null_kind=f"{self.random} random orders, each against the others")  # fmt: skip
+        p = one_more_p(area.value[o], area.value[len(self.named) :])
+        return base | area.at(o) | {"null": null, "null_low": low, "null_high": high, "p": p}
+
+    def _index_row(
+        self, quantity: str, name: str, o: int, index: tuple[Array, Array, Array], words: str, n: int
+    ) -> dict[str, Any]:
+        value, low, high = index
+        null, null_low, null_high = null_summary(value[len(self.named) :])
+        base = self.base(quantity.replace("pruned_", "removable_by_"), "fraction of heads",
+                         estimator=f"{self._how(name)}; until {words}",
+                         null_kind=f"{self.random} random orders")  # fmt: skip
+        return base | {
+            "value": value[o], "low": low[o], "high": high[o], "n": n, "unit": "image",
+            "interval": "percentile bootstrap over image groups, 999 resamples",
+            "null": null, "null_low": null_low, "null_high": null_high,
+        }  # fmt: skip
+
+
+def _complete(name: str, order: Sequence[Head], heads: Sequence[Head]) -> list[Head]:
+    given = [(int(layer), int(head)) for layer, head in order]
+    if sorted(given) != sorted(heads):
+        odd = sorted(set(given) ^ set(heads))[:3]
+        raise T2TError(
+            f"order {name!r} must hold each of the {len(heads)} heads once; look at {odd or given[:3]}"
+        )
+    return given
+
+
+def one_more_p(value: float, drawn: Array) -> float:
+    """Two-sided p that ``value`` is one more draw from a normal distribution of which ``drawn`` (R,) are some.
+
+    >>> round(one_more_p(0.0, np.array([-1.0, 1.0])), 3), one_more_p(50.0, np.arange(9.0)) < 1e-5
+    (1.0, True)
+    """
+    spread = float(drawn.std(ddof=1)) * float(np.sqrt(1 + 1 / len(drawn)))
+    distance = abs(value - float(drawn.mean()))
+    if spread == 0:
+        return 1.0 if distance == 0 else 0.0
+    return float(2 * sps.t.sf(distance / spread, len(drawn) - 1))
+
+
+def _removable(
+    sums: Tensor, counts: Tensor, at: Array, limit: float, *, falls: bool, seed: int, resamples: int = 999
+) -> tuple[Array, Array, Array]:
+    """Fraction of heads that can go, of every order, and its percentile interval: (O,) each."""
+    s, n = (x.cpu().numpy()[counts[:, 0, 0].cpu().numpy() > 0] for x in (sums, counts))
+    sign = -1 if falls else 1
+
+    def index(weights: Array) -> Array:
+        curve = sign * np.tensordot(weights, s, 1) / np.tensordot(weights, n, 1)  # (O, 1 + F)
+        return crossing(at, curve - curve[:, :1], limit)
+
+    rng = np.random.default_rng(seed)
+    value = index(np.ones(len(s)))
+    if len(s) < 2:
+        return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
+    draws = np.array([index(w) for w in rng.multinomial(len(s), np.full(len(s), 1 / len(s)), resamples)])
+    low, high = np.quantile(draws, [0.025, 0.975], axis=0)
+    return value, low, high
