@@ -118,6 +118,11 @@ def test_relevance_is_spread_linearly_and_the_wrong_grid_is_refused():
     weights = token_to_pixel_weights(model, (32, 32))
     expected = torch.einsum("bn,nhw->bhw", tokens.flatten(1), weights)
     assert torch.allclose(tokens_to_pixels(model, tokens, (32, 32)), expected, atol=1e-12)
+    even = tokens_to_pixels(model, tokens, (32, 32), even=True)
+    assert torch.allclose(even, expected / weights.sum(0) / 16, atol=1e-12)
+    assert torch.allclose(
+        tokens_to_pixels(model, torch.ones(1, 8, 8), (32, 32), even=True), torch.tensor(1 / 16), atol=1e-6
+    )
     with pytest.raises(DataError, match="8x8"):
         tokens_to_pixels(model, tokens[:, :4, :4], (32, 32))
     with pytest.raises(CaptureError, match="cannot be placed on pixels"):
@@ -175,7 +180,8 @@ def test_every_method_maps_pixels_and_leaves_no_trace(make, method):
     assert found.pixels.shape == (4, 32, 32)
     assert (found.tokens is not None) == METHODS[method].by_token
     if found.tokens is not None:
-        assert torch.allclose(found.tokens.sum((1, 2)), found.pixels.sum((1, 2)), rtol=1e-4, atol=1e-5)
+        spread = tokens_to_pixels(model, found.tokens, (32, 32), even=True)
+        assert torch.allclose(found.pixels, spread, rtol=1e-4, atol=1e-7)
     if not METHODS[method].signed:
         assert float(found.pixels.min()) >= 0
     assert float(found.pixels.abs().max()) > 0
@@ -598,7 +604,7 @@ def test_label_randomisation_compares_with_the_model_that_it_is_given():
     assert (other["value"] < 0.99).all()
 
 
-def test_all_questions_in_one_call():
+def test_all_questions_in_one_call_and_their_drawings():
     several = [explained(make(), n=3, label=str(make)) for make in (vit, t2t)]
     results = attribution_checks.check_attribution(
         several, twins=[vit(1), t2t(1)], draws=2, n_cascade=3, stages=1
@@ -611,3 +617,29 @@ def test_all_questions_in_one_call():
     tested = frame[frame["interval"].fillna("").str.startswith("t,")]
     assert len(tested) > 100
     assert tested[["null", "null_kind", "low", "high", "n", "unit"]].notna().all(axis=None)
+    check_drawings(several, results)
+
+
+def check_drawings(several, results):
+    from t2t_analysis.plots import attribution as plots
+
+    panels = plots.attribution_panels(several, images=[0, 2])
+    assert len(panels.fig.axes) == 4 * 4
+    signed = panels.fig.axes[4 * 1 + 3].get_images()[0]  # integrated gradients of the second row
+    assert signed.get_cmap().name == "RdBu_r"
+    assert signed.norm.vmin == -signed.norm.vmax
+    curves = plots.faithfulness_curves(results["attribution_faithfulness"])
+    area = results["attribution_faithfulness"].frame.query("quantity == 'deletion_area'")
+    assert any(f"{value:.3f}" in curves.caption for value in area["value"])
+    cascade = plots.cascade_curves(results["attribution_cascade"])
+    assert "head first" in cascade.caption or "the head first" in cascade.caption
+    bars = plots.agreement_bars(results["attribution_agreement"])
+    other = plots.agreement_bars(results["attribution_other_class"])
+    assert "of two models" in bars.caption
+    assert "another class" in other.caption
+    for figure in (panels, curves, cascade, bars, other):
+        assert figure.png()[:4] == b"\x89PNG"
+    with pytest.raises(UnknownNameError, match="grad_cam"):
+        plots.attribution_panels(several, methods=["gradcam"])
+    with pytest.raises(UnknownNameError, match="ssim"):
+        plots.cascade_curves(results["attribution_cascade"], "sim")

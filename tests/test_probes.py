@@ -116,7 +116,7 @@ def test_linear_probe_is_the_logistic_regression_it_says():
     rows = values(probe(vit(), TRAIN, TEST, kinds=["linear"], shuffles=1, progress=False), "linear_accuracy")
     strength = float(rows.loc[1, "estimator"].split("C=")[1].split()[0])
     train, test = (collect_features(vit(), loader) for loader in (TRAIN, TEST))
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000, tol=1e-3))
     model.fit(train.values["blocks.1.resid_post"], train.labels)
     assert rows.loc[1, "value"] == pytest.approx(model.score(test.values["blocks.1.resid_post"], test.labels))
 
@@ -226,3 +226,33 @@ def test_explained_variance_has_its_null():
     assert (frame["low"] <= frame["value"]).all()
     assert (frame["value"] <= frame["high"]).all()
     assert frame["value"][0] > 1.5 * frame["null"][0]  # the halves
+
+
+# ------------------------------------------------------------------------------------------ plots
+
+
+def test_drawings_say_what_was_measured():
+    from t2t_analysis.plots.probes import pca_maps, probe_curves
+
+    result = probe({"one": vit(), "two": vit(1)}, TRAIN, TEST, shuffles=1, progress=False)
+    drawn = probe_curves(result)
+    assert [ax.get_title(loc="left") for ax in drawn.fig.axes] == ["linear probe", "nearest neighbours"]
+    lines = {line.get_label(): line for line in drawn.fig.axes[1].get_lines()}
+    best = values(result, "knn_accuracy").query("model == 'two'")["value"].max()
+    assert f"two, nearest neighbours: {best:.2f}" in drawn.caption
+    assert "shuffled labels" in lines
+    assert "42 images" in drawn.caption
+    with pytest.raises(UnknownNameError, match="probe accuracy"):
+        probe_curves(pca_result(token_pca({"a": vit()}, TEST, n_images=2), draws=1))
+
+    pcas = token_pca({"a": vit(), "b": vit(1)}, TEST, n_images=3)
+    shares = pca_result(pcas, draws=1)
+    painted = pca_maps(pcas, shares)
+    assert len(painted.fig.axes) == 9
+    assert np.array_equal(painted.fig.axes[3].get_images()[0].get_array(), pcas[0].rgb[0])
+    assert f"{shares.frame['value'][0]:.2f}" in painted.caption
+    with pytest.raises(DataError, match="no rows"):
+        pca_maps(token_pca({"c": vit()}, TEST, n_images=2), shares)
+    for figure in (drawn, painted):
+        assert figure.png()[:4] == b"\x89PNG"
+        assert len(figure.alt) < 300

@@ -31,7 +31,8 @@ Target = Literal["predicted", "label"]
 class Attribution(NamedTuple):
     """Maps of a batch by one method.
 
-    ``pixels`` (B, H, W); ``tokens`` (B, h, w), or None where pixels were attributed directly; ``error`` and
+    ``pixels`` (B, H, W), from tokens by `tokens_to_pixels` with ``even`` shares; ``tokens`` (B, h, w), or None
+    where pixels were attributed directly; ``error`` and
     ``change`` (B,) for integrated gradients: sum of the map minus f(x) - f(baseline), and that difference.
     """
 
@@ -73,7 +74,7 @@ def attribute(
     values = raw.values.detach()
     if not METHODS[method].by_token:
         return Attribution(values, None, raw.error, None if raw.error is None else change)
-    pixels = tokens_to_pixels(model, values, (images.shape[-2], images.shape[-1]))
+    pixels = tokens_to_pixels(model, values, (images.shape[-2], images.shape[-1]), even=True)
     return Attribution(pixels, values, raw.error, None if raw.error is None else change)
 
 

@@ -39,13 +39,20 @@ def split_windows(model: nn.Module) -> tuple[Window, ...]:
     return (Window(side, side, 0),)
 
 
-def tokens_to_pixels(model: nn.Module, tokens: Tensor, img_size: tuple[int, int]) -> Tensor:
+def tokens_to_pixels(
+    model: nn.Module, tokens: Tensor, img_size: tuple[int, int], *, even: bool = False
+) -> Tensor:
     """Spread token relevance over pixels: (B, h, w) -> (B, H, W), every total kept.
 
     Each split is gone back in turn: a token gives equal shares to the positions inside its window (padding
     takes none), a position sums what it is given. With a hard split that is the token's own cell, evenly;
     with soft splits it is the geometric receptive field, heaviest where most windows overlap. Attention
     inside a T2T module mixes further; that is not in the geometry and not followed here.
+
+    Soft splits do not treat pixels alike: windows overlap by turns, and those at the border share themselves
+    out over fewer pixels, so that tokens of equal relevance would draw a lattice in a bright frame. With
+    ``even`` that is divided out: a pixel gets the mean relevance of the tokens that it is in, weighted by
+    their shares, times tokens per pixel. Equal tokens then give equal pixels; totals are kept for these only.
 
     Raises
     ------
@@ -59,7 +66,7 @@ def tokens_to_pixels(model: nn.Module, tokens: Tensor, img_size: tuple[int, int]
     (1.0, 81)
     """
     windows = split_windows(model)
-    sizes = [tuple(img_size)]
+    sizes: list[tuple[int, ...]] = [tuple(img_size)]
     for window in windows:
         sizes.append(window.grid(*sizes[-1]))
     if tuple(tokens.shape[1:]) != sizes[-1]:
@@ -67,6 +74,15 @@ def tokens_to_pixels(model: nn.Module, tokens: Tensor, img_size: tuple[int, int]
             f"tokens of shape {tuple(tokens.shape)}: an image of {img_size[0]}x{img_size[1]} px gives a grid "
             f"of {sizes[-1][0]}x{sizes[-1][1]}"
         )
+    pixels = _spread_all(tokens, windows, sizes)
+    if not even:
+        return pixels
+    covered = _spread_all(torch.ones_like(tokens[:1]), windows, sizes)  # 0 where no window reaches
+    return pixels / covered.where(covered > 0, 1.0) * (tokens[0].numel() / pixels[0].numel())
+
+
+def _spread_all(tokens: Tensor, windows: tuple[Window, ...], sizes: list[tuple[int, ...]]) -> Tensor:
+    """Back through all splits: (B, h, w) to (B, H, W)."""
     values = tokens[:, None]  # (B, 1, h, w)
     for window, size in zip(reversed(windows), reversed(sizes[:-1]), strict=True):
         values = _spread(values, window, size)

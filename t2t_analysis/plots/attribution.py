@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,12 +21,12 @@ from .similarity import interval, number
 __all__ = ["agreement_bars", "attribution_panels", "cascade_curves", "faithfulness_curves", "picture"]
 
 _TITLES = {
-    "integrated_gradients": "integrated\ngradients, pixels",
-    "token_integrated_gradients": "integrated\ngradients, tokens",
-    "occlusion": "occlusion,\npixels",
-    "token_occlusion": "occlusion,\ntokens",
+    "integrated_gradients": "integrated\ngradients\nof pixels",
+    "token_integrated_gradients": "integrated\ngradients\nof tokens",
+    "occlusion": "occlusion\nof pixels",
+    "token_occlusion": "occlusion\nof tokens",
     "grad_cam": "Grad-CAM",
-    "attention_gradient": "gradient-weighted\nattention",
+    "attention_gradient": "gradient-\nweighted\nattention",
     "rollout": "attention\nrollout",
 }
 
@@ -66,7 +67,7 @@ def attribution_panels(
         )  # fmt: skip
         for line, (index, one) in zip(axes, rows, strict=True):
             _bare(line[0]).imshow(picture(one.images[index]), interpolation="nearest")
-            line[0].set_ylabel(one.label, fontsize=9)
+            row_label(line[0], one.label)
             for ax, method in zip(line[1:], shown, strict=True):
                 _draw_map(_bare(ax), one.maps[method][index].numpy(), METHODS[method].signed)
         axes[0, 0].set_title("image", fontsize=9)
@@ -92,6 +93,16 @@ def _bare(ax: Axes) -> Axes:
     return ax
 
 
+def row_label(ax: Axes, text: str) -> None:
+    """Name a row of pictures on its left, upright, broken at underscores and spaces."""
+    lines = [""]
+    for word in re.findall(r"[^_ .]+[_ .]?", text):
+        if len(lines[-1] + word) > 12 and lines[-1]:
+            lines.append("")
+        lines[-1] += word
+    ax.set_ylabel("\n".join(lines), fontsize=9, rotation=0, ha="right", va="center")
+
+
 def _draw_map(ax: Axes, values: np.ndarray, signed: bool) -> None:
     if not np.isfinite(values).all():
         ax.text(0.5, 0.5, "not\nfinite", ha="center", va="center", transform=ax.transAxes)
@@ -106,6 +117,16 @@ def _draw_map(ax: Axes, values: np.ndarray, signed: bool) -> None:
 
 
 # ------------------------------------------------------------------------------------------ curves
+
+
+def units(row: Any) -> str:
+    """How many units a row rests on, in words.
+
+    >>> units({"n": 3, "unit": "cluster of images"}), units({"n": 1, "unit": "image"})
+    ('3 clusters of images', '1 image')
+    """
+    n, (first, *rest) = int(row["n"]), str(row["unit"]).split(" ", 1)
+    return " ".join([str(n), first if n == 1 else f"{first}s", *rest])
 
 
 def pick(frame: pd.DataFrame, **columns: str) -> pd.DataFrame:
@@ -195,7 +216,7 @@ def _faithfulness_caption(result: Result, shown: Sequence[str], models: Sequence
     return (
         f"Probability of the attributed class while cells are replaced by the {meta['deleted']} colour of the image "
         f"(deletion, should fall fast) or put back into a {meta['blank']} image (insertion, should rise fast). "
-        f"Bands: 95 % interval of the mean over {int(first['n'])} {first['unit']}s; dotted and grey: "
+        f"Bands: 95 % interval of the mean over {units(first)}; dotted and grey: "
         f"{first['null_kind']}, mean and 95 % range. Deletion area furthest below random: {'; '.join(areas)}."
     )
 
@@ -251,15 +272,14 @@ def cascade_curves(
         fig.legend(handles, labels, loc="outside upper center", ncols=min(3, len(shown)))
     deepest = frame.groupby("model")["at"].transform("max")
     last = frame[(frame["at"] == deepest) & frame["estimator"].isin(shown)]
-    n, unit = int(last["n"].iloc[0]), last["unit"].iloc[0]
     ends = "; ".join(
         f"{r['model']}, {METHODS[str(r['estimator'])].words}: {interval(r)} (other images {number(r['null'])})"
         for _, r in last.iterrows()
     )
     caption = (
         "Sanity check by cascading randomisation (Adebayo et al. 2018): parts of the model take random "
-        f"weights, the head first. Bands: 95 % interval over {n} {unit}s; dotted, in the colour of its method: "
-        "maps of other images, which is what a map keeps that is not about this image. A map about the model "
+        f"weights, the head first. Bands: 95 % interval over {units(last.iloc[0])}; dotted, in the colour of its "
+        "method: maps of other images, which is what a map keeps that is not about this image. A map about the model "
         f"falls. With all parts randomised: {ends}."
     )
     ends = "; ".join(f"{r['model']} {r['estimator']} {number(r['value'])}" for _, r in last.iterrows())
@@ -299,7 +319,7 @@ def agreement_bars(*results: Result) -> Figure:
         for _, r in signed.iterrows()
     )
     caption = (
-        f"Rank correlation of attribution maps {what}, mean over {int(first['n'])} {first['unit']}s with 95 % "
+        f"Rank correlation of attribution maps {what}, mean over {units(first)} with 95 % "
         f"interval. Grey: {first['null_kind']}, 95 % range. {found}."
     )
     alt = (

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from ..errors import DataError, UnknownNameError
 from ..measures.probes import TokenPCA
 from ..results import Result, tidy
-from .attribution import pick, picture
+from .attribution import pick, picture, row_label, units
 from .base import ROLES, Figure, finish, new_axes, role, title_block, use_style
 from .similarity import interval, number
 
@@ -39,9 +39,11 @@ def probe_curves(result: Result) -> Figure:
             _shuffled(ax, pick(frame, quantity=kind))
             title_block(ax, _WORDS[kind])
             ax.set_xlabel("layer")
+            ax.xaxis.get_major_locator().set_params(integer=True)
             ax.set_ylim(0, 1.02)
         axes[0, 0].set_ylabel("accuracy on the test split")
         handles, labels = axes[0, 0].get_legend_handles_labels()
+        handles, labels = [*handles[1:], handles[0]], [*labels[1:], labels[0]]  # what is no model comes last
         fig.legend(handles, labels, loc="outside upper center", ncols=min(3, len(labels)))
     return finish(fig, frame, _caption(frame, kinds, models), _alt(frame, kinds, models))
 
@@ -74,7 +76,7 @@ def _caption(frame: pd.DataFrame, kinds: Sequence[str], models: Sequence[str]) -
     )  # fmt: skip
     return (
         f"Accuracy of probes of {what}, trained on the training split, by layer; 95 % interval over "
-        f"{int(first['n'])} {first['unit']}s of the test split. Grey: {first['null_kind']}, all models. "
+        f"{units(first)} of the test split. Grey: {first['null_kind']}, all models. "
         f"Highest: {found}."
     )
 
@@ -110,8 +112,8 @@ def pca_maps(
         for line, one in zip(axes[1:], several, strict=True):
             for ax, index in zip(line, shown, strict=True):
                 ax.imshow(one.rgb[index], interpolation="nearest")
-            line[0].set_ylabel(f"{one.label}\n{one.place}", fontsize=9)
-        axes[0, 0].set_ylabel("image", fontsize=9)
+            row_label(line[0], one.label)
+        row_label(axes[0, 0], "image")
         for ax in np.ravel(axes):
             ax.set_xticks([])
             ax.set_yticks([])
@@ -119,7 +121,7 @@ def pca_maps(
     shares = "; ".join(_shares(result.frame[result.frame["model"] == one.label], one) for one in several)
     n = len(several[0].images)
     caption = (
-        f"Patch tokens by their first three principal components as red, green and blue, from all tokens of {n} images "
+        f"Patch tokens ({' and '.join(dict.fromkeys(one.place for one in several))}) by their first three principal components as red, green and blue, from all tokens of {n} images "
         "of a model together: within a row one colour is one direction, between rows colours do not correspond. "
         f"Variance explained by the three: {shares}."
     )
