@@ -12,6 +12,7 @@ from .base import (
     title_block,
     use_style,
 )
+from .channels import area_by_layer, channel_curves, feature_map_grid
 from .heads import contrast_plot, depth_curve, divergence_against_entropy, maps_against_outputs
 from .similarity import cka_map, head_map, layer_map
 
@@ -21,10 +22,13 @@ __all__ = [
     "ROLES",
     "SEQUENTIAL",
     "Figure",
+    "area_by_layer",
+    "channel_curves",
     "cka_map",
     "contrast_plot",
     "depth_curve",
     "divergence_against_entropy",
+    "feature_map_grid",
     "finish",
     "head_map",
     "layer_map",
