@@ -14,6 +14,7 @@ from ..errors import T2TError
 __all__ = [
     "ORIENTATIONS", "TARGETS",
     "cell_size", "edge_energy", "edge_targets", "inner_tokens", "luminance", "oriented_gradients", "pixel_windows",
+    "strength_and_orientation",
 ]  # fmt: skip
 
 ORIENTATIONS = 8
@@ -114,6 +115,21 @@ def edge_targets(grey: Tensor, grid: tuple[int, int]) -> Tensor:
     around = right[inner] + right[:, 1:-1, :-2] + below[inner] + below[:, :-2, 1:-1]
     boundary = torch.log1p(around / (2 * (ph - 1) + 2 * (pw - 1)))
     return torch.cat([own[inner], (left + upper) / 2, (next_ + lower) / 2, boundary], -1).flatten(1, 2)
+
+
+def strength_and_orientation() -> Tensor:
+    """Orthonormal (8, 8) float64 matrix that parts eight orientations into their mean (column 0) and how they differ (1 to 7).
+
+    A cosine transform. The first tells how strong the edges are, the others which way they run: a layer norm over the
+    window, as in T2T-ViT's first split, takes the contrast away and with it the first, but not the others.
+
+    >>> basis = strength_and_orientation()
+    >>> torch.allclose(basis.T @ basis, torch.eye(8).double()), basis[:, 0].std().item() < 1e-12
+    (True, True)
+    """
+    n = torch.arange(ORIENTATIONS, dtype=torch.float64)
+    basis = torch.cos(math.pi / ORIENTATIONS * (n[:, None] + 0.5) * n)
+    return basis / basis.norm(dim=0)
 
 
 # --------------------------------------------------------------------------------------- the predictors

@@ -19,11 +19,20 @@ from .. import capture
 from ..errors import T2TError, UnknownNameError
 from ..results import Result
 from .base import Measure, MeasureBatch, View, layer_of
-from .edges import ORIENTATIONS, TARGETS, cell_size, edge_targets, inner_tokens, luminance, pixel_windows
+from .edges import (
+    ORIENTATIONS,
+    TARGETS,
+    cell_size,
+    edge_targets,
+    inner_tokens,
+    luminance,
+    pixel_windows,
+    strength_and_orientation,
+)
 from .grouped import add_by_group
 from .head_maps import thirds
 from .head_summary import Replicates, with_p
-from .ridge import held_out_r2, leave_out, moments, pair_half, random_projection
+from .ridge import held_out_errors, leave_out, moments, pair_half, random_projection
 
 __all__ = [
     "INVARIANCES",
@@ -36,7 +45,8 @@ __all__ = [
 #: What the functions of this module do not notice.
 INVARIANCES = {"decodability": ("orthogonal", "scale", "translation", "permute_channels")}
 
-QUANTITIES = (*TARGETS, "neighbour")
+ASPECTS = ("", "_strength", "_orientation")
+QUANTITIES = tuple(where + aspect for aspect in ASPECTS for where in (*TARGETS, "neighbour"))
 REFERENCES = ("pixels.cell", "pixels.field", "edges.cell")
 FIRST_THIRD = "first third of blocks"
 
@@ -45,7 +55,7 @@ def decodability(x: Tensor, y: Tensor) -> Tensor:
     """R^2 with which targets are read from features on held-out images: (n, T, k), (n, T, q) to (q,).
 
     Image by image, for data that fit into memory; the halves are those of `pair_half`. One token per image may be
-    given without its axis. See `held_out_r2`.
+    given without its axis. See `held_out_errors`.
 
     >>> generator = torch.Generator().manual_seed(0)
     >>> x, noise = torch.randn(2, 200, 3, generator=generator, dtype=torch.float64)
@@ -57,16 +67,24 @@ def decodability(x: Tensor, y: Tensor) -> Tensor:
     products, squares = (
         torch.stack([sums[half == h].sum(0) for h in (0, 1)]).unsqueeze(0) for sums in moments(x, y)
     )
-    return held_out_r2(products, squares, [slice(0, y.shape[-1])])[0]
+    errors, total = held_out_errors(products, squares, [slice(0, y.shape[-1])])
+    return _r2(errors, total)[0]
+
+
+def _r2(errors: Tensor, total: Tensor) -> Tensor:
+    """1 - errors / total, NaN where nothing varies."""
+    return torch.where(total > 0, 1 - errors / total, torch.nan)
 
 
 class EdgeDecodability(Measure):
     """R^2 with which edge energy is read linearly from a token, on held-out images, by place.
 
     Targets are those of `edge_targets`, on the grid of the last tokens for every place; ridge regression with
-    intercept from streamed sums, each half of the images predicted from the other (`held_out_r2`), R^2 averaged over
-    orientations. Quantities ``edge_r2_own``, ``_before``, ``_after``, ``_boundary`` and ``_neighbour`` (mean of before
-    and after), per place, and the mean over the first third of the blocks.
+    intercept from streamed sums, each half of the images predicted from the other (`held_out_errors`), errors summed
+    over orientations. Quantities ``edge_r2_own``, ``_before``, ``_after``, ``_boundary`` and ``_neighbour`` (mean of before
+    and after), each also in two parts (`strength_and_orientation`): ``_strength``, how strong the edges are, and
+    ``_orientation``, which way they run, which a layer norm over the window cannot take away. Per place, and the mean
+    over the first third of the blocks.
 
     The null pairs each image with the targets of the image that came before it, at the same position: what remains is
     what position alone tells. The interval, and ``p`` for "no more than the null", leave each group of images out of
@@ -112,6 +130,7 @@ class EdgeDecodability(Measure):
             )
         self.dim, self.draws, self.places, self.std, self.seed = dim, draws, tuple(places), std, seed
         self._previous: Tensor | None = None
+        self._basis = strength_and_orientation()
 
     # -- before the pass
 
@@ -187,6 +206,7 @@ class EdgeDecodability(Measure):
             self.dropped += 1
             return
         targets = torch.cat([own, torch.cat([before, own[:-1]])], dim=-1).unsqueeze(1)  # (B, 1, T, 2 q)
+        targets = (targets.unflatten(-1, (-1, ORIENTATIONS)) @ self._basis.to(targets)).flatten(-2)
         features = batch.seen[0] | self._references(grey, own)
         for i, name in enumerate((*self.names, *REFERENCES)):
             if name in features:
@@ -241,15 +261,21 @@ class EdgeDecodability(Measure):
         return [blocks[i] for i in thirds(len(blocks))[0]] if len(blocks) > 1 else blocks
 
     def _r2(self, i: int) -> Tensor:
-        """(1 + G, 2, 5): for all images and without each group, real and null, for each of `QUANTITIES`."""
+        """(1 + G, 2, Q): for all images and without each group, real and null, for each of `QUANTITIES`."""
         products, squares = (
             leave_out(getattr(self, f"{kind}_{i}").cpu()) for kind in ("products", "squares")
         )
-        count, n = 2 * len(TARGETS), ORIENTATIONS
-        blocks = [slice(n * b, n * (b + 1)) for b in range(count)]
-        each = held_out_r2(products, squares, blocks).mean(1)  # over draws: (1 + G, 2 x 4 x 8)
-        four = each.unflatten(-1, (2, len(TARGETS), n)).nanmean(-1)
-        return torch.cat([four, four[..., 1:3].mean(-1, keepdim=True)], -1)
+        starts = range(0, squares.shape[-1], ORIENTATIONS)
+        blocks = [part for n in starts for part in (slice(n, n + 1), slice(n + 1, n + ORIENTATIONS))]
+        found = [
+            each.expand(-1, products.shape[2], -1).unflatten(-1, (2, len(TARGETS), ORIENTATIONS))
+            for each in held_out_errors(products, squares, blocks)
+        ]  # errors and total: (1 + G, draws, 2, 4, 8)
+        parts = []
+        for aspect in (slice(0, None), slice(0, 1), slice(1, None)):
+            four = _r2(*(each[..., aspect].sum(-1) for each in found)).mean(1)
+            parts += [four, four[..., 1:3].mean(-1, keepdim=True)]
+        return torch.cat(parts, -1)
 
     def _replicates(self, r2: Tensor, count: Tensor) -> dict[str, Replicates]:
         """By quantity, and by quantity with "null": value, values without each group, images per group."""
@@ -286,7 +312,7 @@ class EdgeDecodability(Measure):
         draws, width, k = self.projections[name].shape
         how = f"{width} dimensions" if width == k else f"{width} dimensions projected to {k}, {draws} draws"
         pooled = " (averaged over cells)" if name.startswith("tokens.") else ""
-        return f"held-out ridge R^2 over orientations, {how}{pooled}"
+        return f"held-out ridge R^2, {how}{pooled}"
 
 
 def _normalisation(view: View) -> tuple[float, ...] | None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PENALTIES", "held_out_r2", "leave_out", "moments", "pair_half", "random_projection"]
+__all__ = ["PENALTIES", "held_out_errors", "leave_out", "moments", "pair_half", "random_projection"]
 
 #: Candidate penalties, in units of the mean eigenvalue of the features' covariance.
 PENALTIES = torch.logspace(-8, 2, 31, dtype=torch.float64)
@@ -95,23 +95,24 @@ def _centred(products: Tensor, squares: Tensor) -> _Centred:
     return _Centred(n, x, y, xx, xy, squares - n * y.square())
 
 
-def held_out_r2(products: Tensor, squares: Tensor, blocks: Sequence[slice]) -> Tensor:
-    """R^2 of each target on held-out images, each half predicted by the ridge fitted to the other.
+def held_out_errors(products: Tensor, squares: Tensor, blocks: Sequence[slice]) -> tuple[Tensor, Tensor]:
+    """Squared errors on held-out images, each half predicted by the ridge fitted to the other, and their reference.
 
-    R^2 = 1 - sum over halves of squared errors / sum over halves of squared deviations from the half's mean.
-    Below 0 where the prediction is worse than that mean; never clamped. The penalty is chosen by generalised
-    cross-validation (Golub, Heath & Wahba 1979) once per block of targets and half, on replicate 0.
+    R^2 = 1 - errors / total, over one target or summed over several; below 0 where the prediction is worse than the
+    half's own mean. The penalty is chosen by generalised cross-validation (Golub, Heath & Wahba 1979) once per block of
+    targets and half, on replicate 0.
 
     Parameters
     ----------
-    products : (R, 2, ..., 1 + k, 1 + k + q), sums of `moments` over the images of each half; R replicates,
-        the first of all images, the others without some.
+    products : (R, 2, ..., 1 + k, 1 + k + q), sums of `moments` over the images of each half; R replicates, the first of
+        all images, the others without some.
     squares : (R, 2, ..., q).
     blocks : targets that share a penalty.
 
     Returns
     -------
-    (R, ..., q); NaN for a half without images and for targets that do not vary.
+    errors, total : (R, ..., q), sums over both halves of squared errors, and of squared deviations from the half's
+        mean; NaN for a half without images.
     """
     train = _centred(products, squares)
     s, v = _eigh(train.xx)
@@ -122,8 +123,7 @@ def held_out_r2(products: Tensor, squares: Tensor, blocks: Sequence[slice]) -> T
     test = train.other_half()
     shift = test.y - train.y - ((test.x - train.x).unsqueeze(-2) @ w).squeeze(-2)
     errors = test.yy - 2 * (w * test.xy).sum(-2) + (w * (test.xx @ w)).sum(-2) + test.n * shift.square()
-    total = test.yy.sum(1)
-    return torch.where(total > 0, 1 - errors.sum(1) / total, torch.nan)
+    return errors.sum(1), test.yy.sum(1)
 
 
 def _eigh(xx: Tensor) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,13 @@ EDGES = {
     "edge_r2_before": "Edges of the left and upper cell",
     "edge_r2_after": "Edges of the right and lower cell",
 }
+EDGES |= {
+    f"{quantity}_{aspect}": title.replace("Edges", f"{aspect.capitalize()} of edges").replace(
+        "edges of", "edges in"
+    )
+    for quantity, title in EDGES.items()
+    for aspect in ("strength", "orientation")
+}
 #: reference -> label, line
 REFERENCES = {
     "pixels.cell": ("pixels of the cell", (0, (1, 1))),
@@ -159,7 +166,7 @@ def _edge_panel(ax: Axes, result: Result, quantity: str, by_model: dict[str, pd.
         places += rows["place"].tolist()
     first = next(iter(by_model))
     for place, (label, line) in REFERENCES.items():
-        if place == "edges.cell" and quantity == "edge_r2_own":
+        if place == "edges.cell" and quantity.startswith("edge_r2_own"):
             continue  # the target itself
         (value,) = _floats(_rows(result, quantity, first, place), "value")
         ax.axhline(value[0], color=PALETTE["black"], linestyle=line, linewidth=0.9, label=label)
