@@ -118,7 +118,7 @@ def edge_targets(grey: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def strength_and_orientation() -> Tensor:
-    """Orthonormal (8, 8) float64 matrix that parts eight orientations into their mean (column 0) and how they differ (1 to 7).
+    """Orthonormal (8, 8) float64 matrix: eight orientations to their mean (column 0) and how they differ (1 to 7).
 
     A cosine transform. The first tells how strong the edges are, the others which way they run: a layer norm over the
     window, as in T2T-ViT's first split, takes the contrast away and with it the first, but not the others.

@@ -81,10 +81,10 @@ class EdgeDecodability(Measure):
 
     Targets are those of `edge_targets`, on the grid of the last tokens for every place; ridge regression with
     intercept from streamed sums, each half of the images predicted from the other (`held_out_errors`), errors summed
-    over orientations. Quantities ``edge_r2_own``, ``_before``, ``_after``, ``_boundary`` and ``_neighbour`` (mean of before
-    and after), each also in two parts (`strength_and_orientation`): ``_strength``, how strong the edges are, and
-    ``_orientation``, which way they run, which a layer norm over the window cannot take away. Per place, and the mean
-    over the first third of the blocks.
+    over orientations. Quantities ``edge_r2_own``, ``_before``, ``_after``, ``_boundary`` and ``_neighbour`` (mean of
+    before and after), each also in two parts (`strength_and_orientation`): ``_strength``, how strong the edges are,
+    and ``_orientation``, which way they run, which a layer norm over the window cannot take away. Per place, and the
+    mean over the first third of the blocks.
 
     The null pairs each image with the targets of the image that came before it, at the same position: what remains is
     what position alone tells. The interval, and ``p`` for "no more than the null", leave each group of images out of
