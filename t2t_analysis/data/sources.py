@@ -15,12 +15,13 @@ from torch.utils.data import IterableDataset
 
 from .._paths import cache_dir
 from ..errors import DataError, UnknownNameError, nearest
+from .digits import digits_source
 from .photos import PHOTOS, load_photo
 from .reading import read_rgb, to_rgb
 
 __all__ = ["EMBEDDED", "TIMM_PREFIXES", "Source", "find_source"]
 
-EMBEDDED = ("photos", "photo_crops")
+EMBEDDED = ("photos", "photo_crops", "digits")
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 EXTENSIONS = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif"])
 _SPLITS = {
@@ -244,6 +245,8 @@ def _from_path(data: str, path: Path, split: str, strict: bool) -> FileSource:
 
 def _timm_labels(dataset: Any) -> np.ndarray | None:
     """Labels without decoding an image, or None if the set does not offer them."""
+    if (labels := getattr(dataset, "_labels", None)) is not None:  # of Flowers102, which has no public list
+        return np.asarray(labels)
     if (targets := getattr(dataset, "targets", None)) is not None:
         return np.asarray(targets) if np.ndim(targets) == 1 else None
     reader = getattr(dataset, "reader", None)
@@ -259,7 +262,9 @@ def _timm_classes(dataset: Any) -> tuple[str, ...]:
     mapping = getattr(dataset, "class_to_idx", None) or getattr(
         getattr(dataset, "reader", None), "class_to_idx", None
     )
-    return tuple(sorted(mapping, key=mapping.__getitem__)) if mapping else ()
+    return (
+        tuple(sorted(mapping, key=mapping.__getitem__)) if mapping else tuple(getattr(dataset, "classes", ()))
+    )
 
 
 def _create(data: str, split: str, root: Path, download: bool) -> Any:
@@ -268,14 +273,20 @@ def _create(data: str, split: str, root: Path, download: bool) -> Any:
 
     if not data.lower().startswith("torch/"):
         return create_dataset(data, root=str(root), split=split, download=download)
-    split = "validation" if split == "test" else split  # timm's word for torchvision's test sets
+    if data.lower() == "torch/flowers102":  # timm's factory does not know it
+        from torchvision.datasets import Flowers102
+
+        make, named = Flowers102, {"root": root, "split": split}
+    else:  # "validation" is timm's word for torchvision's test sets
+        named = {"name": data, "root": str(root), "split": "validation" if split == "test" else split}
+        make = create_dataset
     try:
-        return create_dataset(data, root=str(root), split=split, download=False)
+        return make(**named, download=False)
     except RuntimeError:
         if not download:
             raise
     root.mkdir(parents=True, exist_ok=True)
-    return create_dataset(data, root=str(root), split=split, download=True)
+    return make(**named, download=True)
 
 
 def open_timm(data: str, split: str, root: str | Path | None, download: bool) -> tuple[Any, tuple[str, ...]]:
@@ -296,7 +307,7 @@ def open_timm(data: str, split: str, root: str | Path | None, download: bool) ->
 
 
 def _torch_names() -> list[str]:
-    names = "cifar10 cifar100 mnist kmnist fashion_mnist qmnist inaturalist places365 imagenet image_folder"
+    names = "cifar10 cifar100 flowers102 mnist kmnist fashion_mnist qmnist inaturalist places365 imagenet image_folder"
     return [f"torch/{name}" for name in names.split()]
 
 
@@ -342,6 +353,8 @@ def find_source(
     text = str(data)
     if text == "photos":
         return PhotoSource()
+    if text == "digits":
+        return digits_source(split)
     path = Path(text).expanduser()
     if path.exists():
         return _from_path(text, path, split, strict)

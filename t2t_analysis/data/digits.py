@@ -1,0 +1,56 @@
+"""``digits``: handwritten digits that ship inside scikit-learn, 8x8 pixels, ten classes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+from PIL import Image
+
+from ..errors import UnknownNameError
+
+__all__ = ["DigitsSource", "digits_source"]
+
+SPLITS = ("train", "test")
+
+
+@dataclass(frozen=True)
+class DigitsSource:
+    """One split of the digits, by number."""
+
+    pixels: np.ndarray  # (n, 8, 8) in 0..255
+    labels: np.ndarray
+    name: str = "digits"
+    classes: tuple[str, ...] = tuple("0123456789")
+    licence: str = "CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits; E. Alpaydin and C. Kaynak)"
+    notes: tuple[str, ...] = ("8x8 pixels enlarged; the same writers may be in both splits",)
+
+    def image(self, number: int) -> Image.Image:
+        """Digit ``number`` as RGB, 8x8."""
+        return Image.fromarray(self.pixels[number]).convert("RGB")
+
+    def label_of(self, number: int) -> str:
+        """What to call it."""
+        return f"digits[{number}]"
+
+
+@cache
+def digits_source(split: str) -> DigitsSource:
+    """``train``: the first two thirds of each class in the order of the file; ``test``: the rest.
+
+    >>> len(digits_source("train").labels), len(digits_source("test").labels)
+    (1198, 599)
+    """
+    from sklearn.datasets import load_digits
+
+    if split not in SPLITS:
+        raise UnknownNameError("split of digits", split, SPLITS)
+    bunch = load_digits()
+    pixels = np.round(bunch.images * 255 / 16).astype(np.uint8)
+    test = np.zeros(len(pixels), dtype=bool)
+    for label in range(10):
+        members = np.flatnonzero(bunch.target == label)
+        test[members[round(len(members) * 2 / 3) :]] = True
+    chosen = test if split == "test" else ~test
+    return DigitsSource(pixels[chosen], bunch.target[chosen])
