@@ -73,6 +73,13 @@ def tuning_recipe_for(data: str) -> Recipe:
     return replace(base, epochs=max(1, base.epochs // 4), lr=base.lr / 2)
 
 
+def usual_recipe(data: str, task: str = "train") -> Recipe:
+    """What is done if nothing is varied; a probe has no epochs."""
+    if task == "train":
+        return recipe_for(data)
+    return tuning_recipe_for(data) if task == "finetune" else replace(recipe_for(data), epochs=0)
+
+
 def data_label(data: str) -> str:
     """What the table calls a data set: a path is known by its last part.
 
@@ -110,7 +117,7 @@ class Run:
     @property
     def fixed(self) -> Recipe:
         """What the recipe would be if nothing were varied but seed and fraction."""
-        base = recipe_for(self.data) if self.task == "train" else tuning_recipe_for(self.data)
+        base = usual_recipe(self.data, self.task)
         return replace(base, seed=self.recipe.seed, fraction=self.recipe.fraction)
 
     @property
@@ -155,7 +162,8 @@ class Run:
     def words(self, data: str | None = None) -> list[str]:
         """Arguments of ``study`` that plan this run and no other."""
         words = ["--data", data or self.data, "--cells", self.model, "--seeds", str(self.recipe.seed)]
-        words += ["--fractions", f"{self.recipe.fraction:g}", "--epochs", str(self.recipe.epochs)]
+        words += ["--fractions", f"{self.recipe.fraction:g}"]
+        words += ["--epochs", str(self.recipe.epochs)] if self.recipe.epochs else []
         for key, number in self.changes.items():
             words += ["--sweep", f"{key}={number:g}"]
         if self.task != "train":
@@ -226,8 +234,8 @@ def plan(
 
     With a sweep each cell gets one seed, the first.
     """
-    base = recipe_for(data) if task == "train" else tuning_recipe_for(data)
-    base = replace(base, epochs=epochs or base.epochs)
+    base = usual_recipe(data, task)
+    base = replace(base, epochs=epochs if epochs and task != "probe" else base.epochs)
     runs = []
     for model in models:
         chosen = tuple(seeds or seeds_of(model))

@@ -53,6 +53,7 @@ CONTRASTS: dict[str, dict[str, float]] = {
     "backbone_effect_hard": _difference([HARD_DEEP], [HARD_WIDE]),
     "backbone_effect_performer": _difference([SOFT_DEEP], [SOFT_WIDE]),
     "interaction": {SOFT_DEEP: 1.0, HARD_DEEP: -1.0, SOFT_WIDE: -1.0, HARD_WIDE: 1.0},
+    "t2t_minus_vit": _difference([SOFT_DEEP], [HARD_WIDE]),
     "performer_minus_convolution": _tokeniser("performer", "conv"),
     "performer_minus_convolution_deep": _difference([SOFT_DEEP], ["small_conv_deep"]),
     "transformer_minus_convolution": _tokeniser("transformer", "conv"),
@@ -66,6 +67,7 @@ for _name in IDEAS:
 
 #: quantity -> accuracy difference as a fraction, and the rows of the paper's tables that it is the difference of.
 PUBLISHED: dict[str, tuple[float, str]] = {
+    "t2t_minus_vit": (0.034, "Table 2: T2T-ViT-14 81.5, ViT-S/16 78.1, each under its own recipe"),
     "tokeniser_effect_deep": (0.020, "Table 7: T2T-ViT-14 81.5, without T2T 79.5"),
     "backbone_effect_performer": (0.027, "Table 7: T2T-ViT-14 81.5, d768-4 78.8"),
     "backbone_effect_hard": (0.009, "Table 6: ViT-DN 79.0, ViT-S/16 78.1; half the parameters"),
@@ -79,6 +81,12 @@ PUBLISHED: dict[str, tuple[float, str]] = {
     "dense_effect_performer": (-0.009, "Table 6: T2T-ViT-Dense 80.6, T2T-ViT-14 81.5"),
     "ghost_effect_hard": (-0.044, "Table 6: ViT-Ghost 73.7, ViT-S/16 78.1; two thirds of the parameters"),
     "ghost_effect_performer": (-0.020, "Table 6: T2T-ViT-Ghost 79.5, T2T-ViT-14 81.5; fewer parameters"),
+}
+
+#: The same for fine-tuning from ImageNet, by target.
+PUBLISHED_TRANSFER: dict[str, tuple[float, str]] = {
+    "torch/cifar10": (0.004, "Table 5: T2T-ViT-14 97.5, ViT-S/16 97.1"),
+    "torch/cifar100": (0.013, "Table 5: T2T-ViT-14 88.4, ViT-S/16 87.1"),
 }
 
 
@@ -138,6 +146,11 @@ def runs_of(
         raise DataError(f"no runs of {epochs} epochs on {data!r}; there are {sorted(set(table['epochs']))}")
     if rows["data_hash"].nunique() > 1:
         raise DataError(f"runs on {data!r} saw different pixels: {dict(rows['data_hash'].value_counts())}")
+    lengths = rows["source_run"].str.extract(r"__e(\d+)__", expand=False)
+    if lengths.nunique() > 1:
+        raise DataError(
+            f"runs on {data!r} start from weights of {sorted(set(lengths))} epochs: keep them apart"
+        )
     return rows
 
 
@@ -290,8 +303,11 @@ def sweep_rows(table: pd.DataFrame, rows: pd.DataFrame) -> list[dict[str, Any]]:
     return out
 
 
-def published_rows() -> list[dict[str, Any]]:
-    """Differences of the paper's printed accuracies: single runs on ImageNet, without intervals."""
+def published_rows(task: str, data: str) -> list[dict[str, Any]]:
+    """Differences of the paper's printed accuracies: single runs from ImageNet, without intervals."""
+    known = PUBLISHED if task == "train" else {}
+    if task == "finetune" and data in PUBLISHED_TRANSFER:
+        known = {"t2t_minus_vit": PUBLISHED_TRANSFER[data]}
     return [
         _row(
             f"{quantity}_published",
@@ -302,19 +318,24 @@ def published_rows() -> list[dict[str, Any]]:
             estimator=where,
         )
         | {"weights": "the authors', on ImageNet"}
-        for quantity, (value, where) in PUBLISHED.items()
+        for quantity, (value, where) in known.items()
     ]
 
 
 def effects(
-    table: pd.DataFrame | None = None, data: str = "photo_crops", *, epochs: int | None = None
+    table: pd.DataFrame | None = None,
+    data: str = "photo_crops",
+    *,
+    epochs: int | None = None,
+    task: str = "train",
+    source: str = "",
 ) -> Result:
     """Cell means, main effects, interaction, contrasts, sample efficiency, learning-rate sweep, published differences.
 
     Parameters
     ----------
     table : runs; the default is the shipped table.
-    data, epochs : see ``runs_of``.
+    data, epochs, task, source : see ``runs_of``.
 
     Returns
     -------
@@ -324,10 +345,10 @@ def effects(
     from .table import read_runs
 
     table = read_runs() if table is None else table
-    rows = runs_of(table, data, epochs=epochs)
+    rows = runs_of(table, data, epochs=epochs, task=task, source=source)
     contrasts, missing = contrast_rows(rows)
     efficiency, too_few = efficiency_rows(rows)
-    found = cell_rows(rows) + contrasts + efficiency + sweep_rows(table, rows) + published_rows()
+    found = cell_rows(rows) + contrasts + efficiency + sweep_rows(table, rows) + published_rows(task, data)
     notes = [*missing, *too_few]
     if rows["reduced"].any():
         notes.insert(0, f"reduced: {int(rows['epochs'].iloc[0])} epochs, fewer than the recipe's")
@@ -342,6 +363,8 @@ def _meta(rows: pd.DataFrame) -> dict[str, Any]:
     first = rows.iloc[0]
     return {
         "data": str(first["data"]),
+        "task": str(first["task"]),
+        "source": str(first["source"]),
         "data_hash": str(first["data_hash"]),
         "epochs": int(first["epochs"]),
         "reduced": bool(rows["reduced"].any()),

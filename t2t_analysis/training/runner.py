@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import sys
 import time
@@ -16,7 +17,9 @@ import lightning as L
 import torch
 from torch import nn
 
-from ..errors import T2TError
+from ..data import load_images, train_data
+from ..data.loading import SMALL
+from ..errors import DataError, T2TError
 from ..models import save_weights
 from . import table
 from .accuracy import Scores, calibration, proportion, score
@@ -133,10 +136,14 @@ class Images(NamedTuple):
     train: Any
     test: Any
     seen: Any
+    all_seen: Any  # called for a loader of all training images, not augmented
 
 
 def _images(run: Run, place: Place) -> Images:
+    """On the device for small images, streamed from where they are for others."""
     blank = on_paper(run.model)
+    if blank.default_cfg["input_size"][-1] >= SMALL:
+        return _streamed(run, place, blank)
     common: dict[str, Any] = {
         "img_size": blank.default_cfg["input_size"][-1],
         "model": blank,
@@ -147,9 +154,27 @@ def _images(run: Run, place: Place) -> Images:
     def training(*args: Any, **kwargs: Any) -> Any:
         return resident_train(*args, device=place.device, **kwargs)
 
-    test = resident_loader(run.data, split="test", **common)
-    seen = resident_loader(run.data, split="train", most=MOST_TRAIN, **chosen, **common)
-    return Images(training, test, seen)
+    def seen(most: int | None = None) -> Any:
+        return resident_loader(run.data, split="train", most=most, **chosen, **common)
+
+    return Images(training, resident_loader(run.data, split="test", **common), seen(MOST_TRAIN), seen)
+
+
+def _streamed(run: Run, place: Place, blank: Any) -> Images:
+    if run.recipe.fraction < 1:
+        raise DataError(
+            f"fraction={run.recipe.fraction}: {run.model} is too large for images in memory, it takes all"
+        )
+    common: dict[str, Any] = {"model": blank, "batch_size": 64, "device": place.device}
+
+    def seen() -> Any:
+        return load_images(run.data, split="train", **common)
+
+    everything = seen()
+    some = everything
+    if len(everything.dataset) > MOST_TRAIN:
+        some = load_images(run.data, split="train", n_images=MOST_TRAIN, **common)
+    return Images(train_data, load_images(run.data, split="test", **common), some, seen)
 
 
 def train_run(run: Run, place: Place, images: Images, folder: Path, init: Any = None) -> Classifier:
@@ -195,6 +220,7 @@ def _identity(run: Run) -> dict[str, Any]:
         **cell_of(run.model)._asdict(),
         "data": data_label(run.data),
         "source": run.origin,
+        "source_run": "",
         "seed": run.recipe.seed,
         "fraction": run.recipe.fraction,
         "epochs": run.recipe.epochs,
@@ -236,13 +262,19 @@ def _about_data(run: Run, images: Images, size: int) -> dict[str, Any]:
     chosen = images.train(
         run.data, img_size=size, fraction=run.recipe.fraction, seed=run.recipe.seed, model=on_paper(run.model)
     )
+    resident = getattr(chosen, "resident", False)
+    names = (chosen.info.names, images.test.dataset.info.names)
     return {
-        "data_hash": fingerprint(run.data, size),
+        "data_hash": fingerprint(run.data, size) if resident else f"names-{_digest(repr(names))}",
         "classes": len(images.test.dataset.info.classes),
         "chance": images.test.dataset.info.chance,
-        "train_images": chosen.different,
-        "train_unit": chosen.unit,
+        "train_images": getattr(chosen, "different", len(chosen)),
+        "train_unit": getattr(chosen, "unit", "image"),
     }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _card(row: Mapping[str, Any], model: Any, info: Any) -> dict[str, Any]:

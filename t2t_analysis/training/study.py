@@ -159,8 +159,7 @@ def devices_of(text: str) -> list[str]:
 
 def images_of(task: Run, sizes: dict[str, int]) -> int:
     """Training images that a run goes through; evaluation counts a third, having no backward pass."""
-    seen = sizes["train"] * (task.recipe.epochs if task.task != "probe" else 0)
-    return seen + (min(sizes["train"], 10_000) + sizes["test"]) // 3
+    return sizes["train"] * task.recipe.epochs + (min(sizes["train"], 10_000) + sizes["test"]) // 3
 
 
 def sizes_of(data: str) -> dict[str, int]:

@@ -1,0 +1,119 @@
+"""From one data set to another: a linear probe on frozen features, and fine-tuning of every parameter.
+
+Both start from weights of known origin: the study's own runs on ``source``, or whatever ``load_model`` takes, the
+authors' checkpoints among them. ``random`` weights are the null of a probe.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from .._progress import progress
+from ..errors import DataError
+from ..models import load_model
+from .accuracy import Scores
+from .design import Run, data_label
+from .runner import WEIGHTS, Images, Place, _about_data, _cost, _identity, _quality, trained_row
+from .table import read_runs
+
+__all__ = ["features", "linear_probe", "start", "transfer_row"]
+
+#: Inverse strength of the probe's L2 penalty on standardised features (scikit-learn's C), the same for all models.
+PENALTY = 1.0
+
+
+def own_weights(run: Run, place: Place) -> Path:
+    """Weights of the study's longest run of this model and seed on the source data, all of them.
+
+    Raises ``DataError`` with the command that makes them.
+    """
+    rows = read_runs(place.out)
+    same = (rows["task"] == "train") & (rows["model"] == run.model) & (rows["data"] == data_label(run.source))
+    rows = rows[same & (rows["seed"] == run.recipe.seed) & (rows["fraction"] == 1.0) & ~rows["sweep"]]
+    for name in rows.sort_values("epochs", ascending=False)["run"]:
+        if (path := place.runs / str(name) / WEIGHTS).exists():
+            return path
+    words = f"--data {run.source} --cells {run.model} --seeds {run.recipe.seed} --fractions 1"
+    raise DataError(
+        f"no weights of {run.model}, seed {run.recipe.seed}, from {run.source!r} in {place.runs}; "
+        f"python -m t2t_analysis study {words} makes them, --weights takes others"
+    )
+
+
+def start(run: Run, weights: str | Path, place: Place, num_classes: int) -> Any:
+    """The model that a transfer starts from: trained features, a fresh classifier drawn with the run's seed."""
+    model: Any = load_model(run.model, weights, device=place.device, seed=run.recipe.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(run.recipe.seed)
+        model.reset_classifier(num_classes)
+    return model
+
+
+def features(model: Any, loader: Any, device: str = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    """What the classifier sees: (n, D) in float64, and labels (n,)."""
+    model.eval().to(device)
+    found, labels = [], []
+    with torch.inference_mode():
+        for images, target, _ in progress(loader, "features", total=len(loader)):
+            hidden = model.forward_head(model.forward_features(images.to(device)), pre_logits=True)
+            found.append(hidden.double().cpu().numpy())
+            labels.append(np.asarray(target))
+    return np.concatenate(found), np.concatenate(labels)
+
+
+def _scores(chances: np.ndarray, labels: np.ndarray, cluster: np.ndarray) -> Scores:
+    """From probabilities (n, K)."""
+    best = np.argsort(-chances, axis=1)[:, :5]
+    hits = best == labels[:, None]
+    own = chances[np.arange(len(labels)), labels]
+    loss = -np.log(np.maximum(own, np.finfo(float).tiny))
+    return Scores(hits[:, 0], hits.any(1), chances.max(1), loss, cluster)
+
+
+def linear_probe(model: nn.Module, train: Any, test: Any, device: str = "cpu") -> tuple[Scores, Scores]:
+    """Multinomial logistic regression on standardised features of the frozen model (Alain & Bengio, 2017).
+
+    Parameters
+    ----------
+    train, test : loaders of (images, labels, index), neither augmented.
+
+    Returns
+    -------
+    Scores on ``test`` and on ``train``. Raises ``DataError`` if a class has no training image.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    x, y = features(model, train, device)
+    classes = len(train.dataset.info.classes)
+    if missing := sorted(set(range(classes)) - set(y.tolist())):
+        raise DataError(f"no training image of class {missing[0]} of {train.dataset.info.name}")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=2000)).fit(x, y)
+    x_test, y_test = features(model, test, device)
+    cluster = np.asarray(getattr(test.dataset, "clusters", np.arange(len(y_test))))
+    return _scores(probe.predict_proba(x_test), y_test, cluster), _scores(
+        probe.predict_proba(x), y, np.arange(len(y))
+    )
+
+
+def transfer_row(run: Run, place: Place, images: Images, folder: Path) -> tuple[dict[str, Any], Any]:
+    """The row and the learning curve of a probe or of fine-tuning."""
+    info = images.test.dataset.info
+    weights = run.weights or own_weights(run, place)
+    model = start(run, weights, place, len(info.classes))
+    origin = {"source_run": data_label(run.weights) if run.weights else Path(weights).parent.name}
+    if run.task == "finetune":
+        row, curve = trained_row(run, place, images, folder, init=model.cpu())
+        return row | origin, curve
+    quality = _quality(*linear_probe(model, images.all_seen(), images.test, place.device))
+    row = _identity(run) | _about_data(run, images, model.default_cfg["input_size"][-1]) | quality
+    row |= {"steps": None, "images_seen": None, "recipe": f"logistic regression, C {PENALTY:g}, standardised"}
+    row |= {"lr": None, "batch_size": None} | _cost(place, model, [], 0)
+    trainable = (model.num_features + 1) * len(info.classes)
+    return row | origin | {"parameters": trainable, "precision": "32-true", "compiled": False}, []
