@@ -72,8 +72,9 @@ class Controls:
         rows.append(self._line(widgets, "place", "head", "channel"))
         if len(exploration.subjects) == 2:
             self.widgets |= self._of_model(widgets, 1, "_b")
+            words = "second model: same layer, head and channel"
             self.widgets["follow"] = widgets.Checkbox(
-                value=True, indent=False, description="second model: same layer, head and channel"
+                value=True, indent=False, description=words, layout={"width": "auto"}
             )
             rows += [self.widgets["follow"], self._line(widgets, "place_b", "head_b", "channel_b")]
         self.box = widgets.VBox([*rows, self.note])
@@ -88,7 +89,9 @@ class Controls:
         queries = ["patch", "class"] if first.has_class_token else ["patch"]
         return {
             "image": widgets.Dropdown(options=images, value=at.image, description="image"),
-            "query": widgets.ToggleButtons(options=queries, value=at.query, description="token"),
+            "query": widgets.ToggleButtons(
+                options=queries, value=at.query, description="token", style={"button_width": "5em"}
+            ),
             "row": _slider(widgets, "row", at.row, rows),
             "column": _slider(widgets, "column", at.column, columns),
         }

@@ -27,17 +27,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Exploration", "Selection", "explore"]
 
-#: quantity -> words of the table
+#: quantity and whether it is of the token or of the whole head or channel -> words of the table
 WORDS = {
-    "attention_entropy": "entropy of attention",
-    "attention_distance": "attention distance",
-    "prefix_mass": "attention on prefix tokens",
-    "cosine_centred": "centred cosine to the most similar head",
-    "channel_peak": "largest value of the channel",
-    "channel_spread": "spread of the channel",
-    "gradient_outside": "input gradient outside the own cell",
-    "erf_radius_50": "radius with 50 % of the input gradient",
-    "erf_radius_95": "radius with 95 % of the input gradient",
+    ("attention_entropy", True): "entropy of attention, this token",
+    ("attention_entropy", False): "entropy of attention, whole head",
+    ("attention_distance", True): "attention distance, this token",
+    ("attention_distance", False): "attention distance, whole head",
+    ("prefix_mass", True): "attention on prefix tokens, this token",
+    ("cosine_centred", False): "centred cosine to the most similar head",
+    ("channel_peak", False): "largest value of the channel",
+    ("channel_spread", False): "spread of the channel",
+    ("gradient_outside", True): "input gradient outside the token's own cell",
+    ("erf_radius_50", True): "radius with 50 % of the token's input gradient",
+    ("erf_radius_95", True): "radius with 95 % of the token's input gradient",
 }
 
 
@@ -94,7 +96,7 @@ class Exploration:
     >>> model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2).eval()
     >>> exploration = Exploration([Subject(model, torch.rand(1, 3, 64, 64))])
     >>> exploration.select(layer=1, head=2, token=(0, 3)).table().columns.tolist()
-    ['model', 'what', 'of', 'value', 'null', 'null is', 'unit']
+    ['what', 'vit_tiny_patch16_224', 'vit_tiny_patch16_224: null', 'unit', 'null is']
     """
 
     def __init__(
@@ -250,15 +252,16 @@ def _token(token: tuple[int, int] | str | None) -> dict[str, Any]:
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Return tidy rows as a table for people."""
-    of = frame["tokens"].where(frame["head_b"].isna(), "head " + frame["head_b"].astype("string"))
-    of = of.mask(frame["quantity"].str.startswith("channel_"), frame["estimator"])
-    of = of.mask(of == "patch", "head " + frame["head"].astype("string") + ", all patch tokens")
-    columns = {
-        "model": frame["model"], "what": frame["quantity"].map(WORDS), "of": of, "value": frame["value"],
-        "null": frame["null"], "null is": frame["null_kind"], "unit": frame["value_unit"],
-    }  # fmt: skip
-    return pd.DataFrame(columns)
+    """Return tidy rows as a table for people: a row for each number, two columns for each model."""
+    keys = zip(frame["quantity"], frame["tokens"] != "patch", strict=True)
+    rows = frame.assign(what=[WORDS[key] for key in keys])
+    first = rows.drop_duplicates("what").set_index("what")
+    parts = {}
+    for name, own in rows.groupby("model", sort=False):
+        found = own.set_index("what")
+        parts[str(name)], parts[f"{name}: null"] = found["value"], found["null"]
+    table = pd.DataFrame(parts, index=[words for words in WORDS.values() if words in first.index])
+    return table.assign(unit=first["value_unit"], **{"null is": first["null_kind"]}).reset_index(names="what")
 
 
 def _in_words(scene: Scene) -> str:

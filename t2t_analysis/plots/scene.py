@@ -179,6 +179,8 @@ def _sentence(scene: Scene, frame: pd.DataFrame) -> Iterator[str]:
         yield f"no attention ({scene.missing['attention']})"
     else:
         yield f"head {scene.look.head} gives at most {float(scene.attention.max()):.2g} times uniform attention"
+    if (similar := _value(frame, scene, "cosine_centred")) is not None:
+        yield f"the head most like it is {similar.head_b} (centred cosine {similar.value:.2f})"
     yield f"channel {scene.look.channel} is {scene.state}"
     if (radius := _value(frame, scene, "erf_radius_50")) is not None:
         yield f"half of the squared input gradient lies within {radius.value:.1f} px"
