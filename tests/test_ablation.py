@@ -2,12 +2,16 @@
 
 import copy
 import math
+import multiprocessing
+import sys
 from collections import namedtuple
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from scipy import stats as sps
 
 from t2t_analysis.capture import capture
@@ -39,6 +43,7 @@ from t2t_analysis.measures.pruning import (
     similarity_order,
 )
 from t2t_analysis.models import load_model
+from t2t_analysis.plots import ablation as plots
 
 MODELS = {
     "timm": ("vit_tiny_patch16_224", dict(img_size=32)),
@@ -512,6 +517,37 @@ def test_neither_batches_nor_shares_matter(double, measured):
         np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-10)
 
 
+class Numbered(list):
+    """Named batches of a data set of 7 images."""
+
+    dataset = range(7)
+
+
+def ablate_a_share(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    found = measure(model_of("hard").double(), Numbered(batches()[rank::2]), HeadAblation(), progress=False)
+    found.frame.to_csv(f"{folder}/{rank}.csv")
+    dist.destroy_process_group()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks, to spare the imports")
+def test_two_processes_calibrate_and_end_as_one(tmp_path):
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=ablate_a_share, args=(rank, tmp_path)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    alone = measure(model_of("hard").double(), Numbered(batches()), HeadAblation(), progress=False).frame
+    for rank in range(2):
+        shared = pd.read_csv(tmp_path / f"{rank}.csv")
+        for column in ("value", "low", "high", "null", "p"):
+            expected = alone[column].to_numpy(float, na_value=np.nan)
+            np.testing.assert_allclose(shared[column], expected, rtol=1e-6, atol=1e-10)
+
+
 def test_permuted_heads_permute_their_rows(double, measured):
     model, order = copy.deepcopy(double), [2, 0, 3, 1]
     attn = model.blocks[0].attn
@@ -798,3 +834,49 @@ def test_pruning_refuses_orders_that_are_not_of_all_heads(double):
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0)
     with pytest.raises(T2TError, match="no classifier"):
         measure(model, [images(2)], PruningCurves({}), progress=False)
+
+
+# ------------------------------------------------------------------------------------------- figures
+
+
+def test_head_effects_show_the_numbers_and_mark_corrected_p(both):
+    result = collect([both[1]])["head_ablation"]
+    figure = plots.head_effects(result, "kl", mode="zero")
+    left, right, bar = figure.fig.axes
+    table = of_mode(result, "zero", "kl").value.to_numpy(float).reshape(2, 4)
+    assert np.allclose(left.images[0].get_array(), table)
+    shown = right.containers[0].lines[0].get_ydata()
+    assert np.allclose(shown, np.sort(table.ravel())[::-1])
+    significant = (result.frame[result.frame.quantity == "kl_p_holm"].value < 0.05).sum()
+    assert f"Rings: {significant} of 8 heads" in figure.caption
+    assert "random subspace" in figure.caption
+    assert bar.get_ylim()[0] == 0
+    assert plots.head_effects(result, "importance").png()
+    with pytest.raises(UnknownNameError, match="did you mean 'kl'"):
+        plots.head_effects(result, "k")
+
+
+def test_scatter_and_curves_carry_their_numbers(both, curves):
+    similarity, ablation = (collect([m])[m.name] for m in both)
+    found = similarity_is_redundancy(similarity, ablation, resamples=19)
+    figure = plots.similarity_against_effect(similarity, ablation, found, mode="zero")
+    matrix, heads = similarity_matrix(similarity)
+    points = figure.fig.axes[0].collections[-1].get_offsets().data
+    expected = np.stack([largest_similarity(matrix, heads[:, 0]), of_mode(ablation, "zero", "kl").value], 1)
+    assert np.allclose(points, expected.astype(float))
+    assert f"{found.frame.value.iloc[0]:.2f}".lstrip("-") in figure.caption
+    figure = plots.pruning_curves(curves[2])
+    accuracy, kl = figure.fig.axes
+    assert (accuracy.get_ylabel(), kl.get_ylabel()) == ("accuracy", "KL (nats)")
+    drawn = kl.containers[0].lines[0].get_ydata()
+    assert np.allclose(drawn, rows_by_order(curves[2], "pruned_kl", "silent first").value.to_numpy(float))
+    assert "4 random orders" in figure.caption
+    assert figure.png()
+
+
+def test_figures_of_random_weights_say_so():
+    model = load_model("small_hard_deep", "random", depth=2)
+    result = measure(model, [images(4)], HeadAblation("zero", importance=False), progress=False)[
+        "head_ablation"
+    ]
+    assert plots.head_effects(result).caption.startswith("**UNTRAINED")
