@@ -1,0 +1,427 @@
+"""Attention distance, entropy and sinks by depth, head by head; rollout over photographs; collapse and redundancy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
+
+from ..errors import DataError
+from ..results import Result
+from .base import PALETTE, ROLES, SEQUENTIAL, Figure, finish, new_axes, role, title_block, use_style
+from .heads import _models
+from .similarity import interval, number, rows_of
+
+__all__ = ["by_depth", "heads_by_depth", "rollout_examples", "similar_tokens_curve"]
+
+
+class Words(NamedTuple):
+    """How a quantity is written: a title, and the label of its axis."""
+
+    title: str
+    axis: str
+
+
+WORDS = {
+    "attention_distance": Words("Attention distance", "mean distance (fraction of image side)"),
+    "attention_distance_px": Words("Attention distance", "mean distance (pixels)"),
+    "attention_entropy": Words("Attention entropy", "entropy (nats)"),
+    "class_mass": Words("Attention to the class token", "share of patch queries' attention"),
+    "prefix_mass": Words("Attention to prefix tokens", "share of patch queries' attention"),
+    "sink_mass": Words("Attention sinks", "share that the most attended key gets"),
+    "sink_on_prefix": Words("Sinks on prefix tokens", "share of images"),
+    "rollout_rank_one": Words("Rollout loses rank", "σ₁² / Σσᵢ²"),
+    "rollout_between_images": Words("Rollouts of different images", "correlation over patches"),
+    "rollout_entropy": Words("Rollout entropy", "entropy (nats)"),
+    "token_cosine": Words("Tokens of one image", "mean cosine"),
+    "token_cosine_centred": Words("Tokens less their mean", "mean cosine"),
+    "token_mean_share": Words("Shared mean of the tokens", "|mean|² / mean of |x|²"),
+    "token_dirichlet_energy": Words("Dirichlet energy", "energy over that of unrelated tokens"),
+    "attention_cosine": Words("Heads of one layer", "cosine of flattened maps"),
+    "attention_cosine_centred": Words("Heads of one layer, centred", "cosine of flattened maps less 1/T"),
+    "stable_rank_qk": Words("Stable rank of W_Q' W_K", "fraction of head width"),
+    "stable_rank_vo": Words("Stable rank of W_V W_O", "fraction of head width"),
+    "effective_rank_qk": Words("Effective rank of W_Q' W_K", "fraction of head width"),
+    "effective_rank_vo": Words("Effective rank of W_V W_O", "fraction of head width"),
+    "column_cosine_same_head": Words("Columns, same head", "cosine with the next layer"),
+    "column_cosine_matched": Words("Columns, heads matched", "cosine with the next layer"),
+    "column_cosine_averaged": Words("Columns, heads averaged", "cosine with the next layer"),
+}
+WORDS |= {
+    f"{name}_centred": Words(f"{words.title}, centred", words.axis)
+    for name, words in list(WORDS.items())
+    if name.startswith("column_cosine")
+}
+
+
+def _words(quantity: str) -> Words:
+    return WORDS.get(quantity, Words(quantity.replace("_", " "), quantity.replace("_", " ")))
+
+
+def _rows(result: Result, quantity: str, model: str, tokens: str | None) -> pd.DataFrame:
+    """As `rows_of`; ranks of weights, which rest on no tokens, are found as well."""
+    frame = result.frame[(result.frame["quantity"] == quantity) & (result.frame["model"] == model)]
+    if tokens is None and len(frame) and frame["tokens"].isna().all():
+        return frame
+    return rows_of(result, quantity, model, tokens)
+
+
+def _order(place: str) -> float:
+    """Where a place stands along the depth axis; token transformers and the embedding come before layer 0."""
+    kind, *rest = place.split(".")
+    if kind == "blocks":
+        return float(rest[0])
+    return {"tokens": float(rest[0]) - 3 if kind == "tokens" else 0.0, "embed": -1.0}.get(kind, np.nan)
+
+
+def _along(frame: pd.DataFrame) -> np.ndarray:
+    return frame["place"].map(_order).to_numpy(float)
+
+
+def _floats(frame: pd.DataFrame, *columns: str) -> list[np.ndarray]:
+    return [frame[name].to_numpy(float, na_value=np.nan) for name in columns]
+
+
+def _ticks(ax: Axes, x: np.ndarray) -> None:
+    """Layer numbers; T1, T2 for token transformers, E for the embedding."""
+    places = np.unique(x[~np.isnan(x)])
+    step = max(1, round(np.ptp(places[places >= 0]) / 12)) if (places >= 0).any() else 1
+    shown = [p for p in places if p < 0 or p % step == 0]
+    special = {-3.0: "T1", -2.0: "T2", -1.0: "E"}
+    ax.set_xticks(shown, [special.get(p, f"{p:.0f}") for p in shown])
+
+
+def _depth_label(places: Sequence[np.ndarray]) -> str:
+    x = np.concatenate(places)
+    parts = [text for there, text in (((x < -1).any(), "T token transformers"), ((x == -1).any(), "E embedding"))
+             if there]  # fmt: skip
+    return "layer" + (f" ({', '.join(parts)})" if parts else "")
+
+
+# ------------------------------------------------------------------------------------------------ every head
+
+
+def heads_by_depth(
+    result: Result,
+    quantity: str = "attention_distance",
+    models: Sequence[str] | None = None,
+    *,
+    tokens: str | None = None,
+) -> Figure:
+    """One dot per head against its layer, a panel per model; the null as a dotted line.
+
+    Dots carry 95 % intervals; the line joins the layers' means, where the result has them. ``result`` is of
+    `AttentionGeometry`, or of `Redundancy` for ranks of weights. Raises UnknownNameError for what it does not
+    have.
+    """
+    names, words = _models(result, models), _words(quantity)
+    drawn = {name: _rows(result, quantity, name, tokens) for name in names}
+    with use_style():
+        fig, axes = new_axes(1, len(names), width=min(3.4 * len(names) + 0.8, 10), height=3.6, squeeze=False,
+                             sharey=True)  # fmt: skip
+        for position, (ax, (name, frame)) in enumerate(zip(axes[0], drawn.items(), strict=True)):
+            _dots(ax, frame, position)
+            title_block(ax, words.title if position == 0 else "", name)
+            ax.set_xlabel(_depth_label([_along(frame)]))
+        axes[0][0].set_ylabel(words.axis)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=3)
+    shown = pd.concat(drawn.values())
+    return finish(fig, shown, _heads_caption(drawn, words), _heads_alt(drawn, words))
+
+
+def _dots(ax: Axes, frame: pd.DataFrame, position: int) -> None:
+    heads, layers = frame[frame["head"].notna()], frame[frame["head"].isna()]
+    look, x = role(position), _along(heads)
+    value, low, high = _floats(heads, "value", "low", "high")
+    count = heads.groupby("place")["head"].transform("count").to_numpy(float)
+    spread = (heads["head"].to_numpy(float) - (count - 1) / 2) / np.maximum(count, 1) * 0.5
+    bars = np.nan_to_num([value - low, high - value])
+    label = "a head, with 95 % interval" if np.isfinite(low).any() else "a head"
+    style: dict[str, Any] = {"markersize": 3, "elinewidth": 0.6, "capsize": 0, "alpha": 0.75}
+    ax.errorbar(x + spread, value, bars, fmt=look.marker, color=look.color, label=label, **style)
+    at = layers.assign(x=_along(layers)).sort_values("x")
+    if len(at):
+        ax.plot(
+            at["x"], *_floats(at, "value"), color=PALETTE["black"], linewidth=1.0, label="mean of the heads"
+        )
+    _dotted_null(ax, frame)
+    _ticks(ax, x)
+
+
+def _dotted_null(ax: Axes, frame: pd.DataFrame) -> None:
+    """The null of every place, as a step across its column."""
+    at = frame.assign(x=_along(frame)).drop_duplicates("x").sort_values("x")
+    x, null, low, high = at["x"].to_numpy(float), *_floats(at, "null", "null_low", "null_high")
+    style: Any = dict(color=ROLES["null"].color, linestyle=":", linewidth=1.4)
+    ax.hlines(null, x - 0.5, x + 0.5, label=f"null: {at['null_kind'].iloc[0]}", **style)
+    for left, bottom, top in zip(x - 0.5, low, high, strict=True):
+        if not np.isnan(bottom):
+            ax.fill_between([left, left + 1], bottom, top, color=ROLES["null"].color, alpha=0.15, linewidth=0)
+
+
+def _span(frame: pd.DataFrame) -> str:
+    heads = frame[frame["head"].notna()]
+    ordered = heads.sort_values("value")
+    best, worst = ordered.iloc[-1], ordered.iloc[0]
+
+    def where(row: Any) -> str:
+        return f"{interval(row)} ({row['place']}, head {int(row['head'])})"
+
+    return f"from {where(worst)} to {where(best)}"
+
+
+def _heads_caption(drawn: Mapping[str, pd.DataFrame], words: Words) -> str:
+    parts = [f"in `{name}` {_span(frame)}, null {_nulls(frame)}" for name, frame in drawn.items()]
+    row = next(iter(drawn.values())).iloc[0]
+    rests = "" if str(row["interval"]).startswith("none") else f", n = {int(row['n'])} {row['unit']}s"
+    return (
+        f"{words.title}, a dot per head: {'; '.join(parts)}. {_sentence(row['estimator'])}; "
+        f"bars: 95 % interval ({row['interval'] or 'none: too few images'}{rests}). Dotted: {row['null_kind']}."
+    )
+
+
+def _sentence(text: str) -> str:
+    """The first part, with a capital letter and the rest as it is (class, T, W_Q)."""
+    first = text.split(";")[0]
+    return first[0].upper() + first[1:]
+
+
+def _nulls(frame: pd.DataFrame) -> str:
+    values = frame["null"].astype(float)
+    low, high = number(values.min(), 3), number(values.max(), 3)
+    return low if low == high else f"{low} to {high}"
+
+
+def _heads_alt(drawn: Mapping[str, pd.DataFrame], words: Words) -> str:
+    return (
+        f"Scatter of {words.axis} per head against layer, null dotted. "
+        + ". ".join(
+            f"{name}: {number(frame['value'].min())} to {number(frame['value'].max())}, null {_nulls(frame)}"
+            for name, frame in drawn.items()
+        )
+        + "."
+    )
+
+
+# ------------------------------------------------------------------------------------------------ every layer
+
+
+def by_depth(
+    result: Result,
+    quantities: Sequence[str],
+    models: Sequence[str] | None = None,
+    *,
+    tokens: str | None = None,
+    twin: str | None = None,
+) -> Figure:
+    """Values of whole layers by depth: a panel per quantity, a line per model, its null dotted in its colour.
+
+    For `AttentionRollout`, `Redundancy`, `AttentionGeometry` (means over heads) and, between a layer and the
+    next, `LayerCollapse`. ``twin`` is the label of a random-weights twin, drawn in grey.
+    """
+    names = _models(result, models)
+    drawn = {(q, name): _layer_rows(result, q, name, tokens) for q in quantities for name in names}
+    with use_style():
+        width = 3.5 * len(quantities) + 0.5
+        fig, axes = new_axes(1, len(quantities), width=max(width, 5.0), height=3.7, squeeze=False)
+        for ax, quantity in zip(axes[0], quantities, strict=True):
+            for position, name in enumerate(names):
+                looks = ROLES["null"]._replace(marker="x", linestyle="-") if name == twin else role(position)
+                _line(ax, drawn[quantity, name], name, looks)
+            title_block(ax, _words(quantity).title)
+            ax.set_ylabel(_words(quantity).axis)
+            frames = [_along(drawn[quantity, name]) for name in names]
+            ax.set_xlabel(_depth_label(frames))
+            _ticks(ax, np.concatenate(frames))
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=min(len(names), 3))
+    return finish(fig, pd.concat(drawn.values()), _depth_caption(drawn), _depth_alt(drawn))
+
+
+def _layer_rows(result: Result, quantity: str, model: str, tokens: str | None) -> pd.DataFrame:
+    frame = _rows(result, quantity, model, tokens)
+    frame = frame[frame["head"].isna()]
+    if frame["layer_b"].notna().any():
+        layers = sorted(set(frame["layer"]) | set(frame["layer_b"]))
+        following = dict(pairwise(layers))
+        frame = frame[frame["layer"].map(following) == frame["layer_b"]]
+    return frame.assign(x=_along(frame)).sort_values("x").drop(columns="x")
+
+
+def _line(ax: Axes, frame: pd.DataFrame, name: str, looks: Any) -> None:
+    x = _along(frame)
+    value, low, high, null, null_low, null_high = _floats(
+        frame, "value", "low", "high", "null", "null_low", "null_high"
+    )
+    bars = np.nan_to_num([value - low, high - value])
+    ax.errorbar(x, value, bars, label=name, **looks.style())
+    ax.plot(x, null, color=looks.color, linestyle=":", linewidth=1.1, label=f"{name}, null")
+    ax.fill_between(x, null_low, null_high, color=looks.color, alpha=0.15, linewidth=0)
+
+
+def _depth_caption(drawn: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+    parts: dict[str, list[str]] = {}
+    for (quantity, name), frame in drawn.items():
+        first, last = frame.iloc[0], frame.iloc[-1]
+        words = f"`{name}` {number(first['value'])} to {interval(last)} (null {number(last['null'])})"
+        kind = str(last["null_kind"]).split(";")[0]
+        parts.setdefault(f"**{_words(quantity).title}**, null {kind}", []).append(words)
+    row = next(iter(drawn.values())).iloc[-1]
+    return (
+        "First place to last: "
+        + "; ".join(f"{title}: {', '.join(words)}" for title, words in parts.items())
+        + f". Bars: 95 % interval ({row['interval'] or 'none: too few images'}; n = {int(row['n'])} {row['unit']}s). "
+        "Dotted, band: null of each model, in its colour."
+    )
+
+
+def _depth_alt(drawn: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+    parts: dict[str, list[str]] = {}
+    for (quantity, name), frame in drawn.items():
+        last = frame.iloc[-1]
+        text = f"{name} {number(last['value'])} (null {number(last['null'])})"
+        parts.setdefault(_words(quantity).title, []).append(text)
+    return (
+        "Lines by layer; in the last layer "
+        + "; ".join(f"{title}: {', '.join(words)}" for title, words in parts.items())
+        + "."
+    )
+
+
+# ------------------------------------------------------------------------------------------------ collapse
+
+
+def similar_tokens_curve(
+    result: Result, quantity: str = "similar_tokens_same_head", models: Sequence[str] | None = None
+) -> Figure:
+    """Share of similar tokens between neighbouring layers against the threshold, a thin line a layer.
+
+    A panel per model; dashed: the same on different images. DeepViT's thresholds, 0.5 and 80 %, are marked.
+    ``result`` is of `LayerCollapse`.
+    """
+    names = _models(result, models)
+    drawn = {name: rows_of(result, quantity, name) for name in names}
+    with use_style():
+        fig, axes = new_axes(
+            1, len(names), width=3.2 * len(names) + 0.8, height=3.5, squeeze=False, sharey=True
+        )
+        for position, (ax, (name, frame)) in enumerate(zip(axes[0], drawn.items(), strict=True)):
+            _curves(ax, frame, role(position).color)
+            title_block(ax, "Similar tokens" if position == 0 else "", name)
+            ax.set_xlabel("cosine above which a token is similar")
+            ax.set_ylim(-0.02, 1.02)
+        axes[0][0].set_ylabel("share of tokens, layer and next")
+        fig.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
+    counts = {name: _similar_count(result, quantity, name) for name in names}
+    frame = pd.concat(drawn.values())
+    row = frame.iloc[0]
+    caption = (
+        f"Share of tokens whose attention column resembles that of the next layer, by threshold, one line per layer; "
+        f"dashed: null, {row['null_kind'].split(';')[0]}. At 0.5, layers with 80 % similar tokens (cross): "
+        f"{'; '.join(f'`{name}` {text}' for name, text in counts.items())}. n = {int(row['n'])} {row['unit']}s, "
+        f"intervals ({row['interval'] or 'none'}) in the table."
+    )
+    alt = "Curves of similar tokens against cosine threshold. " + "; ".join(
+        f"{name}: {text} similar layers" for name, text in counts.items()
+    )
+    return finish(fig, frame, caption, f"{alt}.")
+
+
+def _curves(ax: Axes, frame: pd.DataFrame, color: str) -> None:
+    for i, (_, rows) in enumerate(frame.groupby("layer")):
+        x, value, null = _floats(rows.sort_values("at"), "at", "value", "null")
+        words = ("a layer and the next", "the same on different images") if i == 0 else (None, None)
+        ax.plot(x, value, color=color, linewidth=1.0, alpha=0.8, label=words[0])
+        ax.plot(x, null, color=ROLES["null"].color, linewidth=0.9, linestyle="--", alpha=0.8, label=words[1])
+    ax.plot(
+        0.5,
+        0.8,
+        marker="+",
+        color=PALETTE["black"],
+        markersize=10,
+        linestyle="",
+        label="DeepViT's thresholds",
+    )
+
+
+def _similar_count(result: Result, quantity: str, model: str) -> str:
+    row = rows_of(result, quantity.replace("similar_tokens", "similar_blocks"), model).iloc[0]
+    return f"{int(row['value'])} of {int(row['ceiling'])} (on different images {int(row['null'])})"
+
+
+# ------------------------------------------------------------------------------------------------ photographs
+
+
+def rollout_examples(
+    photographs: ArrayLike, maps: Mapping[str, ArrayLike], *, weights: Mapping[str, str] | None = None
+) -> Figure:
+    """Photographs beside the rollout of each model over them; one scale per model for all photographs.
+
+    A scale of its own for every map would make each look decided; with one scale, maps that do not depend on
+    the image look as alike as they are.
+
+    Parameters
+    ----------
+    photographs : (n, 3, H, W), numbers from 0 to 1.
+    maps : model -> (n, h, w) from `rollout_maps`, each summing to 1.
+    weights : model -> where its weights came from, for the warning about untrained ones.
+
+    Raises DataError where the numbers of photographs and maps differ.
+    """
+    pictures = np.clip(np.moveaxis(np.asarray(photographs, dtype=float), 1, -1), 0, 1)
+    grids = {name: np.asarray(m, dtype=float) for name, m in maps.items()}
+    for name, grid in grids.items():
+        if len(grid) != len(pictures):
+            raise DataError(f"{len(pictures)} photographs, but {len(grid)} maps of {name!r}")
+    with use_style():
+        columns = len(grids) + 1
+        fig, axes = new_axes(len(pictures), columns, width=1.75 * columns + 0.9, height=1.75 * len(pictures) + 0.7,
+                             squeeze=False)  # fmt: skip
+        for row, picture in zip(axes, pictures, strict=True):
+            row[0].imshow(picture)
+        axes[0][0].set_title("image", fontsize=9)
+        for column, (name, grid) in enumerate(grids.items(), start=1):
+            _overlaid(fig, axes[:, column], pictures, grid * grid[0].size, name)
+        for ax in axes.flat:
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.spines[:].set_visible(False)
+    labels = weights or {}
+    frame = pd.DataFrame(
+        [{"model": name, "model_b": None, "weights": labels.get(name, "unknown weights")} for name in grids]
+    )
+    ranges = [
+        f"`{name}` {number(g.min() * g[0].size)} to {number(g.max() * g[0].size)}"
+        for name, g in grids.items()
+    ]
+    caption = (
+        "Attention rollout to the class token (or to the mean patch where there is none) over each image, times the "
+        f"number of patches, so that 1 is uniform: {'; '.join(ranges)}. One scale per model, the same for all its "
+        f"images; examples, not a sample: n = {len(pictures)}, no interval. Null: uniform rollout, 1 everywhere; how "
+        "alike the maps of different images are is measured, not judged from here."
+    )
+    alt = (
+        f"{len(pictures)} images, each beside its rollout by {', '.join(grids)}. Ranges: {'; '.join(ranges)}."
+    )
+    return finish(fig, frame, caption, alt.replace("`", ""))
+
+
+def _overlaid(fig: Any, axes: Any, pictures: np.ndarray, grid: np.ndarray, name: str) -> None:
+    """Maps over darkened grey photographs."""
+    low, high = float(grid.min()), float(grid.max())
+    image = None
+    for ax, picture, one in zip(axes, pictures, grid, strict=True):
+        height, width = picture.shape[:2]
+        grey = picture @ np.array([0.299, 0.587, 0.114])
+        ax.imshow(grey, cmap="gray", vmin=0, vmax=1.4)
+        image = ax.imshow(one, cmap=SEQUENTIAL, vmin=low, vmax=high, alpha=0.65, extent=(0, width, height, 0))
+        ax.set_xlim(0, width)
+        ax.set_ylim(height, 0)
+    axes[0].set_title(name, fontsize=9)
+    fig.colorbar(image, ax=list(axes), shrink=0.6, aspect=30, label="share × patches", location="bottom")
