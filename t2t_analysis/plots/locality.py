@@ -32,11 +32,16 @@ EDGES = {
     "edge_r2_before": "Edges of the left and upper cell",
     "edge_r2_after": "Edges of the right and lower cell",
 }
+_WHERE = {
+    "own": "own cell",
+    "boundary": "across the border",
+    "neighbour": "neighbouring cells",
+    "before": "left and upper cell",
+    "after": "right and lower cell",
+}
 EDGES |= {
-    f"{quantity}_{aspect}": title.replace("Edges", f"{aspect.capitalize()} of edges").replace(
-        "edges of", "edges in"
-    )
-    for quantity, title in EDGES.items()
+    f"edge_r2_{where}_{aspect}": f"{aspect.capitalize()}, {words}"
+    for where, words in _WHERE.items()
     for aspect in ("strength", "orientation")
 }
 #: reference -> label, line
@@ -269,7 +274,7 @@ def receptive_field_radius(result: Result, models: Sequence[str] | None = None) 
             title_block(ax, title)
         axes[0][0].set_ylim(bottom=0)
         axes[0][0].set_ylabel("radius (fraction of image side)")
-        _legend(fig, axes, len(names) + 1, names)
+        _legend(fig, axes, 3, names)
     frame = pd.concat([rows for by_model in drawn.values() for rows in by_model.values()])
     half = drawn["erf_radius_50_fraction"]
     ends = ", ".join(
@@ -427,7 +432,7 @@ def shift_curve(result: Result, place: str = "embed", models: Sequence[str] | No
         ax.set_xlabel("shift of the image (pixels)")
         ax.set_ylabel("correlation with the interpolated map")
         title_block(ax, f"Does the map move with the image? ({place.removesuffix('.resid_post')})")
-        _legend(fig, ax, len(names) + 1, names)
+        _legend(fig, ax, 3, names)
     row = rows.iloc[0]
     words = ", ".join(f"`{n}` {interval(d.iloc[0])}" for n, d in dips.items() if len(d)) or "not measured"
     caption = (
