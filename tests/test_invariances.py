@@ -12,7 +12,17 @@ import pytest
 import torch
 
 from t2t_analysis import measures
-from t2t_analysis.measures import cka, feature_maps, head_maps, locality, rank, spectrum
+from t2t_analysis.measures import (
+    attention,
+    cka,
+    collapse,
+    feature_maps,
+    head_maps,
+    locality,
+    rank,
+    redundancy,
+    spectrum,
+)
 from t2t_analysis.measures.base import INVARIANCES
 
 
@@ -125,6 +135,16 @@ CASES = [
     of_module(feature_maps, "invalid_areas", sample, "sample"),
     of_module(rank, "effective_rank_of", sample, "sample"),
     *(of_module(spectrum, name, token_maps, "token_maps") for name in ("log_amplitude", "radial_power")),
+    of_module(redundancy, "token_cosine", sample, "sample"),
+    of_module(redundancy, "flattened_cosine", maps, "maps"),
+    of_module(collapse, "column_cosine", maps, "maps"),
+    Case(
+        partial(attention.attention_distance, distance=normal(5, 7, seed=9).abs()),
+        maps,
+        "maps",
+        attention.INVARIANCES["attention_distance"],
+        "t2t_analysis.measures.attention.attention_distance",
+    ),
 ]
 
 

@@ -32,6 +32,9 @@ __all__ = [
     "uniform_distance",
 ]
 
+#: What the functions do not notice; a test checks this, and that they notice everything else.
+INVARIANCES = {"attention_distance": ("permute_heads", "scale")}
+
 Pair = tuple[float, float]
 
 #: Numbers of an attention map that are worked on at a time: 16 MiB in single precision.

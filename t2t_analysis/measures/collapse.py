@@ -38,7 +38,8 @@ SIMILAR_SHARE, SIMILAR_COSINE = 0.8, 0.5
 #: Numbers in the attention maps of one image that are worked on at a time.
 _CHUNK = 2**21
 
-Where = Callable[[Tensor], Tensor]
+#: What the functions do not notice; a test checks this, and that they notice everything else.
+INVARIANCES = {"column_cosine": ("permute_heads", "permute_keys", "scale")}
 
 
 # ---------------------------------------------------------------------------------------- pure functions

@@ -39,6 +39,13 @@ __all__ = [
 ]
 
 
+#: What the functions do not notice (an image here is a token); a test checks this, and that they notice the rest.
+INVARIANCES = {
+    "token_cosine": ("orthogonal", "scale", "permute_channels", "permute_images"),
+    "flattened_cosine": ("permute_heads", "permute_keys", "scale", "orthogonal"),
+}
+
+
 # ---------------------------------------------------------------------------------------- tokens
 
 
