@@ -1,0 +1,95 @@
+"""Every measure that fits into the one pass over the images, and the page that lists them.
+
+``measure(model, loader, ALL)`` asks everything at once. The page ``docs/measures.md`` is made from docstrings by
+``python -m t2t_analysis.measures.catalogue``, so that it cannot drift; a test compares the two.
+"""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+from .attention import AttentionGeometry
+from .base import Measure
+from .channels import InvalidChannels
+from .collapse import LayerCollapse
+from .head_ablation import HeadAblation
+from .head_outputs import HeadOutputCKA
+from .heads import HeadDivergence, HeadSimilarity
+from .layer_cka import CrossLayerCKA, LayerCKA
+from .locality import EdgeDecodability
+from .notebook_path import ShortcutShare
+from .outliers import ChannelOutliers
+from .rank import EffectiveRank
+from .receptive import BoundaryBlindness, EffectiveReceptiveField
+from .redundancy import Redundancy
+from .rollout import AttentionRollout
+from .shift import ShiftConsistency
+from .spectrum import Spectrum
+
+__all__ = ["ALL", "COMPARISONS", "page"]
+
+#: One of each measure of a single model, with its defaults.
+ALL: tuple[Measure, ...] = (
+    HeadSimilarity(),
+    HeadDivergence(),
+    HeadOutputCKA(),
+    LayerCKA(),
+    AttentionGeometry(),
+    AttentionRollout(),
+    LayerCollapse(),
+    Redundancy(),
+    InvalidChannels(),
+    ChannelOutliers(),
+    ShortcutShare(),
+    EffectiveRank(),
+    EdgeDecodability(),
+    BoundaryBlindness(),
+    EffectiveReceptiveField(),
+    Spectrum(),
+    ShiftConsistency(),
+    HeadAblation(),
+)
+#: Measures of two models.
+COMPARISONS: tuple[Measure, ...] = (CrossLayerCKA(),)
+
+_HEAD = """# Measures
+
+Made from the docstrings by `python -m t2t_analysis.measures.catalogue`; do not edit by hand.
+
+Each is asked with `measure(model, loader, [Name()])`, all of them with `measure(model, loader, ALL)` from
+`t2t_analysis.measures.catalogue`; either way the images are read once. Every row of a result carries value,
+95 % interval, null, n, unit and estimator; `help(Name)` has parameters and what it raises. What a measure is invariant to is declared, and tested.
+
+"""
+
+
+def _section(measure: Measure) -> str:
+    kind = type(measure)
+    text = inspect.cleandoc(kind.__doc__ or "").split("\nParameters\n")[0].strip()
+    title, _, body = text.partition("\n")
+    declared = ", ".join(sorted(kind.invariances)) or "none declared"
+    models = "one model" if kind.arity == 1 else "two models"
+    home = kind.__module__.rpartition(".")[2]
+    facts = f"`{kind.name}` · {models} · invariances: {declared} · `measures/{home}.py`"
+    example = f"```python\nresult = measure(model, loader, [{kind.__name__}()])[{kind.name!r}]\n```"
+    return "\n\n".join(
+        part for part in (f"## {kind.__name__}", f"**{title}**", facts, body.strip(), example) if part
+    )
+
+
+def page() -> str:
+    """The text of ``docs/measures.md``."""
+    rows = [
+        f"| [{type(m).__name__}](#{type(m).__name__.lower()}) | {_title(m)} |" for m in (*ALL, *COMPARISONS)
+    ]
+    table = "\n".join(["| measure | what it says |", "| --- | --- |", *rows])
+    return _HEAD + table + "\n\n" + "\n\n".join(map(_section, (*ALL, *COMPARISONS))) + "\n"
+
+
+def _title(measure: Measure) -> str:
+    return inspect.cleandoc(type(measure).__doc__ or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    (Path(__file__).resolve().parents[2] / "docs" / "measures.md").write_text(page(), encoding="utf-8")
