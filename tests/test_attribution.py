@@ -220,6 +220,18 @@ def test_integrated_gradients_sum_to_the_change_of_the_logit(method):
     assert torch.allclose(found.error, found.pixels.sum((1, 2)) - found.change, atol=1e-10)
 
 
+def test_tokens_of_a_hard_split_get_what_their_pixels_get():
+    """A hard split is linear, so both paths are one; a soft split normalises in between."""
+    gap = {}
+    for name, model, cell in (("hard", vit(), 8), ("soft", t2t(), 4)):
+        how = Settings(steps=6)
+        pixels = attribute(model, IMAGES, TARGET, "integrated_gradients", how).pixels
+        tokens = attribute(model, IMAGES, TARGET, "token_integrated_gradients", how).tokens
+        summed = nn.functional.avg_pool2d(pixels, cell) * cell**2
+        gap[name] = float((summed - tokens).abs().max() / tokens.abs().max())
+    assert gap["hard"] < 1e-4 < 0.1 < gap["soft"]
+
+
 def test_a_flat_baseline_defeats_integrated_gradients_of_a_soft_split():
     model, share = t2t(), {}
     grey = IMAGES[:, :1].expand(-1, 3, -1, -1)  # colours that differ keep a window from being flat

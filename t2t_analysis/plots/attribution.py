@@ -31,6 +31,13 @@ _TITLES = {
 }
 
 
+_STATES = {
+    "mean": "the mean colour of the image",
+    "blurred": "a blur of the image",
+    "zero": "the mean colour of the data",
+}
+
+
 def picture(image: Tensor) -> np.ndarray:
     """Show a normalised image (C, H, W) as (H, W, 3) between 0 and 1, stretched to its own range.
 
@@ -214,8 +221,8 @@ def _faithfulness_caption(result: Result, shown: Sequence[str], models: Sequence
             f"{model}: {METHODS[str(best['estimator'])].words}, {interval(best, 3)}, random {number(best['null'], 3)}"
         )
     return (
-        f"Probability of the attributed class while cells are replaced by the {meta['deleted']} colour of the image "
-        f"(deletion, should fall fast) or put back into a {meta['blank']} image (insertion, should rise fast). "
+        f"Probability of the attributed class while cells are replaced by {_STATES[meta['deleted']]} "
+        f"(deletion, should fall fast) or put back into {_STATES[meta['blank']]} (insertion, should rise fast). "
         f"Bands: 95 % interval of the mean over {units(first)}; dotted and grey: "
         f"{first['null_kind']}, mean and 95 % range. Deletion area furthest below random: {'; '.join(areas)}."
     )
@@ -254,7 +261,7 @@ def cascade_curves(
         for ax, model in zip(axes[0], models, strict=True):
             for position, method in enumerate(shown):
                 rows = pick(frame, estimator=method, model=model).sort_values("at")
-                _band(ax, rows, position, _TITLES[method].replace("\n", " "))
+                _band(ax, rows, position, METHODS[method].words)
                 rest = rows[rows["null"].notna()]
                 ax.plot(
                     rest["at"].to_numpy(float),
@@ -299,24 +306,23 @@ def agreement_bars(*results: Result) -> Figure:
     with use_style():
         fig, ax = new_axes(width=7.0, height=0.45 * len(methods) + 1.4)
         for position, (model, other) in enumerate(series):
-            rows = signed[
-                (signed["model"] == model)
-                & (signed["model_b"].isna() if pd.isna(other) else signed["model_b"] == other)
-            ]
+            rows = _of_series(signed, model, other)
             _marks(
                 ax, rows, methods, position, len(series), model if pd.isna(other) else f"{model} and {other}"
             )
         ax.set_yticks(range(len(methods)), [METHODS[m].words for m in methods])
         ax.invert_yaxis()
-        ax.set_xlim(-1.02, 1.02)
+        ends = signed[["value", "low", "high", "null_low", "null_high"]].abs().to_numpy(float)
+        widest = max(0.3, 1.04 * float(np.nanmax(ends)))
+        ax.set_xlim(-widest, widest)
         ax.set_xlabel("rank correlation of maps of the same image")
         ax.axvline(0, color=ROLES["null"].color, linewidth=0.8)
         fig.legend(loc="outside upper center", ncols=2)
     what = "for another class" if signed["model_b"].isna().all() else "of two models"
     first = signed.iloc[0]
-    found = "; ".join(
-        f"{METHODS[str(r['estimator'])].words} {interval(r)}, null {number(r['null'])}"
-        for _, r in signed.iterrows()
+    found = ". ".join(
+        f"{model}{'' if pd.isna(other) else f' and {other}'}: {_numbers(_of_series(signed, model, other))}"
+        for model, other in series
     )
     caption = (
         f"Rank correlation of attribution maps {what}, mean over {units(first)} with 95 % "
@@ -326,6 +332,19 @@ def agreement_bars(*results: Result) -> Figure:
         f"Marks with intervals: rank correlation of maps {what}, {len(methods)} methods, null ranges in grey."
     )
     return finish(fig, signed, caption, alt)
+
+
+def _of_series(frame: pd.DataFrame, model: str, other: Any) -> pd.DataFrame:
+    """Rows of one model, or of one pair."""
+    same = frame["model_b"].isna() if pd.isna(other) else frame["model_b"] == other
+    return frame[(frame["model"] == model) & same]
+
+
+def _numbers(rows: pd.DataFrame) -> str:
+    return "; ".join(
+        f"{METHODS[str(r['estimator'])].words} {interval(r)} (null {number(r['null'])})"
+        for _, r in rows.iterrows()
+    )
 
 
 def _marks(

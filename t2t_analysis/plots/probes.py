@@ -120,9 +120,11 @@ def pca_maps(
             ax.spines[:].set_visible(False)
     shares = "; ".join(_shares(result.frame[result.frame["model"] == one.label], one) for one in several)
     n = len(several[0].images)
+    places = " and ".join(dict.fromkeys(one.place for one in several))
     caption = (
-        f"Patch tokens ({' and '.join(dict.fromkeys(one.place for one in several))}) by their first three principal components as red, green and blue, from all tokens of {n} images "
-        "of a model together: within a row one colour is one direction, between rows colours do not correspond. "
+        f"Patch tokens ({places}) by their first three principal components as red, green and blue, from all "
+        f"tokens of {n} images of a model together: within a row one colour is one direction, between rows "
+        "colours do not correspond. "
         f"Variance explained by the three: {shares}."
     )
     frame = tidy(result.frame)
