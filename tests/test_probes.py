@@ -14,13 +14,11 @@ from t2t_analysis.errors import DataError, T2TError, UnknownNameError
 from t2t_analysis.measures.probes import (
     accuracy_columns,
     collect_features,
-    fit_pca,
-    pca_result,
     probe,
     shuffled_labels,
-    token_pca,
     whole_clusters,
 )
+from t2t_analysis.measures.token_components import fit_pca, pca_result, token_pca
 
 
 def vit(seed=0, **kwargs):

@@ -20,7 +20,7 @@ from .locality import EdgeDecodability, blindness_difference, first_third_differ
 from .notebook_path import ShortcutShare, path_maps, shortcut_features, shortcut_share
 from .outliers import ChannelOutliers
 from .paper_costs import paper_table, printed_costs
-from .probes import pca_result, probe, token_pca
+from .probes import probe
 from .pruning import PruningCurves, pruning_orders, similarity_is_redundancy
 from .rank import EffectiveRank, rank_difference
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
@@ -29,6 +29,7 @@ from .reference import random_twin
 from .rollout import AttentionRollout
 from .shift import ShiftConsistency
 from .spectrum import Spectrum
+from .token_components import pca_result, token_pca
 
 __all__ = [
     "AttentionGeometry",

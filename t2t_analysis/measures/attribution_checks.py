@@ -24,8 +24,8 @@ from .grouped import grouped_estimate
 from .reference import random_twin
 
 __all__ = [
-    "check_attribution",
     "cascade_stages",
+    "check_attribution",
     "completeness",
     "label_randomisation",
     "map_agreement",

@@ -1,9 +1,9 @@
-"""What can be read off a layer? Linear and nearest-neighbour probes by depth, and tokens seen through their PCA."""
+"""What can be read off a layer? Linear and nearest-neighbour probes by depth."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,13 +15,13 @@ from .. import capture
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result
 from ..stats import proportion_ci
-from .attribution import gather_images, named_models
+from .attribution import named_models
 from .attribution_methods import evaluating
 from .base import View, layer_of
 from .clustered import cluster_mean
 from .view import as_json
 
-__all__ = ["Features", "TokenPCA", "collect_features", "pca_result", "probe", "token_pca"]
+__all__ = ["Features", "collect_features", "probe"]
 
 Tokens = Literal["pooled", "class"]
 KINDS = ("linear", "knn")
@@ -237,13 +237,14 @@ def probe(
         "tokens": tokens,
         "seed": seed,
         "shuffles": shuffles,
-        "data": _data(test_loader),
+        "data": data_info(test_loader),
     }
-    meta |= {"train": _data(train_loader)}
+    meta |= {"train": data_info(train_loader)}
     return Result("probes", rows, meta, tuple(notes))  # type: ignore[arg-type]
 
 
-def _data(loader: Any) -> Any:
+def data_info(loader: Any) -> Any:
+    """What the data set of a loader says about itself, as JSON values."""
     return as_json(getattr(loader.dataset, "info", None))
 
 
@@ -280,157 +281,3 @@ def _probe_one(
             "null_kind": f"training labels shuffled; mean and range of {shuffles} refit{'s' * (shuffles != 1)}",
         }
     )
-
-
-# ------------------------------------------------------------------------------------------ PCA of tokens
-
-
-@dataclass(frozen=True, eq=False)
-class TokenPCA:
-    """The first principal components of a layer's patch tokens, laid out as pictures.
-
-    ``maps``: (n, h, w, K) scores; ``ranges``: (2, K), their 1 % and 99 % points over all images, common to
-    all so that a colour means the same everywhere. ``tokens``: (n, h w, D); ``images``: (n, C, H, W).
-    """
-
-    label: str
-    weights: str
-    place: str
-    images: Tensor
-    tokens: np.ndarray
-    maps: np.ndarray
-    ranges: np.ndarray
-    explained: np.ndarray
-    meta: dict[str, Any]
-
-    @property
-    def rgb(self) -> np.ndarray:
-        """Scores of the first three components scaled to 0..1: (n, h, w, 3)."""
-        low, high = self.ranges[:, :3]
-        return np.clip((self.maps[..., :3] - low) / (high - low), 0, 1)
-
-
-def fit_pca(tokens: np.ndarray, components: int) -> tuple[np.ndarray, np.ndarray]:
-    """Scores (n, K) and shares of the variance (K,) of ``tokens`` (n, D).
-
-    A component's sign means nothing; it is fixed so that its largest loading is positive.
-    """
-    from sklearn.decomposition import PCA
-
-    if components > min(tokens.shape):
-        raise DataError(
-            f"{components} components of {tokens.shape[0]} tokens with {tokens.shape[1]} channels"
-        )
-    pca = PCA(components, svd_solver="covariance_eigh" if len(tokens) > tokens.shape[1] else "full")
-    scores = pca.fit_transform(tokens.astype(np.float64))
-    largest = np.abs(pca.components_).argmax(1)
-    return scores * np.sign(pca.components_[np.arange(components), largest]), pca.explained_variance_ratio_
-
-
-def token_pca(
-    models: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
-    loader: Any,
-    place: str | None = None,
-    *,
-    n_images: int | None = 8,
-    components: int = 3,
-) -> list[TokenPCA]:
-    """Principal components of the patch tokens of ``n_images`` images together, for each model.
-
-    ``place`` defaults to the last block's output. Prefix tokens are left out. The same colour in two images
-    of one model is the same direction; between models colours do not correspond.
-
-    Raises UnknownNameError for a place that a model lacks, T2TError for tokens that are not finite.
-    """
-    if components < 3:
-        raise T2TError(f"components={components}: three are drawn as red, green and blue")
-    images, _, _ = gather_images(loader, n_images)
-    return [
-        _one_pca(View(m, label), images, place, components, loader)
-        for label, m in named_models(models).items()
-    ]
-
-
-def _one_pca(view: View, images: Tensor, place: str | None, components: int, loader: Any) -> TokenPCA:
-    name = place or view.select("blocks.*.resid_post")[-1]
-    device = next(view.model.parameters()).device
-    parts = []
-    with evaluating(view.model), torch.no_grad(), capture.capture(view, name) as seen:
-        for chunk in images.split(16):
-            view.model(chunk.to(device))
-            layout = seen.layout(name)
-            if layout is None:
-                raise T2TError(f"{name} of {view.label} holds no tokens")
-            parts.append(seen[name][:, layout.prefix :].float().cpu().numpy())
-    assert layout is not None
-    tokens = np.concatenate(parts)  # (n, h w, D)
-    if not np.isfinite(tokens).all():
-        raise T2TError(f"{view.label}: {name} is not finite")
-    scores, explained = fit_pca(tokens.reshape(-1, tokens.shape[-1]), components)
-    maps = scores.reshape(len(tokens), *layout.grid, components)
-    meta = {"models": [view.describe()], "data": _data(loader) if hasattr(loader, "dataset") else None}
-    ranges = np.quantile(scores, [0.01, 0.99], axis=0)
-    return TokenPCA(view.label, view.weights, name, images, tokens, maps, ranges, explained, meta)
-
-
-def pca_result(pcas: TokenPCA | Sequence[TokenPCA], *, draws: int = 5, seed: int = 0) -> Result:
-    """Shares of variance that the components explain, by model.
-
-    Rows ``explained_variance`` over the number of the component (``at``), with a jackknife interval over
-    images. Null: the same tokens with every channel shuffled over all of them by itself, which keeps each
-    channel's variance and takes away what channels have in common.
-    """
-    several = [pcas] if isinstance(pcas, TokenPCA) else list(pcas)
-    rows = [row for one in several for row in _pca_rows(one, draws, seed)]
-    meta = {"seed": seed, "runs": [one.meta for one in several]}
-    return Result("token_pca", rows, meta)  # type: ignore[arg-type]
-
-
-def _pca_rows(one: TokenPCA, draws: int, seed: int) -> Iterator[dict[str, Any]]:
-    low, high, groups = _pca_interval(one)
-    rng = np.random.default_rng(seed)
-    flat = one.tokens.reshape(-1, one.tokens.shape[-1])
-    components = len(one.explained)
-    null = np.array([fit_pca(rng.permuted(flat, axis=0), components)[1] for _ in range(draws)])
-    for k, value in enumerate(one.explained):
-        yield {
-            "measure": "token_pca",
-            "quantity": "explained_variance",
-            "model": one.label,
-            "weights": one.weights,
-            "place": one.place,
-            "layer": layer_of(one.place),
-            "at": k + 1.0,
-            "at_unit": "component",
-            "value": float(value),
-            "low": float(low[k]),
-            "high": float(high[k]),
-            "interval": f"t, delete-a-group jackknife, {groups} groups" if groups > 1 else None,
-            "null": float(null[:, k].mean()),
-            "null_low": float(null[:, k].min()),
-            "null_high": float(null[:, k].max()),
-            "null_kind": f"each channel shuffled over tokens; mean and range of {draws} draws",
-            "n": len(one.tokens),
-            "unit": "image",
-            "estimator": "PCA of patch tokens",
-            "tokens": "patch",
-            "value_unit": "fraction",
-        }
-
-
-def _pca_interval(one: TokenPCA) -> tuple[np.ndarray, np.ndarray, int]:
-    """Jackknife over at most 16 groups of images, of (K,) shares."""
-    from ..stats import delete_group_jackknife
-
-    group = np.arange(len(one.tokens)) % min(16, len(one.tokens))
-    sizes = np.bincount(group)
-    components = len(one.explained)
-    if len(sizes) < 2:
-        nan = np.full(components, np.nan)
-        return nan, nan, 1
-    left_out = [
-        fit_pca(one.tokens[group != g].reshape(-1, one.tokens.shape[-1]), components)[1]
-        for g in range(len(sizes))
-    ]
-    low, high, _ = delete_group_jackknife(one.explained, np.array(left_out), sizes[:, None])
-    return low, high, len(sizes)

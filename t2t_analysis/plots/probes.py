@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..errors import DataError, UnknownNameError
-from ..measures.probes import TokenPCA
+from ..measures.token_components import TokenPCA
 from ..results import Result, tidy
 from .attribution import pick, picture, row_label, units
 from .base import ROLES, Figure, finish, new_axes, role, title_block, use_style
