@@ -10,13 +10,14 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import inspect
 import os
 import resource
 import sys
 from collections.abc import Iterator
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import t2t_analysis.measures as measures
 from t2t_analysis import load_model
@@ -35,7 +36,7 @@ def main() -> int:
         f"{given.model}, batches of {given.batch} at {given.side} px; measures: {', '.join(m.name for m in asked)}"
     )
     at: dict[int, int] = {0: resident_bytes()}  # libraries and model
-    done = accumulate(model, stream(given, at), asked, progress=False)
+    done = accumulate(model, stream(model, given, at), asked, progress=False)
     for count, resident in at.items():
         print(f"after {count:5} images: {resident / 2**20:8.1f} MiB resident")
     states = sum(
@@ -65,20 +66,31 @@ def arguments() -> argparse.Namespace:
 def chosen(names: list[str] | None) -> list[Measure]:
     """All measures of one model, or those with these names."""
     kinds = [kind for kind in vars(measures).values() if isinstance(kind, type) and issubclass(kind, Measure)]
-    found = {kind.name: kind for kind in kinds if kind.name and kind.arity == 1}
+    found = {kind.name: kind for kind in kinds if kind.name and kind.arity == 1 and not needs(kind)}
     for name in names or ():
         if name not in found:
             raise UnknownNameError("measure", name, found)
     return [found[name]() for name in names or found]
 
 
-def stream(given: argparse.Namespace, at: dict[int, int]) -> Iterator[Tensor]:
-    """Batches of noise; notes the memory when the first 64 and when all images have been worked through."""
+def needs(kind: type[Measure]) -> list[str]:
+    """Arguments that a measure cannot be made without."""
+    parameters = inspect.signature(kind).parameters.values()
+    return [
+        p.name
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+    ]
+
+
+def stream(model: nn.Module, given: argparse.Namespace, at: dict[int, int]) -> Iterator[Tensor]:
+    """Batches of noise as the model wants images to be normalised; notes the memory when the first 64 and when all images have been worked through."""
     generator = torch.Generator().manual_seed(0)
+    mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     for start in range(0, given.images, given.batch):
         if start == EARLY:
             at[start] = resident_bytes()
-        yield torch.randn(given.batch, 3, given.side, given.side, generator=generator)
+        yield (torch.rand(given.batch, 3, given.side, given.side, generator=generator) - mean) / std
     at[given.images] = resident_bytes()
 
 
