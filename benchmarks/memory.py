@@ -84,7 +84,10 @@ def needs(kind: type[Measure]) -> list[str]:
 
 
 def stream(model: nn.Module, given: argparse.Namespace, at: dict[int, int]) -> Iterator[Tensor]:
-    """Batches of noise as the model wants images to be normalised; notes the memory when the first 64 and when all images have been worked through."""
+    """Batches of noise, normalised as the model wants images.
+
+    Notes the memory when the first 64 and when all images have been worked through.
+    """
     generator = torch.Generator().manual_seed(0)
     mean, std = (torch.tensor(model.pretrained_cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     for start in range(0, given.images, given.batch):
