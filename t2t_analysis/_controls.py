@@ -39,7 +39,8 @@ class Outputs:
         data, image = figure_data(figure)
         self._put("figure", data, image)
         self._put("caption", {"text/markdown": figure.caption, "text/plain": figure.caption})
-        self._put("table", table_data(table, _CAPTION))
+        narrow = {name: "null" for name in table if str(name).endswith(": null")}
+        self._put("table", table_data(table.rename(columns=narrow), _CAPTION))
         figure.close()
 
     def _put(self, role: str, data: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:

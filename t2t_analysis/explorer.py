@@ -149,7 +149,7 @@ class Exploration:
         UnknownNameError, DataError : there is no such thing; the message says what there is.
         """
         place = f"blocks.{layer}" if isinstance(layer, int) else layer
-        changes = {
+        changes: dict[str, Any] = {
             "image": image,
             "place": place,
             "head": head,
