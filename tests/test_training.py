@@ -195,7 +195,17 @@ def test_calibration_error_of_perfect_and_overconfident_guesses():
 
 def test_train_command_exports_weights_that_load_with_a_true_card(tmp_path, capsys):
     file = tmp_path / "small_hard_wide.safetensors"
-    words = ["train", "--model", "small_hard_wide", "--epochs", "1", "--batch-size", "16", "--fraction", "0.02"]
+    words = [
+        "train",
+        "--model",
+        "small_hard_wide",
+        "--epochs",
+        "1",
+        "--batch-size",
+        "16",
+        "--fraction",
+        "0.02",
+    ]
     assert cli.main([*words, "--out", str(tmp_path / "run"), "--export", str(file)]) == 0
     said = capsys.readouterr().out
     card = json.loads(file.with_suffix(".json").read_text())

@@ -59,7 +59,8 @@ Made from the docstrings by `python -m t2t_analysis.measures.catalogue`; do not 
 
 Each is asked with `measure(model, loader, [Name()])`, all of them with `measure(model, loader, ALL)` from
 `t2t_analysis.measures.catalogue`; either way the images are read once. Every row of a result carries value,
-95 % interval, null, n, unit and estimator; `help(Name)` has parameters and what it raises. What a measure is invariant to is declared, and tested.
+95 % interval, null, n, unit and estimator; `help(Name)` has parameters and what it raises. What a measure is
+invariant to is declared, and tested.
 
 """
 
