@@ -39,8 +39,7 @@ class Outputs:
         data, image = figure_data(figure)
         self._put("figure", data, image)
         self._put("caption", {"text/markdown": figure.caption, "text/plain": figure.caption})
-        narrow = {name: "null" for name in table if str(name).endswith(": null")}
-        self._put("table", table_data(table.rename(columns=narrow), _CAPTION))
+        self._put("table", table_data(for_page(table), _CAPTION))
         figure.close()
 
     def _put(self, role: str, data: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
@@ -51,6 +50,13 @@ class Outputs:
             self._handles[role].update(data, **words)
         else:
             self._handles[role] = display(data, display_id=True, **words)
+
+
+def for_page(table: pd.DataFrame) -> pd.DataFrame:
+    """Return a readable table with fewer and shorter columns: units beside the words, nulls headed by that word."""
+    units = [f" ({unit})" if unit != "none" else "" for unit in table["unit"]]
+    narrow = {name: "null" for name in table if str(name).endswith(": null")}
+    return table.assign(what=table["what"] + units).drop(columns="unit").rename(columns=narrow)
 
 
 class Controls:

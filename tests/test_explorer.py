@@ -306,7 +306,10 @@ def test_without_widgets_there_are_figure_caption_and_table(pair: Exploration, s
     show_exploration(pair, interactive=False)
     assert [about["t2t_analysis"]["role"] for _, _, about in shown] == ["figure", "caption", "table"]
     assert shown[0][2]["image/png"]["alt"]
-    assert "<caption>" in shown[2][1]["text/html"]
+    page = shown[2][1]["text/html"]
+    assert "<caption>" in page
+    assert page.count("<th>null</th>") == 2
+    assert "(fraction of image side)" in page
 
 
 def test_with_widgets_the_same_and_sliders_with_a_fallback(pair: Exploration, shown: list[Any]) -> None:
