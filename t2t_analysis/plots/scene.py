@@ -192,12 +192,13 @@ def _caption(scenes: Sequence[Scene], frame: pd.DataFrame, image_name: str) -> s
         for scene in scenes
     ]
     how = (
-        "Framed: the token's own cell. Attention in multiples of uniform attention (1 means none preferred); the "
+        "Attention in multiples of uniform attention (1 means none preferred); the "
         "channel in multiples of the layer's level, framed all round if it is zero, flat or too large; the input "
         "gradient of the token, largest value 1. One image and one head: a description, so no interval; the table "
         "has the nulls."
     )
-    return " ".join([f"{image_name.replace('`', '')}, {scenes[0].token}.", *rows, how])
+    framed = [] if scenes[0].cell is None else ["Framed: the token's own cell."]
+    return " ".join([f"{image_name.replace('`', '')}, {scenes[0].token}.", *rows, *framed, how])
 
 
 def _alt(scenes: Sequence[Scene], frame: pd.DataFrame, image_name: str) -> str:
