@@ -49,7 +49,9 @@ def test_every_requirement_is_pinned_within_its_range():
 def test_constraints_suit_every_platform_and_index():
     text = (ROOT / "constraints.txt").read_text().lower()
     for word in ("nvidia", "cuda", "triton", "://", "@", "index"):
-        assert not [line for line in text.split() if line.startswith(word) or (word in "://@" and word in line)], word
+        assert not [
+            line for line in text.split() if line.startswith(word) or (word in "://@" and word in line)
+        ], word
 
 
 def test_torch_and_torchvision_are_a_pair():
@@ -58,7 +60,9 @@ def test_torch_and_torchvision_are_a_pair():
 
     torch.ops.torchvision.nms  # noqa: B018 - missing where the two were built apart
     torch_minor, vision_minor = (int(version(m.__name__).split(".")[1]) for m in (torch, torchvision))
-    assert torch_minor - vision_minor == int(PINS["torch"].split(".")[1]) - int(PINS["torchvision"].split(".")[1])
+    assert torch_minor - vision_minor == int(PINS["torch"].split(".")[1]) - int(
+        PINS["torchvision"].split(".")[1]
+    )
 
 
 def test_import_is_light():
@@ -71,7 +75,10 @@ heavy = {"torch", "timm", "pandas", "numpy", "matplotlib"} & set(sys.modules)
 assert not heavy, heavy
 print(spent)
 """
-    runs = [subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True) for _ in range(3)]
+    runs = [
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        for _ in range(3)
+    ]
     assert min(float(run.stdout) for run in runs) < 0.1
 
 
@@ -141,7 +148,11 @@ def test_cards_are_true_of_their_files():
 def test_no_text_names_this_machine():
     tracked = subprocess.run(["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True)
     if tracked.returncode:
-        files = [p for p in ROOT.rglob("*") if p.suffix in (".py", ".md", ".ipynb", ".toml") and ".venv" not in p.parts]
+        files = [
+            p
+            for p in ROOT.rglob("*")
+            if p.suffix in (".py", ".md", ".ipynb", ".toml") and ".venv" not in p.parts
+        ]
     else:
         files = [ROOT / name for name in tracked.stdout.split()]
     bad = re.compile(r"(^|[^\w./-])/(?:work|root|home)/\w|extra-index-url|--find-links|\.\./sha" + "red")
