@@ -20,7 +20,7 @@ __all__ = [
 def nearest(name: object, choices: Iterable[str], n: int = 3) -> list[str]:
     """Return up to ``n`` of ``choices`` that look most like ``name``, best first.
 
-    >>> nearest("t2t_vit_41", ["t2t_vit_14", "t2t_vit_24", "resnet50"], n=1)
+    >>> nearest("t2t_vit14", ["t2t_vit_14", "t2t_vit_24", "resnet50"], n=1)
     ['t2t_vit_14']
     """
     known = {choice.lower(): choice for choice in choices}
@@ -35,9 +35,9 @@ class T2TError(Exception):
 class UnknownNameError(T2TError, ValueError):
     """A name that is not one of the valid choices.
 
-    >>> raise UnknownNameError("model", "t2t_vit_41", ["t2t_vit_14", "t2t_vit_24"])
+    >>> raise UnknownNameError("model", "t2t_vit14", ["t2t_vit_14", "t2t_vit_24"])
     Traceback (most recent call last):
-    t2t_analysis.errors.UnknownNameError: unknown model 't2t_vit_41'; did you mean 't2t_vit_14'? \
+    t2t_analysis.errors.UnknownNameError: unknown model 't2t_vit14'; did you mean 't2t_vit_14'? \
 (known: t2t_vit_14, t2t_vit_24)
     """
 

@@ -222,7 +222,7 @@ def test_failed_runs_never_replace_good_reports_and_the_others_go_on(write: Any,
     stems = {name: NAME.replace("tiny", name) for name in FAILURES}
     before = {name: made.put_good_report(stems[name]) for name in FAILURES}
     notebooks = [write(name, code, "say('never reached')") for name, (code, _) in FAILURES.items()]
-    assert made.run(*notebooks, write("other", "1"), timeout=2) == 1
+    assert made.run(*notebooks, write("other", "1"), timeout=6) == 1
     assert made.statuses() == ["failed"] * 4 + ["done"]
     index = made.bytes("index.html").decode()
     for name, (_, words) in FAILURES.items():
@@ -576,7 +576,7 @@ def test_every_notebook_of_the_suite_makes_a_report(name: str, made: Made) -> No
     html = made.bytes(f"{side.stem}.html").decode()
     page = assert_good_page(html, made.folder)
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, flags=re.DOTALL)
-    assert about["figures"] == len(page.images) == len(captions) >= 3
+    assert about["figures"] == len(page.images) == len(captions) >= 2
     assert all("UNTRAINED" in caption for caption in captions)
     assert about["untrained"] == [about["model"], about["baseline"]]
     assert about["findings"][0].startswith("No verdict")
@@ -602,9 +602,17 @@ def _differences(low: float, high: float, weights: str = "bundled a | bundled b"
 @pytest.mark.parametrize(
     ("low", "high", "words"),
     [
-        (-0.20, -0.10, "more alike in `deit_small_patch16_224` than in `t2t_vit_14`, as the paper claims"),
-        (0.10, 0.20, "more alike in `t2t_vit_14` than in `deit_small_patch16_224`, contrary to the paper"),
-        (-0.01, 0.04, "alike to the same degree"),
+        (
+            -0.20,
+            -0.10,
+            "rises more (or falls less) in `deit_small_patch16_224` than in `t2t_vit_14`, as the paper claims",
+        ),
+        (
+            0.10,
+            0.20,
+            "rises more (or falls less) in `t2t_vit_14` than in `deit_small_patch16_224`, contrary to the paper",
+        ),
+        (-0.01, 0.04, "changes with depth by the same amount"),
         (-0.08, -0.02, "Inconclusive"),
     ],
 )

@@ -73,7 +73,7 @@ def _section(measure: Measure) -> str:
     models = "one model" if kind.arity == 1 else "two models"
     home = kind.__module__.rpartition(".")[2]
     facts = f"`{kind.name}` · {models} · invariances: {declared} · `measures/{home}.py`"
-    example = f"```python\nresult = measure(model, loader, [{kind.__name__}()])[{kind.name!r}]\n```"
+    example = f'```python\nresult = measure(model, loader, [{kind.__name__}()])["{kind.name}"]\n```'
     return "\n\n".join(
         part for part in (f"## {kind.__name__}", f"**{title}**", facts, body.strip(), example) if part
     )
