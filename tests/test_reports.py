@@ -579,7 +579,8 @@ def test_every_notebook_of_the_suite_makes_a_report(name: str, made: Made) -> No
     assert about["figures"] == len(page.images) == len(captions) >= 2
     assert all("UNTRAINED" in caption for caption in captions)
     assert about["untrained"] == [about["model"], about["baseline"]]
-    assert about["findings"][0].startswith("No verdict")
+    if name != "explore":  # which describes one image and judges nothing
+        assert about["findings"][0].startswith("No verdict")
     assert len(html) - sum(len(str(image["src"])) for image in page.images) < 100_000
     assert sorted(path.name for path in (made.folder / side.stem).glob("*.parquet")) == sorted(
         about["results"]

@@ -1,49 +1,46 @@
-"""Draws results; computes nothing. Every function returns a :class:`Figure` with its caption and alt text."""
+"""Draws results; computes nothing. Every function returns a :class:`Figure` with its caption and alt text.
 
-from .attention import by_depth, heads_by_depth, rollout_examples, similar_tokens_curve
-from .base import (
-    DIVERGING,
-    PALETTE,
-    ROLES,
-    SEQUENTIAL,
-    Figure,
-    finish,
-    new_axes,
-    role,
-    title_block,
-    use_style,
-)
-from .channels import area_by_layer, channel_curves, feature_map_grid
-from .cost import cost_bars, latency_curve, printed_against_counted
-from .heads import contrast_plot, depth_curve, divergence_against_entropy, maps_against_outputs
-from .similarity import cka_map, head_map, layer_map
+Names are resolved on first use: figures of attributions and token maps know types that need torch, the others do not,
+and a notebook that draws one line should not wait for all of them.
+"""
 
-__all__ = [
-    "DIVERGING",
-    "PALETTE",
-    "ROLES",
-    "SEQUENTIAL",
-    "Figure",
-    "area_by_layer",
-    "by_depth",
-    "channel_curves",
-    "cka_map",
-    "contrast_plot",
-    "cost_bars",
-    "depth_curve",
-    "divergence_against_entropy",
-    "feature_map_grid",
-    "finish",
-    "head_map",
-    "heads_by_depth",
-    "latency_curve",
-    "layer_map",
-    "maps_against_outputs",
-    "new_axes",
-    "printed_against_counted",
-    "role",
-    "rollout_examples",
-    "similar_tokens_curve",
-    "title_block",
-    "use_style",
-]
+from importlib import import_module
+from typing import Any
+
+_HOME = {
+    "DIVERGING": "base",
+    "Figure": "base",
+    "PALETTE": "base",
+    "ROLES": "base",
+    "SEQUENTIAL": "base",
+    "area_by_layer": "channels",
+    "by_depth": "attention",
+    "channel_curves": "channels",
+    "cka_map": "similarity",
+    "contrast_plot": "heads",
+    "cost_bars": "cost",
+    "depth_curve": "heads",
+    "divergence_against_entropy": "heads",
+    "feature_map_grid": "channels",
+    "finish": "base",
+    "head_map": "similarity",
+    "heads_by_depth": "attention",
+    "latency_curve": "cost",
+    "layer_map": "similarity",
+    "maps_against_outputs": "heads",
+    "new_axes": "base",
+    "printed_against_counted": "cost",
+    "role": "base",
+    "rollout_examples": "attention",
+    "similar_tokens_curve": "attention",
+    "title_block": "base",
+    "use_style": "base",
+}
+
+__all__ = list(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; known: {', '.join(_HOME)}")
