@@ -159,7 +159,8 @@ def test_no_text_names_this_machine():
     for path in files:
         if path.suffix in (".py", ".md", ".ipynb", ".toml", ".txt", ".yml", ".json") and path.is_file():
             found = [line for line in path.read_text(errors="ignore").splitlines() if bad.search(line)]
-            assert not found or path == Path(__file__), f"{path}: {found[:2]}"
+            found = [line for line in found if "bad = re.compile" not in line]  # the pattern itself
+            assert not found, f"{path}: {found[:2]}"
 
 
 def test_notebook_files_are_json():
