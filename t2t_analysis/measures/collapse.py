@@ -22,10 +22,10 @@ from torch import Tensor
 
 from .. import capture
 from ..results import Result
-from .base import MeasureBatch, View
+from .base import View
 from .grouped import TOO_FEW, Estimate, grouped_estimate
 from .head_maps import cosine_sums, unit_rows
-from .head_measure import OTHER_IMAGE, HeadMeasure
+from .head_measure import OTHER_IMAGE, PairedImagesMeasure
 from .head_summary import HeadIndex, layer_rows
 
 __all__ = ["THRESHOLDS", "LayerCollapse", "column_cosine", "match_heads", "matched_mean"]
@@ -104,7 +104,7 @@ def _same_number(block: Tensor) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------------------------- the measure
 
 
-class LayerCollapse(HeadMeasure):
+class LayerCollapse(PairedImagesMeasure):
     """Cosine of attention columns between layers: whether attention stops changing with depth.
 
     For every two layers, ``column_cosine_same_head`` (head h with head h, as DeepViT has it),
@@ -122,8 +122,6 @@ class LayerCollapse(HeadMeasure):
 
     name = "layer_collapse"
     invariances = frozenset({"permute_keys"})
-
-    pairs: Tensor  # (G, L, L)
 
     def sources_of(self, view: View, anchor: str) -> tuple[str, ...]:
         """Queries and keys, from which maps are rebuilt image by image; the pattern where a bias enters it."""
@@ -151,22 +149,8 @@ class LayerCollapse(HeadMeasure):
             return obs.value[:, :, prefix:, prefix:].clone()
         return obs.value[:, :, prefix:].clone()
 
-    def update(self, batch: MeasureBatch) -> None:
-        """Rebuild the maps of two images at a time, some keys at a time, and compare their columns."""
-        seen, groups = batch.seen[0], self.group(batch).tolist()
-        present = self.present(seen)
-        if not present.any():
-            return
-        both = present.outer(present).to(self.images.device)
-        for start in range(0, len(groups), 2):
-            owners = groups[start : start + 2]
-            for group in owners:
-                self.images[group] += both
-            if len(owners) == 2:
-                self.pairs[owners[0]] += both
-            self._add_images(seen, range(start, start + len(owners)), owners)
-
-    def _add_images(self, seen: dict[str, Tensor], images: range, groups: list[int]) -> None:
+    def add_images(self, seen: dict[str, Tensor], images: range, groups: list[int]) -> None:
+        """Rebuild the maps some keys at a time, and compare their columns."""
         columns = [_Columns(self, seen, image) for image in images]
         tokens = columns[0].tokens
         step = max(1, _CHUNK // (self.index.total * tokens))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..capture.attention import Attention, backbone_attention
 from ..results import Result
-from .base import Measure, View
+from .base import Measure, MeasureBatch, View
 from .grouped import Estimate, grouped_estimate
 from .head_summary import (
     CONTRAST,
@@ -27,7 +27,7 @@ from .head_summary import (
     with_p,
 )
 
-__all__ = ["OTHER_IMAGE", "Estimates", "HeadMeasure", "band", "correlation", "mean_of"]
+__all__ = ["OTHER_IMAGE", "Estimates", "HeadMeasure", "PairedImagesMeasure", "band", "correlation", "mean_of"]
 
 #: What the null is of a comparison whose two sides are taken from different images.
 OTHER_IMAGE = "permuted images (the other image of a pair); 95 % interval of its mean"
@@ -145,3 +145,31 @@ def band(null: Estimate | Replicates) -> dict[str, Any]:
         return {"null": null.value, "null_low": null.low, "null_high": null.high}
     tested = with_p(null)
     return {"null": tested["value"], "null_low": tested["low"], "null_high": tested["high"]}
+
+
+class PairedImagesMeasure(HeadMeasure):
+    """Takes the images of a batch two by two, since the null of a pair of maps is a map of the other image.
+
+    A last image without a partner counts as an image, not as a pair; pairs belong to the group of their first image.
+    """
+
+    pairs: Tensor  # (G, L, L) pairs of images in which both layers are finite
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Count the images and pairs in which two layers are finite, and add what they say."""
+        seen, groups = batch.seen[0], self.group(batch).tolist()
+        present = self.present(seen)
+        if not present.any():
+            return
+        both = present.outer(present).to(self.images.device)
+        for start in range(0, len(groups), 2):
+            owners = groups[start : start + 2]
+            for group in owners:
+                self.images[group] += both
+            if len(owners) == 2:
+                self.pairs[owners[0]] += both
+            self.add_images(seen, range(start, start + len(owners)), owners)
+
+    def add_images(self, seen: dict[str, Tensor], images: range, groups: list[int]) -> None:
+        """Rebuild the maps of one or two images, in pieces that fit into memory, and add what is asked of them."""
+        raise NotImplementedError

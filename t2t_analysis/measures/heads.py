@@ -36,7 +36,7 @@ from .head_maps import (
     renormalised,
     unit_rows,
 )
-from .head_measure import OTHER_IMAGE, HeadMeasure, band, correlation, mean_of
+from .head_measure import OTHER_IMAGE, HeadMeasure, PairedImagesMeasure, band, correlation, mean_of
 from .head_summary import head_rows, layer_rows, layer_table, replicates, with_p
 
 __all__ = ["HeadDivergence", "HeadSimilarity"]
@@ -48,7 +48,7 @@ _CHUNK = 2**21
 # -------------------------------------------------------------------------------------------- similarity
 
 
-class HeadSimilarity(HeadMeasure):
+class HeadSimilarity(PairedImagesMeasure):
     """Cosine similarity of attention maps between all heads of a model, within and across layers.
 
     Per image and query, cos(A_h[q, :], A_g[q, :]) over the patch keys, averaged over queries and images
@@ -74,7 +74,6 @@ class HeadSimilarity(HeadMeasure):
     name = "head_similarity"
     invariances = frozenset({"permute_heads", "permute_keys"})
 
-    pairs: Tensor  # (G, L, L) pairs of images
     variance: Tensor  # (G, M) of the logits
     raw: Tensor  # (G, M, M) sums over images
     centred: Tensor
@@ -112,22 +111,8 @@ class HeadSimilarity(HeadMeasure):
             return renormalised(obs.value, prefix)
         return obs.value[:, :, prefix:].clone()
 
-    def update(self, batch: MeasureBatch) -> None:
-        """Rebuild the maps of two images at a time, some queries at a time, and add their similarities."""
-        seen, groups = batch.seen[0], self.group(batch).tolist()
-        present = self.present(seen)
-        if not present.any():
-            return
-        both = present.outer(present).to(self.images.device)
-        for start in range(0, len(groups), 2):
-            owners = groups[start : start + 2]
-            for group in owners:
-                self.images[group] += both
-            if len(owners) == 2:
-                self.pairs[owners[0]] += both
-            self._add(seen, range(start, start + len(owners)), owners)
-
-    def _add(self, seen: dict[str, Tensor], images: Sequence[int], groups: Sequence[int]) -> None:
+    def add_images(self, seen: dict[str, Tensor], images: range, groups: list[int]) -> None:
+        """Rebuild the maps some queries at a time, and add their similarities."""
         queries = next(iter(seen.values())).shape[2]
         for rows in self._chunks(queries):
             maps = [self._maps(seen, b, g, rows, queries) for b, g in zip(images, groups, strict=True)]
