@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .notebooks import CommonParams
+    from .parameters import CommonParams
     from .plots.base import Figure
     from .results import Result, Results
 

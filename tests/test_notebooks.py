@@ -17,7 +17,8 @@ from pydantic import Field
 from t2t_analysis._names import known_models, our_models
 from t2t_analysis._paths import notebooks_dir
 from t2t_analysis.errors import ParameterError
-from t2t_analysis.notebooks import PARAMS, CommonParams, HeadRedundancyParams, IntList, check, validate
+from t2t_analysis.notebooks import check, validate
+from t2t_analysis.parameters import PARAMS, CommonParams, HeadRedundancyParams, IntList
 
 NOTEBOOKS = sorted(notebooks_dir().glob("*.ipynb"))
 RUNNABLE = [path for path in NOTEBOOKS if path.stem in PARAMS]
@@ -137,7 +138,8 @@ def test_names_read_from_the_sources_are_those_that_timm_registers() -> None:
 
 def test_the_check_needs_no_torch() -> None:
     code = (
-        "import sys; from t2t_analysis.notebooks import *; validate(HeadRedundancyParams, {}); "
+        "import sys; from t2t_analysis.notebooks import validate; "
+        "from t2t_analysis.parameters import HeadRedundancyParams; validate(HeadRedundancyParams, {}); "
         "print(sorted({'torch', 'timm', 'pandas', 'matplotlib', 'papermill'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -150,7 +152,8 @@ def test_papermill_ends_with_a_few_lines_and_a_bad_status(tmp_path: Path) -> Non
         nbformat.v4.new_markdown_cell("# A question"),
         nbformat.v4.new_code_cell(PLAIN, metadata={"tags": ["parameters"]}),
         nbformat.v4.new_code_cell(
-            "from t2t_analysis.notebooks import CommonParams, check\np = check(CommonParams, globals())"
+            "from t2t_analysis.notebooks import check\n"
+            "from t2t_analysis.parameters import CommonParams\np = check(CommonParams, globals())"
         ),
     ]
     spec = {"kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"}}

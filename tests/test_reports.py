@@ -23,14 +23,14 @@ from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_outp
 
 from t2t_analysis._paths import notebooks_dir
 from t2t_analysis.errors import ParameterError, T2TError, UnknownNameError
-from t2t_analysis.notebooks import CommonParams
+from t2t_analysis.parameters import CommonParams
 from t2t_analysis.reports import fingerprint, run_report, runner, stem
 from t2t_analysis.reports.export import Page, to_html
 from t2t_analysis.reports.index import write_index
 from t2t_analysis.reports.mathml import to_mathml
 from t2t_analysis.reports.plan import available, papermill_line, plan
 from t2t_analysis.results import Result
-from t2t_analysis.sentences import _head_verdict, head_conclusions
+from t2t_analysis.sentences.head_redundancy import _head_verdict, head_conclusions
 
 SPEC = {
     "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"},
@@ -44,7 +44,8 @@ seed: int = 0
 results_dir: str = "auto"
 """.strip()
 CHECK = """
-from t2t_analysis.notebooks import CommonParams, check, findings, say
+from t2t_analysis.notebooks import check, findings, say
+from t2t_analysis.parameters import CommonParams
 p = check(CommonParams, globals())
 """.strip()
 FIGURE = """

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from .._paths import notebooks_dir
 
 if TYPE_CHECKING:
-    from ..notebooks import CommonParams
+    from ..parameters import CommonParams
 
 __all__ = ["default_reports_dir", "run_report", "stem"]
 
@@ -28,7 +28,7 @@ def default_reports_dir() -> Path:
 def stem(notebook: str, params: CommonParams) -> str:
     """Name that a run's files share; six digits are added when other parameters than the models differ.
 
-    >>> from t2t_analysis.notebooks import HeadRedundancyParams
+    >>> from t2t_analysis.parameters import HeadRedundancyParams
     >>> stem("head_redundancy", HeadRedundancyParams(model="t2t_vit_14").resolve())
     'head_redundancy__t2t_vit_14__vs__deit_small_patch16_224'
     >>> stem("head_redundancy", HeadRedundancyParams(seed=1).resolve())

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from .._paths import cache_dir, data_dir
 
 if TYPE_CHECKING:
-    from ..notebooks import CommonParams
+    from ..parameters import CommonParams
 
 __all__ = ["commit", "page_fingerprint", "run_fingerprint", "versions"]
 

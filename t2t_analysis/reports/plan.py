@@ -11,7 +11,8 @@ from typing import Any
 
 from .._paths import notebooks_dir
 from ..errors import DataError, ParameterError, UnknownNameError
-from ..notebooks import PARAMS, CommonParams, params_for, validate
+from ..notebooks import validate
+from ..parameters import PARAMS, CommonParams, params_for
 from . import default_reports_dir, stem
 
 __all__ = [

@@ -1,8 +1,4 @@
-"""Results in words: every number with its interval, and no number that a result does not hold.
-
-A verdict follows a rule that was fixed before the numbers were seen: the 95 % interval of the effect lies
-beyond the smallest effect of interest, or it does not. Random weights get no verdict.
-"""
+"""How alike heads are, in words."""
 
 from __future__ import annotations
 
@@ -11,61 +7,17 @@ from typing import Any
 
 import pandas as pd
 
-from ._names import has_soft_split
-from ._show import code
-from .errors import T2TError
-from .results import Result
+from .._names import has_soft_split
+from .._show import code
+from ..claims.rule import SMALLEST, place
+from ..results import Result
+from .words import NO_VERDICT, interval, number, one, side, untrained_in
 
-__all__ = ["SMALLEST_HEAD_EFFECT", "head_conclusions", "head_findings", "interval", "untrained_in", "verdict"]
+__all__ = ["head_conclusions", "head_findings"]
 
-#: difference of two similarities that is worth speaking of
-SMALLEST_HEAD_EFFECT = 0.05
+SMALLEST_EFFECT = SMALLEST["similarity"]
+
 _CHANGE = "_last_minus_first"
-
-
-def interval(row: Any) -> str:
-    """Return value and interval of a row, three decimals, with the sign where the value can have one.
-
-    >>> interval({"value": 0.1234, "low": 0.1, "high": 0.15})
-    '0.123 [0.100, 0.150]'
-    """
-    value, low, high = (row[name] for name in ("value", "low", "high"))
-    if pd.isna(low) or pd.isna(high):
-        return f"{_number(value)} (no interval)"
-    return f"{_number(value)} [{_number(low)}, {_number(high)}]"
-
-
-def _number(value: float) -> str:
-    """Three decimals with a true minus sign; what rounds to nothing has no sign."""
-    text = f"{value:.3f}"
-    return "0.000" if text == "-0.000" else text.replace("-", "−")
-
-
-def untrained_in(frame: pd.DataFrame) -> bool:
-    """Whether any row of a tidy frame rests on random weights."""
-    return bool(frame["weights"].fillna("").str.contains("UNTRAINED").any())
-
-
-def verdict(low: float, high: float, smallest: float) -> str:
-    """Return where an interval lies relative to the smallest effect: below, above, within or across.
-
-    >>> [verdict(*ends, 0.05) for ends in ((-0.2, -0.1), (0.06, 0.2), (-0.04, 0.01), (0.01, 0.2))]
-    ['below', 'above', 'within', 'across']
-    """
-    if high < -smallest:
-        return "below"
-    if low > smallest:
-        return "above"
-    return "within" if -smallest < low and high < smallest else "across"
-
-
-def _one(frame: pd.DataFrame, **where: Any) -> pd.Series:
-    """Return the one row with these values; None asks for a missing one."""
-    for column, value in where.items():
-        frame = frame[frame[column].isna() if value is None else frame[column] == value]
-    if len(frame) != 1:
-        raise T2TError(f"expected one row with {where}, found {len(frame)}")
-    return frame.iloc[0]
 
 
 def _within(frame: pd.DataFrame, quantity: str, model: str) -> pd.DataFrame:
@@ -76,14 +28,14 @@ def _within(frame: pd.DataFrame, quantity: str, model: str) -> pd.DataFrame:
 
 
 def _change(result: Result, quantity: str, model: str) -> str:
-    row = _one(result.frame, quantity=quantity + _CHANGE, model=model)
-    return f"by {interval(row)} in {code(model)} (on permuted images by {_number(row['null'])})"
+    row = one(result.frame, quantity=quantity + _CHANGE, model=model)
+    return f"by {interval(row)} in {code(model)} (on permuted images by {number(row['null'])})"
 
 
 def _trend(similarity: Result, model: str, baseline: str) -> str:
     """Whether heads become alike with depth at all, which is what the paper says of a hard split."""
     rows = {
-        name: _one(similarity.frame, quantity="cosine_centred" + _CHANGE, model=name)
+        name: one(similarity.frame, quantity="cosine_centred" + _CHANGE, model=name)
         for name in (model, baseline)
     }
     falls = [code(name) for name, row in rows.items() if row["high"] < 0]
@@ -106,7 +58,7 @@ def head_findings(similarity: Result, difference: Result, model: str, baseline: 
     similarity : of `HeadSimilarity` for both models.
     difference : of `contrast_difference` on it.
     """
-    row = _one(difference.frame, quantity="cosine_centred")
+    row = one(difference.frame, quantity="cosine_centred")
     untrained = untrained_in(difference.frame)
     return [
         f"{_head_verdict(row, model, baseline, untrained)} The change of {code(model)} minus that of "
@@ -125,7 +77,7 @@ def _most_alike(similarity: Result, model: str) -> str:
     row = rows.sort_values("value").iloc[-1]
     return (
         f"In {code(model)} heads are most alike in layer {row['layer']}: mean centred cosine "
-        f"{interval(row)}; on permuted images {_number(row['null'])}, a head with itself 1."
+        f"{interval(row)}; on permuted images {number(row['null'])}, a head with itself 1."
     )
 
 
@@ -133,7 +85,7 @@ def _raw_against_floor(similarity: Result, model: str) -> str:
     """What the usual, uncentred cosine would have said, and how much of it independent heads have as well."""
     rows = _within(similarity.frame, "cosine_raw", model)
     raw = rows.sort_values("layer").iloc[-1]
-    floor = _one(_within(similarity.frame, "cosine_floor", model), layer=raw["layer"])
+    floor = one(_within(similarity.frame, "cosine_floor", model), layer=raw["layer"])
     return (
         f"The uncentred cosine in the last layer of {code(model)} is {interval(raw)}, but independent heads "
         f"with the same logit spread have {interval(floor)} already: the centred one is the one to read."
@@ -144,16 +96,14 @@ def _head_verdict(row: Any, model: str, baseline: str, untrained: bool) -> str:
     """The answer in words, or why there is none."""
     if untrained:
         return "No verdict: at least one of the two has random weights."
-    where = verdict(row["low"], row["high"], SMALLEST_HEAD_EFFECT)
+    where = place(row["low"], row["high"], SMALLEST_EFFECT)
     if where == "within":
         return (
             f"The likeness of heads changes with depth by the same amount in {code(model)} and {code(baseline)}, "
-            f"to within {SMALLEST_HEAD_EFFECT}."
+            f"to within {SMALLEST_EFFECT}."
         )
     if where == "across":
-        return (
-            f"Inconclusive: the interval reaches across {SMALLEST_HEAD_EFFECT}, the smallest effect to count."
-        )
+        return f"Inconclusive: the interval reaches across {SMALLEST_EFFECT}, the smallest effect to count."
     less, more = (model, baseline) if where == "below" else (baseline, model)
     return (
         f"From the first to the last third of the layers, the likeness of heads rises more (or falls less) in "
@@ -197,20 +147,14 @@ def _named(row: Any) -> str:
 
 
 def _side(row: Any) -> str:
-    where = verdict(row["low"], row["high"], SMALLEST_HEAD_EFFECT)
-    return {
-        "below": f"beyond −{SMALLEST_HEAD_EFFECT}",
-        "above": f"beyond +{SMALLEST_HEAD_EFFECT}",
-        "within": f"within ±{SMALLEST_HEAD_EFFECT}",
-        "across": f"not settled against ±{SMALLEST_HEAD_EFFECT}",
-    }[where]
+    return side(row["low"], row["high"], SMALLEST_EFFECT)
 
 
 def _agreement(rows: Sequence[Any], untrained: bool, model: str, baseline: str) -> str:
     if untrained:
-        return "No verdict: random weights show what an architecture starts from, not what it learns."
+        return NO_VERDICT
     centred = [row for row in rows if _bare(row) != "cosine_raw"]
-    judged = [(_bare(row), verdict(row["low"], row["high"], SMALLEST_HEAD_EFFECT)) for row in centred]
+    judged = [(_bare(row), place(row["low"], row["high"], SMALLEST_EFFECT)) for row in centred]
     flipped = {"below": "above", "above": "below"}
     sides = {flipped.get(side, side) if name == "js_divergence" else side for name, side in judged}
     if len(sides) == 1:

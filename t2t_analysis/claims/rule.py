@@ -1,0 +1,33 @@
+"""The rule of every verdict, and the smallest effects that are worth speaking of."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+__all__ = ["SMALLEST", "Place", "place"]
+
+#: Smallest effect of interest by what is measured; fixed before any number was seen.
+SMALLEST = {
+    "edge_r2": 0.02,  # coefficient of determination of an edge map
+    "channel_share": 0.01,  # of the channels
+    "similarity": 0.05,  # of two heads, two layers; of an effective rank relative to its Gaussian null
+    "rank_correlation": 0.1,  # Spearman
+    "accuracy": 0.005,  # half a point of top-1
+    "convolution_accuracy": 0.003,  # the paper speaks of 0.7 points, so finer than the others
+    "cost": 0.01,  # of the printed number
+}
+
+Place = Literal["below", "above", "within", "across"]
+
+
+def place(low: float, high: float, smallest: float) -> Place:
+    """Return where an interval lies relative to the smallest effect of interest.
+
+    >>> [place(*ends, 0.05) for ends in ((-0.2, -0.1), (0.06, 0.2), (-0.04, 0.01), (0.01, 0.2))]
+    ['below', 'above', 'within', 'across']
+    """
+    if high < -smallest:
+        return "below"
+    if low > smallest:
+        return "above"
+    return "within" if -smallest < low and high < smallest else "across"

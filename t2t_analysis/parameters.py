@@ -1,0 +1,263 @@
+"""What every notebook takes: one pydantic model each over a common base, found by name in ``PARAMS``.
+
+Loads neither torch nor timm nor pandas, so that a typing error is answered at once.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from ._names import default_baseline, is_small, model_problem
+from .errors import ParameterError, nearest
+
+__all__ = ["PARAMS", "CommonParams", "IntList", "model_field", "params_for"]
+
+_DATA = ("auto", "photos", "photo_crops")
+_DATASET = re.compile(r"^(torch|tfds|hfds|hfids|wds)/\S")
+_WEIGHTS = ("auto", "bundled", "published", "random")
+_VARIANT = re.compile(r"^(bundled|published)/\S+$")
+_DEVICE = re.compile(r"^(auto|cpu|mps|cuda(:\d+)?)$")
+
+
+def _listed(value: Any) -> Any:
+    """A list given as text, all that papermill's ``-p`` can give: ``"0,5,11"`` or ``"[0, 5, 11]"``."""
+    if not isinstance(value, str):
+        return value
+    inside = value.strip().removeprefix("[").removesuffix("]").removeprefix("(").removesuffix(")")
+    return [part.strip().strip("'\"") for part in inside.split(",") if part.strip()]
+
+
+IntList = Annotated[list[int], BeforeValidator(_listed)]
+
+
+def model_field(value: str) -> str:
+    """Return ``value`` if a model has that name."""
+    if problem := model_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+def _among(what: str, value: str, choices: Sequence[str], also: str) -> ValueError:
+    close = nearest(value, choices, n=1)
+    guess = f"did you mean {close[0]!r}? " if close else ""
+    return ValueError(f"unknown {what}; {guess}(one of {', '.join(choices)}, or {also})")
+
+
+class CommonParams(BaseModel):
+    """What every notebook takes; ``auto`` and ``None`` mean: choose what fits, and ``resolve`` says what."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    notebook: ClassVar[str] = ""
+    #: crops that are taken when nothing is said; of photographs all are
+    usual_images: ClassVar[int] = 256
+    usual_photos: ClassVar[int | None] = None
+
+    model: str = Field(default="small_performer_deep", description="model in question")
+    baseline: str = Field(default="auto", description="what it is compared with")
+    weights: str = Field(default="auto", description="auto, bundled, published, random or a file")
+    baseline_weights: str = Field(default="auto", description="the same for the baseline")
+    data: str = Field(default="auto", description="photos, photo_crops, a folder, a tar or a timm dataset")
+    n_images: int | None = Field(
+        default=None, gt=0, description="how many images, None for what fits the data"
+    )
+    batch_size: int = Field(default=16, gt=0, description="images per forward pass")
+    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 or mps")
+    seed: int = Field(default=0, ge=0, description="seed of every random choice")
+    results_dir: str = Field(default="auto", description="folder for the tables behind the figures")
+
+    @field_validator(
+        "baseline", "weights", "baseline_weights", "data", "device", "results_dir", mode="before"
+    )
+    @classmethod
+    def _none_is_auto(cls, value: Any) -> Any:
+        return "auto" if value is None else str(value) if isinstance(value, Path) else value
+
+    @field_validator("model")
+    @classmethod
+    def _model(cls, value: str) -> str:
+        return model_field(value)
+
+    @field_validator("baseline")
+    @classmethod
+    def _baseline(cls, value: str) -> str:
+        return value if value == "auto" else model_field(value)
+
+    @field_validator("weights", "baseline_weights")
+    @classmethod
+    def _weights(cls, value: str) -> str:
+        if value in _WEIGHTS or _VARIANT.match(value) or Path(value).expanduser().is_file():
+            return value
+        if "/" in value or "." in value:
+            raise ValueError("no such weights file")
+        raise _among("weights", value, _WEIGHTS, "the path of a file")
+
+    @field_validator("data")
+    @classmethod
+    def _data(cls, value: str) -> str:
+        if value in _DATA or _DATASET.match(value) or Path(value).expanduser().exists():
+            return value
+        if "/" in value or value.endswith(".tar"):
+            raise ValueError("no such folder, tar or data set")
+        raise _among("data", value, _DATA, "a folder, a .tar, or a name such as torch/cifar10")
+
+    @field_validator("device")
+    @classmethod
+    def _device(cls, value: str) -> str:
+        if not _DEVICE.match(value):
+            raise _among("device", value, ("auto", "cpu", "cuda", "mps"), "cuda with a number, as cuda:1")
+        return value
+
+    def resolve(self) -> Self:
+        """Return a copy in which baseline, data and n_images name what ``auto`` stands for.
+
+        >>> p = HeadRedundancyParams(model="t2t_vit_14").resolve()
+        >>> p.baseline, p.data
+        ('deit_small_patch16_224', 'photos')
+        """
+        baseline = default_baseline(self.model) if self.baseline == "auto" else self.baseline
+        data = self.data
+        if data == "auto":
+            data = "photo_crops" if is_small(self.model) else "photos"
+        usual = self.usual_images if data == "photo_crops" else self.usual_photos
+        return self.model_copy(
+            update={"baseline": baseline, "data": data, "n_images": self.n_images or usual}
+        )
+
+    def pair_problem(self) -> str | None:
+        """Say why model and baseline cannot be shown the same images, or None."""
+        if is_small(self.model) == is_small(self.baseline):
+            return None
+        small, large = sorted((self.model, self.baseline), key=lambda name: not is_small(name))
+        return (
+            f"baseline={self.baseline!r}: {small} reads 32x32 crops and {large} larger images, but a "
+            f"comparison needs the same images; for model={self.model!r} take for example "
+            f"{default_baseline(self.model)!r}"
+        )
+
+    def torch_device(self) -> str:
+        """Return the device by torch's name; ``auto`` is CUDA where there is one, else the CPU."""
+        import torch
+
+        if self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ParameterError(f"device={self.device!r}: no CUDA device here; take 'cpu' or 'auto'")
+        if self.device != "auto":
+            return self.device
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+class FeatureMapsParams(CommonParams):
+    """Parameters of ``feature_maps.ipynb``."""
+
+    notebook: ClassVar[str] = "feature_maps"
+
+
+class ChannelZerosParams(CommonParams):
+    """Parameters of ``channel_zeros.ipynb``."""
+
+    notebook: ClassVar[str] = "channel_zeros"
+
+
+class HeadRedundancyParams(CommonParams):
+    """Parameters of ``head_redundancy.ipynb``."""
+
+    notebook: ClassVar[str] = "head_redundancy"
+
+
+class LayerSimilarityParams(CommonParams):
+    """Parameters of ``layer_similarity.ipynb``."""
+
+    notebook: ClassVar[str] = "layer_similarity"
+
+
+class LocalStructureParams(CommonParams):
+    """Parameters of ``local_structure.ipynb``."""
+
+    notebook: ClassVar[str] = "local_structure"
+
+
+class AttentionGeometryParams(CommonParams):
+    """Parameters of ``attention_geometry.ipynb``."""
+
+    notebook: ClassVar[str] = "attention_geometry"
+
+
+class HeadAblationParams(CommonParams):
+    """Parameters of ``head_ablation.ipynb``."""
+
+    notebook: ClassVar[str] = "head_ablation"
+
+
+class AttributionParams(CommonParams):
+    """Parameters of ``attribution.ipynb``."""
+
+    notebook: ClassVar[str] = "attribution"
+
+
+class CostParams(CommonParams):
+    """Parameters of ``cost.ipynb``."""
+
+    notebook: ClassVar[str] = "cost"
+
+
+class TrainingFromScratchParams(CommonParams):
+    """Parameters of ``training_from_scratch.ipynb``."""
+
+    notebook: ClassVar[str] = "training_from_scratch"
+
+
+class ClaimsParams(CommonParams):
+    """Parameters of ``claims.ipynb``."""
+
+    notebook: ClassVar[str] = "claims"
+
+
+class ExploreParams(CommonParams):
+    """Parameters of ``explore.ipynb``."""
+
+    notebook: ClassVar[str] = "explore"
+    usual_images: ClassVar[int] = 8  # they are looked at one by one
+    usual_photos: ClassVar[int | None] = 8
+
+    image: int = Field(default=0, ge=0, description="number of the image that is shown first")
+    layer: str | None = Field(
+        default=None, description="number of a block, or embed or tokens.0; None for the middle"
+    )
+    head: int = Field(default=0, ge=0, description="attention head")
+    channel: int = Field(default=0, ge=0, description="channel of the feature maps")
+    row: int | None = Field(default=None, ge=0, description="row of the token, None for the middle")
+    column: int | None = Field(default=None, ge=0, description="column of the token, None for the middle")
+
+    @field_validator("layer", mode="before")
+    @classmethod
+    def _block(cls, value: Any) -> Any:
+        return f"blocks.{value}" if isinstance(value, int) or str(value).isdigit() else value
+
+
+#: name of a notebook -> its parameters, in the order of the questions
+PARAMS: dict[str, type[CommonParams]] = {
+    cls.notebook: cls
+    for cls in (
+        FeatureMapsParams,
+        ChannelZerosParams,
+        HeadRedundancyParams,
+        LayerSimilarityParams,
+        LocalStructureParams,
+        AttentionGeometryParams,
+        HeadAblationParams,
+        AttributionParams,
+        CostParams,
+        TrainingFromScratchParams,
+        ClaimsParams,
+        ExploreParams,
+    )
+}
+
+
+def params_for(notebook: str) -> type[CommonParams]:
+    """Return the parameters of a notebook by name; one that is not of this suite takes the common ones."""
+    return PARAMS.get(notebook, CommonParams)

@@ -1,0 +1,86 @@
+"""Words that every notebook's sentences are made of: numbers, intervals, where an interval lies.
+
+A verdict follows a rule that was fixed before the numbers were seen: the 95 % interval of the effect lies
+beyond the smallest effect of interest, or it does not. Random weights get no verdict.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import pandas as pd
+
+from ..claims.rule import place
+from ..errors import T2TError
+
+__all__ = ["NO_VERDICT", "interval", "listed", "number", "one", "percent", "side", "untrained_in"]
+
+#: what stands in place of a verdict where weights are random
+NO_VERDICT = "No verdict: random weights show what an architecture starts from, not what it learns."
+
+
+def interval(row: Any) -> str:
+    """Return value and interval of a row, three decimals, with the sign where the value can have one.
+
+    >>> interval({"value": 0.1234, "low": 0.1, "high": 0.15})
+    '0.123 [0.100, 0.150]'
+    """
+    value, low, high = (row[name] for name in ("value", "low", "high"))
+    if pd.isna(low) or pd.isna(high):
+        return f"{number(value)} (no interval)"
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def number(value: float) -> str:
+    """Three decimals with a true minus sign; what rounds to nothing has no sign."""
+    text = f"{value:.3f}"
+    return "0.000" if text == "-0.000" else text.replace("-", "−")
+
+
+def untrained_in(frame: pd.DataFrame) -> bool:
+    """Whether any row of a tidy frame rests on random weights."""
+    return bool(frame["weights"].fillna("").str.contains("UNTRAINED").any())
+
+
+def one(frame: pd.DataFrame, **where: Any) -> pd.Series:
+    """Return the one row with these values; None asks for a missing one."""
+    for column, value in where.items():
+        frame = frame[frame[column].isna() if value is None else frame[column] == value]
+    if len(frame) != 1:
+        raise T2TError(f"expected one row with {where}, found {len(frame)}")
+    return frame.iloc[0]
+
+
+def percent(value: float, digits: int = 1) -> str:
+    """Return a share as percent.
+
+    >>> percent(0.1234)
+    '12.3 %'
+    """
+    return f"{100 * value:.{digits}f} %".replace("-", "−")
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Join words as one says them.
+
+    >>> listed(["a"]), listed(["a", "b"]), listed("abc")
+    ('a', 'a and b', 'a, b and c')
+    """
+    *first, last = list(parts) or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def side(low: float, high: float, smallest: float) -> str:
+    """Say in words what `place` says of an interval.
+
+    >>> side(-0.2, -0.1, 0.05)
+    'beyond −0.05'
+    """
+    words = {
+        "below": f"beyond −{smallest:g}",
+        "above": f"beyond +{smallest:g}",
+        "within": f"within ±{smallest:g}",
+        "across": f"not settled against ±{smallest:g}",
+    }
+    return words[place(low, high, smallest)]
