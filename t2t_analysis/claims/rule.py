@@ -12,7 +12,9 @@ SMALLEST = {
     "channel_share": 0.01,  # of the channels
     "similarity": 0.05,  # of two heads, two layers; of an effective rank relative to its Gaussian null
     "rank_correlation": 0.1,  # Spearman
+    "gradient_share": 0.05,  # of the squared gradient
     "accuracy": 0.005,  # half a point of top-1
+    "backbone_accuracy": 0.01,  # one point
     "convolution_accuracy": 0.003,  # the paper speaks of 0.7 points, so finer than the others
     "cost": 0.01,  # of the printed number
 }

@@ -181,13 +181,16 @@ def _combine(
     return Estimate(value, float(low), float(high), p, len(y), int(freedom), estimator)
 
 
-def contrast(rows: pd.DataFrame, weights: Weights, *, robust: bool = False) -> Estimate:
-    """A contrast between mean accuracies of cells, each run a replicate.
+def contrast(
+    rows: pd.DataFrame, weights: Weights, *, of: str = "test_accuracy", robust: bool = False
+) -> Estimate:
+    """A contrast between means of cells, each run a replicate.
 
     Parameters
     ----------
-    rows : runs, with columns model and test_accuracy; those of cells without a weight take no part.
+    rows : runs, with columns model and ``of``; those of cells without a weight take no part.
     weights : weight of each cell's mean.
+    of : column that is compared.
     robust : the heteroscedasticity-consistent covariance HC3 (MacKinnon & White 1985) in place of the pooled variance;
         needs two runs in each cell.
 
@@ -200,7 +203,7 @@ def contrast(rows: pd.DataFrame, weights: Weights, *, robust: bool = False) -> E
     design = (used["model"].to_numpy()[:, None] == np.array(cells)).astype(float)  # (runs, cells)
     if robust and design.sum(0).min() < 2:
         raise DataError("HC3 needs at least two runs in each cell")
-    y = used["test_accuracy"].to_numpy(dtype=float)
+    y = used[of].to_numpy(dtype=float)
     name = f"least squares, a mean per cell, {len(cells)} cells{', HC3' if robust else ''}"
     return _combine(y, design, np.array([weights[cell] for cell in cells]), name, robust)
 

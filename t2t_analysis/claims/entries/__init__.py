@@ -1,0 +1,1 @@
+"""One file a claim; a file that is put here is found."""

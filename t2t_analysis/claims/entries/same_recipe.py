@@ -1,0 +1,33 @@
+"""same-recipe, objection of readers."""
+
+from ..base import Claim, Effect
+
+__all__ = ["CLAIM"]
+
+CLAIM = Claim(
+    name="same-recipe",
+    statement="The gain over ViT is the architecture's, not the recipe's.",
+    said="objection of readers",
+    effects=(
+        Effect(
+            "top-1 accuracy under one recipe",
+            smallest="accuracy",
+            controlled="t2t_minus_vit",
+        ),
+        Effect(
+            "the published difference on ImageNet, each under its own recipe",
+            smallest="accuracy",
+            controlled="t2t_minus_vit_published",
+            deciding=False,
+        ),
+        Effect(
+            "over both backbones, each cell at the best learning rate of its own sweep",
+            smallest="accuracy",
+            controlled="tokeniser_effect_each_at_its_best",
+            deciding=False,
+        ),
+    ),
+    change="A recipe tuned for each side with the same budget, or another length of training.",
+    notebook="training_from_scratch",
+    order=110,
+)

@@ -1,0 +1,239 @@
+"""The numbers that the ledger judges, as one tidy result: from the study's runs, or from two given models.
+
+``quantity`` is the name by which an effect asks for a row (`base.Effect.controlled`, `base.Effect.pair`); ``model`` and
+``model_b`` say what is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from .. import stats
+from ..errors import DataError
+from ..results import Result
+from ..training.design import CORNERS
+from ..training.effects import CONTRASTS, contrast, effects, runs_of
+from .headlines import HEADLINES, as_dict, models_headlines, pair_differences, read_headlines
+
+__all__ = ["controlled_evidence", "cost_rows", "pair_evidence", "seed_evidence"]
+
+#: contrast of the study -> the two sides in words
+SIDES = {
+    "tokeniser_effect": ("soft split", "hard split"),
+    "backbone_effect": ("deep backbone", "wide backbone"),
+    "t2t_minus_vit": ("soft split, deep", "hard split, wide"),
+    "performer_minus_convolution": ("performer tokens", "convolutions"),
+    "gap_growth_per_halving": ("soft split", "hard split"),
+    "se_effect": ("with gates", "plain"),
+    "dense_effect": ("dense", "plain"),
+    "ghost_effect": ("ghost", "plain"),
+    "resnext_effect": ("twice the heads", "plain"),
+}
+#: contrasts that are taken of every headline
+OF_HEADLINES = ("tokeniser_effect", "backbone_effect", "t2t_minus_vit")
+TRANSFER = {"data": "digits", "source": "photo_crops"}
+_SEEDS = "trained by the study"
+
+
+def sides(quantity: str) -> dict[str, str]:
+    """Columns ``model, model_b`` of a contrast by its name; nothing where it is none.
+
+    >>> sides("tokeniser_effect_deep")
+    {'model': 'soft split', 'model_b': 'hard split'}
+    """
+    known = [name for name in SIDES if quantity.startswith(name)]
+    return dict(zip(("model", "model_b"), SIDES[max(known, key=len)], strict=True)) if known else {}
+
+
+# ------------------------------------------------------------------------------------------ the study
+
+
+def controlled_evidence(
+    data: str = "photo_crops", *, epochs: int | None = None, folder: str | Path | None = None
+) -> Result:
+    """Effects over training seeds: of accuracy, of every headline, of transfer; and the costs.
+
+    Parameters
+    ----------
+    data, epochs : which runs, see ``effects.runs_of``.
+    folder : of the study's tables; the default are those that ship with the package.
+
+    What cannot be estimated is in the notes, with the reason.
+    """
+    from ..training.table import read_runs
+
+    table = read_runs(folder)
+    rows, notes = list(cost_rows()), []
+    try:
+        of_accuracy = effects(table, data, epochs=epochs)
+        runs = _with_headlines(_whole(runs_of(table, data, epochs=epochs)), folder)
+    except DataError as error:
+        return Result("evidence", pd.DataFrame(rows), {"data": data}, (str(error),))
+    rows += [row | sides(str(row["quantity"])) for row in _records(of_accuracy) if pd.isna(row["model"])]
+    notes += list(of_accuracy.notes)
+    for name in HEADLINES:
+        found, missing = _of_headline(runs, name)
+        rows += found
+        notes += missing
+    found, missing = _transfer(table)
+    meta = {"data": data, "epochs": int(runs["epochs"].iloc[0]), "reduced": bool(runs["reduced"].any())}
+    return Result("evidence", pd.DataFrame(rows + found), meta, (*notes, *missing))
+
+
+def _records(result: Result) -> list[dict[str, Any]]:
+    return [as_dict(row) for _, row in result.frame.iterrows()]
+
+
+def _whole(runs: pd.DataFrame) -> pd.DataFrame:
+    return runs[runs["fraction"] == 1.0]
+
+
+def _with_headlines(runs: pd.DataFrame, folder: str | Path | None) -> pd.DataFrame:
+    """Runs with a column for each headline; missing where a run was not measured."""
+    found = read_headlines(folder)
+    wide = found.pivot_table(index="model", columns="quantity", values="value", aggfunc="first")
+    return runs.merge(wide.reindex(columns=list(HEADLINES)), left_on="run", right_index=True, how="left")
+
+
+def _of_headline(runs: pd.DataFrame, name: str) -> tuple[list[dict[str, Any]], list[str]]:
+    known = runs[runs[name].notna()]
+    rows, notes = [], []
+    for quantity in OF_HEADLINES:
+        try:
+            estimate = contrast(known, CONTRASTS[quantity], of=name)
+        except DataError as error:
+            notes.append(f"{quantity} of {name} not estimated: {error}")
+            continue
+        rows.append(_seed_row(f"{quantity}:{name}", **estimate.columns(), **sides(quantity)))
+    corners = known[known["model"].isin(CORNERS)]
+    for part, chosen in (("mean", corners), *_by_tokeniser(corners)):
+        if len(chosen) > 1:
+            words = {"mean": "all corner cells", "performer": "soft split", "hard": "hard split"}[part]
+            rows.append(_mean_row(f"{part}:{name}", chosen[name].to_numpy(dtype=float), words))
+    return rows, notes
+
+
+def _by_tokeniser(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    for tokeniser in ("hard", "performer"):
+        yield tokeniser, runs[runs["tokeniser"] == tokeniser]
+
+
+def _seed_row(quantity: str, **columns: Any) -> dict[str, Any]:
+    common = {"measure": "evidence", "quantity": quantity, "weights": _SEEDS, "null": 0.0}
+    return common | {"null_kind": "no effect"} | columns
+
+
+def _mean_row(quantity: str, values: np.ndarray, words: str) -> dict[str, Any]:
+    """Mean over runs against 0, by Student's t; runs of several cells count alike."""
+    ci = stats.mean_ci(values, unit="seed")
+    test = stats.paired_t(values, np.zeros_like(values), unit="seed")
+    columns = {"value": ci.value, "low": ci.low, "high": ci.high, "p": test.p, "n": ci.n, "unit": "run"}
+    return _seed_row(quantity, **columns, interval="t over runs", estimator="mean over runs", model=words)
+
+
+def _transfer(table: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
+    rows: list[dict[str, Any]] = []
+    notes = []
+    for task in ("probe", "finetune"):
+        try:
+            found = effects(table, TRANSFER["data"], task=task, source=TRANSFER["source"])
+        except DataError as error:
+            notes.append(f"transfer by {task}: {error}")
+            continue
+        for row in _records(found):
+            if row["quantity"] in CONTRASTS:
+                rows.append(row | {"quantity": f"transfer_{task}:{row['quantity']}"} | sides(row["quantity"]))
+    return rows, notes
+
+
+def seed_evidence(
+    cell: str, data: str = "photo_crops", *, epochs: int | None = None, folder: str | Path | None = None
+) -> Result:
+    """The same names, but both sides are seeds of ONE cell: the first two against the others.
+
+    Nothing differs between the sides but the random numbers, so a verdict from it is a false alarm. Rows that the study
+    does not take from single runs are left out.
+    """
+    from ..training.table import read_runs
+
+    runs = runs_of(read_runs(folder), data, epochs=epochs)
+    runs = _with_headlines(_whole(runs), folder)
+    runs = runs[runs["model"] == cell].sort_values("seed")
+    if len(runs) < 4:
+        raise DataError(f"{cell}: {len(runs)} seeds, but two against two are the least")
+    halves = runs.assign(model=["first two seeds"] * 2 + ["other seeds"] * (len(runs) - 2))
+    weights = {"first two seeds": 1.0, "other seeds": -1.0}
+    rows = []
+    for of, names in [("test_accuracy", list(CONTRASTS)), *((h, _contrasts(h)) for h in HEADLINES)]:
+        known = halves[halves[of].notna()]
+        if known["model"].nunique() < 2:
+            continue
+        columns = contrast(known, weights, of=of).columns()
+        rows += [_seed_row(q, **columns, model="first two seeds", model_b="other seeds") for q in names]
+    return Result("evidence", pd.DataFrame(rows), {"data": data, "cell": cell})
+
+
+def _contrasts(headline: str) -> list[str]:
+    return [f"{quantity}:{headline}" for quantity in OF_HEADLINES]
+
+
+# ------------------------------------------------------------------------------------------ two models
+
+
+def pair_evidence(models: Mapping[str, Any], images: Any, *, seed: int = 0) -> Result:
+    """Headlines of two models over the same images: the first of ``models`` minus the second; and the costs.
+
+    The unit is the image, or the head: an interval says how sure the number is for these weights, and nothing of other
+    training runs. Random weights are marked in the ``weights`` column.
+    """
+    model, baseline = models
+    results, notes = models_headlines(models, images, seed=seed)
+    rows = [*pair_differences(results, model, baseline), *cost_rows()]
+    for row in rows:
+        row.setdefault("model", model)
+    return Result("evidence", pd.DataFrame(rows), {"models": [model, baseline]}, tuple(notes))
+
+
+# ------------------------------------------------------------------------------------------ costs
+
+
+def cost_rows() -> Iterable[dict[str, Any]]:
+    """Counted costs: T2T-ViT-14 over the paper's ViT-S/16, and the largest deviation from what is printed.
+
+    Exact numbers: both ends of the interval are the number.
+    """
+    from ..measures.paper_costs import paper_table
+
+    lines = paper_table()
+    ours = lines[lines["label"] == "T2T-ViT-14"].iloc[0]
+    paper = lines[lines["label"] == "ViT-S/16"].iloc[0]
+    for quantity in ("parameters", "macs_all"):
+        value = float(ours[quantity] / paper[quantity]) - 0.5
+        yield _counted(
+            f"cost:{quantity}_over_half", value, "T2T-ViT-14", "the paper's ViT-S/16", "ratio less one half"
+        )
+    t2t = lines[lines["table"].isin(["Table 1", "Table 2"]) & lines["label"].str.startswith("T2T")]
+    for quantity, column in (("parameters", "parameters_ratio"), ("macs", "macs_all_ratio")):
+        apart = (t2t[column].astype(float) - 1).to_numpy()
+        worst = int(np.nanargmax(np.abs(apart)))
+        label = f"{t2t.iloc[worst]['label']}, {t2t.iloc[worst]['table']}"
+        yield _counted(
+            f"cost:printed_{quantity}",
+            float(apart[worst]),
+            label,
+            "as printed",
+            "counted over printed, less one",
+        )
+
+
+def _counted(quantity: str, value: float, model: str, model_b: str, estimator: str) -> dict[str, Any]:
+    return {
+        "measure": "evidence", "quantity": quantity, "model": model, "model_b": model_b, "value": value,
+        "low": value, "high": value, "interval": "none needed: counted", "null": 0.0, "null_kind": "equal",
+        "n": 1, "unit": "model", "estimator": estimator, "weights": "no weights: counted on shapes",
+    }  # fmt: skip

@@ -1,0 +1,254 @@
+"""One number per model for each measure that a claim rests on, and the paired difference of two models.
+
+The same few numbers are taken of any pair of models over the same images (`pair_differences`), and of every trained run
+of the study (`measure_runs`), where the unit is the seed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from ..errors import DataError
+from ..results import COLUMNS, Result, tidy
+
+__all__ = [
+    "HEADLINES", "TABLE", "Headline", "measure_runs", "models_headlines", "pair_differences", "read_headlines",
+]  # fmt: skip
+
+#: file of the headlines of the study's runs, beside its table
+TABLE = "headlines.csv"
+
+Difference = Callable[[Result, str, str], Result]
+
+
+@dataclass(frozen=True)
+class Headline:
+    """Where a model's number stands among the rows of a measure, and how two models are compared.
+
+    Attributes
+    ----------
+    measure : name of the result that holds it.
+    where : columns and values that pick its one row for a model.
+    difference : name in ``t2t_analysis.measures`` of the function for two models; empty where none is defined.
+    quantity : of the row that the function returns, if it is not ``<quantity>_difference``.
+    choose : which of several rows: of a curve the "first" point, of layers the "last".
+    """
+
+    measure: str
+    where: Mapping[str, str]
+    difference: str = ""
+    quantity: str = ""
+    choose: Literal["", "first", "last"] = ""
+
+    def row(self, frame: pd.DataFrame, model: str | None = None) -> pd.Series | None:
+        """The one row, or None where the measure has none for this model."""
+        wanted = dict(self.where) | ({"model": model} if model else {})
+        return _pick(frame, wanted, self.choose)
+
+    def difference_row(self, frame: pd.DataFrame) -> pd.Series | None:
+        """The one row of a result of ``difference``."""
+        wanted = {"quantity": self.quantity or f"{self.where['quantity']}_difference"}
+        return _pick(frame, wanted | ({"tokens": self.where["tokens"]} if "tokens" in self.where else {}))
+
+
+def _pick(frame: pd.DataFrame, wanted: Mapping[str, str], choose: str = "") -> pd.Series | None:
+    for column, value in wanted.items():
+        frame = frame[(frame[column] == value).fillna(False)]
+    if choose and len(frame):
+        frame = frame.sort_values("at").head(1) if choose == "first" else frame.sort_values("layer").tail(1)
+    return frame.iloc[0] if len(frame) == 1 else None
+
+
+def as_dict(row: pd.Series) -> dict[str, Any]:
+    """A row of a tidy frame by the names of its columns."""
+    return {str(name): value for name, value in row.items()}
+
+
+_BLOCKS = "blocks.*.resid_post"
+_THIRD = "first third of blocks"
+
+#: name of a headline -> where it comes from
+HEADLINES: dict[str, Headline] = {
+    "head_cosine_change": Headline(
+        "head_similarity",
+        {"quantity": "cosine_centred_last_minus_first"},
+        "contrast_difference",
+        "cosine_centred",
+    ),
+    "head_cka_change": Headline(
+        "head_output_cka",
+        {"quantity": "head_output_cka_last_minus_first", "tokens": "pooled"},
+        "contrast_difference",
+        "head_output_cka",
+    ),
+    "edge_own": Headline(
+        "edge_decodability", {"quantity": "edge_r2_own", "place": _THIRD}, "first_third_difference"
+    ),
+    "edge_neighbour": Headline(
+        "edge_decodability", {"quantity": "edge_r2_neighbour", "place": _THIRD}, "first_third_difference"
+    ),
+    "gradient_outside": Headline(
+        "boundary_blindness",
+        {"quantity": "gradient_outside", "place": "embed"},
+        "blindness_difference",
+        choose="first",
+    ),
+    "invalid_area": Headline(
+        "invalid_channels",
+        {"quantity": "invalid_area", "place": _BLOCKS, "tokens": "patch"},
+        "invalid_difference",
+    ),
+    "flat_by_shortcut": Headline(
+        "shortcut_share", {"quantity": "flat_area_made_by_shortcut", "tokens": "patch"}, choose="last"
+    ),
+    "rank_pooled": Headline(
+        "effective_rank",
+        {"quantity": "effective_rank_over_null", "place": _BLOCKS, "tokens": "pooled"},
+        "rank_difference",
+    ),
+    "rank_tokens": Headline(
+        "effective_rank",
+        {"quantity": "effective_rank_over_null", "place": _BLOCKS, "tokens": "patch"},
+        "rank_difference",
+    ),
+    "similar_is_redundant": Headline(
+        "similarity_redundancy", {"quantity": "similarity_effect_spearman_within_layers"}
+    ),
+}
+
+
+def _measures(seed: int) -> list[Any]:
+    from .. import measures as m
+
+    return [
+        m.HeadSimilarity(),
+        m.HeadOutputCKA(seed=seed),
+        m.EdgeDecodability(),
+        m.BoundaryBlindness(),
+        m.InvalidChannels(),
+        m.ShortcutShare(),
+        m.EffectiveRank(),
+        m.HeadAblation(),
+    ]
+
+
+def models_headlines(
+    models: Mapping[str, Any], images: Any, *, seed: int = 0, progress: bool = True
+) -> tuple[dict[str, Result], list[str]]:
+    """Every result that a headline needs, of all models in one pass over the images.
+
+    A measure that does not fit a model (a performer backbone, another tokeniser) is left out with a note.
+    """
+    from ..measures import measure, similarity_is_redundancy
+
+    found = measure(models, images, _measures(seed), progress=progress)
+    results = {name: found[name] for name in found}
+    notes = list(found.notes)
+    parts = [
+        similarity_is_redundancy(results["head_similarity"], results["head_ablation"], model=name, seed=seed)
+        for name in models
+    ]
+    frame = pd.concat([part.frame for part in parts], ignore_index=True)
+    results["similarity_redundancy"] = Result("similarity_redundancy", frame, {"models": list(models)})
+    return results, notes
+
+
+def pair_differences(results: Mapping[str, Result], model: str, baseline: str) -> list[dict[str, Any]]:
+    """Rows of tidy results: each headline's difference, model minus baseline, with the headline's name as quantity.
+
+    A headline without a difference gives one row per model, named ``<headline>:model`` and ``<headline>:baseline``.
+    """
+    from .. import measures
+
+    rows: list[dict[str, Any]] = []
+    for name, headline in HEADLINES.items():
+        result = results[headline.measure]
+        if headline.difference:
+            both: Difference = getattr(measures, headline.difference)
+            row = headline.difference_row(both(result, model, baseline).frame)
+            rows += [] if row is None else [as_dict(row) | {"quantity": name}]
+            continue
+        for part, label in (("model", model), ("baseline", baseline)):
+            row = headline.row(result.frame, label)
+            rows += [] if row is None else [as_dict(row) | {"quantity": f"{name}:{part}"}]
+    return rows
+
+
+# ------------------------------------------------------------------------------------------ runs of the study
+
+
+def read_headlines(folder: str | Path | None = None) -> pd.DataFrame:
+    """Headlines of the study's runs, tidy: ``model`` is the name of the run, ``quantity`` that of the headline."""
+    from .._paths import data_dir
+
+    path = Path(folder or data_dir() / "study") / TABLE
+    if not path.exists():
+        return tidy([])
+    return tidy(pd.read_csv(path))
+
+
+def measure_runs(
+    runs: pd.DataFrame, weights: Path, out: Path, *, n_images: int = 96, seed: int = 0
+) -> list[str]:
+    """Measure the headlines of every trained run that has none yet, and add them to the table beside the runs.
+
+    Parameters
+    ----------
+    runs : rows of the study's table.
+    weights : folder of run folders, each with the weights of its run.
+    n_images : test images, the same for all runs of a data set.
+
+    Returns the names of the runs whose weights are not there. Raises ``DataError`` if none are.
+    """
+    from ..training.runner import WEIGHTS
+
+    known = set(read_headlines(out)["model"].dropna())
+    todo = [(str(r.run), str(r.model), str(r.data)) for r in runs.itertuples() if r.run not in known]
+    absent = [run for run, _, _ in todo if not (weights / run / WEIGHTS).is_file()]
+    there = [entry for entry in todo if entry[0] not in absent]
+    if todo and not there and not known:
+        raise DataError(
+            f"no weights of the {len(todo)} runs in {weights}; python -m t2t_analysis study trains them"
+        )
+    for i, (run, model, data) in enumerate(there):
+        rows = _headlines_of(run, model, data, weights / run / WEIGHTS, n_images, seed)
+        _add(rows, out)
+        print(f"[{i + 1} of {len(there)}] {run}: {len(rows)} headlines", flush=True)
+    return absent
+
+
+def _headlines_of(
+    run: str, model: str, data: str, weights: Path, n_images: int, seed: int
+) -> list[dict[str, Any]]:
+    from .. import load_images, load_model
+
+    network = load_model(model, str(weights))
+    images = load_images(data, model=network, n_images=n_images, seed=seed, batch_size=16)
+    results, _ = models_headlines({run: network}, images, seed=seed, progress=False)
+    rows = []
+    for name, headline in HEADLINES.items():
+        row = headline.row(results[headline.measure].frame, run)
+        if row is not None:
+            rows.append(as_dict(row) | {"quantity": name, "weights": f"run {run}"})
+    return rows
+
+
+def _add(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
+    """Append to the table; written beside it and moved, so that a killed command leaves the old one whole."""
+    import os
+
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    new = tidy(list(rows))
+    with FileLock(folder / ".lock"):
+        old = read_headlines(folder)
+        whole = pd.concat([old, new], ignore_index=True) if len(old) else new
+        temporary = folder / f".{TABLE}.{os.getpid()}"
+        whole[list(COLUMNS)].to_csv(temporary, index=False, float_format="%.6g")
+        os.replace(temporary, folder / TABLE)
