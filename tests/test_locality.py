@@ -13,6 +13,7 @@ from t2t_analysis.measures import (
     BoundaryBlindness,
     EdgeDecodability,
     EffectiveReceptiveField,
+    RectifiedEdgeDecodability,
     ShiftConsistency,
     Spectrum,
     accumulate,
@@ -290,6 +291,41 @@ def test_contrast_normalisation_costs_strength_but_not_orientation():
     assert strength < 0.5
 
 
+def pixels(x, offset=0.0):
+    """The token of a cell is its pixels, as in a hard split that loses nothing."""
+    cells = ed.luminance(x, (0.5,) * 3).unflatten(2, (8, 4)).unflatten(1, (8, 4)).transpose(2, 3)
+    return torch.nn.functional.pad(cells.flatten(3).flatten(1, 2), (0, 32)) + offset
+
+
+def rectified_r2(tokens, images):
+    measured = RectifiedEdgeDecodability(dim=None, places=("embed",), groups=8)
+    return run(planted(tokens), measured, images)["rectified_edge_decodability"].frame
+
+
+def test_absolute_values_see_edges_where_a_linear_readout_sees_none():
+    images = textures(48)
+    order = torch.randperm(64, generator=rng(5))
+    linear, found = own_r2(pixels, images), rectified_r2(pixels, images)
+    own, cell = (values(found, "edge_r2_own", place) for place in ("embed", "pixels.cell"))
+    assert abs(linear.value) < 0.05
+    assert own.low > 0.1 > linear.high
+    assert own.value == pytest.approx(cell.value, abs=0.05)  # other random directions, the same pixels
+    assert own.p < 1e-6
+    assert "128 random directions" in own.estimator
+    shuffled = values(rectified_r2(lambda x: pixels(x)[:, order], images), "edge_r2_own", "embed")
+    assert shuffled.value < 0.1
+    assert values(found, "edge_r2_own", "edges.cell").value == pytest.approx(1, abs=1e-6)
+
+
+def test_a_rectified_readout_does_not_notice_where_zero_is_nor_the_scale():
+    images = textures(16)
+    table = 100 * torch.randn(48, generator=rng(7))
+    plain = rectified_r2(pixels, images)
+    for changed in (lambda x: pixels(x, table), lambda x: 50 * pixels(x)):
+        found = rectified_r2(changed, images)
+        assert np.allclose(found.value.astype(float), plain.value.astype(float), atol=2e-3)
+
+
 def test_a_token_of_its_cell_knows_only_natural_correlation_of_its_neighbours():
     """Independent cells: a token of its cell tells nothing of the neighbour, one that sees it everything."""
     images = torch.rand(24, 1, 8, 8, generator=rng()).repeat_interleave(4, 2).repeat_interleave(4, 3)
@@ -370,6 +406,8 @@ def test_edge_decodability_refuses_what_it_cannot_answer():
         run(small(), EdgeDecodability(places=("block.*",)), textures(4))
     with pytest.raises(T2TError, match="dim of at least 1"):
         EdgeDecodability(dim=0)
+    with pytest.raises(T2TError, match="directions of at least 1"):
+        RectifiedEdgeDecodability(directions=0)
     models = {"a": small(), "b": small(seed=1)}
     models["b"].pretrained_cfg = models["b"].pretrained_cfg | {"std": (1.0, 1.0, 1.0)}
     result = run(models, EdgeDecodability(dim=8, draws=1, places=("blocks.*.resid_post",)), textures(8))[

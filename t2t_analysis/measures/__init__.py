@@ -1,13 +1,14 @@
 """One file a question; `base` says what a measure is, `engine` feeds all of them in one pass."""
 
 from .ablation import HeadMeans, ablated
-from .attention import AttentionGeometry
+from .attention import AttentionGeometry, geometry_difference
 from .attribution import Explained, attribute, explain
 from .attribution_checks import check_attribution
 from .base import Measure, MeasureBatch
 from .channels import FeatureMapView, InvalidChannels, feature_map_curves, invalid_difference
-from .collapse import LayerCollapse
-from .cost import costs, count, token_geometry
+from .collapse import LayerCollapse, collapse_difference
+from .cost import costs, count, token_geometry, token_stages
+from .edge_channels import EdgeChannels, edge_difference
 from .engine import accumulate, collect, measure
 from .feature_maps import ChannelMaps, channel_maps
 from .head_ablation import HeadAblation
@@ -15,8 +16,13 @@ from .head_outputs import HeadOutputCKA
 from .head_summary import contrast_difference
 from .heads import HeadDivergence, HeadSimilarity
 from .latency import latencies
-from .layer_cka import CrossLayerCKA, LayerCKA
-from .locality import EdgeDecodability, blindness_difference, first_third_difference
+from .layer_cka import CrossLayerCKA, LayerCKA, cka_difference
+from .locality import (
+    EdgeDecodability,
+    RectifiedEdgeDecodability,
+    blindness_difference,
+    first_third_difference,
+)
 from .notebook_path import ShortcutShare, path_maps, shortcut_features, shortcut_share
 from .outliers import ChannelOutliers
 from .paper_costs import paper_table, printed_costs
@@ -25,7 +31,7 @@ from .pruning import PruningCurves, pruning_orders, similarity_is_redundancy
 from .rank import EffectiveRank, rank_difference
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy
-from .reference import random_twin
+from .reference import random_twin, random_twins
 from .rollout import AttentionRollout
 from .shift import ShiftConsistency
 from .spectrum import Spectrum
@@ -38,6 +44,7 @@ __all__ = [
     "ChannelMaps",
     "ChannelOutliers",
     "CrossLayerCKA",
+    "EdgeChannels",
     "EdgeDecodability",
     "EffectiveRank",
     "EffectiveReceptiveField",
@@ -54,6 +61,7 @@ __all__ = [
     "Measure",
     "MeasureBatch",
     "PruningCurves",
+    "RectifiedEdgeDecodability",
     "Redundancy",
     "ShiftConsistency",
     "ShortcutShare",
@@ -64,13 +72,17 @@ __all__ = [
     "blindness_difference",
     "channel_maps",
     "check_attribution",
+    "cka_difference",
+    "collapse_difference",
     "collect",
     "contrast_difference",
     "costs",
     "count",
+    "edge_difference",
     "explain",
     "feature_map_curves",
     "first_third_difference",
+    "geometry_difference",
     "invalid_difference",
     "latencies",
     "measure",
@@ -81,10 +93,12 @@ __all__ = [
     "probe",
     "pruning_orders",
     "random_twin",
+    "random_twins",
     "rank_difference",
     "shortcut_features",
     "shortcut_share",
     "similarity_is_redundancy",
     "token_geometry",
     "token_pca",
+    "token_stages",
 ]

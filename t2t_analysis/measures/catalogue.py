@@ -13,11 +13,12 @@ from .attention import AttentionGeometry
 from .base import Measure
 from .channels import InvalidChannels
 from .collapse import LayerCollapse
+from .edge_channels import EdgeChannels
 from .head_ablation import HeadAblation
 from .head_outputs import HeadOutputCKA
 from .heads import HeadDivergence, HeadSimilarity
 from .layer_cka import CrossLayerCKA, LayerCKA
-from .locality import EdgeDecodability
+from .locality import EdgeDecodability, RectifiedEdgeDecodability
 from .notebook_path import ShortcutShare
 from .outliers import ChannelOutliers
 from .rank import EffectiveRank
@@ -42,8 +43,10 @@ ALL: tuple[Measure, ...] = (
     InvalidChannels(),
     ChannelOutliers(),
     ShortcutShare(),
+    EdgeChannels(),
     EffectiveRank(),
     EdgeDecodability(),
+    RectifiedEdgeDecodability(),
     BoundaryBlindness(),
     EffectiveReceptiveField(),
     Spectrum(),

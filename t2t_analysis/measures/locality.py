@@ -37,6 +37,7 @@ from .ridge import held_out_errors, leave_out, moments, pair_half, random_projec
 __all__ = [
     "INVARIANCES",
     "EdgeDecodability",
+    "RectifiedEdgeDecodability",
     "blindness_difference",
     "decodability",
     "first_third_difference",
@@ -92,7 +93,7 @@ class EdgeDecodability(Measure):
 
     The readout is linear and edge energy is not: an edge and its negative have the same. So raw pixels, and a hard
     split's embedding, which is linear in them, give R^2 near 0 whatever they keep. Compare what lies behind a
-    nonlinearity.
+    nonlinearity, and see `RectifiedEdgeDecodability`.
 
     References, as rows of their own: the same ridge on the raw pixels of the cell (``pixels.cell``) and of a wider
     field (``pixels.field``), and on the cell's own edge energies (``edges.cell``): what edges tell of neighbouring
@@ -112,6 +113,7 @@ class EdgeDecodability(Measure):
 
     name: ClassVar[str] = "edge_decodability"
     invariances: ClassVar[frozenset[str]] = frozenset({"scale", "translation"})
+    directions = 0  # features that are made of the projected ones
 
     def __init__(
         self,
@@ -146,6 +148,7 @@ class EdgeDecodability(Measure):
             onto = width if self.dim is None else self.dim
             self.projections[name] = random_projection(width, onto, self.draws, self.seed)
             draws, _, k = self.projections[name].shape
+            k += self.directions
             q = 2 * len(TARGETS) * ORIENTATIONS
             self.add_sum(f"products_{i}", self.groups, 2, draws, 1 + k, 1 + k + q)
             self.add_sum(f"squares_{i}", self.groups, 2, 1, q)
@@ -213,12 +216,14 @@ class EdgeDecodability(Measure):
                 self._add(i, batch, features[name], targets)
 
     def _references(self, grey: Tensor, own: Tensor) -> dict[str, Tensor]:
-        windows = {
+        return {name: self._projected(name, x) for name, x in self._windows(grey, own).items()}
+
+    def _windows(self, grey: Tensor, own: Tensor) -> dict[str, Tensor]:
+        return {
             "pixels.cell": pixel_windows(grey, self.grid),
             "pixels.field": pixel_windows(grey, self.grid, wide=True),
             "edges.cell": own[..., :ORIENTATIONS],
         }
-        return {name: self._projected(name, x) for name, x in windows.items()}
 
     def _add(self, i: int, batch: MeasureBatch, x: Tensor, targets: Tensor) -> None:
         products, squares = moments(x, targets)
@@ -313,6 +318,91 @@ class EdgeDecodability(Measure):
         how = f"{width} dimensions" if width == k else f"{width} dimensions projected to {k}, {draws} draws"
         pooled = " (averaged over cells)" if name.startswith("tokens.") else ""
         return f"held-out ridge R^2, {how}{pooled}"
+
+
+class RectifiedEdgeDecodability(EdgeDecodability):
+    """R^2 with which edge energy is read from a token by a readout that knows absolute values, by place.
+
+    As `EdgeDecodability`, but ridge regression is also given |w . (x - c)| along random directions w, with c the mean
+    token of the same position over random images with a spectrum of 1/f. An edge and its negative look alike to it, so
+    it sees some of the edges in raw pixels, and in a hard split's embedding, where the linear readout sees none. What
+    it does not read may be there all the same: compare with its own references, ``pixels.cell``, which hold all edges
+    of the cell, and ``pixels.field``, which hold them too, among others that random directions mix in.
+
+    Parameters
+    ----------
+    directions : absolute values per place.
+    dim, places, std, seed, groups : as in `EdgeDecodability`.
+
+    Source: this package; random features after Rahimi & Recht 2007.
+    """
+
+    name: ClassVar[str] = "rectified_edge_decodability"
+
+    def __init__(
+        self,
+        *,
+        directions: int = 128,
+        dim: int | None = 64,
+        places: Sequence[str] = ("embed", "tokens.*.out", "blocks.*.resid_post"),
+        std: Sequence[float] | None = None,
+        seed: int = 0,
+        groups: int = 16,
+    ) -> None:
+        super().__init__(dim=dim, draws=1, places=places, std=std, seed=seed, groups=groups)
+        if directions < 1:
+            raise T2TError(f"expected directions of at least 1, got {directions}")
+        self.directions = directions
+
+    def bind(self, views: Sequence[View]) -> None:
+        """Draw the directions, and find the centres of all features on random images."""
+        super().bind(views)
+        draw = torch.Generator().manual_seed(self.seed)
+        widths = {name: projection.shape[-1] for name, projection in self.projections.items()}
+        self.drawn = {name: torch.randn(k, self.directions, generator=draw) for name, k in widths.items()}
+        self.centres = self._centres(views[0])
+
+    def _centres(self, view: View, images: int = 32, at_once: int = 8) -> dict[str, Tensor]:
+        """Mean features (1, T, k) of every place and reference."""
+        assert view.example is not None
+        total: dict[str, Tensor] = {}
+        for part in pink_noise(images, view.example.shape[1:], self.seed).split(at_once):
+            part = part.to(view.example)
+            with torch.no_grad(), capture.capture(view, self.names) as seen:
+                view.model(part)
+            grey = luminance(part.float(), self.std)
+            found = self._windows(grey, edge_targets(grey, self.grid))
+            for name in self.names:
+                layout = seen.layout(name)
+                assert layout is not None  # reduce refuses places without
+                found[name] = inner_tokens(seen[name][:, layout.prefix :], layout.grid, self.grid)
+            for name, x in found.items():
+                sums = super()._projected(name, x).sum(0) / images
+                total[name] = total[name] + sums if name in total else sums
+        return total
+
+    def _projected(self, name: str, x: Tensor) -> Tensor:
+        z = super()._projected(name, x)
+        return torch.cat([z, ((z - self.centres[name]) @ self.drawn[name].to(z)).abs()], dim=-1)
+
+    def _estimator(self, name: str) -> str:
+        return f"{super()._estimator(name)}; with absolute values of {self.directions} random directions"
+
+
+def pink_noise(n: int, shape: Sequence[int], seed: int) -> Tensor:
+    """(n, C, H, W) random images whose amplitude falls as 1/f, as in photographs; mean 0, standard deviation 1.
+
+    >>> noise = pink_noise(2, (3, 16, 16), seed=0)
+    >>> bool((noise[:, 0] == noise[:, 2]).all()), noise.mean((1, 2, 3)).abs().max().item() < 1e-6
+    (True, True)
+    """
+    channels, *size = shape
+    white = torch.randn(n, 1, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rows, columns = torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])
+    frequency = torch.hypot(rows.expand(-1, len(columns)), columns.expand(len(rows), -1)).double()
+    frequency[0, 0] = torch.inf  # no mean
+    images = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=size)
+    return (images / images.std((-2, -1), keepdim=True)).expand(-1, channels, -1, -1).float()
 
 
 def _normalisation(view: View) -> tuple[float, ...] | None:
