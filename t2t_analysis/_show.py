@@ -32,6 +32,7 @@ __all__ = [
     "show",
     "table",
     "title_block",
+    "verdicts",
 ]
 
 #: key of our own entries in the metadata of an output
@@ -102,6 +103,12 @@ def table_data(frame: pd.DataFrame, caption: str) -> dict[str, Any]:
 def table(frame: pd.DataFrame, caption: str) -> None:
     """Show a table with a caption, without the index; floats to three significant digits."""
     _publish(table_data(frame, caption), "table")
+
+
+def verdicts(rows: Sequence[dict[str, str]], about: str) -> None:
+    """Hand the verdicts to the index of the reports, and say so; ``about`` says what they hold for."""
+    text = f"{len(rows)} verdicts go to the index of the reports."
+    _publish({"text/markdown": text, "text/plain": text}, "verdicts", verdicts=list(rows), about=about)
 
 
 def title_block(models: Sequence[Any], loader: Any, params: CommonParams) -> None:

@@ -33,7 +33,7 @@ COMMANDS = {
     "models": Command("commands.models", "list the models and where their weights come from"),
     "train": Command("training.cli", "train a model"),
     "evaluate": Command("training.evaluate", "measure the accuracy of a model on a data set"),
-    "study": Command("training.study", "train and compare the matched small models over seeds"),
+    "study": Command("commands.study", "train and compare the matched small models over seeds"),
     "bench": Command("commands.bench", "run the benchmarks of a checkout"),
 }
 

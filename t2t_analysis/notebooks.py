@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from ._show import code, findings, plain, reproduce, save, say, show, table, title_block
+from ._show import code, findings, plain, reproduce, save, say, show, table, title_block, verdicts
 from .errors import ParameterError, nearest
 from .parameters import CommonParams
 
@@ -28,6 +28,7 @@ __all__ = [
     "table",
     "title_block",
     "validate",
+    "verdicts",
 ]
 
 P = TypeVar("P", bound=CommonParams)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, field_validator
 
 from ._names import default_baseline, is_small, model_problem
 from .errors import ParameterError, nearest
@@ -56,6 +56,8 @@ class CommonParams(BaseModel):
     #: crops that are taken when nothing is said; of photographs all are
     usual_images: ClassVar[int] = 256
     usual_photos: ClassVar[int | None] = None
+    #: whether it reads the study's tables, so that a new row makes its report stale
+    reads_study: ClassVar[bool] = False
 
     model: str = Field(default="small_performer_deep", description="model in question")
     baseline: str = Field(default="auto", description="what it is compared with")
@@ -202,18 +204,51 @@ class CostParams(CommonParams):
     """Parameters of ``cost.ipynb``."""
 
     notebook: ClassVar[str] = "cost"
+    usual_images: ClassVar[int] = 64  # as many as the largest batch that is timed
+    usual_photos: ClassVar[int | None] = 8
+
+    batch_sizes: Annotated[list[PositiveInt], BeforeValidator(_listed)] = Field(
+        default=[1, 4, 16, 64], min_length=1, description="images a batch when timed, at most n_images"
+    )
+    repeats: int = Field(default=9, ge=6, description="timings per model and batch size, 6 or more")
+
+    def timed(self) -> list[int]:
+        """Batch sizes in order, cut to the number of images.
+
+        >>> CostParams(n_images=8).timed(), CostParams(n_images=4, batch_sizes="16,64").timed()
+        ([1, 4, 8], [4])
+        """
+        most = self.n_images or max(self.batch_sizes)
+        return sorted({min(size, most) for size in self.batch_sizes})
 
 
 class TrainingFromScratchParams(CommonParams):
     """Parameters of ``training_from_scratch.ipynb``."""
 
     notebook: ClassVar[str] = "training_from_scratch"
+    reads_study: ClassVar[bool] = True
+
+    study: str | None = Field(
+        default=None, description="folder of the study's tables, None for the shipped one"
+    )
+    study_data: str = Field(default="photo_crops", description="data set of the runs, as the table names it")
+    epochs: int | None = Field(
+        default=None, gt=0, description="length of the runs, None for the longest complete"
+    )
+
+    @field_validator("study")
+    @classmethod
+    def _study(cls, value: str | None) -> str | None:
+        if value is not None and not Path(value).expanduser().is_dir():
+            raise ValueError("no such folder")
+        return value
 
 
 class ClaimsParams(CommonParams):
     """Parameters of ``claims.ipynb``."""
 
     notebook: ClassVar[str] = "claims"
+    reads_study: ClassVar[bool] = True
 
 
 class ExploreParams(CommonParams):

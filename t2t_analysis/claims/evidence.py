@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ import pandas as pd
 from .. import stats
 from ..errors import DataError
 from ..results import Result
-from ..training.design import CORNERS
+from ..training.design import CORNERS, cell_of
 from ..training.effects import CONTRASTS, contrast, effects, runs_of
 from .headlines import HEADLINES, as_dict, models_headlines, pair_differences, read_headlines
 
-__all__ = ["controlled_evidence", "cost_rows", "pair_evidence", "seed_evidence"]
+__all__ = ["controlled_evidence", "cost_rows", "gather", "pair_evidence", "seed_evidence", "seed_ledgers"]
 
 #: contrast of the study -> the two sides in words
 SIDES = {
@@ -143,7 +144,7 @@ def _transfer(table: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
         try:
             found = effects(table, TRANSFER["data"], task=task, source=TRANSFER["source"])
         except DataError as error:
-            notes.append(f"transfer by {task}: {error}")
+            notes.append(f"transfer_{task} not estimated: {error}")
             continue
         for row in _records(found):
             if row["quantity"] in CONTRASTS:
@@ -237,3 +238,59 @@ def _counted(quantity: str, value: float, model: str, model_b: str, estimator: s
         "low": value, "high": value, "interval": "none needed: counted", "null": 0.0, "null_kind": "equal",
         "n": 1, "unit": "model", "estimator": estimator, "weights": "no weights: counted on shapes",
     }  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------ which of the two
+
+
+def gather(
+    models: Mapping[str, Any], images: Any, *, seed: int = 0, folder: str | Path | None = None
+) -> Result:
+    """The evidence that suits a pair: training runs where the study has them, else the two models as they are.
+
+    Parameters
+    ----------
+    models : name -> model, the model and its baseline.
+    images : loader, used for the two models as they are.
+    folder : of the study's tables.
+
+    ``meta["kind"]`` says which names of effects apply, ``meta["about"]`` in words what the evidence holds for. From
+    random weights nothing is measured: it would get no verdict.
+    """
+    if all(cell_of(name).tokeniser for name in models):
+        found = controlled_evidence(folder=folder)
+        return _labelled(found, "controlled", _about_study(found.meta))
+    untrained = [name for name, model in models.items() if model.provenance.untrained]
+    about = f"{' against '.join(models)}, {images.dataset.info.n} images of {images.dataset.info.name}"
+    if untrained:
+        note = f"random weights in {' and '.join(untrained)}: not measured"
+        return _labelled(Result("evidence", pd.DataFrame(list(cost_rows())), {}, (note,)), "pair", about)
+    return _labelled(pair_evidence(models, images, seed=seed), "pair", about)
+
+
+def _labelled(found: Result, kind: str, about: str) -> Result:
+    return replace(found, meta=dict(found.meta) | {"kind": kind, "about": about})
+
+
+def _about_study(meta: Mapping[str, Any]) -> str:
+    if "epochs" not in meta:
+        return "no training runs: the study's table is empty"
+    short = ", fewer than the recipe has" if meta["reduced"] else ""
+    return (
+        f"the small models of the study, trained here on {meta['data']} for {meta['epochs']} epochs{short}, "
+        "compared over training seeds"
+    )
+
+
+def seed_ledgers(evidence: Result, folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
+    """Corner cell -> ledger of two seeds against the others; none where the evidence is of two given models."""
+    from .ledger import ledger
+
+    found = {}
+    for cell in CORNERS if "epochs" in evidence.meta else ():
+        try:
+            own = seed_evidence(cell, evidence.meta["data"], epochs=evidence.meta["epochs"], folder=folder)
+        except DataError:  # fewer than four seeds
+            continue
+        found[cell] = ledger(own)
+    return found

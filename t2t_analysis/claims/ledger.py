@@ -72,14 +72,14 @@ def overall(verdicts: Sequence[str]) -> str:
 
 
 def ledger(
-    evidence: Result, which: Evidence = "controlled", claims: Iterable[Claim] | None = None
+    evidence: Result, which: Evidence | None = None, claims: Iterable[Claim] | None = None
 ) -> pd.DataFrame:
     """One row per effect of every claim.
 
     Parameters
     ----------
     evidence : of `controlled_evidence`, `pair_evidence` or `seed_evidence`.
-    which : the names by which effects ask for their rows.
+    which : the names by which effects ask for their rows; by default the evidence's own kind, else those of the study.
 
     Returns
     -------
@@ -87,8 +87,9 @@ def ledger(
     smallest, verdict, reason (why it was not tested), notebook, change. Holm's correction runs over all deciding
     effects that have a p, of all claims at once.
     """
+    which = which or evidence.meta.get("kind", "controlled")
     rows = [
-        _about(claim, effect) | _found(evidence, getattr(effect, which))
+        _about(claim, effect) | _found(evidence, getattr(effect, str(which)))
         for claim in (all_claims() if claims is None else claims)
         for effect in claim.effects
     ]
@@ -119,8 +120,7 @@ def _found(evidence: Result, quantity: str) -> dict[str, Any]:
         return empty | {"reason": "two models cannot say: it takes training runs"}
     rows = evidence.frame[evidence.frame["quantity"] == quantity]
     if len(rows) != 1 or pd.isna(rows.iloc[0]["value"]):
-        why = [note for note in evidence.notes if quantity.partition(":")[0] in note]
-        return empty | {"reason": why[0] if why else f"no {quantity} in the evidence"}
+        return empty | {"reason": _why_absent(evidence, quantity)}
     row = rows.iloc[0]
     numbers = {name: math.nan if pd.isna(row[name]) else float(row[name]) for name in _NUMBERS}
     sides = [str(row[name]) for name in ("model", "model_b") if pd.notna(row[name])]
@@ -132,6 +132,19 @@ def _found(evidence: Result, quantity: str) -> dict[str, Any]:
     return numbers | {
         "n": count, "unit": unit, "compared": " minus ".join(sides), "reason": reason, "weights": str(row["weights"])
     }  # fmt: skip
+
+
+def _why_absent(evidence: Result, quantity: str) -> str:
+    """The note that says it, of the row itself or of its contrast."""
+    contrast, _, of = quantity.partition(":")
+    for start in (f"{contrast} of {of} not", f"{contrast} not"):
+        for note in evidence.notes:
+            if note.startswith(start):
+                return note
+    for note in evidence.notes:
+        if note.startswith("random weights"):
+            return note
+    return f"no {quantity} in the evidence"
 
 
 def _verdict(row: pd.Series) -> str:

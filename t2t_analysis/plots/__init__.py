@@ -13,6 +13,7 @@ _HOME = {
     "PALETTE": "base",
     "ROLES": "base",
     "SEQUENTIAL": "base",
+    "accuracy_by_cell": "study",
     "area_by_layer": "channels",
     "by_depth": "attention",
     "channel_curves": "channels",
@@ -20,13 +21,17 @@ _HOME = {
     "contrast_plot": "heads",
     "cost_bars": "cost",
     "depth_curve": "heads",
+    "difference_plot": "differences",
     "divergence_against_entropy": "heads",
+    "effect_plot": "study",
     "feature_map_grid": "channels",
     "finish": "base",
+    "fraction_curves": "study",
     "head_map": "similarity",
     "heads_by_depth": "attention",
     "latency_curve": "cost",
     "layer_map": "similarity",
+    "learning_curves": "study",
     "maps_against_outputs": "heads",
     "new_axes": "base",
     "printed_against_counted": "cost",
@@ -35,6 +40,7 @@ _HOME = {
     "similar_tokens_curve": "attention",
     "title_block": "base",
     "use_style": "base",
+    "verdict_plot": "ledger",
 }
 
 __all__ = list(_HOME)

@@ -119,6 +119,13 @@ def _downloaded() -> Iterator[list[Any]]:
         yield from (_file(path) for path in sorted(folder.rglob(pattern)))
 
 
+def _study() -> list[Any]:
+    """The study's tables and the code that turns them into effects, which is no part of ``_library``."""
+    tables = sorted((data_dir() / "study").glob("*.csv"))
+    code = [_sources((_PACKAGE / "training").glob("*.py"))]
+    return [(path.name, _sha(path.read_bytes())) for path in tables] + code
+
+
 def run_fingerprint(notebook: Path, params: CommonParams) -> str:
     """Hash of the notebook, its resolved parameters, the library, weights, images and versions."""
     given = json.loads(params.model_dump_json(exclude={"results_dir"}))
@@ -132,6 +139,7 @@ def run_fingerprint(notebook: Path, params: CommonParams) -> str:
             _weights(params.baseline, params.baseline_weights),
         ],
         "data": _tree(data) if data.exists() else params.data,
+        "study": _study() if params.reads_study else [],
         "versions": versions(),
     }
     return _sha(json.dumps(parts, sort_keys=True).encode())

@@ -18,19 +18,19 @@ CLAIM = Claim(
             controlled="se_effect_performer",
         ),
         Effect(
-            "the same, dense connections",
+            "top-1 accuracy, dense connections",
             smallest="accuracy",
             controlled="dense_effect_performer",
             direction=-1,
         ),
         Effect(
-            "the same, ghost blocks",
+            "top-1 accuracy, ghost blocks",
             smallest="accuracy",
             controlled="ghost_effect_performer",
             direction=-1,
         ),
         Effect(
-            "the same, twice the heads (ResNeXt)",
+            "top-1 accuracy, twice the heads (ResNeXt)",
             smallest="accuracy",
             controlled="resnext_effect_performer",
             direction=0,

@@ -17,7 +17,7 @@ CLAIM = Claim(
             direction=-1,
         ),
         Effect(
-            "multiply-accumulates, all products, the same",
+            "multiply-accumulates (all products) of T2T-ViT-14 over ViT-S/16's, less one half",
             smallest="cost",
             controlled="cost:macs_all_over_half",
             pair="cost:macs_all_over_half",
@@ -32,7 +32,7 @@ CLAIM = Claim(
             deciding=False,
         ),
         Effect(
-            "the same of multiply-accumulates, all products",
+            "largest deviation of counted from printed multiply-accumulates, the same lines",
             smallest="cost",
             controlled="cost:printed_macs",
             pair="cost:printed_macs",

@@ -17,7 +17,7 @@ CLAIM = Claim(
             direction=-1,
         ),
         Effect(
-            "the same, both differences at once",
+            "invalid channels of the residual stream, both factors at once",
             smallest="channel_share",
             controlled="t2t_minus_vit:invalid_area",
             direction=-1,

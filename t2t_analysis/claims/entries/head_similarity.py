@@ -17,7 +17,7 @@ CLAIM = Claim(
             direction=-1,
         ),
         Effect(
-            "CKA of head outputs, the same change",
+            "CKA of head outputs, change from the first to the last third",
             smallest="similarity",
             controlled="tokeniser_effect:head_cka_change",
             pair="head_cka_change",

@@ -10,17 +10,14 @@ CLAIM = Claim(
     said="assumed throughout",
     effects=(
         Effect(
-            (
-                "rank correlation, within layers, of a head's likeness with the loss of removing "
-                "it, hard split"
-            ),
+            "rank correlation, within layers, of a head's likeness with the loss of removing it",
             smallest="rank_correlation",
             controlled="hard:similar_is_redundant",
             pair="similar_is_redundant:baseline",
             direction=-1,
         ),
         Effect(
-            "the same, soft split",
+            "rank correlation, within layers, of a head's likeness with the loss of removing it",
             smallest="rank_correlation",
             controlled="performer:similar_is_redundant",
             pair="similar_is_redundant:model",

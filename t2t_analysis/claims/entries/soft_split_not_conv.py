@@ -15,7 +15,7 @@ CLAIM = Claim(
             controlled="performer_minus_convolution",
         ),
         Effect(
-            "the same, deep backbone",
+            "top-1 accuracy, deep backbone",
             smallest="convolution_accuracy",
             controlled="performer_minus_convolution_deep",
             deciding=False,

@@ -15,13 +15,13 @@ CLAIM = Claim(
             controlled="tokeniser_effect",
         ),
         Effect(
-            "the same, deep backbone",
+            "top-1 accuracy, deep backbone",
             smallest="accuracy",
             controlled="tokeniser_effect_deep",
             deciding=False,
         ),
         Effect(
-            "the same, wide backbone",
+            "top-1 accuracy, wide backbone",
             smallest="accuracy",
             controlled="tokeniser_effect_wide",
             deciding=False,

@@ -15,7 +15,7 @@ CLAIM = Claim(
             controlled="transfer_probe:tokeniser_effect",
         ),
         Effect(
-            "accuracy after fine-tuning on digits, the same",
+            "accuracy after fine-tuning on digits, pretrained on the crops",
             smallest="accuracy",
             controlled="transfer_finetune:tokeniser_effect",
         ),

@@ -1,0 +1,111 @@
+"""Verdicts: every effect in units of the smallest effect that counts, so that all claims share one axis."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from .base import PALETTE, Figure, new_axes, title_block, use_style
+
+__all__ = ["verdict_plot"]
+
+#: verdict -> colour and marker; a reader who sees no colour tells them by the marker
+_LOOKS = {
+    "supported": (PALETTE["blue"], "o"),
+    "contradicted": (PALETTE["vermillion"], "X"),
+    "null": (PALETTE["black"], "D"),
+    "inconclusive": (PALETTE["grey"], "s"),
+}
+
+
+def verdict_plot(frame: pd.DataFrame, title: str = "Effects, in the direction of the claim") -> Figure:
+    """Intervals of all effects of a ledger, over the smallest effect that counts; to the right: as claimed.
+
+    Parameters
+    ----------
+    frame : of `claims.ledger.ledger`. Effects that were not tested are named in the caption and not drawn.
+    """
+    tested = frame[frame["verdict"] != "not tested"].reset_index(drop=True)
+    with use_style():
+        fig, ax = new_axes(width=9.6, height=1.5 + 0.36 * max(1, len(tested)))
+        ax.axvspan(-1, 1, color=PALETTE["grey"], alpha=0.18, linewidth=0)
+        ax.axvline(0, color=PALETTE["black"], linewidth=0.8)
+        for i, row in tested.iterrows():
+            _interval(ax, len(tested) - 1 - int(str(i)), row)
+        ax.set_xscale("symlog", linthresh=1)
+        ax.set_yticks(range(len(tested))[::-1], [_label(row) for _, row in tested.iterrows()], fontsize=8)
+        ax.set_ylim(-0.7, len(tested) - 0.3)
+        ax.set_xlabel(
+            "effect / smallest effect that counts (no unit; linear to ±1, logarithmic beyond)\n"
+            "right of the band: as claimed; left: the opposite"
+        )
+        ax.set_xticks(_ticks(tested))
+        ax.get_xaxis().set_major_formatter(lambda x, _: f"{x:g}".replace("-", "−"))
+        if len(tested):
+            fig.legend(*_legend(ax), loc="outside lower center", ncols=4)
+        title_block(ax, title, "grey: smaller than the smallest effect that counts")
+    return Figure(fig, _caption(frame, tested), _alt(tested))
+
+
+def _scaled(row: pd.Series, name: str) -> float:
+    return float(row[name]) / float(row["smallest"]) * (int(row["direction"]) or 1)
+
+
+def _interval(ax: Axes, y: int, row: pd.Series) -> None:
+    value, ends = _scaled(row, "value"), sorted(_scaled(row, name) for name in ("low", "high"))
+    colour, marker = _LOOKS[str(row["verdict"])]
+    filled = colour if row["deciding"] else "white"
+    ax.errorbar(
+        [value], [y], xerr=[[max(0.0, value - ends[0])], [max(0.0, ends[1] - value)]], color=colour, marker=marker,
+        markerfacecolor=filled, markersize=6, linestyle="", label=str(row["verdict"]),
+    )  # fmt: skip
+
+
+def _legend(ax: Axes) -> tuple[list[Any], list[str]]:
+    handles, labels = ax.get_legend_handles_labels()
+    each = dict(zip(labels, handles, strict=True))
+    known = [name for name in _LOOKS if name in each]
+    return [each[name] for name in known], known
+
+
+def _ticks(tested: pd.DataFrame) -> list[float]:
+    """Symmetric powers of ten as far as the data go."""
+    if tested.empty:
+        return [-1.0, 0.0, 1.0]
+    ends = [abs(_scaled(row, name)) for _, row in tested.iterrows() for name in ("low", "high")]
+    powers = [float(10**k) for k in range(int(np.ceil(np.log10(max(1.0, *ends)))) + 1)]
+    return [*(-p for p in reversed(powers)), 0.0, *powers]
+
+
+def _label(row: pd.Series) -> str:
+    words = str(row["effect"])
+    return f"{row['claim']}: {words if len(words) < 62 else words[:60] + ' …'}"
+
+
+def _caption(frame: pd.DataFrame, tested: pd.DataFrame) -> str:
+    counts = tested.loc[tested["deciding"], "verdict"].value_counts()
+    said = ", ".join(f"{counts[name]} {name}" for name in _LOOKS if name in counts) or "none tested"
+    absent = frame.loc[frame["verdict"] == "not tested", "claim"]
+    rest = (
+        f" Not drawn, not tested: {len(absent)} effects of {', '.join(dict.fromkeys(absent))}."
+        if len(absent)
+        else ""
+    )
+    units = ", ".join(sorted({str(unit) for unit in tested["unit"] if unit})) or "none"
+    return (
+        f"95 % intervals of {len(tested)} effects over the smallest effect that counts for each, signed so that "
+        f"positive means as claimed. Deciding effects (filled): {said}. Null: 0. Units resampled: {units}. An interval "
+        f"inside the grey band is an effect too small to matter.{rest}"
+    )
+
+
+def _alt(tested: pd.DataFrame) -> str:
+    each = "; ".join(
+        f"{row['claim']} {_scaled(row, 'value'):.2g} ({row['verdict']})"
+        for _, row in tested.head(6).iterrows()
+    )
+    each = each or "No effect was tested."
+    return f"Forest plot of {len(tested)} effects in units of the smallest effect that counts. {each}"
