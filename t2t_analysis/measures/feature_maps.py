@@ -12,15 +12,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import capture
 from ..errors import T2TError
+from ..models.tokens import Window
+from .token_pixels import pixels_to_tokens, windows_to
 
 __all__ = [
     "AREA", "EPS", "TOO_LARGE", "ChannelMaps", "Ratios", "area_above", "area_below", "channel_maps",
-    "channel_ratios", "edge_strength", "fraction_above", "fraction_below", "invalid_areas", "picture", "stretched",
+    "channel_ratios", "correlation", "edge_strength", "fraction_above", "fraction_below", "gradient_size",
+    "invalid_areas", "picture", "stretched",
 ]  # fmt: skip
 
 #: thresholds of the curves, three to a decade, and for "too large" four to two decades
@@ -119,19 +121,32 @@ def invalid_areas(maps: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------ edges
 
 
-def _gradient_size(x: Tensor) -> Tensor:
+def gradient_size(x: Tensor) -> Tensor:
     """Size of the gradient by central differences: (..., h, w) -> (..., h, w)."""
     down, across = torch.gradient(x, dim=(-2, -1))
     return (down.square() + across.square()).sqrt()
 
 
-def edge_strength(maps: Tensor, image: Tensor) -> Tensor:
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's correlation over the last axis, in [-1, 1]: (..., N) and (..., N) -> (...); 0 where one is constant.
+
+    >>> x = torch.tensor([1.0, 2.0, 4.0])
+    >>> correlation(torch.stack([x, -x, x * 0 + 3]), x).round(decimals=6).tolist()
+    [1.0, -1.0, 0.0]
+    """
+    a, b = (x - x.mean(-1, keepdim=True) for x in (a, b))
+    scale = a.norm(dim=-1) * b.norm(dim=-1)
+    return torch.where(scale > 0, (a * b).sum(-1) / scale, 0.0).clamp(-1, 1)
+
+
+def edge_strength(maps: Tensor, image: Tensor, windows: Sequence[Window] = ()) -> Tensor:
     """Correlation over positions of |gradient of the map| with |gradient of the image|, in [-1, 1].
 
     Parameters
     ----------
     maps : (C, h, w), at least 2x2.
-    image : (3, H, W) or (1, H, W); its channels are averaged, its gradient is averaged over the cells of the grid.
+    image : (3, H, W) or (1, H, W); its channels are averaged, its gradient over the pixels of each token.
+    windows : that lead from the image to the maps, as `windows_to` gives them; without, each token is its cell.
 
     Returns
     -------
@@ -147,13 +162,10 @@ def edge_strength(maps: Tensor, image: Tensor) -> Tensor:
     """
     if min(maps.shape[-2:]) < 2:
         raise T2TError(f"edges need maps of at least 2x2 positions, got shape {tuple(maps.shape)}")
-    target = _gradient_size(image.double().mean(0))
     height, width = maps.shape[-2:]
-    cells = F.adaptive_avg_pool2d(target[None], (height, width)).flatten()
-    steep = _gradient_size(maps.double()).flatten(1)
-    steep, cells = steep - steep.mean(-1, keepdim=True), cells - cells.mean()
-    scale = steep.norm(dim=-1) * cells.norm()
-    return torch.where(scale > 0, (steep @ cells) / scale, 0.0).clamp(-1, 1)
+    steep = gradient_size(image.double().mean(0, keepdim=True))
+    target = pixels_to_tokens(steep, (height, width), windows)
+    return correlation(gradient_size(maps.double()).flatten(1), target.flatten(1))
 
 
 # ------------------------------------------------------------------------------------------ one image, one layer
@@ -209,12 +221,14 @@ def channel_maps(model: nn.Module, image: Tensor, place: str, *, label: str | No
     layout = captured.layout(place)
     value = captured[place][0]
     weights = getattr(seen, "weights", "unknown weights")
-    return picture(value, layout, stretched(image), (seen.label, weights, place))
+    windows = windows_to(seen.model, place) if layout is not None else ()
+    return picture(value, layout, stretched(image), (seen.label, weights, place), windows)
 
 
 def picture(
-    value: Tensor, layout: capture.TokenLayout | None, image: Tensor, words: tuple[str, str, str]
-) -> ChannelMaps:
+    value: Tensor, layout: capture.TokenLayout | None, image: Tensor, words: tuple[str, str, str],
+    windows: Sequence[Window] = (),
+) -> ChannelMaps:  # fmt: skip
     """`ChannelMaps` of tokens (N, C) with their layout, or of maps (C, h, w); ``words``: model, weights, place."""
     if layout is None:
         maps, prefix = value, value.new_zeros(len(value), 0)
@@ -222,7 +236,7 @@ def picture(
         maps = value[layout.prefix :].T.unflatten(1, layout.grid)  # (C, h, w)
         prefix = value[: layout.prefix].T
     ratios = channel_ratios(maps.flatten(1).T)
-    return ChannelMaps(*words, maps, prefix, image, ratios, edge_strength(maps, image))
+    return ChannelMaps(*words, maps, prefix, image, ratios, edge_strength(maps, image, windows))
 
 
 def stretched(images: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ from .channels import AREAS, ChannelSums, curve_points, stacked_areas, stacked_c
 from .feature_maps import ChannelMaps, channel_ratios, picture, stretched
 from .grouped import Estimate
 from .head_summary import replicates, with_p
+from .token_pixels import windows_to
 
 __all__ = [
     "NOTEBOOK", "REAL", "Path", "ShortcutShare", "path_maps", "shortcut_features", "shortcut_share", "unit_values",
@@ -219,7 +220,9 @@ def path_maps(
         raise UnknownNameError("place", place, seen, hint="on the notebook's path")
     view = View(model, label)
     words = (view.label, view.weights, f"{place}, {describe(path)}")
-    return picture(seen[place].value[0], seen[place].layout, stretched(image), words)
+    return picture(
+        seen[place].value[0], seen[place].layout, stretched(image), words, windows_to(model, place)
+    )
 
 
 def describe(path: Path) -> str:

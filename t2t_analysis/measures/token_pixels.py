@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,7 +14,7 @@ from ..capture.layout import tokeniser
 from ..errors import CaptureError, DataError
 from ..models.tokens import Window
 
-__all__ = ["split_windows", "token_to_pixel_weights", "tokens_to_pixels"]
+__all__ = ["pixels_to_tokens", "split_windows", "token_to_pixel_weights", "tokens_to_pixels", "windows_to"]
 
 
 def split_windows(model: nn.Module) -> tuple[Window, ...]:
@@ -37,6 +39,42 @@ def split_windows(model: nn.Module) -> tuple[Window, ...]:
         )
     side = int(sides.pop())
     return (Window(side, side, 0),)
+
+
+def windows_to(model: nn.Module, place: str) -> tuple[Window, ...]:
+    """Windows that lead from pixels to the tokens of one place; none where they are not known.
+
+    >>> from t2t_analysis import load_model
+    >>> model = load_model("small_performer_deep", "random")
+    >>> [len(windows_to(model, place)) for place in ("tokens.0.out", "tokens.1.out", "blocks.3.resid_post")]
+    [1, 2, 3]
+    """
+    try:
+        windows = split_windows(model)
+    except CaptureError:
+        return ()
+    stage = re.match(r"tokens\.(\d+)\.", place)
+    return windows[: int(stage[1]) + 1] if stage else windows
+
+
+def pixels_to_tokens(pixels: Tensor, grid: tuple[int, int], windows: Sequence[Window] = ()) -> Tensor:
+    """Mean over the pixels that each token stands for: (B, H, W) -> (B, h, w).
+
+    A token of a soft split is the mean over its window of means over theirs, so that it is compared with what
+    it could see: its field lies askew of the cell at its place on the grid. What ``windows`` lead to is
+    averaged onto ``grid`` where it is finer; without windows, or with too few of them, a token is its cell.
+
+    >>> pixels_to_tokens(torch.arange(16.0).view(1, 4, 4), (2, 2)).tolist()
+    [[[2.5, 4.5], [10.5, 12.5]]]
+    >>> pixels_to_tokens(torch.arange(16.0).view(1, 4, 4), (2, 2), [Window(3, 2, 1)]).tolist()
+    [[[2.5, 4.0], [8.5, 10.0]]]
+    """
+    x = pixels.unsqueeze(1)
+    for kernel, stride, padding in windows:
+        x = F.avg_pool2d(x, kernel, stride, padding, count_include_pad=False)
+    if x.shape[-2] < grid[0] or x.shape[-1] < grid[1]:
+        x = pixels.unsqueeze(1)
+    return F.adaptive_avg_pool2d(x, grid).squeeze(1)
 
 
 def tokens_to_pixels(

@@ -1,0 +1,349 @@
+"""What feature maps show of their image: its brightness, its outline, its edges. Counted, not picked.
+
+A grid of feature maps shows some channels of one image. Here every channel of every image is compared with its image,
+and with another one, so that "follows the edges" has a rate at which it happens by chance.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .. import capture
+from ..errors import T2TError
+from ..models.tokens import Window
+from ..results import Result
+from .base import MeasureBatch, View, add_by_group, layer_of
+from .channels import ChannelSums, FeatureMapView
+from .differences import key_of, paired_difference
+from .feature_maps import correlation, gradient_size
+from .grouped import TOO_FEW
+from .head_maps import thirds
+from .head_summary import Replicates, with_p
+from .locality import FIRST_THIRD
+from .token_pixels import pixels_to_tokens, windows_to
+
+__all__ = ["INVARIANCES", "EdgeChannels", "content", "edge_difference", "share_above"]
+
+#: what a channel may follow, in the order of all states
+KINDS = ("outline", "edge", "brightness")
+#: channels that follow another image as closely, by the definition of the threshold
+CHANCE = 0.05
+BINS = 400
+#: grid on which networks without tokens are compared: that of 224 px in cells of 16
+GRID = (14, 14)
+LEAST = 3
+_PLACES = ("embed", "tokens.*.out", "blocks.*.resid_post")
+
+#: see `t2t_analysis.measures.base.INVARIANCES`
+INVARIANCES = {"content": ("scale", "translation", "permute_channels")}
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Of each image, on the grid of the tokens, (B, h w): mean brightness and mean size of its gradient."""
+
+    brightness: Tensor
+    edges: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor, grid: tuple[int, int], windows: Sequence[Window] = ()) -> Targets:
+        """Of images (B, C, H, W), averaged over the pixels of each token."""
+        grey = images.double().mean(1)
+        parts = (pixels_to_tokens(x, grid, windows).flatten(1) for x in (grey, gradient_size(grey)))
+        return cls(*parts)
+
+
+def content(maps: Tensor, targets: Targets) -> Tensor:
+    """How closely each channel follows its image: (B, C, h, w) -> (B, 3, C), each in [-1, 1].
+
+    outline: correlation of |gradient of the map| with the image's edges e. edge: |correlation| of the map itself
+    with e, after brightness b has been regressed out of both. brightness: |correlation| of the map with b.
+    """
+    maps = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    b, e = (t.unsqueeze(1).to(maps.dtype) for t in (targets.brightness, targets.edges))
+    x = maps.flatten(2)
+    outline = correlation(gradient_size(maps).flatten(2), e)
+    edge = correlation(_without(x, b), _without(e, b)).abs()
+    return torch.stack([outline, edge, correlation(x, b).abs()], dim=1)
+
+
+def _without(x: Tensor, b: Tensor) -> Tensor:
+    """``x`` with the linear part of ``b`` taken off, over the last axis; 0 where nothing but rounding is left."""
+    x, b = x - x.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
+    size = b.square().sum(-1, keepdim=True)
+    rest = x - b * torch.where(size > 0, (x * b).sum(-1, keepdim=True) / size, 0.0)
+    rounding = (8 * torch.finfo(x.dtype).eps) ** 2 * x.square().sum(-1, keepdim=True)
+    real = rest.square().sum(-1, keepdim=True) > rounding
+    return torch.where(real, rest, 0.0)
+
+
+def share_above(counts: Tensor, null: Tensor, chance: float = CHANCE) -> Tensor:
+    """Share of ``counts`` above the value that a share ``chance`` of ``null`` exceeds: (..., K) each -> (...).
+
+    Both are histograms over the same bins; inside a bin values are taken to be spread evenly. NaN where empty.
+
+    >>> null = torch.tensor([95.0, 5.0, 0.0])
+    >>> share_above(torch.tensor([40.0, 40.0, 20.0]), null).item()
+    0.6
+    """
+    real, other = (
+        F.pad((h / h.sum(-1, keepdim=True)).cumsum(-1), (1, 0))  # cumulated share at the edges of the bins
+        for h in (counts.double(), null.double())
+    )
+    at = torch.searchsorted(other[..., 1:].contiguous(), torch.full_like(other[..., :1], 1 - chance))
+    at = at.clamp(max=counts.shape[-1] - 1)
+    below, above = other.gather(-1, at), other.gather(-1, at + 1)
+    part = torch.where(above > below, (1 - chance - below) / (above - below), 1.0).clamp(0, 1)
+    below, above = real.gather(-1, at), real.gather(-1, at + 1)
+    return (1 - (below + part * (above - below))).squeeze(-1)
+
+
+class EdgeChannels(ChannelSums):
+    """Share of channels that follow their image's outline, edges or brightness, by place.
+
+    For every image and channel, over the positions of the grid, with b the mean brightness and e the mean size of the
+    image's gradient over the pixels that a token stands for (its window of a soft split, its cell of a hard one):
+
+    - ``outline``: r(|gradient of the map|, e): the map is steep where the image is, as a small copy of it would be;
+    - ``edge``: |r(map, e)| after b has been regressed out of both: the map itself marks edges, beyond brightness;
+    - ``brightness``: |r(map, b)|.
+
+    The null compares the same maps with another image of the run. ``..._channels`` is the share of channels
+    (of all images) above the value that 5 % of them reach by this null: 0.05 is chance, whatever the grid.
+    ``..._correlation`` is the mean over channels; ``..._best`` the largest over the channels of an image, which is
+    what a picked example shows, with the same for another image as null. The ceiling of ``outline_correlation`` is
+    the shrunken image itself. For each place, and as mean over the first third of the blocks. Maps finer than the
+    tokens' grid are averaged onto it; networks without tokens are averaged onto 14 x 14. Images without any gradient
+    are left out. The paper (Yuan et al. 2021, figure 2) shows such maps and counts nothing; this definition is ours.
+
+    A second null is a `random_twin` measured beside the model: random filters copy an image too.
+
+    Parameters
+    ----------
+    places : names or patterns; by default patch embedding, T2T stages and residual stream.
+    """
+
+    name: ClassVar[str] = "edge_channels"
+    invariances: ClassVar[frozenset[str]] = frozenset({"scale", "translation", "permute_channels"})
+
+    def __init__(self, places: str | Sequence[str] | None = None, *, groups: int = 32) -> None:
+        super().__init__(places, groups=groups)
+        self._previous: Tensor | None = None
+
+    # -- before the pass
+
+    def wants(self, view: View) -> list[str]:
+        """Places whose maps have a gradient to speak of."""
+        if self.places is not None or isinstance(view, FeatureMapView):
+            names = super().wants(view)
+        else:
+            names = view.select([p for p in _PLACES if p.replace("*", "0") in view.names])
+        return [name for name in names if min(self._own_grid(view, name)) >= LEAST]
+
+    def bind(self, views: Sequence[View]) -> None:
+        """Histograms, sums and maxima for every place."""
+        (view,) = views
+        places = self.add_places(view)
+        if not places:
+            raise T2TError(f"{view.label}: no place with maps of at least {LEAST}x{LEAST} positions")
+        layout = view.layout_of("embed") if "embed" in view.names else None
+        onto = GRID if layout is None else layout.grid
+        self.grids = {n: _coarser(self._own_grid(view, n), onto) for n in self.names}
+        self.windows = {n: windows_to(view.model, n) for n in self.names}
+        self.add_sum("histogram", self.groups, places, len(KINDS), 2, BINS)
+        self.add_sum("mean_and_best", self.groups, places, len(KINDS), 2, 2)
+        self.add_sum("copy", self.groups, places)
+        self.add_sum("flat", dtype=torch.int64)
+        self.add_sum("unpaired", dtype=torch.int64)
+
+    @staticmethod
+    def _own_grid(view: View, name: str) -> tuple[int, int]:
+        layout, shape = view.layout_of(name), view.shape_of(name)
+        if layout is not None:
+            return layout.grid
+        if len(shape) != 3:
+            raise T2TError(f"{view.label}: {name} has no grid, so it has no feature maps")
+        return shape[1], shape[2]
+
+    # -- during the pass
+
+    def reduce(self, obs: capture.Observation) -> Tensor:
+        """Feature maps on the common grid, (B, C, h, w)."""
+        maps = obs.value
+        if obs.layout is not None:
+            maps = maps[:, obs.layout.prefix :].mT.unflatten(2, obs.layout.grid)
+        return (
+            maps
+            if maps.shape[-2:] == self.grids[obs.name]
+            else F.adaptive_avg_pool2d(maps, self.grids[obs.name])
+        )
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Compare the maps of every image that is not flat with that image and with the one before it."""
+        varied = (batch.images.amax((-3, -2, -1)) > batch.images.amin((-3, -2, -1))).cpu()
+        self.flat += int((~varied).sum())
+        images = batch.images[varied.to(batch.images.device)]
+        if not len(images):
+            return
+        previous = images[-1:] if self._previous is None else self._previous.to(images)
+        alone = self._previous is None and len(images) == 1
+        self._previous = images[-1:].clone()
+        if alone:  # no other image to compare it with
+            self.unpaired += 1
+            return
+        others = torch.cat([previous, images[:-1]])
+        group = self.group(batch)[varied]
+        known: dict[Any, tuple[Targets, Targets]] = {}
+        for i, name in enumerate(self.names):
+            if name in batch.seen[0]:
+                how = self.grids[name], self.windows[name]
+                if how not in known:
+                    known[how] = Targets.of(images, *how), Targets.of(others, *how)
+                maps = batch.seen[0][name]
+                self._add(i, group, maps[varied.to(maps.device)], *known[how])
+
+    def _add(self, i: int, group: Tensor, maps: Tensor, own: Targets, other: Targets) -> None:
+        found = torch.stack([content(maps, own), content(maps, other)], dim=2)  # (B, 3, 2, C)
+        bins = ((found + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
+        counts = found.new_zeros(*found.shape[:-1], BINS).scatter_add_(-1, bins, torch.ones_like(found))
+        add_by_group(self.histogram[:, i], group, counts)
+        add_by_group(self.mean_and_best[:, i], group, torch.stack([found.mean(-1), found.amax(-1)], -1))
+        small = own.brightness.unflatten(1, maps.shape[-2:])
+        add_by_group(self.copy[:, i], group, correlation(gradient_size(small).flatten(1), own.edges))
+        add_by_group(self.count[:, i], group, torch.ones(len(group)))
+
+    # -- after the pass
+
+    def compute(self) -> Result:
+        """Rows of every place and of the first third of the blocks."""
+        if int(self.flat):
+            self.note(f"{int(self.flat)} images without any gradient were left out")
+        if int(self.unpaired):
+            self.note(
+                "the first image was left out: batches of one image give it no other to be compared with"
+            )
+        kept = {name: self._replicates(i) for i, name in enumerate(self.names)}
+        if blocks := [name for name in self.names if layer_of(name) is not None]:
+            first = thirds(len(blocks))[0] if len(blocks) > 1 else range(1)
+            kept[FIRST_THIRD] = _mean_of([kept[blocks[k]] for k in first])
+        rows = [row for name, found in kept.items() for row in self._rows(name, found)]
+        paired = {
+            key_of(quantity, "patch", place): found[quantity]
+            for place, found in kept.items()
+            for quantity in found
+            if place in (FIRST_THIRD, "embed") and "|" not in quantity
+        }
+        meta = {
+            "replicates": {self.views[0].label: paired},
+            "grids": {n: list(g) for n, g in self.grids.items()},
+        }
+        return Result(self.name, rows, meta)  # type: ignore[arg-type]
+
+    def _replicates(self, i: int) -> dict[str, Replicates]:
+        """By quantity, and by quantity with "|null" or "|ceiling", of one place."""
+        count = self.count[:, i]
+        histogram, sums, copy, n = (
+            _left_out(s) for s in (self.histogram[:, i], self.mean_and_best[:, i], self.copy[:, i], count)
+        )
+        shares = share_above(histogram[:, :, 0], histogram[:, :, 1])  # (1 + G, 3)
+        sums = sums / n[:, None, None, None]  # (1 + G, 3, real and null, mean and best)
+        found = {}
+        for k, kind in enumerate(KINDS):
+            found[f"{kind}_channels"] = shares[:, k]
+            for q, what in enumerate(("correlation", "best")):
+                found[f"{kind}_{what}"], found[f"{kind}_{what}|null"] = sums[:, k, 0, q], sums[:, k, 1, q]
+        found["outline_correlation|ceiling"] = copy / n
+        sizes = count.cpu().long().tolist()
+        return {key: _as_json(values, sizes) for key, values in found.items()}
+
+    def _rows(self, place: str, found: dict[str, Replicates]) -> Iterator[dict[str, Any]]:
+        over = ", mean over blocks" if place == FIRST_THIRD else ""
+        for quantity in (key for key in found if "|" not in key):
+            words: dict[str, Any]
+            columns = with_p(found[quantity])
+            if columns["interval"] is None:
+                self.note(TOO_FEW)
+            if quantity.endswith("_channels"):
+                columns["p"] = with_p(_minus(found[quantity], CHANCE))["p"]
+                words = {
+                    "value_unit": "fraction of channels", "null": CHANCE,
+                    "null_kind": "another image of the run; 5 % by definition of the threshold",
+                    "estimator": f"share above the 95 % point of the null, over channels and images{over}",
+                }  # fmt: skip
+            else:
+                null = with_p(found[f"{quantity}|null"])
+                columns["p"] = with_p(found[quantity], minus=found[f"{quantity}|null"])["p"]
+                words = {
+                    "value_unit": "none", "null": null["value"], "null_low": null["low"], "null_high": null["high"],
+                    "null_kind": "another image of the run",
+                    "estimator": f"{_WHAT[quantity.split('_')[1]]}, mean over images{over}",
+                }  # fmt: skip
+            if ceiling := found.get(f"{quantity}|ceiling"):
+                words |= {"ceiling": with_p(ceiling)["value"], "ceiling_kind": "the shrunken image itself"}
+            yield self.row(place, quantity=quantity, tokens="patch", **columns, **words)
+
+
+_WHAT = {"correlation": "mean over channels", "best": "largest over channels"}
+
+
+def _coarser(own: tuple[int, int], onto: tuple[int, int]) -> tuple[int, int]:
+    return min(own[0], onto[0]), min(own[1], onto[1])
+
+
+def _left_out(sums: Tensor) -> Tensor:
+    """(G, ...) -> (1 + G, ...): of all images, then without each group; on the CPU."""
+    sums = sums.cpu()
+    total = sums.sum(0, keepdim=True)
+    return torch.cat([total, total - sums])
+
+
+def _as_json(values: Tensor, sizes: list[int]) -> Replicates:
+    plain = [None if math.isnan(v) else v for v in values.tolist()]
+    return {"value": plain[0], "leave_out": plain[1:], "sizes": sizes, "unit": "image"}
+
+
+def _minus(kept: Replicates, constant: float) -> Replicates:
+    less = [None if v is None else v - constant for v in (kept["value"], *kept["leave_out"])]
+    return kept | {"value": less[0], "leave_out": less[1:]}
+
+
+def _mean_of(several: Sequence[dict[str, Replicates]]) -> dict[str, Replicates]:
+    """Mean over places; undefined where one of them is, or where they rest on different images."""
+
+    def mean(values: Sequence[Any]) -> float | None:
+        return None if None in values else sum(values) / len(values)
+
+    return {
+        key: several[0][key]
+        | {
+            "value": mean([one[key]["value"] for one in several]),
+            "leave_out": [mean(v) for v in zip(*(one[key]["leave_out"] for one in several), strict=True)],
+        }
+        for key in several[0]
+    }
+
+
+def edge_difference(result: Result, model: str, model_b: str, place: str = FIRST_THIRD) -> Result:
+    """How many more channels of ``model`` follow their image than of ``model_b``, paired over images.
+
+    ``result`` is of `EdgeChannels` for both, from one pass; ``place`` is "embed" or the first third of the blocks.
+    See `paired_difference` for rows, interval, p and errors. Grids that differ are noted.
+    """
+    found = paired_difference(
+        result, model, model_b, place, value_unit="fraction of channels, or correlation",
+        estimator="difference of shares or mean correlations, first model minus second",
+    )  # fmt: skip
+    parts = [part for part in (result.meta, *result.meta.get("parts", [])) if "grids" in part]
+    grids = {label: part["grids"] for part in parts for label in part.get("replicates", {})}
+    ends = [next(reversed(grids[label].values())) for label in (model, model_b) if label in grids]
+    if len(ends) == 2 and ends[0] != ends[1]:
+        words = " and ".join("x".join(map(str, grid)) for grid in ends)
+        return Result(found.measure, found.frame, found.meta, (*found.notes, f"token grids differ: {words}"))
+    return found
