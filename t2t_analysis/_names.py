@@ -9,7 +9,18 @@ from pathlib import Path
 
 from .errors import nearest
 
-__all__ = ["default_baseline", "has_soft_split", "is_small", "known_models", "model_problem", "our_models"]
+__all__ = [
+    "TWIN",
+    "default_baseline",
+    "has_soft_split",
+    "is_small",
+    "known_models",
+    "model_problem",
+    "our_models",
+]
+
+#: What the label of a model's twin with random weights ends in.
+TWIN = ", random"
 
 _REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")

@@ -10,7 +10,7 @@ import torch
 from t2t_analysis import stats
 from t2t_analysis.capture import capture
 from t2t_analysis.errors import DataError, T2TError, UnknownNameError
-from t2t_analysis.measures import CrossLayerCKA, LayerCKA, accumulate, collect, measure
+from t2t_analysis.measures import CrossLayerCKA, LayerCKA, accumulate, cka_difference, collect, measure
 from t2t_analysis.measures import cka as C
 
 
@@ -338,6 +338,34 @@ def test_within_one_model_the_map_is_symmetric_with_an_untested_diagonal():
     assert np.diag(value) == pytest.approx(1)
     assert np.isnan(np.diag(p)).all()
     assert not np.isnan(p[~np.eye(3, dtype=bool)]).any()
+
+
+def test_the_mean_leaves_out_a_layer_with_itself_and_pairs_two_models():
+    alike = tiny(3)
+    for block in alike.blocks:  # blocks that change nothing: all layers are one
+        torch.nn.init.zeros_(block.attn.proj.weight)
+        torch.nn.init.zeros_(block.mlp.fc2.weight)
+    found = run({"alike": alike, "other": loud(tiny(3, seed=2))}, LayerCKA())["layer_cka"]
+    frame = found.frame[found.frame.model == "other"]
+    cells = frame[(frame.quantity == "cka_unbiased") & (frame.layer != frame.layer_b)]
+    mean = frame[frame.quantity == "cka_mean"].iloc[0]
+    assert mean.value == pytest.approx(cells.value.astype(float).mean(), abs=1e-12)
+    assert mean.low < mean.value < mean.high
+    assert mean.null_low < mean.null < mean.null_high < mean.value
+    row = cka_difference(found, "alike", "other").frame.iloc[0]
+    assert row.quantity == "cka_mean_difference"
+    assert row.value == pytest.approx(1 - mean.value, abs=1e-9)
+    assert row.high - row.value == pytest.approx(
+        mean.high - mean.value, rel=1e-6
+    )  # the other side is constant
+
+
+def loud(model):
+    """The same with blocks that add much, so that layers differ."""
+    with torch.no_grad():
+        for block in model.blocks:
+            block.mlp.fc2.weight.mul_(200)
+    return model
 
 
 def test_unrelated_models_give_the_null():

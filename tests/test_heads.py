@@ -1,6 +1,7 @@
 """Similarity of heads: identities, recorded numbers, planted truths, nulls, two processes against one."""
 
 import copy
+import dataclasses
 import functools
 import math
 from typing import NamedTuple
@@ -21,11 +22,13 @@ from t2t_analysis.measures import (
     contrast_difference,
     measure,
     random_twin,
+    random_twins,
 )
 from t2t_analysis.measures import head_maps as hm
 from t2t_analysis.measures import head_summary as hs
 from t2t_analysis.measures.cka import hsic1
 from t2t_analysis.measures.head_outputs import head_output_weights, head_outputs, permutation_band
+from t2t_analysis.models import load_model
 from t2t_analysis.results import Result
 from t2t_analysis.stats import delete_group_jackknife
 
@@ -568,6 +571,14 @@ def test_random_twin_is_the_architecture_with_other_weights_and_no_trace():
     assert torch.equal(weights[0], weights[1])
     assert not any(torch.equal(weights[0], w) for w in weights[2:])
     assert one(torch.zeros(1, 1, 32, 48)).shape == (1, 3)
+
+
+def test_random_twins_are_of_the_trained_models_alone():
+    trained = load_model("small_hard_deep", "random", seed=1)
+    trained.provenance = dataclasses.replace(trained.provenance, kind="bundled")
+    found = random_twins({"a": trained, "b": load_model("small_hard_deep", "random")}, seed=3)
+    assert list(found) == ["a, random"]
+    assert "seed 3" in found["a, random"].provenance.label
 
 
 def test_random_twin_refuses_what_a_name_cannot_rebuild():

@@ -8,7 +8,7 @@ attention on the class token would look local.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -19,13 +19,16 @@ from ..capture.attention import stage_attention
 from ..capture.layout import tokeniser
 from ..results import Result
 from .base import Measure, MeasureBatch, View
+from .differences import LAYERS, key_of, over_depth, paired_difference
 from .grouped import TOO_FEW, Estimate, add_finite, grouped_estimate
 from .head_maps import entropy
+from .head_summary import Replicates, with_p
 
 __all__ = [
     "AttentionGeometry",
     "attention_distance",
     "attention_entropy",
+    "geometry_difference",
     "key_distance",
     "prefix_attention",
     "sink_mass",
@@ -249,8 +252,9 @@ class AttentionGeometry(Measure):
     query. ``class_mass``, ``prefix_mass``: share that patch queries give to the class token, to all prefix
     tokens. ``sink_mass``: share that the most attended key gets; ``sink_on_prefix``: in how many images
     that key is a prefix token. All are means over queries, then images; rows without a head number are means
-    over the heads of a layer. The null is uniform attention, in closed form. A Performer has no attention
-    map and is left out.
+    over the heads of a layer, those of ``blocks.*.attn`` over all layers of the backbone; ``..._last_minus_first``
+    is the last third of them minus the first. `geometry_difference` compares two models by these. The null is
+    uniform attention, in closed form. A Performer has no attention map and is left out.
 
     Source: Dosovitskiy et al. 2021, appendix D.7, and Raghu et al. 2021, figure 3, for the distance; the
     renormalisation after dropping the prefix is ours.
@@ -308,7 +312,34 @@ class AttentionGeometry(Measure):
         self.note(TOO_FEW if ((found.groups == 1) & (found.n > 0)).any() else None)
         self._note_stages()
         rows = [row for site in self.sites for row in self._rows(site, found)]
-        return Result(self.name, rows)  # type: ignore[arg-type]
+        kept: dict[str, Replicates] = {}
+        rows += list(self._depth_rows(kept))
+        return Result(self.name, rows, {"replicates": {self.views[0].label: kept}})  # type: ignore[arg-type]
+
+    def _depth_rows(self, kept: dict[str, Replicates]) -> Iterator[dict[str, Any]]:
+        """Means over the layers of the backbone, and how they change with depth."""
+        blocks = [site for site in self.sites if site.place.startswith("blocks.")]
+        if not blocks:
+            return
+
+        def by_layer(total: Tensor, images: Tensor) -> Tensor:
+            each = total / images
+            return torch.stack([each[:, site.heads].nanmean(-1) for site in blocks], dim=-1)
+
+        null = nulls(blocks[0].layout, self.pitch[blocks[0].place])
+        for i, quantity in enumerate(QUANTITIES):
+            counts = self.images[:, blocks[0].heads.start :, i].amax(-1)
+            if not counts.any():
+                continue
+            found = over_depth(by_layer, (self.total[..., i], self.images[..., i]), counts)
+            for (end, mean), reference in zip(found.items(), (null[i], 0.0), strict=True):
+                if mean["value"] is None:  # one layer has no first and last third
+                    continue
+                kept[key_of(quantity.name + end, quantity.tokens, LAYERS)] = mean
+                words = "last third - first third of layers" if end else "mean over layers"
+                columns = {**_columns(quantity), "quantity": quantity.name + end, "null": reference}
+                columns["estimator"] += f"; mean over heads; {words}"
+                yield self.row(LAYERS, **columns, **{k: v for k, v in with_p(mean).items() if k != "p"})
 
     def _note_stages(self) -> None:
         """Say which token transformers are left out, and why."""
@@ -337,6 +368,15 @@ class AttentionGeometry(Measure):
         """Means over the heads of one layer, (8,)."""
         sums = (self.total[:, site.heads], self.images[:, site.heads])
         return grouped_estimate(lambda s, n: (s / n).nanmean(-2), sums, sums[1].amax(1))
+
+
+def geometry_difference(result: Result, model: str, model_b: str) -> Result:
+    """Mean over the layers, and change with depth, of ``model`` minus ``model_b``, for all of `QUANTITIES`.
+
+    ``result`` is of `AttentionGeometry` for both. Paired over images; see `paired_difference` for interval, p and
+    errors.
+    """
+    return paired_difference(result, model, model_b, LAYERS, estimator="first model minus second")
 
 
 def _columns(quantity: Quantity) -> dict[str, Any]:

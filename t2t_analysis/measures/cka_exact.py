@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from .. import capture
 from ..errors import DataError
-from ..stats import delete_group_jackknife
+from ..stats import delete_group_jackknife, null_summary, permutation_p
 from .base import Estimate, MeasureBatch, View
 from .cka import (
     LEAST,
@@ -28,6 +29,8 @@ from .cka import (
     without_top_images,
     without_top_pcs,
 )
+from .differences import key_of
+from .head_summary import Replicates, with_p
 
 if TYPE_CHECKING:
     from .layer_cka import LayerCKA
@@ -40,6 +43,7 @@ class Exact:
 
     def __init__(self, measure: LayerCKA) -> None:
         self.m = measure
+        self.kept: dict[str, Replicates] = {}
 
     def reduce(self, value: Tensor) -> Tensor:
         """(B, N, D) -> (B, D), the mean over patch tokens."""
@@ -125,8 +129,9 @@ class Exact:
         return ratio_of_means(self._hsic("cross"), own[0][:, None], own[-1][None])
 
     def meta(self) -> dict[str, Any]:
-        """How many images interval and null rest on."""
-        return {"n_interval": int(self.m.filled.sum())}
+        """How many images interval and null rest on; what pairs this model's mean with that of another."""
+        kept = {} if self.m.arity > 1 else {"replicates": {self.m.sides[0].label: self.kept}}
+        return {"n_interval": int(self.m.filled.sum())} | kept
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The map, then the robust ones."""
@@ -138,23 +143,58 @@ class Exact:
         sides = [u_centred(gram(x)) for x in features]
         perms = permutations(sides[0].shape[-1], m.permutations, m.seed)
         null = gram_cka_null(sides[0], sides[-1], perms).cpu().numpy()
-        observed = self._estimate(sides)
-        yield from m.map_rows(self._over_all(observed), null, observed.value)
-        yield from self._influence_rows(sides, observed)
+        value, left = self._jackknifed(sides)
+        observed = self._estimate(value, left)
+        yield from m.map_rows(self._over_all(observed), null, value)
+        yield from self._influence_rows(observed, left)
+        yield from self._mean_and_null(self._mean(value, left), null)
         if m.robust:
             yield from self._robust_rows(features)
 
-    def _estimate(self, sides: list[Tensor]) -> Estimate:
-        """Map (La, Lb) of the retained images, with jackknife over images."""
-        value = gram_cka(sides[0], sides[-1]).cpu().numpy()
-        n = sides[0].shape[-1]
-        if n <= LEAST:
-            nothing = np.full_like(value, np.nan)
-            self.m.note(f"interval missing: {n} images are too few for a jackknife of CKA")
-            return Estimate(value, nothing, nothing, np.full(value.shape, n), np.ones(value.shape))
-        left = gram_cka_leave_one_out(sides[0], sides[-1]).cpu().numpy()
+    def _jackknifed(self, sides: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+        """Map (La, Lb) of the retained images, and without each of them (n, La, Lb): NaN where n is too small."""
+        value, n = gram_cka(sides[0], sides[-1]).cpu().numpy(), sides[0].shape[-1]
+        if n > LEAST:
+            return value, gram_cka_leave_one_out(sides[0], sides[-1]).cpu().numpy()
+        self.m.note(f"interval missing: {n} images are too few for a jackknife of CKA")
+        return value, np.full((n, *value.shape), np.nan)
+
+    def _estimate(self, value: np.ndarray, left: np.ndarray) -> Estimate:
+        """Map with jackknife over images."""
+        n = np.full(value.shape, len(left))
         low, high, _ = delete_group_jackknife(value, left)
-        return Estimate(value, low, high, np.full(value.shape, n), np.full(value.shape, n))
+        return Estimate(value, low, high, n, np.where(np.isnan(low), 1, n))
+
+    def _mean(self, value: np.ndarray, left: np.ndarray) -> Replicates:
+        """Mean over the cells that are compared, and the same without each image."""
+        cells = self.m.compared()
+        without = [None if math.isnan(v) else v for v in left[:, cells].mean(1).tolist()]
+        return {
+            "value": float(value[cells].mean()),
+            "leave_out": without,
+            "sizes": [1] * len(left),
+            "unit": "image",
+        }
+
+    def _mean_rows(self, found: Replicates, quantity: str, **columns: Any) -> Iterator[dict[str, Any]]:
+        """The row of a mean; none where no cell is finite."""
+        m = self.m
+        if m.compared().any():
+            top = {"ceiling": 1.0, "ceiling_kind": "a representation with itself"}
+            words = f"{self.estimator}; mean over {int(m.compared().sum())} cells"
+            shared = {"tokens": m.tokens, "value_unit": "none", "estimator": words}
+            yield m.row(m.places, m.places, quantity=quantity, **shared, **with_p(found) | top | columns)
+
+    def _mean_and_null(self, found: Replicates, null: np.ndarray) -> Iterator[dict[str, Any]]:
+        """The mean over the map with that of the permuted maps as null; kept, to be paired with another model."""
+        drawn = null[:, self.m.compared()].mean(1)
+        mean, low, high = (float(x) for x in null_summary(drawn))
+        kind = f"second side's images permuted, {len(null)} times"
+        columns = {"null": mean, "null_low": low, "null_high": high, "null_kind": kind}
+        self.kept[key_of("cka_mean", self.m.tokens, self.m.places)] = found
+        yield from self._mean_rows(
+            found, "cka_mean", p=float(permutation_p(found["value"], drawn)), **columns
+        )
 
     def _over_all(self, kept: Estimate) -> Estimate:
         """The streamed value if there were more images than slots; its error shrinks as 1 / sqrt(n)."""
@@ -169,11 +209,10 @@ class Exact:
         half_low, half_high = (kept.value - kept.low) * shrink, (kept.high - kept.value) * shrink
         return Estimate(value, value - half_low, value + half_high, np.full(value.shape, n), kept.groups)
 
-    def _influence_rows(self, sides: list[Tensor], observed: Estimate) -> Iterator[dict[str, Any]]:
+    def _influence_rows(self, observed: Estimate, left: np.ndarray) -> Iterator[dict[str, Any]]:
         """The largest change of each cell when a single image is left out."""
-        if sides[0].shape[-1] <= LEAST:
+        if len(left) <= LEAST:
             return
-        left = gram_cka_leave_one_out(sides[0], sides[-1]).cpu().numpy()
         change = np.abs(left - observed.value).max(0)
         for i, j, row in self.m.cells(observed):
             drop = {k: v for k, v in row.items() if k not in ("low", "high", "interval")}
@@ -198,14 +237,11 @@ class Exact:
     def _variant(
         self, sides: list[Tensor], quantity: str, at: float, at_unit: str
     ) -> Iterator[dict[str, Any]]:
-        for _, _, row in self.m.cells(self._estimate(sides)):
-            yield row | {
-                "quantity": quantity,
-                "at": at,
-                "at_unit": at_unit,
-                "null": 0.0,
-                "null_kind": "expectation",
-            }
+        value, left = self._jackknifed(sides)
+        columns = {"at": at, "at_unit": at_unit, "null": 0.0, "null_kind": "expectation"}
+        for _, _, row in self.m.cells(self._estimate(value, left)):
+            yield row | {"quantity": quantity, **columns}
+        yield from self._mean_rows(self._mean(value, left), f"{quantity}_mean", p=math.nan, **columns)
 
 
 def _padded(layers: Sequence[Tensor]) -> Tensor:

@@ -23,12 +23,20 @@ from torch import Tensor
 from .. import capture
 from ..results import Result
 from .base import View
+from .differences import LAYERS, key_of, paired_difference
 from .grouped import TOO_FEW, Estimate, grouped_estimate
 from .head_maps import cosine_sums, unit_rows
-from .head_measure import OTHER_IMAGE, PairedImagesMeasure
-from .head_summary import HeadIndex, layer_rows
+from .head_measure import OTHER_IMAGE, PairedImagesMeasure, band
+from .head_summary import HeadIndex, Replicates, layer_rows, replicates, with_p
 
-__all__ = ["THRESHOLDS", "LayerCollapse", "column_cosine", "match_heads", "matched_mean"]
+__all__ = [
+    "THRESHOLDS",
+    "LayerCollapse",
+    "collapse_difference",
+    "column_cosine",
+    "match_heads",
+    "matched_mean",
+]
 
 #: A token is similar above such a cosine; a curve, since no one threshold has a reason.
 THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -110,7 +118,8 @@ class LayerCollapse(PairedImagesMeasure):
     For every two layers, ``column_cosine_same_head`` (head h with head h, as DeepViT has it),
     ``column_cosine_matched`` (heads paired by the Hungarian method on the mean over images; the null is paired
     anew, since the best pairing of unrelated heads is above their mean) and ``column_cosine_averaged`` (maps
-    averaged over heads first); each also ``..._centred``, Pearson's correlation over queries.
+    averaged over heads first); each also ``..._centred``, Pearson's correlation over queries. The mean over
+    neighbouring layers stands in ``..._neighbours``; `collapse_difference` compares two models by it.
 
     For neighbouring layers, ``similar_tokens_same_head`` and ``similar_tokens_averaged``: share of tokens whose
     cosine is above a threshold (``at``), a curve; ``similar_blocks`` counts neighbours where that share is 0.8
@@ -184,15 +193,18 @@ class LayerCollapse(PairedImagesMeasure):
             return Result(self.name, [])  # type: ignore[arg-type]
         if not self.pairs.any():
             self.note("every batch held one image: no null from permuted images")
-        frames = [frame for centred in ("", "_centred") for frame in self._frames(centred)]
-        return self.result([*frames, pd.DataFrame(list(self._similar_rows()))])
+        kept: dict[str, Replicates] = {}
+        frames = [frame for centred in ("", "_centred") for frame in self._frames(centred, kept)]
+        rows = pd.DataFrame(list(self._similar_rows()))
+        return self.result([*frames, rows], replicates={self.views[0].label: kept})
 
-    def _frames(self, centred: str) -> Iterator[pd.DataFrame]:
+    def _frames(self, centred: str, kept: dict[str, Replicates]) -> Iterator[pd.DataFrame]:
         for kind in ("same_head", "matched", "averaged"):
-            estimate, null = (
-                self._estimate(kind, f"{centred}{which}", counts)
+            made = [
+                (*self._sums(kind, f"{centred}{which}"), counts)
                 for which, counts in (("", self.images), ("_other", self.pairs))
-            )
+            ]
+            estimate, null = (grouped_estimate(*each) for each in made)
             columns = self.base() | {
                 "quantity": f"column_cosine_{kind}{centred}", "tokens": "patch", "value_unit": "none",
                 "estimator": _ESTIMATORS[kind] + (", less the column's mean" if centred else ""),
@@ -201,20 +213,23 @@ class LayerCollapse(PairedImagesMeasure):
             }  # fmt: skip
             nulls = {k: columns.pop(k) for k in ("null", "null_low", "null_high")}
             yield layer_rows(columns, self.index, estimate, **nulls)
+            mean, other = (replicates(_beside(fn), sums, counts.amax((-2, -1))) for fn, sums, counts in made)
+            quantity = f"{columns['quantity']}_neighbours"
+            kept[key_of(quantity, "patch", LAYERS)] = mean
+            words = f"{columns['estimator']}; mean over neighbouring layers"
+            named = {"quantity": quantity, "place": LAYERS, "place_b": LAYERS, "estimator": words}
+            yield pd.DataFrame([columns | with_p(mean) | band(other) | named | {"p": math.nan}])
 
-    def _estimate(self, kind: str, form: str, counts: Tensor) -> Estimate:
-        """Layer by layer (L, L); the matching is made once, on all images."""
+    def _sums(self, kind: str, form: str) -> tuple[Any, tuple[Tensor, Tensor]]:
+        """What makes a table (L, L) of sums, and the sums; heads are matched once, on all images."""
         cosine, defined = getattr(self, f"cosine{form}"), getattr(self, f"defined{form}").double()
         heads = self.index.total
         if kind == "averaged":
-            fn: Any = _averaged
-            sums = (cosine[:, heads:, heads:], defined[:, heads:, heads:])
-        else:
-            sums = (cosine[:, :heads, :heads], defined[:, :heads, :heads])
-            whole = sums[0].sum(0) / sums[1].sum(0)
-            pair = match_heads if kind == "matched" else _same_number
-            fn = partial(_paired, self.index, _matching(self.index, pair, whole))
-        return grouped_estimate(fn, sums, counts)
+            return _averaged, (cosine[:, heads:, heads:], defined[:, heads:, heads:])
+        sums = (cosine[:, :heads, :heads], defined[:, :heads, :heads])
+        pair = match_heads if kind == "matched" else _same_number
+        matching = _matching(self.index, pair, sums[0].sum(0) / sums[1].sum(0))
+        return partial(_paired, self.index, matching), sums
 
     def _similar_rows(self) -> Iterator[dict[str, Any]]:
         beside = (torch.arange(len(self.index.layers) - 1), torch.arange(1, len(self.index.layers)))
@@ -266,6 +281,11 @@ _ESTIMATORS = {
 
 def _paired(index: HeadIndex, matching: dict[tuple[int, int], Any], total: Tensor, count: Tensor) -> Tensor:
     return matched_mean(total / count, index, matching)
+
+
+def _beside(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Mean over neighbouring layers of a table (..., L, L)."""
+    return lambda *sums: fn(*sums).diagonal(offset=1, dim1=-2, dim2=-1).nanmean(-1)
 
 
 def _averaged(total: Tensor, count: Tensor) -> Tensor:
@@ -324,3 +344,12 @@ class _Columns:
             return part[0][..., keys].mT
         q, k, log_sum = part
         return (k[:, keys] @ q.mT - log_sum.unsqueeze(-2)).exp()
+
+
+def collapse_difference(result: Result, model: str, model_b: str) -> Result:
+    """How much more alike the attention of neighbouring layers is in ``model`` than in ``model_b``.
+
+    Paired over images; see `paired_difference` for interval, p and errors.
+    """
+    words = "difference of the mean over neighbouring layers, first model minus second"
+    return paired_difference(result, model, model_b, LAYERS, estimator=words, value_unit="none")

@@ -2,22 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
+
+from torch import Tensor
 
 from ..errors import UnknownNameError
 from ..results import Result
-from .head_summary import Replicates, with_p
+from .head_summary import CONTRAST, Replicates, contrast, replicates, with_p
 from .view import layer_of
 
-__all__ = ["key_of", "paired_difference"]
+__all__ = ["LAYERS", "key_of", "over_depth", "paired_difference"]
 
 Kept = dict[str, Replicates]
+#: The place of what is said of all attention layers of the backbone together.
+LAYERS = "blocks.*.attn"
 
 
 def key_of(quantity: str, tokens: str, place: str) -> str:
     """Under which replicates are stored in ``meta["replicates"][model]`` of a result."""
     return f"{quantity}|{tokens}|{place}"
+
+
+def over_depth(fn: Callable[..., Tensor], sums: Sequence[Tensor], counts: Tensor) -> dict[str, Replicates]:
+    """Mean over the layers (key ``""``), and last third minus first third of them, with their replicates.
+
+    ``fn`` of the sums gives (..., L); ``sums`` and ``counts`` (G,) are as for `replicates`. The keys are what a
+    quantity's name ends in.
+    """
+
+    def mean(*s: Tensor) -> Tensor:
+        return fn(*s).nanmean(-1)
+
+    def change(*s: Tensor) -> Tensor:
+        return contrast(fn(*s))
+
+    return {end: replicates(of, sums, counts) for end, of in (("", mean), (CONTRAST, change))}
 
 
 def paired_difference(

@@ -17,8 +17,9 @@ from .base import Estimate, Measure, MeasureBatch, View
 from .cka import LEAST
 from .cka_batches import Batches
 from .cka_exact import Exact
+from .differences import paired_difference
 
-__all__ = ["CrossLayerCKA", "LayerCKA"]
+__all__ = ["CrossLayerCKA", "LayerCKA", "cka_difference"]
 
 Tokens = Literal["pooled", "class", "flattened"]
 TOKENS = ("pooled", "class", "flattened")
@@ -45,7 +46,9 @@ class LayerCKA(Measure):
     Rows: ``cka_unbiased`` with interval, null, calibrated ``p`` (max statistic over the map);
     ``cka_calibrated`` (beyond chance anywhere in the map); ``p_uncorrected``; and the robust ones. The map is
     square within a model, its diagonal is 1 and has no p. The ceiling is 1, a representation with itself; a
-    stricter one is `CrossLayerCKA` of two seeds of one architecture.
+    stricter one is `CrossLayerCKA` of two seeds of one architecture. For pooled and class tokens, ``cka_mean`` is
+    the mean over the map, within a model over two different layers, from the images that were kept;
+    `cka_difference` compares two models by it.
     """
 
     name: ClassVar[str] = "layer_cka"
@@ -124,9 +127,7 @@ class LayerCKA(Measure):
 
     def map_rows(self, value: Estimate, null: np.ndarray, observed: np.ndarray) -> Iterator[dict[str, Any]]:
         """Rows of the main map: values (La, Lb), null (K, La, Lb), and the map that the null belongs to."""
-        looked_at = np.outer(self.finite(0), self.finite(-1))
-        if self.arity == 1 or self.sides[0] is self.sides[-1]:
-            looked_at &= ~np.eye(len(looked_at), dtype=bool)
+        looked_at = self.compared()
         cells, null = np.where(looked_at, observed, np.nan), np.where(looked_at, null, np.nan)
         corrected, plain = max_statistic_p(cells, null), permutation_p(cells, null)
         largest = np.broadcast_to(np.nanmax(null, axis=(1, 2), initial=-np.inf)[:, None, None], null.shape)
@@ -146,6 +147,13 @@ class LayerCKA(Measure):
                 )
                 yield bare | {"quantity": "p_uncorrected", "value": plain[i, j]}
 
+    def compared(self) -> np.ndarray:
+        """Which cells say something, (La, Lb): finite ones, and no layer with itself."""
+        found = np.outer(self.finite(0), self.finite(-1))
+        if self.arity == 1 or self.sides[0] is self.sides[-1]:
+            found &= ~np.eye(len(found), dtype=bool)
+        return found
+
     def cells(self, value: Estimate) -> Iterator[tuple[int, int, dict[str, Any]]]:
         """Position and row of each cell; values of places that were not finite are missing."""
         finite_a, finite_b = self.finite(0), self.finite(-1)
@@ -161,7 +169,6 @@ class LayerCKA(Measure):
 class CrossLayerCKA(LayerCKA):
     """Unbiased linear CKA of every layer of one model with every layer of another.
 
-
     Parameters are those of `LayerCKA`. Given one model alone it compares the model with itself, whose
     diagonal is 1.
     """
@@ -169,3 +176,14 @@ class CrossLayerCKA(LayerCKA):
     name: ClassVar[str] = "cross_layer_cka"
     arity: ClassVar[int] = 2
     alone: ClassVar[bool] = True
+
+
+def cka_difference(result: Result, model: str, model_b: str) -> Result:
+    """How much more alike two different layers of ``model`` are than those of ``model_b``, on average.
+
+    ``result`` is of `LayerCKA` for both models. Paired over images; see `paired_difference` for interval, p and
+    errors.
+    """
+    words = "difference of the mean CKA of two different layers, first model minus second"
+    place = str(result.frame.loc[result.frame["quantity"] == "cka_mean", "place"].iloc[0])
+    return paired_difference(result, model, model_b, place, estimator=words, value_unit="none")

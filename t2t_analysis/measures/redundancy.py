@@ -201,8 +201,9 @@ class Redundancy(Measure):
     Heads: ``attention_cosine`` of flattened maps between different heads of a layer (patch tokens,
     renormalised), ``attention_cosine_centred`` less 1/T; null: the other head taken from another image.
 
-    Weights, per head, no images: ``stable_rank_qk``, ``effective_rank_qk`` of W_Q' W_K and the same of W_V
-    W_O (``_vo``); null: products of random normal matrices of the same shape. As a fraction of the head width.
+    Weights, per head and as mean over the heads of a layer, no images: ``stable_rank_qk``, ``effective_rank_qk``
+    of W_Q' W_K and the same of W_V W_O (``_vo``); null: products of random normal matrices of the same shape. As a
+    fraction of the head width.
 
     Source: the three levels are Chen et al.'s (CVPR 2022); what is changed and why stands in the module.
     """
@@ -327,8 +328,11 @@ class Redundancy(Measure):
                 "null_high": float(high), "null_kind": f"product of random normal matrices, {len(null)} draws",
                 "ceiling": 1.0, "ceiling_kind": "orthogonal",
             }  # fmt: skip
-            for head, rank in enumerate((ranks / singular.shape[-1]).tolist()):
+            shares = ranks / singular.shape[-1]
+            for head, rank in enumerate(shares.tolist()):
                 yield self.row(place, head=head, value=rank, **columns)
+            mean = {**columns, "value": float(shares.mean()), "null_low": None, "null_high": None}
+            yield self.row(place, **mean | {"estimator": f"{_ESTIMATORS[kind]}; mean over heads"})
 
 
 _ESTIMATORS = {

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
+from .._names import TWIN
 from ..capture.layout import tokeniser
 from ..errors import T2TError
 
-__all__ = ["random_twin"]
+__all__ = ["random_twin", "random_twins"]
 
 
 def random_twin(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -51,6 +53,22 @@ def random_twin(model: nn.Module, seed: int = 0) -> nn.Module:
                 "weights='random'"
             )
     return twin
+
+
+def random_twins(models: Mapping[str, nn.Module], seed: int = 0) -> dict[str, nn.Module]:
+    """Twins of those models that are trained, labelled "NAME, random": none for a model that is random itself.
+
+    >>> from t2t_analysis import load_model
+    >>> random_twins({"small_hard_deep": load_model("small_hard_deep", "random")})
+    {}
+    """
+    trained = {name: model for name, model in models.items() if not _untrained(model)}
+    return {name + TWIN: random_twin(model, seed) for name, model in trained.items()}
+
+
+def _untrained(model: nn.Module) -> bool:
+    """Whether the model says that its weights are random."""
+    return bool(getattr(getattr(model, "provenance", None), "untrained", False))
 
 
 def _architecture(model: nn.Module) -> str:
