@@ -25,6 +25,7 @@ from t2t_analysis.measures import collapse as C
 from t2t_analysis.measures import redundancy as R
 from t2t_analysis.measures import rollout as ro
 from t2t_analysis.plots import by_depth, heads_by_depth, rollout_examples, similar_tokens_curve
+from t2t_analysis.results import Result
 
 ALL = [AttentionGeometry(), AttentionRollout(), LayerCollapse(), Redundancy()]
 
@@ -159,7 +160,7 @@ def test_uniform_attention_gives_every_null(name, kwargs, size):
     assert np.allclose(frame["value"], frame["null"], rtol=1e-5)
     assert set(frame["quantity"]) >= {"attention_distance", "attention_entropy", "class_mass", "sink_mass"}
     if name.startswith("t2t"):
-        assert {"tokens.0.attn", "tokens.1.attn", "blocks.0.attn"} == set(frame["place"])
+        assert {"tokens.0.attn", "tokens.1.attn", "blocks.0.attn", "blocks.*.attn"} == set(frame["place"])
 
 
 def test_geometry_equals_a_direct_computation_and_names_every_head():
@@ -185,6 +186,30 @@ def test_geometry_equals_a_direct_computation_and_names_every_head():
     assert row["value"] == pytest.approx(pattern[:, 0, 2:, 0].mean().item(), rel=1e-5)
 
 
+def test_means_over_layers_leave_token_transformers_out_and_pair_two_models():
+    models = {
+        "t2t": timm.create_model("t2t_vit_t_14", img_size=64, depth=4, num_classes=2),
+        "vit": small(depth=4),
+    }
+    found = measure(models, [images(4, (64, 64))], AttentionGeometry(), progress=False)["attention_geometry"]
+    values = {}
+    for name in models:
+        layers = rows(found, model=name, quantity="attention_entropy", tokens="patch", head=None)
+        blocks = layers[layers["layer"].notna()].sort_values("layer")["value"].to_numpy(float)
+        mean = one(found, model=name, quantity="attention_entropy", tokens="patch", place=A.LAYERS)
+        change = one(found, model=name, quantity="attention_entropy_last_minus_first", tokens="patch")
+        assert mean["value"] == pytest.approx(blocks.mean(), abs=1e-12)
+        assert change["value"] == pytest.approx(blocks[-1] - blocks[0], abs=1e-12)  # a third of 4 is 1
+        assert mean["low"] < mean["value"] < mean["high"]
+        values[name] = mean["value"]
+    difference = A.geometry_difference(found, "vit", "t2t")
+    row = one(difference, quantity="attention_entropy_difference", tokens="patch")
+    assert row["value"] == pytest.approx(values["vit"] - values["t2t"], abs=1e-12)
+    assert row["high"] < 0  # peaked attention against nearly uniform
+    same = A.geometry_difference(found, "vit", "vit").frame
+    assert (same["value"] == 0).all()
+
+
 def test_token_transformers_are_worked_through_in_parts(monkeypatch):
     model = timm.create_model("t2t_vit_t_14", img_size=64, depth=1, num_classes=2)
     with torch.no_grad():
@@ -206,7 +231,7 @@ def test_token_transformers_are_worked_through_in_parts(monkeypatch):
 def test_a_performer_is_left_out_and_said_so():
     model = timm.create_model("t2t_vit_7", img_size=32, depth=1, num_classes=2)
     found = measure(model, [images(2)], AttentionGeometry(), progress=False)["attention_geometry"]
-    assert set(found.frame["place"]) == {"blocks.0.attn"}
+    assert set(found.frame["place"]) == {"blocks.0.attn", "blocks.*.attn"}
     assert sum("no attention matrix" in note for note in found.notes) == 2
 
 
@@ -370,6 +395,20 @@ def test_collapse_equals_a_direct_computation(monkeypatch):
     assert above == pytest.approx((beside > 0.9).double().mean().item(), abs=1e-3)
     null = torch.nn.functional.cosine_similarity(maps[0][[0, 1]], maps[2][[1, 0]], dim=-2).mean().item()
     assert row["null"] == pytest.approx(null, rel=1e-4)
+    mean = one(found, quantity="column_cosine_matched_centred_neighbours")
+    beside = [one(found, quantity="column_cosine_matched_centred", layer=i, layer_b=i + 1) for i in range(2)]
+    assert mean["value"] == pytest.approx(np.mean([row["value"] for row in beside]), abs=1e-12)
+    assert mean["null"] == pytest.approx(np.mean([row["null"] for row in beside]), abs=1e-12)
+    assert mean["low"] < mean["value"] < mean["high"]
+
+
+def test_models_are_paired_by_how_alike_the_attention_of_their_neighbouring_layers_is():
+    x = images(6, (64, 64))
+    found = measure({"copied": copied_layer(), "plain": small()}, [x], LayerCollapse(), progress=False)
+    difference = C.collapse_difference(found["layer_collapse"], "copied", "plain")
+    row = one(difference, quantity="column_cosine_matched_centred_neighbours_difference")
+    assert row["low"] > 0.1  # one of two neighbouring pairs is a copy
+    assert row["p"] < 0.01
 
 
 # ------------------------------------------------------------------------------------------------ M12: redundancy
@@ -434,6 +473,13 @@ def test_random_weights_have_the_ranks_of_random_matrices_and_a_planted_low_rank
     inside = (rest["value"] >= rest["null_low"]) & (rest["value"] <= rest["null_high"])
     assert inside.mean() > 0.75
     assert np.allclose(rest["value"].astype(float), rest["null"].astype(float), rtol=0.2)
+
+
+def test_layers_carry_the_mean_rank_of_their_heads():
+    found = measure(small(), [images(2, (64, 64))], Redundancy(), progress=False)["redundancy"]
+    heads = rows(found, quantity="stable_rank_qk", layer=1)
+    mean = heads[heads["head"].isna()]["value"].item()
+    assert mean == pytest.approx(heads[heads["head"].notna()]["value"].astype(float).mean(), abs=1e-12)
 
 
 def test_redundancy_finds_copied_heads_and_equal_tokens():
@@ -512,7 +558,9 @@ def test_every_head_is_drawn_with_its_null(found):
 
 
 def test_layers_are_drawn_by_depth(found):
-    rolled = by_depth(found["attention_rollout"], ["rollout_rank_one", "rollout_between_images"], twin="twin")
+    rolled = by_depth(
+        found["attention_rollout"], ["rollout_rank_one", "rollout_between_images"], twins=["twin"]
+    )
     assert len(rolled.fig.axes) == 2
     assert "uniform attention" in rolled.caption
     tokens = by_depth(found["redundancy"], ["token_cosine"], ["one"])
@@ -521,6 +569,13 @@ def test_layers_are_drawn_by_depth(found):
     columns = by_depth(found["layer_collapse"], ["column_cosine_matched"], ["one"])
     assert list(columns.fig.axes[0].lines[0].get_xdata()) == [0, 1]  # each layer with the next
     curve = similar_tokens_curve(found["layer_collapse"], models=["one"])
+    frame = found["attention_geometry"].frame
+    bare = Result("attention_geometry", frame[(frame["quantity"] != "class_mass")])
+    without = by_depth(bare, ["class_mass", "sink_mass"])
+    assert len(without.fig.axes) == 1
+    assert "Not in these models: Attention to the class token." in without.caption
+    with pytest.raises(UnknownNameError, match="sink_mass"):
+        by_depth(bare, ["sink_mas"])
     assert "of 2 (on different images" in curve.caption
     for figure in (rolled, tokens, columns, curve):
         assert figure.png().startswith(b"\x89PNG")

@@ -4,6 +4,7 @@ import io
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -16,9 +17,11 @@ from t2t_analysis.measures import (
     HeadOutputCKA,
     HeadSimilarity,
     LayerCKA,
+    cka_difference,
     contrast_difference,
     measure,
 )
+from t2t_analysis.plots.differences import difference_plot
 from t2t_analysis.plots.heads import (
     contrast_plot,
     depth_curve,
@@ -65,13 +68,17 @@ DRAW = {
     "head_map of outputs": lambda r: head_map(r["head_output_cka"], "head_output_cka", tokens="class"),
     "layer_map": lambda r: layer_map(r["head_similarity"]),
     "layer_map with numbers": lambda r: layer_map(r["head_similarity"], model="shallow"),
-    "cka_map": lambda r: cka_map(r["layer_cka"]),
+    "cka_map": lambda r: cka_map(r["layer_cka"], "deep"),
+    "cka_map of all models": lambda r: cka_map(r["layer_cka"]),
     "cka_map with numbers": lambda r: cka_map(r["layer_cka"], "shallow"),
     "cka_map of two models": lambda r: cka_map(r["cross_layer_cka"]),
     "depth_curve": lambda r: depth_curve(r["head_similarity"]),
     "depth_curve of one": lambda r: depth_curve(r["head_divergence"], ["js_divergence"], ["shallow"]),
     "contrast_plot": lambda r: contrast_plot(
         [contrast_difference(r[n], "deep", "shallow") for n in ("head_similarity", "head_output_cka")], 0.05
+    ),
+    "difference_plot": lambda r: difference_plot(
+        [cka_difference(r["layer_cka"], "deep", "shallow")], ["cka_mean"], 0.05, "Layers"
     ),
     "divergence_against_entropy": lambda r: divergence_against_entropy(r["head_divergence"]),
     "maps_against_outputs": lambda r: maps_against_outputs(r["head_similarity"], r["head_output_cka"]),
@@ -185,6 +192,43 @@ def test_cells_within_the_null_are_marked_and_no_others(results):
     expected = main[main["p"] == 0.5]
     assert layers == set(zip(expected["layer"].astype(int), expected["layer_b"].astype(int), strict=True))
     assert f"{len(expected)} of 39 cells are not beyond it" in figure.caption
+
+
+def test_maps_share_one_figure_and_one_scale(results):
+    figure = cka_map([results["layer_cka"], results["cross_layer_cka"]])
+    panels = [ax.images[0] for ax in figure.fig.axes if ax.images and ax.get_label() != "<colorbar>"]
+    assert [image.get_array().shape for image in panels] == [(13, 13), (13, 3), (3, 3)]
+    assert {image.get_clim() for image in panels} == {(0, 1)}
+    mean = results["layer_cka"].frame
+    mean = mean[(mean["quantity"] == "cka_mean") & (mean["model"] == "shallow")].iloc[0]
+    assert f"mean {number(mean['value'])} [{number(mean['low'])}" in figure.caption
+    with pytest.raises(UnknownNameError, match="did you mean 'deep'"):
+        cka_map(results["layer_cka"], ["deap"])
+
+
+def test_twins_are_named_untrained_without_calling_the_models_so(results):
+    frame = results["layer_cka"].frame
+    twin = frame[frame["model"] == "shallow"].assign(model="deep, random", weights="UNTRAINED (seed 1)")
+    both = Result("layer_cka", pd.concat([frame[frame["model"] == "deep"], twin]))
+    caption = cka_map(both).caption
+    assert not caption.startswith("**UNTRAINED")
+    assert "the same networks UNTRAINED" in caption
+
+
+def test_differences_are_drawn_in_the_order_asked_for_with_their_band(results):
+    found = cka_difference(results["layer_cka"], "deep", "shallow")
+    other = found.frame.assign(quantity="effective_rank_over_null_difference", tokens="patch")
+    other = other.assign(value=-0.3, low=-0.4, high=-0.2)
+    result = Result("both", pd.concat([other, found.frame]))
+    ax = difference_plot([result], ["cka_mean", "effective_rank_over_null"], 0.05, "Layers").fig.axes[0]
+    drawn = ax.containers[0].lines[0]
+    labels = dict(zip(ax.get_yticks(), [t.get_text() for t in ax.get_yticklabels()], strict=True))
+    values = dict(zip(drawn.get_ydata(), drawn.get_xdata(), strict=True))
+    assert labels[1].startswith("CKA of two different layers")
+    assert values[1] == found.frame["value"].iloc[0]
+    assert (labels[0].splitlines()[-1], values[0]) == ("(patch tokens)", -0.3)
+    with pytest.raises(UnknownNameError, match="cka_mean"):
+        difference_plot([found], ["cka_maen"])
 
 
 def test_a_layer_is_never_marked_against_itself(results):

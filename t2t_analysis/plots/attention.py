@@ -11,6 +11,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
+from .._names import TWIN
 from ..errors import DataError
 from ..results import Result
 from .base import PALETTE, ROLES, SEQUENTIAL, Figure, finish, new_axes, role, title_block, use_style
@@ -51,7 +52,14 @@ WORDS = {
     "column_cosine_same_head": Words("Columns, same head", "cosine with the next layer"),
     "column_cosine_matched": Words("Columns, heads matched", "cosine with the next layer"),
     "column_cosine_averaged": Words("Columns, heads averaged", "cosine with the next layer"),
+    "effective_rank_over_null": Words("Effective rank", "share of that of Gaussian noise"),
+    "participation_ratio_over_null": Words("Participation ratio", "share of that of Gaussian noise"),
 }
+#: What one sample was, where a figure shows more than one choice of tokens.
+_TOKENS = {"pooled": "mean token of an image", "patch": "patch tokens", "class": "class token"}
+#: Quantities whose axis begins at 0, so that a small difference looks small.
+_FROM_ZERO = ("attention_distance", "attention_entropy", "class_mass", "prefix_mass", "sink_mass", "stable_rank",
+              "effective_rank", "participation_ratio", "rollout_entropy")  # fmt: skip
 WORDS |= {
     f"{name}_centred": Words(f"{words.title}, centred", words.axis)
     for name, words in list(WORDS.items())
@@ -59,16 +67,21 @@ WORDS |= {
 }
 
 
+#: What `by_depth` draws: (quantity, tokens) of its panels, and for each with a model its rows by depth.
+_Panels = Sequence[tuple[str, str | None]]
+_Drawn = Mapping[tuple[str, str | None, str], pd.DataFrame]
+
+
 def _words(quantity: str) -> Words:
     return WORDS.get(quantity, Words(quantity.replace("_", " "), quantity.replace("_", " ")))
 
 
 def _rows(result: Result, quantity: str, model: str, tokens: str | None) -> pd.DataFrame:
-    """As `rows_of`; ranks of weights, which rest on no tokens, are found as well."""
+    """As `rows_of`, without means over all layers; ranks of weights, which rest on no tokens, are found as well."""
     frame = result.frame[(result.frame["quantity"] == quantity) & (result.frame["model"] == model)]
-    if tokens is None and len(frame) and frame["tokens"].isna().all():
-        return frame
-    return rows_of(result, quantity, model, tokens)
+    if tokens is not None or not len(frame) or frame["tokens"].notna().any():
+        frame = rows_of(result, quantity, model, tokens)
+    return frame[~frame["place"].str.contains("*", regex=False)]
 
 
 def _order(place: str) -> float:
@@ -129,10 +142,16 @@ def heads_by_depth(
             title_block(ax, words.title if position == 0 else "", name)
             ax.set_xlabel(_depth_label([_along(frame)]))
         axes[0][0].set_ylabel(words.axis)
+        _from_zero(axes[0][0], quantity)
         handles, labels = axes[0][0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="outside lower center", ncols=3)
     shown = pd.concat(drawn.values())
     return finish(fig, shown, _heads_caption(drawn, words), _heads_alt(drawn, words))
+
+
+def _from_zero(ax: Axes, quantity: str) -> None:
+    if quantity.startswith(_FROM_ZERO):
+        ax.set_ylim(bottom=0)
 
 
 def _dots(ax: Axes, frame: pd.DataFrame, position: int) -> None:
@@ -171,7 +190,7 @@ def _span(frame: pd.DataFrame) -> str:
     best, worst = ordered.iloc[-1], ordered.iloc[0]
 
     def where(row: Any) -> str:
-        return f"{interval(row)} ({row['place']}, head {int(row['head'])})"
+        return f"{interval(row, 3)} ({row['place']}, head {int(row['head'])})"
 
     return f"from {where(worst)} to {where(best)}"
 
@@ -202,7 +221,7 @@ def _heads_alt(drawn: Mapping[str, pd.DataFrame], words: Words) -> str:
     return (
         f"Scatter of {words.axis} per head against layer, null dotted. "
         + ". ".join(
-            f"{name}: {number(frame['value'].min())} to {number(frame['value'].max())}, null {_nulls(frame)}"
+            f"{name}: {number(frame['value'].min(), 3)} to {number(frame['value'].max(), 3)}, null {_nulls(frame)}"
             for name, frame in drawn.items()
         )
         + "."
@@ -214,37 +233,96 @@ def _heads_alt(drawn: Mapping[str, pd.DataFrame], words: Words) -> str:
 
 def by_depth(
     result: Result,
-    quantities: Sequence[str],
+    quantities: Sequence[str | tuple[str, str]],
     models: Sequence[str] | None = None,
     *,
     tokens: str | None = None,
-    twin: str | None = None,
+    twins: Sequence[str] = (),
 ) -> Figure:
     """Values of whole layers by depth: a panel per quantity, a line per model, its null dotted in its colour.
 
-    For `AttentionRollout`, `Redundancy`, `AttentionGeometry` (means over heads) and, between a layer and the
-    next, `LayerCollapse`. ``twin`` is the label of a random-weights twin, drawn in grey.
+    For `AttentionRollout`, `Redundancy`, `AttentionGeometry` (means over heads), `EffectiveRank` and, between a
+    layer and the next, `LayerCollapse`. A quantity may be given as (quantity, tokens). ``twins`` are labels of
+    random-weights twins among the models: thin, with crosses, in the colour of the model whose twin they are. A
+    null that is the same for all models is drawn once, in grey.
     """
     names = _models(result, models)
-    drawn = {(q, name): _layer_rows(result, q, name, tokens) for q in quantities for name in names}
+    asked = [(q, tokens) if isinstance(q, str) else q for q in quantities]
+    panels = [panel for panel in asked if _drawable(result, panel, names)]
+    drawn = {(q, t, name): _layer_rows(result, q, name, t) for q, t in panels for name in names}
     with use_style():
-        width = 3.5 * len(quantities) + 0.5
-        fig, axes = new_axes(1, len(quantities), width=max(width, 5.0), height=3.7, squeeze=False)
-        for ax, quantity in zip(axes[0], quantities, strict=True):
-            for position, name in enumerate(names):
-                looks = ROLES["null"]._replace(marker="x", linestyle="-") if name == twin else role(position)
-                _line(ax, drawn[quantity, name], name, looks)
-            title_block(ax, _words(quantity).title)
+        width = 3.5 * len(panels) + 0.5
+        fig, axes = new_axes(1, len(panels), width=max(width, 5.0), height=3.9, squeeze=False)
+        for ax, (quantity, which) in zip(axes[0], panels, strict=True):
+            frames = {name: drawn[quantity, which, name] for name in names}
+            _lines(ax, frames, twins)
+            title_block(ax, _title(quantity, which))
             ax.set_ylabel(_words(quantity).axis)
-            frames = [_along(drawn[quantity, name]) for name in names]
-            ax.set_xlabel(_depth_label(frames))
-            _ticks(ax, np.concatenate(frames))
-        handles, labels = axes[0][0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="outside lower center", ncols=min(len(names), 3))
-    return finish(fig, pd.concat(drawn.values()), _depth_caption(drawn), _depth_alt(drawn))
+            _from_zero(ax, quantity)
+            x = np.concatenate([_along(frame) for frame in frames.values()])
+            ax.set_xlabel(_depth_label([x]))
+            _ticks(ax, x)
+        known = dict(
+            pair for ax in axes[0] for pair in zip(*reversed(ax.get_legend_handles_labels()), strict=True)
+        )
+        order = sorted(known, key=lambda label: label.endswith("null"))
+        fig.legend([known[x] for x in order], order, loc="outside lower center", ncols=min(len(names) + 1, 3))
+    whole = pd.concat(drawn.values())
+    caption = _depth_caption(drawn, panels, twins) + _left_out(asked, panels)
+    return finish(fig, whole[~whole["model"].isin(list(twins))], caption, _depth_alt(drawn, panels, twins))
+
+
+def _drawable(result: Result, panel: tuple[str, str | None], names: Sequence[str]) -> bool:
+    """Whether any of the models has the quantity: a model without a class token has no attention to one.
+
+    A quantity that is not known here either is an error.
+    """
+    quantity, tokens = panel
+    frame = result.frame[(result.frame["quantity"] == quantity) & result.frame["model"].isin(list(names))]
+    if tokens is not None:
+        frame = frame[frame["tokens"] == tokens]
+    if not len(frame) and quantity not in WORDS:
+        rows_of(result, quantity)  # says what there is
+    return len(frame) > 0
+
+
+def _left_out(asked: _Panels, panels: _Panels) -> str:
+    missing = [_title(q, t) for q, t in asked if (q, t) not in panels]
+    return f" Not in these models: {', '.join(missing)}." if missing else ""
+
+
+def _title(quantity: str, tokens: str | None) -> str:
+    """Title of a panel; with the tokens where they were chosen."""
+    title = _words(quantity).title
+    return title if tokens is None else f"{title}: {_TOKENS.get(tokens, tokens)}"
+
+
+def _lines(ax: Axes, frames: Mapping[str, pd.DataFrame], twins: Sequence[str]) -> None:
+    """One line a model, and their nulls."""
+    own = [name for name in frames if name not in twins]
+    bands = [np.stack(_floats(f, "null", "null_low", "null_high")) for f in frames.values() if len(f)]
+    shared = all(b.shape == bands[0].shape and np.allclose(b, bands[0], equal_nan=True) for b in bands)
+    for position, (name, frame) in enumerate(frames.items()):
+        if not len(frame):
+            continue
+        if name in twins:
+            base = name.removesuffix(TWIN)
+            colour = role(own.index(base)).color if base in own else ROLES["null"].color
+            looks = role(position)._replace(color=colour, marker="x", linestyle="-")
+            _line(ax, frame, name, looks, linewidth=0.8, alpha=0.75)
+            continue
+        looks = role(own.index(name))
+        _line(ax, frame, name, looks)
+        if not shared:
+            _null_line(ax, frame, f"{name}, null", looks.color)
+    if shared:
+        _null_line(ax, next(f for f in frames.values() if len(f)), "null", ROLES["null"].color)
 
 
 def _layer_rows(result: Result, quantity: str, model: str, tokens: str | None) -> pd.DataFrame:
+    """Rows of layers by depth; none for a model that has no such quantity while another one has."""
+    if not _drawable(result, (quantity, tokens), [model]):
+        return result.frame.head(0)
     frame = _rows(result, quantity, model, tokens)
     frame = frame[frame["head"].isna()]
     if frame["layer_b"].notna().any():
@@ -254,44 +332,61 @@ def _layer_rows(result: Result, quantity: str, model: str, tokens: str | None) -
     return frame.assign(x=_along(frame)).sort_values("x").drop(columns="x")
 
 
-def _line(ax: Axes, frame: pd.DataFrame, name: str, looks: Any) -> None:
-    x = _along(frame)
-    value, low, high, null, null_low, null_high = _floats(
-        frame, "value", "low", "high", "null", "null_low", "null_high"
-    )
+def _line(ax: Axes, frame: pd.DataFrame, name: str, looks: Any, **style: Any) -> None:
+    value, low, high = _floats(frame, "value", "low", "high")
     bars = np.nan_to_num([value - low, high - value])
-    ax.errorbar(x, value, bars, label=name, **looks.style())
-    ax.plot(x, null, color=looks.color, linestyle=":", linewidth=1.1, label=f"{name}, null")
-    ax.fill_between(x, null_low, null_high, color=looks.color, alpha=0.15, linewidth=0)
+    ax.errorbar(_along(frame), value, bars, label=name, **looks.style(), **style)
 
 
-def _depth_caption(drawn: Mapping[tuple[str, str], pd.DataFrame]) -> str:
-    parts: dict[str, list[str]] = {}
-    for (quantity, name), frame in drawn.items():
-        first, last = frame.iloc[0], frame.iloc[-1]
-        words = f"`{name}` {number(first['value'])} to {interval(last)} (null {number(last['null'])})"
-        kind = str(last["null_kind"]).split(";")[0]
-        parts.setdefault(f"**{_words(quantity).title}**, null {kind}", []).append(words)
-    row = next(iter(drawn.values())).iloc[-1]
+def _null_line(ax: Axes, frame: pd.DataFrame, label: str, color: str) -> None:
+    x, (null, low, high) = _along(frame), _floats(frame, "null", "null_low", "null_high")
+    ax.plot(x, null, color=color, linestyle=":", linewidth=1.1, label=label)
+    ax.fill_between(x, low, high, color=color, alpha=0.15, linewidth=0)
+
+
+def _depth_caption(drawn: _Drawn, panels: _Panels, twins: Sequence[str]) -> str:
+    parts = [
+        _panel_words(
+            _title(*panel),
+            {name: rows for (q, t, name), rows in drawn.items() if (q, t) == panel and len(rows)},
+        )
+        for panel in panels
+    ]
+    row = next(frame.iloc[-1] for frame in drawn.values() if len(frame))
     return (
-        "First place to last: "
-        + "; ".join(f"{title}: {', '.join(words)}" for title, words in parts.items())
-        + f". Bars: 95 % interval ({row['interval'] or 'none: too few images'}; n = {int(row['n'])} {row['unit']}s). "
-        "Dotted, band: null of each model, in its colour."
+        f"First place to last. {'; '.join(parts)}. Bars: 95 % interval ({row['interval'] or 'none: too few images'}; "
+        f"n = {int(row['n'])} {row['unit']}s). Dotted, band: null.{_about_twins(twins)}"
     )
 
 
-def _depth_alt(drawn: Mapping[tuple[str, str], pd.DataFrame]) -> str:
+def _panel_words(title: str, frames: Mapping[str, pd.DataFrame]) -> str:
+    """First and last value of every model; the null once where it is the same for all."""
+    lasts = {name: rows.iloc[-1] for name, rows in frames.items()}
+    kinds = " or ".join(dict.fromkeys(str(row["null_kind"]).split(";")[0] for row in lasts.values()))
+    nulls = {number(row["null"], 3) for row in lasts.values()}
+    words = [
+        f"`{name}` {number(frames[name]['value'].iloc[0], 3)} to {interval(last, 3)}"
+        + (f" (null {number(last['null'], 3)})" if len(nulls) > 1 else "")
+        for name, last in lasts.items()
+    ]
+    null = f"null {nulls.pop()}, " if len(nulls) == 1 else "null: "
+    return f"**{title}** ({null}{kinds}) {', '.join(words)}"
+
+
+def _about_twins(twins: Sequence[str]) -> str:
+    """What the crosses are."""
+    return " Crosses: the same networks UNTRAINED, with random weights." if twins else ""
+
+
+def _depth_alt(drawn: _Drawn, panels: _Panels, twins: Sequence[str]) -> str:
     parts: dict[str, list[str]] = {}
-    for (quantity, name), frame in drawn.items():
-        last = frame.iloc[-1]
-        text = f"{name} {number(last['value'])} (null {number(last['null'])})"
-        parts.setdefault(_words(quantity).title, []).append(text)
-    return (
-        "Lines by layer; in the last layer "
-        + "; ".join(f"{title}: {', '.join(words)}" for title, words in parts.items())
-        + "."
-    )
+    for (quantity, tokens, name), frame in drawn.items():
+        if name not in twins and len(frame):
+            value, null = frame["value"].iloc[-1], frame["null"].iloc[-1]
+            words = f"{name} {number(value)} (null {number(null)})"
+            parts.setdefault(_title(quantity, tokens), []).append(words)
+    each = "; ".join(f"{title}: {', '.join(words)}" for title, words in parts.items())
+    return f"Lines by layer; in the last layer {each}."
 
 
 # ------------------------------------------------------------------------------------------------ collapse

@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from ..errors import UnknownNameError
 from ..results import Result
 from .base import PALETTE, ROLES, Figure, Role, finish, new_axes, role, title_block, use_style
+from .differences import intervals_about_zero, p_words
 from .similarity import QUANTITIES, interval, number, rows_of
 
 __all__ = ["contrast_plot", "depth_curve", "divergence_against_entropy", "maps_against_outputs"]
@@ -155,24 +156,12 @@ def contrast_plot(differences: Sequence[Result], smallest: float | None = None) 
     smallest : smallest effect that counts, drawn as a grey band about 0.
     """
     frame = pd.concat([result.frame for result in differences], ignore_index=True)
-    value, low, high = _floats(frame, "value", "low", "high")
-    y = np.arange(len(frame))[::-1]
+    first = frame.iloc[0]
+    across = f"(last third − first third) of {first['model']}\nminus the same of {first['model_b']}"
+    title = "Do heads come to resemble each other with depth?"
     with use_style():
-        fig, ax = new_axes(width=6.8, height=1.2 + 0.42 * len(frame))
-        if smallest is not None:
-            ax.axvspan(-smallest, smallest, color=PALETTE["grey"], alpha=0.18, linewidth=0)
-        ax.axvline(0, color=PALETTE["black"], linewidth=0.8)
-        ax.errorbar(
-            value, y, xerr=[value - low, high - value], **ROLES["model"]._replace(linestyle="").style()
-        )
-        ax.set_yticks(y, [_contrast_name(row) for _, row in frame.iterrows()])
-        ax.set_ylim(-0.6, len(frame) - 0.4)
-        first = frame.iloc[0]
-        ax.set_xlabel(f"(last third − first third) of {first['model']}\nminus the same of {first['model_b']}")
-        band = (
-            "" if smallest is None else f"grey: smaller than ±{smallest:g}, the smallest effect that counts"
-        )
-        title_block(ax, "Do heads come to resemble each other with depth?", band)
+        names = [_contrast_name(row) for _, row in frame.iterrows()]
+        fig = intervals_about_zero(frame, names, smallest, title, across)
     return finish(fig, frame, _contrast_caption(frame, smallest), _contrast_alt(frame))
 
 
@@ -182,15 +171,9 @@ def _contrast_name(row: pd.Series) -> str:
     return (look.label if look else str(row["quantity"])) + tokens
 
 
-def _p(p: Any) -> str:
-    if pd.isna(p):
-        return "no p"
-    return "p < 0.001" if p < 0.001 else f"p = {float(p):.3f}"
-
-
 def _contrast_caption(frame: pd.DataFrame, smallest: float | None) -> str:
     first = frame.iloc[0]
-    each = "; ".join(f"{_contrast_name(r)} {interval(r)}, {_p(r['p'])}" for _, r in frame.iterrows())
+    each = "; ".join(f"{_contrast_name(r)} {interval(r)}, {p_words(r['p'])}" for _, r in frame.iterrows())
     band = "" if smallest is None else f" Smallest effect that counts: ±{smallest:g} (grey)."
     return (
         f"Similarity of heads within a layer, mean of the last third of the layers minus mean of the first, of "

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MplFigure
 from matplotlib.image import AxesImage
 
+from .._names import TWIN
 from ..errors import UnknownNameError
 from ..results import Result
 from .base import DIVERGING, SEQUENTIAL, Figure, finish, new_axes, title_block, use_style
@@ -328,35 +329,88 @@ def _layer_alt(frame: pd.DataFrame, look: Quantity) -> str:
 # ------------------------------------------------------------------------------------------------ CKA of layers
 
 
-def cka_map(result: Result, model: str | None = None, quantity: str = "cka_unbiased") -> Figure:
-    """CKA of every layer with every layer, of one model (`LayerCKA`) or of two (`CrossLayerCKA`).
+def cka_map(results: Result | Sequence[Result], models: str | Sequence[str] | None = None) -> Figure:
+    """CKA of every layer with every layer: a panel per model (`LayerCKA`) or per pair of models (`CrossLayerCKA`).
 
-    Cells that are not beyond the null (p of the max statistic at or above 0.05) are marked: brackets around
-    their number, or a cross where there are too many cells for numbers. Raises UnknownNameError for a model
-    that the result does not have.
+    One scale for all panels. Cells that are not beyond the null (p of the max statistic at or above 0.05) are
+    marked: brackets around their number, or a cross where there are too many cells for numbers.
+
+    Parameters
+    ----------
+    results : one result or several.
+    models : panels of these models (the first of a pair), in this order; all when left out.
+
+    Raises UnknownNameError for a model that no result has.
     """
-    frame = rows_of(result, quantity, model)
-    cells, beyond, rows, columns = _cka_cells(frame)
-    look = QUANTITIES["cka_unbiased"]
-    first = frame.iloc[0]
-    second = first["model"] if pd.isna(first["model_b"]) else first["model_b"]
+    several = [results] if isinstance(results, Result) else list(results)
+    panels = _cka_panels(several, [models] if isinstance(models, str) else models)
+    look, across = QUANTITIES["cka_unbiased"], min(2, len(panels))
+    down = -(-len(panels) // across)
+    size = (6.0, 5.2) if across == 1 else (8.4, 4.0 * down + 0.4)
     with use_style():
-        fig, ax = new_axes(width=6.0, height=5.2)
-        image = _square(ax, cells, look)
-        _layer_ticks(ax, rows, columns)
-        faint = ~beyond & ~np.isnan(cells)
-        if max(cells.shape) <= ANNOTATED:
-            _write_cells(ax, image, cells, faint)
-        else:
-            y, x = np.nonzero(faint)
-            ax.scatter(x, y, marker="x", s=14, linewidth=0.9, color="white")
-        ax.set_ylabel(f"layer of {first['model']}")
-        ax.set_xlabel(f"layer of {second}")
-        fig.colorbar(image, ax=ax, label=look.label, shrink=0.85, extend="min")
-        mark = "in brackets" if max(cells.shape) <= ANNOTATED else "crossed"
-        note = f"{_units(first['n'], first['unit'])}; {mark}: not beyond chance"
-        title_block(ax, "CKA of layers", note)
-    return finish(fig, frame, _cka_caption(frame, second, faint, mark), _cka_alt(frame, second, faint))
+        fig, axes = new_axes(down, across, width=size[0], height=size[1], squeeze=False)
+        for ax in axes.flat[len(panels) :]:
+            ax.set_visible(False)
+        images = [_draw_cka(ax, panel) for ax, panel in zip(axes.flat, panels, strict=False)]
+        label = f"{look.label} ({panels[0].mark}: not beyond chance)"
+        fig.colorbar(images[0], ax=axes, label=label, shrink=0.85 if down == 1 else 0.5, extend="min")
+    shown = pd.concat([panel.frame for panel in panels])
+    own = shown[~shown["model"].str.endswith(TWIN)]
+    return finish(fig, own, _cka_caption(panels), _cka_alt(panels))
+
+
+class _CKAPanel(NamedTuple):
+    """One map: its rows, its mean (no row or one), cells, which of them are not beyond the null, layer labels."""
+
+    frame: pd.DataFrame
+    mean: pd.DataFrame
+    cells: np.ndarray
+    faint: np.ndarray
+    rows: list[Any]
+    columns: list[Any]
+
+    @property
+    def names(self) -> tuple[str, str]:
+        """Whose layers run down, and whose across."""
+        row = self.frame.iloc[0]
+        return str(row["model"]), str(row["model"] if pd.isna(row["model_b"]) else row["model_b"])
+
+    @property
+    def mark(self) -> str:
+        """How cells that are not beyond the null are marked."""
+        return "in brackets" if max(self.cells.shape) <= ANNOTATED else "crossed"
+
+
+def _cka_panels(results: Sequence[Result], models: Sequence[str] | None) -> list[_CKAPanel]:
+    """Every map of the results, or those of ``models``, in that order."""
+    found: dict[str, list[_CKAPanel]] = {}
+    for result in results:
+        for (name, *_), frame in result.frame.groupby(["model", "model_b"], sort=False, dropna=False):
+            maps = frame[frame["quantity"] == "cka_unbiased"]
+            cells, beyond, rows, columns = _cka_cells(maps)
+            mean = frame[frame["quantity"] == "cka_mean"]
+            panel = _CKAPanel(maps, mean, cells, ~beyond & ~np.isnan(cells), rows, columns)
+            found.setdefault(str(name), []).append(panel)
+    for name in models or ():
+        if name not in found:
+            raise UnknownNameError("model", name, list(found), hint=f"in the result of {results[0].measure}")
+    return [panel for name in models or found for panel in found[name]]
+
+
+def _draw_cka(ax: Axes, panel: _CKAPanel) -> AxesImage:
+    image = _square(ax, panel.cells, QUANTITIES["cka_unbiased"])
+    _layer_ticks(ax, panel.rows, panel.columns)
+    if max(panel.cells.shape) <= ANNOTATED:
+        _write_cells(ax, image, panel.cells, panel.faint)
+    else:
+        y, x = np.nonzero(panel.faint)
+        ax.scatter(x, y, marker="x", s=14, linewidth=0.9, color="white")
+    first, second = panel.names
+    ax.set_ylabel("layer" if first == second else f"layer of {first}")
+    ax.set_xlabel("layer" if first == second else f"layer of {second}")
+    row = panel.frame.iloc[0]
+    title_block(ax, first if first == second else "Between models", _units(row["n"], row["unit"]))
+    return image
 
 
 def _cka_cells(frame: pd.DataFrame) -> tuple[np.ndarray, np.ndarray, list[Any], list[Any]]:
@@ -378,30 +432,51 @@ def _layer_label(place: str) -> str:
     return parts[1] if len(parts) > 1 else parts[0]
 
 
-def _cka_caption(frame: pd.DataFrame, second: str, faint: np.ndarray, mark: str) -> str:
-    row = frame.iloc[0]
-    tested = frame[frame["p"].notna()]
+def _cka_caption(panels: Sequence[_CKAPanel]) -> str:
+    row = panels[0].frame.iloc[0]
+    how = row["interval"] if pd.notna(row["interval"]) else "none, too few images"
+    return (
+        f"Unbiased linear CKA between layers; a sample is the {_SAMPLES.get(row['tokens'])}, a layer with itself is "
+        f"1. {' '.join(_cka_words(panel) for panel in panels)}{_about_twins(panels)} Null: {_null(row)}. Marked cells "
+        f"are not beyond it (max statistic over the map, p ≥ {ALPHA}). n = {_units(row['n'], row['unit'])}; 95 % "
+        f"intervals by {how}."
+    )
+
+
+def _about_twins(panels: Sequence[_CKAPanel]) -> str:
+    """What the random ones are, if there are any."""
+    there = any(panel.names[0].endswith(TWIN) for panel in panels)
+    return f" “{TWIN.strip(', ')}”: the same networks UNTRAINED, with random weights." if there else ""
+
+
+def _cka_words(panel: _CKAPanel) -> str:
+    """Range, mean, best cell and null of one map."""
+    first, second = panel.names
     whom = (
-        f"of `{row['model']}`"
-        if second == row["model"]
-        else f"of `{row['model']}` (down) and `{second}` (across)"
+        f"`{first}`, two different layers" if first == second else f"`{first}` (down) and `{second}` (across)"
     )
+    tested = panel.frame[panel.frame["p"].notna()]
+    if not len(tested):
+        return f"{whom}: no two layers to compare."
     best = tested.iloc[int(np.argmax(tested["value"].astype(float)))]
-    alone = "Two different layers" if second == row["model"] else "Layers"
+    mean = "".join(f", mean {interval(row)}" for _, row in panel.mean.iterrows())
     return (
-        f"Unbiased linear CKA between layers {whom}; a sample is the {_SAMPLES.get(row['tokens'])}. {alone} agree "
-        f"from {number(tested['value'].min())} to {number(best['value'])}; most in layers "
-        f"{_layer_label(best['place'])} and {_layer_label(best['place_b'])}, {interval(best)}. Null, {_null(row)}: "
-        f"mean {number(tested['null'].astype(float).mean())}, 97.5 % point up to "
-        f"{number(tested['null_high'].astype(float).max())}; {int(faint.sum())} of {faint.size} cells are not beyond "
-        f"it (max statistic, p ≥ {ALPHA}; {mark}). n = {_units(row['n'], row['unit'])}; 95 % interval by "
-        f"{row['interval']}."
+        f"{whom}: {number(tested['value'].min())} to {number(best['value'])}{mean}; most in layers "
+        f"{_layer_label(best['place'])} and {_layer_label(best['place_b'])}, {interval(best)}; null "
+        f"{number(tested['null'].astype(float).mean())}, its 97.5 % point up to "
+        f"{number(tested['null_high'].astype(float).max())}; {int(panel.faint.sum())} of {panel.faint.size} cells are "
+        "not beyond it."
     )
 
 
-def _cka_alt(frame: pd.DataFrame, second: str, faint: np.ndarray) -> str:
-    tested = frame[frame["p"].notna()]["value"].astype(float)
-    return (
-        f"Heat map of CKA, layers of {frame.iloc[0]['model']} by layers of {second}: from {number(tested.min())} to "
-        f"{number(tested.max())}; {int(faint.sum())} of {faint.size} cells not beyond chance."
-    )
+def _cka_alt(panels: Sequence[_CKAPanel]) -> str:
+    each = []
+    for panel in panels:
+        values = panel.frame.loc[panel.frame["p"].notna(), "value"].astype(float)
+        names = " and ".join(dict.fromkeys(panel.names))
+        each.append(f"{names} {number(values.min())} to {number(values.max())}")
+    return f"Heat maps of CKA, layer by layer: {'; '.join(each)}; {_marked(panels)} cells not beyond chance."
+
+
+def _marked(panels: Sequence[_CKAPanel]) -> str:
+    return f"{sum(int(p.faint.sum()) for p in panels)} of {sum(p.faint.size for p in panels)}"
