@@ -105,7 +105,7 @@ def table(frame: pd.DataFrame, caption: str) -> None:
     _publish(table_data(frame, caption), "table")
 
 
-def verdicts(rows: Sequence[dict[str, str]], about: str) -> None:
+def verdicts(rows: Sequence[dict[str, Any]], about: str) -> None:
     """Hand the verdicts to the index of the reports, and say so; ``about`` says what they hold for."""
     text = f"{len(rows)} verdicts go to the index of the reports."
     _publish({"text/markdown": text, "text/plain": text}, "verdicts", verdicts=list(rows), about=about)

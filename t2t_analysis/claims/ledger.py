@@ -3,7 +3,8 @@
 An effect is *supported* if its 95 % interval lies beyond the smallest effect of interest in the direction of the claim
 and Holm's corrected p is below 0.05; *contradicted* if the same holds for the other direction; *null* if the interval
 lies within plus or minus the smallest effect; else *inconclusive*. Without a number, without an interval, or from
-random weights, it is *not tested*. A claim is what all its deciding effects say; where they disagree, inconclusive.
+random weights, it is *not tested*. A claim is supported if all its deciding effects are. One that is contradicted
+contradicts it, unless another one is supported: then its measures disagree, and it is inconclusive.
 """
 
 from __future__ import annotations

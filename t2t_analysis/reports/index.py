@@ -51,6 +51,21 @@ def _settings(about: dict[str, Any]) -> str:
     return f"{chosen.get('data', '')}, {images}, seed {chosen.get('seed', 0)}"
 
 
+def _ledgers(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Verdicts of every run that has some, each with the report of the same pair that shows its figures."""
+    pages = {(row["notebook"], row["pair"]): row["page"] for row in done}
+    return [
+        {
+            "about": ledger["about"],
+            "page": row["page"],
+            "pair": row["pair"],
+            "verdicts": [v | {"page": pages.get((v["notebook"], row["pair"]))} for v in ledger["verdicts"]],
+        }
+        for row in done
+        for ledger in row.get("verdicts", [])
+    ]
+
+
 def _matrix(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Notebooks x pairs; a cell lists the runs of that notebook on that pair."""
     pairs = sorted({row["pair"] for row in rows})
@@ -69,7 +84,9 @@ def write_index(folder: str | Path) -> Path:
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True)
     failed = [row for row in rows if row["status"] == "failed"]
     done = [row for row in rows if row["status"] == "done"]
-    text = environment.get_template("suite.html.j2").render(done=done, failed=failed, matrix=_matrix(rows))
+    text = environment.get_template("suite.html.j2").render(
+        done=done, failed=failed, matrix=_matrix(rows), ledgers=_ledgers(done)
+    )
     path = folder / "index.html"
     temporary = folder / f".index.html.{os.getpid()}"
     temporary.write_text(text + "\n", encoding="utf-8")

@@ -61,6 +61,7 @@ def _about(job: Job, nb: NotebookNode) -> dict[str, Any]:
         "baseline": job.params.baseline,
         "parameters": json.loads(job.params.model_dump_json(exclude={"results_dir"})),
         "findings": sentences,
+        "verdicts": outputs_with_role(nb, "verdicts"),
         "untrained": [name for about in outputs_with_role(nb, "title") for name in about["untrained"]],
         "results": [name for about in outputs_with_role(nb, "results") for name in about["files"]],
         "figures": len(outputs_with_role(nb, "figure")),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pandas as pd
 
 from ..claims.ledger import VERDICTS, overall, summary
@@ -109,7 +111,7 @@ def _with_reason(row: pd.Series) -> str:
     return f"not tested: {row['reason']}" if row["verdict"] == "not tested" else str(row["verdict"])
 
 
-def verdict_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
+def verdict_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry a claim for the index of the reports: statement, verdict, numbers, notebook."""
     return [
         {
@@ -124,13 +126,13 @@ def verdict_rows(frame: pd.DataFrame) -> list[dict[str, str]]:
     ]
 
 
-def _numbers(frame: pd.DataFrame, claim: str) -> str:
-    """The deciding effects of a claim in one line."""
+def _numbers(frame: pd.DataFrame, claim: str) -> list[str]:
+    """The deciding effects of a claim, a line each; why one was not tested is in the report itself."""
     effects = frame[(frame["claim"] == claim) & frame["deciding"]]
-    return "; ".join(
-        f"{row['effect']}: {'' if row['verdict'] == 'not tested' else _shown(row) + ', '}{_with_reason(row)}"
+    return [
+        f"{row['effect']}: {'' if row['verdict'] == 'not tested' else _shown(row) + ', '}{row['verdict']}"
         for row in _rows(effects)
-    )
+    ]
 
 
 def rule_sentences() -> list[str]:

@@ -112,7 +112,7 @@ class Estimate:
             "interval": "none: one seed per cell" if alone else f"t, {self.freedom} degrees of freedom",
             "p": self.p,
             "n": self.n,
-            "unit": "seed",
+            "unit": "run",
             "estimator": self.estimator,
         }
 

@@ -1,0 +1,342 @@
+"""The ledger: one rule, evidence of known truth, and no verdict from noise or random weights."""
+
+from __future__ import annotations
+
+import math
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from t2t_analysis.claims import headlines
+from t2t_analysis.claims.base import Claim, Effect
+from t2t_analysis.claims.evidence import controlled_evidence, cost_rows, gather, seed_evidence, seed_ledgers
+from t2t_analysis.claims.headlines import HEADLINES, Headline, read_headlines
+from t2t_analysis.claims.ledger import all_claims, judge, ledger, overall, summary
+from t2t_analysis.claims.rule import SMALLEST
+from t2t_analysis.errors import DataError, UnknownNameError
+from t2t_analysis.plots import verdict_plot
+from t2t_analysis.results import Result, tidy
+from t2t_analysis.sentences.claims import (
+    claim_findings,
+    effects_table,
+    seed_sentences,
+    verdict_rows,
+    what_would_change,
+)
+from t2t_analysis.training import runner, table
+from t2t_analysis.training.design import CORNERS, Run
+from t2t_analysis.training.effects import CONTRASTS
+from t2t_analysis.training.recipe import Recipe
+
+# The twelve claims, and where the paper or its readers say them; a claim that is lost must be missed.
+NAMES = (
+    *("local-structure", "dead-channels", "head-similarity", "similarity-is-redundancy", "deep-narrow"),
+    *(
+        "t2t-helps",
+        "soft-split-not-conv",
+        "sample-efficiency",
+        "cnn-designs",
+        "cost",
+        "same-recipe",
+        "transfer",
+    ),
+)
+
+
+def write_study(
+    folder: Path, accuracy: Any, headline: Any, seeds: int = 5, noise: float = 0.005, draw: int = 1
+) -> Path:
+    """Tables of a study whose cells have these true values, with normal noise over seeds."""
+    rng = np.random.default_rng(draw)
+    rows, found = [], []
+    for model, seed in product(CORNERS, range(seeds)):
+        run = Run(model, "photo_crops", Recipe(epochs=4, seed=seed))
+        row = dict.fromkeys(table.COLUMNS) | runner._identity(run)
+        row |= {"test_accuracy": accuracy(model) + noise * rng.standard_normal(), "chance": 0.1}
+        rows.append(row | {"data_hash": "abc", "device": "made", "commit": "none", "precision": "32-true"})
+        for name in HEADLINES:
+            value = headline(name, model) + noise * rng.standard_normal()
+            found.append({"quantity": name, "model": run.name, "value": value, "measure": "made"})
+    folder.mkdir(parents=True, exist_ok=True)
+    table._write(table._typed(pd.DataFrame(rows), table.COLUMNS, "made"), folder / table.RUNS)
+    tidy(found).to_csv(folder / headlines.TABLE, index=False)
+    return folder
+
+
+def soft(model: str) -> bool:
+    return "performer" in model
+
+
+def as_claimed(name: str, model: str) -> float:
+    """Every headline as the paper would have it."""
+    return {
+        "head_cosine_change": -0.3,
+        "head_cka_change": -0.3,
+        "invalid_area": -0.1,
+        "rank_pooled": 0.0,
+    }.get(name, 0.2) * soft(model) - 0.5 * (name == "similar_is_redundant")
+
+
+# ------------------------------------------------------------------------------------------------- the entries
+
+
+def test_the_ledger_has_the_twelve_claims_and_every_row_they_ask_for_can_exist() -> None:
+    assert tuple(claim.name for claim in all_claims()) == NAMES
+    notebooks = {path.stem for path in Path("notebooks").glob("*.ipynb")}
+    for claim in all_claims():
+        assert any(effect.deciding for effect in claim.effects), claim.name
+        assert claim.change
+        assert claim.notebook in notebooks, claim.name
+        for effect in claim.effects:
+            contrast, _, headline = effect.controlled.partition(":")
+            if contrast.startswith("transfer_"):
+                assert headline in CONTRASTS
+            elif headline and contrast != "cost":
+                assert headline in HEADLINES
+                assert contrast in {*CONTRASTS, "mean", "hard", "performer"}
+            if effect.pair and not effect.pair.startswith("cost:"):
+                assert effect.pair.partition(":")[0] in HEADLINES
+
+
+def test_an_effect_without_a_rule_is_refused() -> None:
+    with pytest.raises(UnknownNameError, match="accuracy"):
+        Effect("top-1", smallest="acuracy")
+
+
+# ---------------------------------------------------------------------------------------------------- the rule
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "p", "direction", "expected"),
+    [
+        (0.06, 0.2, 0.001, 1, "supported"),
+        (-0.2, -0.06, 0.001, 1, "contradicted"),
+        (-0.2, -0.06, 0.001, -1, "supported"),
+        (0.06, 0.2, 0.06, 1, "inconclusive"),  # beyond, but not after correction
+        (0.01, 0.2, 0.001, 1, "inconclusive"),  # leaves out 0, reaches across the smallest effect
+        (0.01, 0.02, 0.001, 1, "null"),  # leaves out 0, too small to matter
+        (-0.01, 0.02, 0.5, 0, "supported"),
+        (0.06, 0.2, 0.001, 0, "contradicted"),
+        (0.06, 0.06, math.nan, 1, "supported"),  # counted: no p
+        (math.nan, math.nan, math.nan, 1, "not tested"),
+    ],
+)
+def test_one_rule_for_all(low: float, high: float, p: float, direction: int, expected: str) -> None:
+    assert judge(low, high, p, direction, 0.05) == expected
+
+
+def test_holms_correction_runs_over_the_deciding_effects_only() -> None:
+    effects = tuple(Effect(f"e{i}", "accuracy", controlled=f"q{i}", deciding=i < 3) for i in range(4))
+    rows = [
+        {"quantity": f"q{i}", "value": 0.1, "low": 0.05, "high": 0.15, "p": p, "weights": "made", "n": 5}
+        for i, p in enumerate((0.01, 0.02, 0.04, 0.5))
+    ]
+    claim = Claim("c", "s", "here", effects, "nothing", "claims")
+    found = ledger(Result("evidence", pd.DataFrame(rows)), claims=[claim])
+    # Holm by hand: 3 x 0.01, then 2 x 0.02, then 0.04; the fourth takes no part.
+    assert found["p_holm"].tolist()[:3] == pytest.approx([0.03, 0.04, 0.04])
+    assert math.isnan(found["p_holm"][3])
+
+
+def test_a_verdict_needs_every_deciding_effect_and_disagreement_is_inconclusive() -> None:
+    assert overall(["supported", "supported"]) == "supported"
+    assert overall(["supported", "null"]) == "inconclusive"
+    assert overall(["contradicted", "null"]) == "contradicted"
+    assert overall(["contradicted", "supported"]) == "inconclusive"
+
+
+# ------------------------------------------------------------------------------------------------ the evidence
+
+
+def test_planted_effects_are_found_and_nothing_more(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, lambda m: 0.5 + 0.1 * soft(m) - 0.05 * ("deep" in m), as_claimed)
+    frame = ledger(controlled_evidence(folder=folder))
+    verdicts = summary(frame).set_index("claim")["verdict"]
+    assert (
+        verdicts["local-structure"] == verdicts["dead-channels"] == verdicts["head-similarity"] == "supported"
+    )
+    assert verdicts["similarity-is-redundancy"] == verdicts["t2t-helps"] == "supported"
+    assert verdicts["deep-narrow"] == "contradicted"  # planted: -5 points; no rank or head effect
+    assert verdicts["soft-split-not-conv"] == verdicts["transfer"] == "not tested"
+    row = frame[frame["effect"].str.startswith("top-1 accuracy, over both")].iloc[0]
+    assert row["low"] < 0.1 < row["high"]
+    assert row["compared"] == "soft split minus hard split"
+    reason = frame[frame["claim"] == "soft-split-not-conv"].iloc[0]["reason"]
+    assert "small_conv_deep" in reason
+
+
+def test_seeds_of_one_architecture_raise_no_more_alarms_than_they_may(tmp_path: Path) -> None:
+    """A false alarm needs a deciding effect beyond its band AND significant after Holm: at most one study in twenty."""
+    alarms = 0
+    for k in range(20):
+        folder = write_study(tmp_path / str(k), lambda m: 0.5, lambda n, m: 0.0, noise=0.05, draw=k)
+        frame = ledger(seed_evidence(CORNERS[k % 4], folder=folder))
+        alarms += frame.loc[frame["deciding"], "verdict"].isin(["supported", "contradicted"]).any()
+    assert alarms <= 3  # 20 studies at 5 %: four or more come once in sixty times
+
+
+def test_seed_ledgers_say_who_is_compared_and_need_four_seeds(tmp_path: Path) -> None:
+    folder = write_study(tmp_path / "five", lambda m: 0.5, lambda n, m: 0.0)
+    evidence = controlled_evidence(folder=folder)
+    found = seed_ledgers(evidence, folder)
+    assert set(found) == set(CORNERS)
+    tested = found[CORNERS[0]][found[CORNERS[0]]["verdict"] != "not tested"]
+    assert set(tested["compared"]) == {"first two seeds minus other seeds"}
+    few = write_study(tmp_path / "three", lambda m: 0.5, lambda n, m: 0.0, seeds=3)
+    assert seed_ledgers(controlled_evidence(folder=few), few) == {}
+    with pytest.raises(DataError, match="3 seeds"):
+        seed_evidence(CORNERS[0], folder=few)
+
+
+def test_an_empty_study_leaves_only_what_can_be_counted(tmp_path: Path) -> None:
+    frame = ledger(controlled_evidence(folder=tmp_path))
+    verdicts = summary(frame).set_index("claim")["verdict"]
+    assert verdicts.pop("cost") == "supported"
+    assert set(verdicts) == {"not tested"}
+
+
+def test_counted_costs_are_those_of_the_papers_lines() -> None:
+    rows = {row["quantity"]: row["value"] for row in cost_rows()}
+    assert rows["cost:parameters_over_half"] == pytest.approx(21.5 / 48.6 - 0.5, abs=2e-3)
+    assert rows["cost:macs_all_over_half"] < 0
+
+
+class _Made:
+    """What `gather` asks of a model and of a loader."""
+
+    def __init__(self, untrained: bool) -> None:
+        self.provenance = type("P", (), {"untrained": untrained})
+        self.dataset = type("D", (), {"info": type("I", (), {"n": 4, "name": "photos"})})
+
+
+def test_random_weights_are_not_even_measured(tmp_path: Path) -> None:
+    pair = {"t2t_vit_14": _Made(True), "deit_small_patch16_224": _Made(False)}
+    evidence = gather(pair, _Made(False))
+    frame = ledger(evidence)
+    assert set(frame.loc[frame["claim"] != "cost", "verdict"]) == {"not tested"}
+    reasons = frame.loc[frame["claim"] == "head-similarity", "reason"]
+    assert set(reasons) == {"random weights in t2t_vit_14: not measured"}
+    assert evidence.meta["about"] == "t2t_vit_14 against deit_small_patch16_224, 4 images of photos"
+    # And if rows from random weights came all the same:
+    row = {
+        "quantity": "q",
+        "value": 1.0,
+        "low": 0.9,
+        "high": 1.1,
+        "p": 0.001,
+        "weights": "UNTRAINED (random)",
+    }
+    claim = Claim("c", "s", "here", (Effect("e", "accuracy", controlled="q"),), "nothing", "claims")
+    assert ledger(Result("evidence", pd.DataFrame([row])), claims=[claim])["verdict"].tolist() == [
+        "not tested"
+    ]
+
+
+def test_small_models_are_judged_by_the_study(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, lambda m: 0.5 + 0.1 * soft(m), as_claimed)
+    found = gather({"small_performer_deep": None, "small_hard_deep": None}, None, folder=folder)
+    assert found.meta["kind"] == "controlled"
+    assert "4 epochs, fewer than the recipe has" in found.meta["about"]
+
+
+# ------------------------------------------------------------------------------------------------- headlines
+
+
+def test_a_headline_picks_one_row_or_none() -> None:
+    frame = tidy(
+        [
+            {"quantity": "q", "model": "a", "at": 2.0, "value": 0.1},
+            {"quantity": "q", "model": "a", "at": 1.0, "value": 0.2},
+            {"quantity": "q", "model": "b", "at": 1.0, "value": 0.3},
+        ]
+    )
+    row = Headline("m", {"quantity": "q"}, choose="first").row(frame, "a")
+    assert row is not None
+    assert row["value"] == 0.2
+    assert Headline("m", {"quantity": "q"}).row(frame, "a") is None  # two rows: none may be guessed
+    assert Headline("m", {"quantity": "none"}, choose="first").row(frame, "a") is None
+
+
+def test_headlines_of_two_bundled_models_come_out_whole() -> None:
+    """Every name that a claim may ask for is a row, with an interval, from one pass over a few crops."""
+    from t2t_analysis import load_images, load_model
+    from t2t_analysis.claims.evidence import pair_evidence
+
+    models = {name: load_model(name, "bundled") for name in ("small_performer_deep", "small_hard_deep")}
+    images = load_images("photo_crops", model=models["small_hard_deep"], n_images=24, batch_size=12)
+    frame = pair_evidence(models, images).frame
+    wanted = {effect.pair for claim in all_claims() for effect in claim.effects if effect.pair}
+    assert wanted <= set(frame["quantity"])
+    assert frame.loc[frame["quantity"].isin(wanted), "low"].notna().all()
+    blind = frame[frame["quantity"] == "gradient_outside"].iloc[0]
+    assert blind["value"] > 0.5  # a hard split sees nothing outside its cell, by construction
+
+
+def test_headlines_survive_a_round_trip(tmp_path: Path) -> None:
+    rows = [{"quantity": "edge_own", "model": "run", "value": 0.123456, "measure": "edge_decodability"}]
+    headlines._add(rows, tmp_path)
+    headlines._add([rows[0] | {"model": "other"}], tmp_path)
+    found = read_headlines(tmp_path)
+    assert found["model"].tolist() == ["run", "other"]
+    assert found["value"].tolist() == [0.123456, 0.123456]
+    assert read_headlines(tmp_path / "nothing").empty
+
+
+# ---------------------------------------------------------------------------------------------------- in words
+
+
+def test_words_tables_and_figure_follow_the_ledger(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, lambda m: 0.5 + 0.1 * soft(m), as_claimed)
+    evidence = controlled_evidence(folder=folder)
+    frame = ledger(evidence)
+    findings = claim_findings(frame, "made runs")
+    counts = summary(frame)["verdict"].value_counts()
+    assert f"{counts['supported']} supported (local-structure" in findings[0]
+    assert "This holds for made runs." in findings[0]
+    assert len(findings) == 1 + (summary(frame)["verdict"] != "not tested").sum()
+    shown = effects_table(frame)
+    assert len(shown) == len(frame)
+    assert shown["verdict"].str.startswith("not tested: ").sum() == (frame["verdict"] == "not tested").sum()
+    assert [row["claim"] for row in verdict_rows(frame)] == list(NAMES)
+    assert len(what_would_change(frame)) == len(NAMES)
+    figure = verdict_plot(frame)
+    deciding = frame[frame["deciding"] & (frame["verdict"] == "supported")]
+    assert f"{len(deciding)} supported" in figure.caption
+    assert "transfer" in figure.caption
+    assert not what_would_change(frame)[0].endswith("..")
+
+
+def test_disagreement_and_alarms_are_said(tmp_path: Path) -> None:
+    turned = {"edge_own": -0.2}
+    folder = write_study(
+        tmp_path,
+        lambda m: 0.5,
+        lambda n, m: turned.get(n, 0.2) * soft(m) if n in ("edge_own", "edge_neighbour") else 0.2 * soft(m),
+    )
+    frame = ledger(controlled_evidence(folder=folder))
+    (sentence,) = [s for s in claim_findings(frame, "made runs") if s.startswith("**local-structure**")]
+    assert sentence.startswith("**local-structure**: inconclusive.")
+    assert sentence.endswith("Its measures disagree.")
+    assert "raises false alarms" in seed_sentences({"cell": frame})[0]  # as if both sides were seeds
+    quiet = frame.assign(verdict="null")
+    assert "No claim raises a false alarm" in seed_sentences({"cell": quiet})[0]
+    assert "was not tried" in seed_sentences({})[0]
+
+
+def test_the_smallest_effects_are_those_of_the_protocol() -> None:
+    """Fixed before the numbers were seen: a change here is a change of the protocol."""
+    assert SMALLEST == {
+        "edge_r2": 0.02,
+        "channel_share": 0.01,
+        "similarity": 0.05,
+        "rank_correlation": 0.1,
+        "gradient_share": 0.05,
+        "accuracy": 0.005,
+        "backbone_accuracy": 0.01,
+        "convolution_accuracy": 0.003,
+        "cost": 0.01,
+    }
