@@ -204,19 +204,19 @@ class CostParams(CommonParams):
     """Parameters of ``cost.ipynb``."""
 
     notebook: ClassVar[str] = "cost"
-    usual_images: ClassVar[int] = 64  # as many as the largest batch that is timed
+    usual_images: ClassVar[int] = 32  # as many as the largest batch that is timed
     usual_photos: ClassVar[int | None] = 8
 
     batch_sizes: Annotated[list[PositiveInt], BeforeValidator(_listed)] = Field(
-        default=[1, 4, 16, 64], min_length=1, description="images a batch when timed, at most n_images"
+        default=[1, 8, 32], min_length=1, description="images a batch when timed, at most n_images"
     )
     repeats: int = Field(default=9, ge=6, description="timings per model and batch size, 6 or more")
 
     def timed(self) -> list[int]:
         """Batch sizes in order, cut to the number of images.
 
-        >>> CostParams(n_images=8).timed(), CostParams(n_images=4, batch_sizes="16,64").timed()
-        ([1, 4, 8], [4])
+        >>> CostParams(n_images=16).timed(), CostParams(n_images=4, batch_sizes="16,64").timed()
+        ([1, 8, 16], [4])
         """
         most = self.n_images or max(self.batch_sizes)
         return sorted({min(size, most) for size in self.batch_sizes})

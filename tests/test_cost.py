@@ -113,6 +113,21 @@ def test_convolution_form_keeps_less_than_unfolding_and_a_hard_split_nothing():
     assert K.tokeniser_saved_bytes(soft, batch=8) == pytest.approx(2 * fused, rel=0.05)
 
 
+def test_a_loaded_model_is_counted_with_its_own_head():
+    import timm
+
+    model = timm.create_model("small_hard_wide", num_classes=5)
+    found = K.costs(
+        {"mine": model, "soft": timm.create_model("small_performer_wide")}, baseline="soft", memory=False
+    )
+    frame = found.frame.set_index(["model", "quantity"])
+    assert frame.loc[("mine", "parameters"), "value"] == sum(p.numel() for p in model.parameters())
+    assert frame.loc[("mine", "macs_all"), "null"] == frame.loc[("soft", "macs_all"), "value"]
+    assert not next(model.parameters()).is_meta  # counted on a copy
+    with pytest.raises(UnknownNameError, match="did you mean 'mine'"):
+        K.costs({"mine": model}, baseline="mime")
+
+
 def test_cost_compares_with_the_first_model():
     found = K.costs(["small_hard_wide", "small_performer_wide"], batch=2)
     frame = found.frame.set_index(["model", "quantity"])
@@ -135,6 +150,20 @@ def test_geometry_by_the_papers_formula_is_that_of_the_module(size):
     assert list(zip(table["rows"], table["columns"], strict=True)) == module.grids(*size)
     assert list(table["overlap"]) == [3, 1, 1]  # what the paper calls S
     assert list(table["tokens"]) == [a * b for a, b in module.grids(*size)]
+
+
+def test_stages_of_several_models_stand_below_each_other():
+    import timm
+
+    models = {
+        "soft": timm.create_model("t2t_vit_7"),
+        "hard": timm.create_model("vit_tiny_patch16_224", depth=1),
+    }
+    table = K.token_stages(models | {"none": nn.Flatten()}, 224)
+    assert table[["model", "tokens", "numbers"]].values.tolist() == [
+        ["soft", 3136, 147], ["soft", 784, 576], ["soft", 196, 576], ["hard", 196, 768],
+    ]  # fmt: skip
+    assert K.token_stages({"none": nn.Flatten()}, 224).empty
 
 
 def test_geometry_refuses_images_without_tokens():
@@ -237,9 +266,15 @@ def test_latency_is_the_models_own_and_ratios_are_within_repeats(training, monke
     one = frame.loc["one"]
     assert one.loc["throughput", "value"] == pytest.approx(2e3 / one.loc["latency", "value"])
     assert found.meta["threads"] == torch.get_num_threads()
+    assert found.measure == ("latency_training" if training else "latency")
+    against = L.latencies(models, baseline="ten", img_size=8, batch_sizes=[2], repeats=7, training=training)
+    turned = against.frame.set_index(["model", "quantity"]).loc[("one", "latency_ratio"), "value"]
+    assert turned == pytest.approx(0.1, rel=0.05)
     assert not pd.isna(one.loc["latency", "low"])
 
 
 def test_latency_refuses_nothing_to_do():
     with pytest.raises(ParameterError):
         L.latencies({})
+    with pytest.raises(UnknownNameError, match="baseline"):
+        L.latencies({"one": nn.Flatten()}, baseline="two")

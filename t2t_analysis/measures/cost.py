@@ -6,6 +6,7 @@ takes a second. How long things take is measured in `latency.py`.
 
 from __future__ import annotations
 
+import copy
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import models as _models  # noqa: F401 - puts the T2T family into timm's registry
 from ..capture.layout import tokeniser
-from ..errors import ParameterError, UnknownNameError
+from ..errors import CaptureError, ParameterError, UnknownNameError
 from ..models.tokens import WINDOWS, Window
 from ..results import Result
+from .token_pixels import split_windows
 
 __all__ = [
     "Counts",
@@ -37,6 +39,7 @@ __all__ = [
     "peak_bytes",
     "saved_bytes",
     "token_geometry",
+    "token_stages",
     "tokeniser_saved_bytes",
 ]
 
@@ -68,6 +71,15 @@ class Shapes:
         with torch.device("meta"):
             model = timm.create_model(name, **kwargs).eval()
         return cls(name, model, (height, width), kwargs.get("in_chans", config.input_size[0]))
+
+    @classmethod
+    def like(cls, name: str, model: nn.Module, img_size: int | tuple[int, int] | None = None) -> Shapes:
+        """Copy the structure of ``model``, with the head that it has; ``img_size`` as in `of`."""
+        if img_size is None:
+            config: Any = getattr(model, "pretrained_cfg", None) or {}
+            img_size = tuple(config.get("input_size", (3, 224, 224))[1:])
+        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+        return cls(name, copy.deepcopy(model).eval().to("meta"), (height, width))
 
     def images(self, batch: int = 1) -> Tensor:
         """A batch of images; its numbers are never looked at."""
@@ -279,6 +291,24 @@ def token_geometry(
     return pd.DataFrame(table)
 
 
+def token_stages(models: Mapping[str, nn.Module], img_size: int | tuple[int, int]) -> pd.DataFrame:
+    """`token_geometry` of every split of ``models`` (label -> model), one below the other.
+
+    Models whose tokens cannot be placed on pixels are left out: an empty table where none can.
+    """
+    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+    parts = []
+    for label, model in models.items():
+        try:
+            windows = split_windows(model)
+        except CaptureError:
+            continue
+        channels = getattr(tokeniser(model), "token_dim", 0)  # of no account where there is one split
+        parts.append(token_geometry(height, width, windows, channels))
+        parts[-1].insert(0, "model", label)
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
 # ------------------------------------------------------------------------------------------ as a result
 
 
@@ -296,26 +326,38 @@ _UNITS = {
 
 
 def costs(
-    names: Sequence[str],
+    models: Sequence[str] | Mapping[str, nn.Module],
     *,
+    baseline: str | None = None,
     img_size: int | tuple[int, int] | None = None,
     batch: int = 16,
     memory: bool = True,
 ) -> Result:
-    """Parameters, multiply-accumulates and memory of registered models, each against the first as baseline.
+    """Parameters, multiply-accumulates and memory of models, each against a baseline.
 
-    Memory is for a batch of so many images (``at``). The null column holds the first model's value: what a
-    model would cost if it cost the same.
+    Parameters
+    ----------
+    models : registered names, or label -> model, which is then counted with the head that it has.
+    baseline : one of them, default the first. The null column holds its value: what a model would cost if it
+        cost the same.
+    batch : images that memory is counted for (``at``).
+
+    Raises UnknownNameError for a name that is not registered and for a baseline that is not among them.
     """
+    names = list(dict.fromkeys(models))
     if not names:
         raise ParameterError("costs needs the name of at least one model")
-    found = {name: _costs(Shapes.of(name, img_size), batch, memory) for name in dict.fromkeys(names)}
-    baseline = found[names[0]]
+    first = names[0] if baseline is None else baseline
+    if first not in names:
+        raise UnknownNameError("baseline", first, names)
+    made = models if isinstance(models, Mapping) else {}
+    found = {name: _costs(_shapes(name, made.get(name), img_size), batch, memory) for name in names}
+    reference = found[first]
     rows = [
         {
             "measure": "cost", "model": name, "weights": "no weights: counted on shapes", "quantity": quantity,
             "value": value, "value_unit": _UNITS[quantity][0], "estimator": _UNITS[quantity][1], **_EXACT,
-            "null": baseline.get(quantity), "null_kind": f"the same as {names[0]}",
+            "null": reference.get(quantity), "null_kind": f"the same as {first}",
             "at": batch if _UNITS[quantity][0] == "bytes" else None,
             "at_unit": "batch size" if _UNITS[quantity][0] == "bytes" else None,
         }
@@ -324,6 +366,10 @@ def costs(
     ]  # fmt: skip
     size = None if img_size is None else [img_size] * 2 if isinstance(img_size, int) else list(img_size)
     return Result("cost", pd.DataFrame(rows), {"img_size": size, "batch": batch, "torch": torch.__version__})
+
+
+def _shapes(name: str, model: nn.Module | None, img_size: int | tuple[int, int] | None) -> Shapes:
+    return Shapes.of(name, img_size) if model is None else Shapes.like(name, model, img_size)
 
 
 def _costs(shapes: Shapes, batch: int, memory: bool) -> dict[str, int]:

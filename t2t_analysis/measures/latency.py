@@ -1,11 +1,12 @@
 """How long a model takes, and how much memory it really uses, on this machine.
 
 Models take turns, repeat by repeat, so that a machine that slows down slows all of them; what is reported is the
-median with its interval, and ratios to the first model within the same repeat.
+median with its interval, and ratios to the baseline within the same repeat.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,10 +18,10 @@ import torch
 from scipy import stats as sps
 from torch import Tensor, nn
 
-from ..errors import ParameterError
+from ..errors import ParameterError, UnknownNameError
 from ..results import Result
 
-__all__ = ["interleaved", "latencies", "machine", "median_interval"]
+__all__ = ["interleaved", "latencies", "machine", "machine_words", "median_interval"]
 
 
 def median_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
@@ -72,14 +73,27 @@ def machine(device: str | torch.device = "cpu") -> dict[str, Any]:
     name = torch.cuda.get_device_name(target) if target.type == "cuda" else platform.machine()
     return {
         "device": f"{target.type}, {name}",
+        "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
     }
 
 
+def machine_words(meta: Mapping[str, Any]) -> str:
+    """What `latencies` wrote down of its machine, for a sentence.
+
+    >>> machine_words({"device": "cpu, x86_64", "cores": 2, "threads": 1, "load": 1.5})
+    'cpu, x86_64, 1 thread, load 1.5 on 2 cores just before'
+    """
+    threads, load = meta.get("threads"), meta.get("load")
+    busy = "" if load is None else f", load {load} on {meta.get('cores')} cores just before"
+    return f"{meta.get('device')}, {threads} thread{'' if threads == 1 else 's'}{busy}"
+
+
 def latencies(
     models: Mapping[str, nn.Module],
     *,
+    baseline: str | None = None,
     img_size: int | tuple[int, int] | Mapping[str, int | tuple[int, int]] = 224,
     batch_sizes: Sequence[int] = (1, 8, 32),
     training: bool = False,
@@ -91,13 +105,14 @@ def latencies(
     """Time of a forward pass or, if ``training``, of a training step without optimiser, by batch size.
 
     Quantities ``latency`` (milliseconds for a batch), ``throughput`` (images per second), each a median over
-    repeats with its interval and, as null, the first model's; ``latency_ratio`` to the first model, pairwise
-    within repeats; on CUDA also ``peak_inference`` or ``peak_training``, bytes that the allocator gave beyond
+    repeats with its interval and, as null, the baseline's; ``latency_ratio`` to the baseline, pairwise within
+    repeats; on CUDA also ``peak_inference`` or ``peak_training``, bytes that the allocator gave beyond
     weights and images (on a CPU, `costs` counts them).
 
     Parameters
     ----------
     models : label -> model; they are moved to ``device`` and put back.
+    baseline : one of them, default the first.
     img_size : the same for all, or by label.
     dtype : of the images, and of autocast where it is a half precision.
 
@@ -107,6 +122,10 @@ def latencies(
     """
     if not models or not batch_sizes or repeats < 1:
         raise ParameterError("latencies needs at least one model, one batch size and one repeat")
+    first = next(iter(models)) if baseline is None else baseline
+    if first not in models:
+        raise UnknownNameError("baseline", first, list(models))
+    busy = _load()  # before this adds to it
     homes = {
         label: next((p.device for p in model.parameters()), torch.device("cpu"))
         for label, model in models.items()
@@ -118,13 +137,21 @@ def latencies(
         for batch in batch_sizes:
             work = {label: _work(model, _images(batch, label, img_size, device), training, dtype)
                     for label, model in models.items()}  # fmt: skip
-            rows += _rows(interleaved(work, repeats=repeats, warmup=warmup, device=device), batch, training)
-            rows += _memory(work, batch, training, device)
+            seconds = interleaved(work, repeats=repeats, warmup=warmup, device=device)
+            rows += _rows(seconds, first, batch, training)
+            rows += _memory(work, first, batch, training, device)
     finally:
         for label, model in models.items():
             model.zero_grad(set_to_none=True)
             model.eval().to(homes[label])
-    return Result("latency", pd.DataFrame(rows), {**machine(device), "dtype": str(dtype), "repeats": repeats})
+    meta = {**machine(device), "load": busy, "dtype": str(dtype), "repeats": repeats, "baseline": first}
+    name = "latency_training" if training else "latency"
+    return Result(name, pd.DataFrame(rows).assign(measure=name), meta)
+
+
+def _load() -> float | None:
+    """Processes that wanted a core in the last minute, on average; None where the system does not say."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
 def _images(batch: int, label: str, img_size: Any, device: str) -> Tensor:
@@ -146,8 +173,9 @@ def _work(model: nn.Module, images: Tensor, training: bool, dtype: torch.dtype) 
     return run
 
 
-def _rows(seconds: Mapping[str, np.ndarray], batch: int, training: bool) -> Iterator[dict[str, Any]]:
-    first = next(iter(seconds))
+def _rows(
+    seconds: Mapping[str, np.ndarray], first: str, batch: int, training: bool
+) -> Iterator[dict[str, Any]]:
     step = "training step without optimiser" if training else "forward pass"
     for label, taken in seconds.items():
         series = {
@@ -169,13 +197,13 @@ def _rows(seconds: Mapping[str, np.ndarray], batch: int, training: bool) -> Iter
 
 def _shared(label: str, batch: int) -> dict[str, Any]:
     return {
-        "measure": "latency", "model": label, "weights": "any weights: time does not depend on them",
+        "model": label, "weights": "any weights: time does not depend on them",
         "at": batch, "at_unit": "batch size",
     }  # fmt: skip
 
 
 def _memory(
-    work: Mapping[str, Callable[[], None]], batch: int, training: bool, device: str
+    work: Mapping[str, Callable[[], None]], first: str, batch: int, training: bool, device: str
 ) -> Iterator[dict[str, Any]]:
     """Peak of the CUDA allocator beyond what lies there already (all models' weights)."""
     if torch.device(device).type != "cuda":
@@ -188,7 +216,6 @@ def _memory(
         run()
         torch.cuda.synchronize()
         peaks[label] = torch.cuda.max_memory_allocated() - before
-    first = next(iter(peaks))
     for label, peak in peaks.items():
         yield {
             **_shared(label, batch), "quantity": "peak_training" if training else "peak_inference",

@@ -16,7 +16,10 @@ import pandas as pd
 from ..results import Result
 from .cost import Counts, Shapes, count
 
-__all__ = ["PAPER", "Printed", "paper_table", "printed_costs"]
+__all__ = ["PAPER", "Printed", "agreeing", "paper_table", "printed_costs"]
+
+#: all tables print one decimal
+_ROUNDING = 0.05 + 1e-9
 
 
 @dataclass(frozen=True)
@@ -175,6 +178,17 @@ def printed_costs(lines: Iterable[Printed] = PAPER) -> Result:
             continue
         rows += _tidy(line, _beside(line))
     return Result("paper_costs", pd.DataFrame(rows), {"source": "arXiv 2101.11986v3"}, tuple(notes))
+
+
+def agreeing(frame: pd.DataFrame, tolerance: float) -> pd.Series:
+    """Which rows of `printed_costs` agree with the print: within ``tolerance`` of it, or equal once rounded.
+
+    >>> rows = pd.DataFrame({"value": [4.31, 4.23, 6.11], "null": [4.3, 4.2, 6.9]})
+    >>> agreeing(rows, 0.01).tolist()
+    [True, True, False]
+    """
+    off = (frame["value"] - frame["null"]).abs()
+    return (off <= tolerance * frame["null"]) | (off <= _ROUNDING)
 
 
 def _tidy(line: Printed, beside: dict[str, Any]) -> Iterator[dict[str, Any]]:

@@ -274,7 +274,7 @@ class T2TModule(nn.Module):
         super().__init__()
         if tokens_type not in TOKENISERS:
             raise UnknownNameError("tokens_type", tokens_type, TOKENISERS)
-        self.tokens_type, self.in_chans = tokens_type, in_chans
+        self.tokens_type, self.in_chans, self.token_dim = tokens_type, in_chans, token_dim
         first, second, last = windows
         self.patch_size = first.stride * second.stride * last.stride
         self.windows = (

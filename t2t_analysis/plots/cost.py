@@ -10,7 +10,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
+from ..claims.rule import SMALLEST
 from ..errors import UnknownNameError
+from ..measures.latency import machine_words
+from ..measures.paper_costs import agreeing
 from ..results import Result
 from .base import PALETTE, ROLES, Figure, finish, new_axes, role, title_block, use_style
 from .heads import _models
@@ -19,9 +22,7 @@ from .similarity import interval, number
 __all__ = ["cost_bars", "latency_curve", "printed_against_counted"]
 
 #: a count this far from the printed number is marked
-TOLERANCE = 0.01
-#: all tables print one decimal
-ROUNDING = 0.05 + 1e-9
+TOLERANCE = SMALLEST["cost"]
 _CONVENTIONS = {
     "macs_all": ("all products", ROLES["model"]),
     "macs_linear": ("linear layers only", ROLES["baseline"]),
@@ -71,10 +72,9 @@ def _ratios(ax: Axes, frame: pd.DataFrame, at: dict[str, int], looks: dict[str, 
 
 
 def _within(frame: pd.DataFrame, quantity: str) -> str:
-    """How many lines agree within 1 % or, where the printed number has few digits, within its rounding."""
+    """How many lines agree, in words."""
     rows = frame[(frame["quantity"] == quantity) & frame["ratio"].notna()]
-    rounded = (rows["value"] - rows["null"]).abs() <= ROUNDING
-    return f"{int(((rows['ratio'].abs() <= TOLERANCE) | rounded).sum())} of {len(rows)}"
+    return f"{int(agreeing(rows, TOLERANCE).sum())} of {len(rows)}"
 
 
 def _printed_caption(frame: pd.DataFrame, result: Result) -> str:
@@ -112,25 +112,17 @@ _BARS = {
 def cost_bars(
     result: Result, quantities: Sequence[str] = tuple(_BARS), models: Sequence[str] | None = None
 ) -> Figure:
-    """A panel per cost, a bar per model; the dotted line is the first model. ``result`` is of `costs`."""
+    """A panel per cost, a bar per model; the dotted line is the baseline. ``result`` is of `costs`."""
     names = _models(result, models)
     drawn = {
         q: result.frame[(result.frame["quantity"] == q) & result.frame["model"].isin(names)]
         for q in quantities
     }
     with use_style():
-        fig, axes = new_axes(1, len(quantities), width=2.7 * len(quantities), height=0.34 * len(names) + 1.5,
+        fig, axes = new_axes(1, len(quantities), width=2.6 * len(quantities), height=0.34 * len(names) + 1.5,
                              squeeze=False, sharey=True)  # fmt: skip
         for ax, (quantity, frame) in zip(axes[0], drawn.items(), strict=True):
-            words, scale, unit = _BARS.get(quantity, (quantity.replace("_", " "), 1.0, ""))
-            values = frame.set_index("model")["value"].reindex(names).to_numpy(float, na_value=np.nan) / scale
-            colors = [role(i % 6).color for i in range(len(names))]
-            ax.barh(range(len(names)), values, color=colors, height=0.65)
-            ax.axvline(values[0], color=PALETTE["black"], linestyle=":", linewidth=1.0)
-            for i, value in enumerate(values):
-                ax.text(value, i, f" {number(value, 2 if value < 10 else 0)}", va="center", fontsize=8)
-            ax.set_xlim(0, np.nanmax(values) * 1.25 or 1)
-            ax.set_xlabel(f"{words}\n({unit})", fontsize=9)
+            _bars(ax, frame, names, quantity)
         axes[0][0].set_yticks(range(len(names)), names)
         axes[0][0].invert_yaxis()
     frame = pd.concat(drawn.values())
@@ -140,20 +132,52 @@ def cost_bars(
     return finish(
         fig, frame,
         f"What the models cost. {'; '.join(parts)}.{sizes} Counted on shapes: exact, no interval; dotted: "
-        f"`{names[0]}`.",
+        f"{frame['null_kind'].iloc[0]}.",
         f"Bars of cost per model. {'; '.join(parts)}.".replace("`", ""),
     )  # fmt: skip
+
+
+def _bars(ax: Axes, frame: pd.DataFrame, names: Sequence[str], quantity: str) -> None:
+    words, scale, unit = _BARS.get(quantity, (quantity.replace("_", " "), 1.0, ""))
+    values = frame.set_index("model")["value"].reindex(list(names)).to_numpy(float, na_value=np.nan) / scale
+    ax.barh(range(len(names)), values, color=[role(i % 6).color for i in range(len(names))], height=0.65)
+    null = frame["null"].astype(float).dropna()
+    if len(null):
+        ax.axvline(null.iloc[0] / scale, color=PALETTE["black"], linestyle=":", linewidth=1.0)
+    for i, value in enumerate(values):
+        ax.text(np.nan_to_num(value), i, f" {_digits(value)}", va="center", fontsize=9)
+    ax.set_xlim(0, 1.3 * np.nanmax([*values, 0]) or 1)
+    ax.locator_params(axis="x", nbins=4)
+    ax.set_xlabel(f"{words}\n({unit})", fontsize=9)
+
+
+def _digits(value: float) -> str:
+    """Three significant digits, so that small models tell apart as large ones do; a missing one is a dash.
+
+    >>> _digits(0.05957), _digits(1234.5), _digits(0.0), _digits(float("nan"))
+    ('0.0596', '1234', '0', '–')
+    """
+    if np.isnan(value):
+        return "–"
+    return f"{value:.0f}" if abs(value) >= 100 or value == 0 else f"{value:#.3g}"
 
 
 def _bar_words(quantity: str, frame: pd.DataFrame, names: Sequence[str]) -> str:
     words, scale, unit = _BARS.get(quantity, (quantity.replace("_", " "), 1.0, ""))
     values = frame.set_index("model")["value"].astype(float) / scale
     return f"{words} ({unit}): " + ", ".join(
-        f"`{name}` {number(values[name], 2 if values[name] < 10 else 0)}" for name in names if name in values
+        f"`{name}` {_digits(values[name])}" for name in names if name in values
     )
 
 
 # ------------------------------------------------------------------------------------------------ time
+
+
+_TIMES = {
+    "latency_ratio": "time over that of {}",
+    "latency": "milliseconds a batch",
+    "throughput": "images per second",
+}
 
 
 def latency_curve(
@@ -161,55 +185,51 @@ def latency_curve(
 ) -> Figure:
     """Time by batch size, a line per model with its interval; ``result`` is of `latencies`.
 
-    The ratio to the first model holds on a machine that was busy; ``latency`` and ``throughput`` do not.
+    The ratio to the baseline holds on a machine that was busy; ``latency`` and ``throughput`` do not.
     """
     if quantity not in set(result.frame["quantity"]):
         known = [str(q) for q in result.frame["quantity"].unique()]
         raise UnknownNameError("quantity", quantity, known, hint="in these timings")
-    names = [
-        n
-        for n in _models(result, models)
-        if (result.frame[result.frame["model"] == n]["quantity"] == quantity).any()
-    ]
-    drawn = {name: _of(result, quantity, name).sort_values("at") for name in names}
-    label = {"latency_ratio": "time over that of the first model", "latency": "milliseconds a batch",
-             "throughput": "images per second"}.get(quantity, quantity)  # fmt: skip
-    shift = 1 if quantity == "latency_ratio" else 0  # the first model has no ratio, and keeps its look
+    looks = {name: role(i % 6) for i, name in enumerate(_models(result, models))}
+    rows = {name: _of(result, quantity, name).sort_values("at") for name in looks}
+    drawn = {name: frame for name, frame in rows.items() if len(frame)}  # the baseline has no ratio
+    label = _TIMES.get(quantity, quantity).format(result.meta.get("baseline", "the first model"))
     with use_style():
         fig, ax = new_axes(width=5.6, height=3.5)
-        for position, (name, frame) in enumerate(drawn.items()):
+        for name, frame in drawn.items():
             x, value, low, high = (
                 frame[c].to_numpy(float, na_value=np.nan) for c in ("at", "value", "low", "high")
             )
-            ax.errorbar(
-                x,
-                value,
-                np.nan_to_num([value - low, high - value]),
-                label=name,
-                **role(position + shift).style(),
-            )
-        if shift:
+            bars = np.nan_to_num([value - low, high - value])
+            ax.errorbar(x, value, bars, label=name, **looks[name].style())
+        if quantity == "latency_ratio":
             ax.axhline(1, label=next(iter(drawn.values()))["null_kind"].iloc[0], **_null_style())
         ax.set_xscale("log", base=2)
         sizes = sorted({int(b) for frame in drawn.values() for b in frame["at"]})
         ax.set_xticks(sizes, [str(b) for b in sizes])
         ax.set_xlabel("batch size")
-        ax.set_ylabel(label)
+        ax.set_ylabel(label.replace(" of ", " of\n"))
         ax.set_ylim(bottom=0)
         title_block(ax, "Time by batch size", str(result.meta.get("device", "")))
         fig.legend(loc="outside lower center", ncols=3)
-    frame, row = pd.concat(drawn.values()), next(iter(drawn.values())).iloc[-1]
-    parts = [
-        f"`{name}` {interval(rows.iloc[-1])} at {int(rows['at'].iloc[-1])}" for name, rows in drawn.items()
-    ]
+    found = [f"`{name}` {_by_size(frame)}" for name, frame in drawn.items()]
+    row = next(iter(drawn.values())).iloc[-1]
+    dotted = ", dotted" if quantity == "latency_ratio" else ""
     caption = (
-        f"{row['estimator'].capitalize()}, {label}: {'; '.join(parts)}. Bars: 95 % interval "
-        f"({row['interval'] or 'none: too few repeats'}). {result.meta.get('device')}, "
-        f"{result.meta.get('threads')} threads, {result.meta.get('dtype')}; dotted: {row['null_kind']}."
+        f"{row['estimator'].capitalize()}, {label}, by batch size: {'; '.join(found)}. Bars: 95 % interval "
+        f"({row['interval'] or 'none: too few repeats'}). {machine_words(result.meta)}, {result.meta.get('dtype')}; "
+        f"null: {row['null_kind']}{dotted}."
     )
     return finish(
-        fig, frame, caption, f"Lines of {label} against batch size: {'; '.join(parts)}.".replace("`", "")
-    )
+        fig, pd.concat(drawn.values()), caption,
+        f"Lines of {label} against batch size: {'; '.join(found)}.".replace("`", ""),
+    )  # fmt: skip
+
+
+def _by_size(rows: pd.DataFrame) -> str:
+    """Smallest and largest batch, with intervals."""
+    ends = [rows.iloc[0], rows.iloc[-1]][: len(rows)]
+    return ", ".join(f"{interval(row, 2 if row['value'] < 10 else 1)} at {int(row['at'])}" for row in ends)
 
 
 def _of(result: Result, quantity: str, model: str) -> pd.DataFrame:
