@@ -16,7 +16,8 @@ import pytest
 
 from t2t_analysis import cli
 from t2t_analysis.errors import ParameterError
-from t2t_analysis.notebooks import params_for, validate
+from t2t_analysis.notebooks import validate
+from t2t_analysis.parameters import params_for
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = sorted(

@@ -34,6 +34,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--force", action="store_true", help="run also what is current, as when weights have come online")
     add("--list", action="store_true", help="print one papermill command per line and run nothing")
     add("--out-dir", metavar="FOLDER", help="where reports go; default: reports/")
+    add(
+        "--release",
+        action="store_true",
+        help="then copy the pages to released/ in that folder, to be tracked",
+    )
     add("--timeout", type=int, metavar="SECONDS", help="how long one cell may take")
 
 
@@ -48,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the reports."""
     from .runner import run_report
 
-    return run_report(
+    status = run_report(
         arguments.notebooks,
         arguments.models,
         arguments.baseline,
@@ -61,3 +66,16 @@ def run(arguments: argparse.Namespace) -> int:
         out_dir=arguments.out_dir,
         timeout=arguments.timeout,
     )
+    return status or (_release(arguments.out_dir) if arguments.release and not arguments.list else 0)
+
+
+def _release(out_dir: str | None) -> int:
+    from pathlib import Path
+
+    from . import default_reports_dir
+    from .release import release
+
+    folder = Path(out_dir) if out_dir else default_reports_dir()
+    names = release(folder, folder / "released")
+    print(f"{len(names)} files in {folder / 'released'}")
+    return 0

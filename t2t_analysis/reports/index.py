@@ -84,8 +84,15 @@ def write_index(folder: str | Path) -> Path:
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True)
     failed = [row for row in rows if row["status"] == "failed"]
     done = [row for row in rows if row["status"] == "done"]
+    made_from = sorted({str(row["commit"]) for row in done if row.get("commit")})
+    versions: dict[str, str] = next((row["versions"] for row in done if row.get("versions")), {})
     text = environment.get_template("suite.html.j2").render(
-        done=done, failed=failed, matrix=_matrix(rows), ledgers=_ledgers(done)
+        made_from=made_from,
+        versions=versions,
+        done=done,
+        failed=failed,
+        matrix=_matrix(rows),
+        ledgers=_ledgers(done),
     )
     path = folder / "index.html"
     temporary = folder / f".index.html.{os.getpid()}"

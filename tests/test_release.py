@@ -1,0 +1,96 @@
+"""The released copy of the suite, and verdicts first in the index."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from t2t_analysis.errors import DataError
+from t2t_analysis.reports.index import write_index
+from t2t_analysis.reports.release import LIMIT, release
+
+LEDGER = {
+    "about": "made runs <b>",
+    "verdicts": [
+        {
+            "claim": "t2t-helps",
+            "statement": "The T2T module helps & more.",
+            "said": "Table 7",
+            "verdict": "contradicted",
+            "numbers": ["top-1: −0.100 [−0.200, −0.050], contradicted", "beside: not tested"],
+            "notebook": "training_from_scratch",
+        }
+    ],
+}
+
+
+def put(folder: Path, notebook: str, *, page: str = "<p>page</p>", **columns: Any) -> None:
+    """A report as the runner leaves it."""
+    stem = f"{notebook}__a__vs__b"
+    about = {
+        "stem": stem, "notebook": notebook, "title": notebook, "model": "a", "baseline": "b", "status": "done",
+        "commit": "0123456789ab", "versions": {"python": "3.11"}, "findings": ["One."], "figures": 3,
+        "page_bytes": len(page), "parameters": {}, "untrained": [],
+    }  # fmt: skip
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / f"{stem}.html").write_text(page, encoding="utf-8")
+    (folder / f"{stem}.ipynb").write_text("{}", encoding="utf-8")
+    (folder / f"{stem}.json").write_text(json.dumps(about | columns), encoding="utf-8")
+
+
+def test_verdicts_come_before_everything_else_with_links_to_their_figures(tmp_path: Path) -> None:
+    put(tmp_path, "training_from_scratch")
+    put(tmp_path, "claims", verdicts=[LEDGER])
+    text = write_index(tmp_path).read_text(encoding="utf-8")
+    assert text.index('id="verdicts"') < text.index('id="reports"') < text.index('id="matrix"')
+    assert "made runs &lt;b&gt;" in text
+    assert "The T2T module helps &amp; more." in text
+    row = re.search(r"<tr><th[^>]*>The T2T.*?</tr>", text, re.DOTALL)
+    assert row
+    assert "<strong>contradicted</strong>" in row[0]
+    assert 'href="training_from_scratch__a__vs__b.html"' in row[0]
+    assert row[0].count("<small>") == 3  # where it was said, and one line an effect
+    assert "Made from commit 0123456789ab, with python 3.11." in text
+
+
+def test_an_index_without_claims_has_no_empty_table(tmp_path: Path) -> None:
+    put(tmp_path, "cost")
+    assert "verdicts" not in write_index(tmp_path).read_text(encoding="utf-8").lower()
+
+
+def test_a_release_holds_pages_and_an_index_that_links_only_to_what_is_there(tmp_path: Path) -> None:
+    put(tmp_path / "reports", "cost")
+    names = release(tmp_path / "reports", tmp_path / "reports" / "released")
+    assert names == ["cost__a__vs__b.html", "cost__a__vs__b.json", "index.html"]
+    text = (tmp_path / "reports" / "released" / "index.html").read_text(encoding="utf-8")
+    links = list(re.findall(r'href="([^"#]+)"', text))
+    assert set(links) == {"cost__a__vs__b.html"}
+    put(tmp_path / "reports", "claims")
+    assert len(release(tmp_path / "reports", tmp_path / "reports" / "released")) == 5
+
+
+@pytest.mark.parametrize(
+    ("columns", "words"),
+    [
+        ({"status": "failed", "failure": "no space left"}, "claims__a__vs__b failed: no space left"),
+        ({"commit": "ffff with uncommitted changes"}, "commit first"),
+        ({"commit": "another"}, "reports of several commits: 0123456789ab, another"),
+        ({"page": "x" * (LIMIT + 1)}, "MB of pages, 5 MB at most"),
+    ],
+)
+def test_what_is_not_fit_is_refused_and_the_old_release_stays(
+    tmp_path: Path, columns: dict[str, Any], words: str
+) -> None:
+    put(tmp_path, "cost")
+    release(tmp_path, tmp_path / "released")
+    put(tmp_path, "claims", **columns)
+    with pytest.raises(DataError, match=words):
+        release(tmp_path, tmp_path / "released")
+    assert (tmp_path / "released" / "cost__a__vs__b.html").is_file()
+    assert not (tmp_path / "released" / "claims__a__vs__b.html").exists()
+    with pytest.raises(DataError, match="no report in"):
+        release(tmp_path / "nothing", tmp_path / "released")
