@@ -497,7 +497,7 @@ def test_the_grid_draws_three_scales_and_frames_what_the_measure_says():
     with torch.no_grad():
         model.blocks[1].block.mlp.fc2.bias[4] = 40.0  # outlies in one channel
     drawn = maps.channel_maps(model, normal(3, 64, 64, seed=9).float(), "blocks.1.resid_post")
-    figure = plots.feature_map_grid(drawn, channels=9, best=2)
+    figure = plots.feature_map_grid(drawn, channels=range(9), best=2)
     panels = scales_of(figure)
     assert [title for title, _ in panels] == list(plots.SCALES.values())
     common, own, prefix = (np.asarray(picture, float) for _, picture in panels)
@@ -515,7 +515,7 @@ def test_the_grid_draws_three_scales_and_frames_what_the_measure_says():
         colours = [patch.get_edgecolor()[:3] for patch in ax.patches]
         assert len(colours) == 4
         assert len(set(colours)) == 2
-    assert "2 of the 9 and 2 of all" in figure.caption
+    assert "2 of the 9 drawn and 2 of all 192 invalid" in figure.caption
     assert figure.png()[:4] == b"\x89PNG"
     with pytest.raises(UnknownNameError, match="common"):
         plots.feature_map_grid(drawn, ["comon"])

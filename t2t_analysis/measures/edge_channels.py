@@ -19,6 +19,7 @@ from .. import capture
 from ..errors import T2TError
 from ..models.tokens import Window
 from ..results import Result
+from .attribution import gather_images
 from .base import MeasureBatch, View, add_by_group, layer_of
 from .channels import ChannelSums, FeatureMapView
 from .differences import key_of, paired_difference
@@ -29,7 +30,7 @@ from .head_summary import Replicates, with_p
 from .locality import FIRST_THIRD
 from .token_pixels import pixels_to_tokens, windows_to
 
-__all__ = ["INVARIANCES", "EdgeChannels", "content", "edge_difference", "share_above"]
+__all__ = ["INVARIANCES", "EdgeChannels", "content", "edge_difference", "example_image", "share_above"]
 
 #: what a channel may follow, in the order of all states
 KINDS = ("outline", "edge", "brightness")
@@ -119,7 +120,9 @@ class EdgeChannels(ChannelSums):
     (of all images) above the value that 5 % of them reach by this null: 0.05 is chance, whatever the grid.
     ``..._correlation`` is the mean over channels; ``..._best`` the largest over the channels of an image, which is
     what a picked example shows, with the same for another image as null. The ceiling of ``outline_correlation`` is
-    the shrunken image itself. For each place, and as mean over the first third of the blocks. Maps finer than the
+    the shrunken image itself. ``position_correlation`` is the mean over channels of the correlation of a map with the
+    same channel's map of another image: what does not depend on the image, as a position table. For each place, and as
+    mean over the first third of the blocks. Maps finer than the
     tokens' grid are averaged onto it; networks without tokens are averaged onto 14 x 14. Images without any gradient
     are left out. The paper (Yuan et al. 2021, figure 2) shows such maps and counts nothing; this definition is ours.
 
@@ -160,6 +163,8 @@ class EdgeChannels(ChannelSums):
         self.add_sum("histogram", self.groups, places, len(KINDS), 2, BINS)
         self.add_sum("mean_and_best", self.groups, places, len(KINDS), 2, 2)
         self.add_sum("copy", self.groups, places)
+        self.add_sum("position", self.groups, places)
+        self.add_sum("pairs", self.groups, places)
         self.add_sum("flat", dtype=torch.int64)
         self.add_sum("unpaired", dtype=torch.int64)
 
@@ -218,6 +223,10 @@ class EdgeChannels(ChannelSums):
         small = own.brightness.unflatten(1, maps.shape[-2:])
         add_by_group(self.copy[:, i], group, correlation(gradient_size(small).flatten(1), own.edges))
         add_by_group(self.count[:, i], group, torch.ones(len(group)))
+        if len(maps) > 1:
+            alike = correlation(maps.flatten(2), maps.roll(1, 0).flatten(2)).mean(-1)
+            add_by_group(self.position[:, i], group, alike)
+            add_by_group(self.pairs[:, i], group, torch.ones(len(group)))
 
     # -- after the pass
 
@@ -248,10 +257,8 @@ class EdgeChannels(ChannelSums):
 
     def _replicates(self, i: int) -> dict[str, Replicates]:
         """By quantity, and by quantity with "|null" or "|ceiling", of one place."""
-        count = self.count[:, i]
-        histogram, sums, copy, n = (
-            _left_out(s) for s in (self.histogram[:, i], self.mean_and_best[:, i], self.copy[:, i], count)
-        )
+        states = (self.histogram, self.mean_and_best, self.copy, self.count, self.position, self.pairs)
+        histogram, sums, copy, n, position, pairs = (_left_out(state[:, i]) for state in states)
         shares = share_above(histogram[:, :, 0], histogram[:, :, 1])  # (1 + G, 3)
         sums = sums / n[:, None, None, None]  # (1 + G, 3, real and null, mean and best)
         found = {}
@@ -260,37 +267,45 @@ class EdgeChannels(ChannelSums):
             for q, what in enumerate(("correlation", "best")):
                 found[f"{kind}_{what}"], found[f"{kind}_{what}|null"] = sums[:, k, 0, q], sums[:, k, 1, q]
         found["outline_correlation|ceiling"] = copy / n
-        sizes = count.cpu().long().tolist()
+        found["position_correlation"] = position / pairs
+        sizes = self.count[:, i].cpu().long().tolist()
         return {key: _as_json(values, sizes) for key, values in found.items()}
 
     def _rows(self, place: str, found: dict[str, Replicates]) -> Iterator[dict[str, Any]]:
-        over = ", mean over blocks" if place == FIRST_THIRD else ""
         for quantity in (key for key in found if "|" not in key):
-            words: dict[str, Any]
             columns = with_p(found[quantity])
             if columns["interval"] is None:
                 self.note(TOO_FEW)
-            if quantity.endswith("_channels"):
-                columns["p"] = with_p(_minus(found[quantity], CHANCE))["p"]
-                words = {
-                    "value_unit": "fraction of channels", "null": CHANCE,
-                    "null_kind": "another image of the run; 5 % by definition of the threshold",
-                    "estimator": f"share above the 95 % point of the null, over channels and images{over}",
-                }  # fmt: skip
-            else:
-                null = with_p(found[f"{quantity}|null"])
-                columns["p"] = with_p(found[quantity], minus=found[f"{quantity}|null"])["p"]
-                words = {
-                    "value_unit": "none", "null": null["value"], "null_low": null["low"], "null_high": null["high"],
-                    "null_kind": "another image of the run",
-                    "estimator": f"{_WHAT[quantity.split('_')[1]]}, mean over images{over}",
-                }  # fmt: skip
+            columns |= _against_null(quantity, found)
+            columns["estimator"] += ", mean over blocks" if place == FIRST_THIRD else ""
             if ceiling := found.get(f"{quantity}|ceiling"):
-                words |= {"ceiling": with_p(ceiling)["value"], "ceiling_kind": "the shrunken image itself"}
-            yield self.row(place, quantity=quantity, tokens="patch", **columns, **words)
+                columns |= {"ceiling": with_p(ceiling)["value"], "ceiling_kind": "the shrunken image itself"}
+            yield self.row(place, quantity=quantity, tokens="patch", **columns)
 
 
 _WHAT = {"correlation": "mean over channels", "best": "largest over channels"}
+
+
+def _against_null(quantity: str, found: dict[str, Replicates]) -> dict[str, Any]:
+    """Columns that say what the value would be by chance, and how likely it is then."""
+    if quantity.endswith("_channels"):
+        return {
+            "p": with_p(_minus(found[quantity], CHANCE))["p"], "null": CHANCE, "value_unit": "fraction of channels",
+            "null_kind": "another image of the run; 5 % by definition of the threshold",
+            "estimator": "share above the 95 % point of the null, over channels and images",
+        }  # fmt: skip
+    if (other := found.get(f"{quantity}|null")) is None:
+        words = {"null": 0.0, "null_kind": "nothing shared by different images"}
+        return words | {
+            "value_unit": "none",
+            "estimator": "correlation of two images' maps, mean over channels",
+        }
+    null = with_p(other)
+    return {
+        "p": with_p(found[quantity], minus=other)["p"], "value_unit": "none", "null": null["value"],
+        "null_low": null["low"], "null_high": null["high"], "null_kind": "another image of the run",
+        "estimator": f"{_WHAT[quantity.split('_')[1]]}, mean over images",
+    }  # fmt: skip
 
 
 def _coarser(own: tuple[int, int], onto: tuple[int, int]) -> tuple[int, int]:
@@ -347,3 +362,19 @@ def edge_difference(result: Result, model: str, model_b: str, place: str = FIRST
         words = " and ".join("x".join(map(str, grid)) for grid in ends)
         return Result(found.measure, found.frame, found.meta, (*found.notes, f"token grids differ: {words}"))
     return found
+
+
+def example_image(loader: Any, number: int | None = None) -> tuple[int, Tensor]:
+    """One image of the loader to be looked at, (3, H, W), with its number.
+
+    The one asked for or, without a ``number``, that of the first batch whose shrunken copy has the clearest outline:
+    a rule that favours no network, and pictures with edges to see. Raises DataError for a number that is not there.
+    """
+    if number is not None:
+        return number, gather_images(loader, number + 1)[0][number]
+    images = next(iter(loader)).images.cpu()
+    side = min(GRID[0], images.shape[-1] // 4)
+    seen = Targets.of(images, (side, side))
+    steep = gradient_size(seen.brightness.unflatten(1, (side, side))).flatten(1)
+    best = int(correlation(steep, seen.edges).argmax())
+    return best, images[best]

@@ -209,13 +209,23 @@ def _chain(model: Any, images: Tensor, path: Path) -> dict[str, capture.Observat
 
 
 def path_maps(
-    model: nn.Module, image: Tensor, place: str, path: Path = NOTEBOOK, *, label: str | None = None
-) -> ChannelMaps:
+    model: nn.Module, image: Tensor, place: str, path: Path = NOTEBOOK, *, label: str | None = None,
+    values: Values | None = None,
+) -> ChannelMaps:  # fmt: skip
     """Feature maps of one image at one place by another path than the real one; compare `channel_maps`.
 
-    ``image`` (3, H, W) has values 0 to 1. Raises UnknownNameError for a place that is not on the path.
+    Parameters
+    ----------
+    image : (3, H, W), with values 0 to 1 or as ``values`` says.
+    values : how an image preprocessed for the model gets back to values 0 to 1, as in `ShortcutShare`: "model" or
+        "stretch"; None for one that has them.
+
+    Raises UnknownNameError for a place that is not on the path.
     """
-    seen = shortcut_features(model, image.unsqueeze(0), path)
+    images = image.unsqueeze(0)
+    if values is not None:
+        images = stretched(images) if values == "stretch" else unit_values(images, model)
+    seen = shortcut_features(model, images, path)
     if place not in seen:
         raise UnknownNameError("place", place, seen, hint="on the notebook's path")
     view = View(model, label)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure as MplFigure
 from matplotlib.patches import Rectangle
 
 from ..errors import T2TError, UnknownNameError
@@ -20,9 +21,9 @@ __all__ = ["SCALES", "area_by_layer", "channel_curves", "feature_map_grid"]
 
 Scale = Literal["common", "channel", "prefix"]
 SCALES: dict[Scale, str] = {
-    "common": "one scale for all channels",
-    "channel": "each channel's own scale",
-    "prefix": "own scale, prefix tokens kept in",
+    "common": "one scale for all",
+    "channel": "own scale each",
+    "prefix": "own scale, prefix kept in",
 }
 #: frames: colour and line, told apart without colour too
 INVALID, EDGES = {"color": PALETTE["vermillion"], "ls": "-"}, {"color": PALETTE["green"], "ls": "--"}
@@ -154,9 +155,10 @@ def area_by_layer(result: Result, quantity: str = "invalid_area", kind: str = "r
 
 
 def feature_map_grid(
-    maps: ChannelMaps, scales: Sequence[Scale] = ("common", "channel", "prefix"), *, channels: int = 36, best: int = 5
+    maps: ChannelMaps | Sequence[ChannelMaps], scales: Sequence[Scale] = ("common", "channel", "prefix"), *,
+    channels: int | Sequence[int] = 36, best: int = 5,
 ) -> Figure:  # fmt: skip
-    """The first feature maps of one image at one place, drawn once for each scale, beside the image.
+    """Feature maps of one image at one place, once for each scale, beside the image; a row for each network.
 
     Grey values run from smallest to largest: of all drawn channels ("common"), of each channel by itself
     ("channel", as the released notebook did), or of each channel with its prefix tokens, which are drawn as a row
@@ -164,44 +166,73 @@ def feature_map_grid(
     solid red frame, the ``best`` that follow the image's edges most closely a dashed green one; both are what the
     measure says of the channel, whatever the scale.
 
-    Raises UnknownNameError for another scale, and T2TError for ``channels`` below 1.
+    ``channels`` is how many to draw, at even distances over all of them (the first of a network need not be typical:
+    a sinusoidal position table keeps its finest waves there), or their numbers.
+
+    Raises UnknownNameError for another scale, and T2TError for less than one channel.
     """
     if unknown := [s for s in scales if s not in SCALES]:
         raise UnknownNameError("scale", unknown[0], SCALES)
+    several = [maps] if isinstance(maps, ChannelMaps) else list(maps)
+    chosen = [_chosen(one, channels) for one in several]
+    panels = len(scales) + 1
+    with use_style():
+        fig = MplFigure(figsize=(2.0 * panels, 2.45 * len(several)), layout="constrained")
+        parts = fig.subfigures(len(several), 1, squeeze=False)[:, 0]
+        for part, one, which in zip(parts, several, chosen, strict=True):
+            part.suptitle(f"{one.model}, {one.place}", x=0.01, ha="left", fontsize=10, fontweight="bold")
+            axes = part.subplots(1, panels)
+            _image(axes[0], one)
+            for ax, scale in zip(axes[1:], scales, strict=True):
+                _grid(ax, one, scale, which, best)
+    how = (
+        "at even distances over all of a network, so not chosen" if isinstance(channels, int) else "by number"
+    )
+    return _with_words(fig, several, chosen, best, f"{len(chosen[0])} channels {how}", scales)
+
+
+def _chosen(maps: ChannelMaps, channels: int | Sequence[int]) -> list[int]:
+    """Numbers of the channels that are drawn."""
+    if not isinstance(channels, int):
+        return list(channels)
     if channels < 1:
         raise T2TError(f"channels={channels}: a grid needs at least one")
     count = min(channels, len(maps.maps))
-    frames: dict[int, dict[str, Any]] = dict.fromkeys(maps.strongest(best, among=range(count)), EDGES)
-    invalid = maps.invalid()[:count].nonzero().flatten().tolist()
-    frames |= dict.fromkeys(invalid, INVALID)
-    with use_style():
-        fig, axes = new_axes(1, len(scales) + 1, width=2.6 * (len(scales) + 1), height=3.1, squeeze=False)
-        _image(axes[0, 0], maps)
-        for ax, scale in zip(axes[0, 1:], scales, strict=True):
-            mosaic, cell = _mosaic(maps, count, scale)
-            ax.imshow(mosaic, cmap="gray", vmin=0, vmax=1)
-            ax.set_anchor("N")
-            _frame(ax, frames, cell, _columns(count))
-            title_block(ax, "", SCALES[scale])
-            ax.axis("off")
-    return _with_words(fig, maps, count, len(invalid), scales)
+    return [i * len(maps.maps) // count for i in range(count)]
+
+
+def _grid(ax: Axes, maps: ChannelMaps, scale: Scale, chosen: list[int], best: int) -> None:
+    """All drawn channels of one network on one scale, framed by what the measure says of them."""
+    frames: dict[int, dict[str, Any]] = dict.fromkeys(maps.strongest(best, among=chosen), EDGES)
+    frames |= dict.fromkeys(maps.invalid().nonzero().flatten().tolist(), INVALID)
+    mosaic, cell = _mosaic(maps, chosen, scale)
+    ax.imshow(mosaic, cmap="gray", vmin=0, vmax=1)
+    ax.set_anchor("N")
+    shown = {chosen.index(channel): look for channel, look in frames.items() if channel in chosen}
+    _frame(ax, shown, cell, _columns(len(chosen)))
+    _note(ax, SCALES[scale] if scale != "prefix" or maps.prefix.shape[1] else "own scale (no prefix)")
+
+
+def _note(ax: Axes, words: str) -> None:
+    """Say in grey above a picture how it was drawn."""
+    ax.text(0, 1.03, words, transform=ax.transAxes, color=PALETTE["grey"], fontsize=9, va="bottom")
+    ax.axis("off")
 
 
 def _image(ax: Axes, maps: ChannelMaps) -> None:
     ax.imshow(maps.image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
     ax.set_anchor("N")
-    title_block(ax, "", "image")
-    ax.axis("off")
+    _note(ax, "image")
 
 
 def _columns(count: int) -> int:
     return math.ceil(math.sqrt(count))
 
 
-def _scaled(maps: ChannelMaps, count: int, scale: Scale) -> np.ndarray:
+def _scaled(maps: ChannelMaps, chosen: list[int], scale: Scale) -> np.ndarray:
     """Channels as pictures with values 0 to 1, (count, rows, columns); NaN where nothing is."""
-    x = maps.maps[:count].double().cpu().numpy()
-    prefix = maps.prefix[:count].double().cpu().numpy()
+    x = maps.maps[chosen].double().cpu().numpy()
+    prefix, count = maps.prefix[chosen].double().cpu().numpy(), len(chosen)
     if scale == "prefix" and prefix.shape[1]:
         top = np.full((count, 1 + (prefix.shape[1] - 1) // x.shape[2], x.shape[2]), np.nan)
         top.reshape(count, -1)[:, : prefix.shape[1]] = prefix
@@ -212,9 +243,9 @@ def _scaled(maps: ChannelMaps, count: int, scale: Scale) -> np.ndarray:
     return (x - low) / steady
 
 
-def _mosaic(maps: ChannelMaps, count: int, scale: Scale) -> tuple[np.ndarray, tuple[int, int]]:
+def _mosaic(maps: ChannelMaps, chosen: list[int], scale: Scale) -> tuple[np.ndarray, tuple[int, int]]:
     """All pictures side by side with a white gap, and the rows and columns that each takes with its gap."""
-    pictures = _scaled(maps, count, scale)
+    pictures, count = _scaled(maps, chosen, scale), len(chosen)
     gap = max(1, pictures.shape[2] // 8)
     columns = _columns(count)
     rows, (h, w) = math.ceil(count / columns), pictures.shape[1:]
@@ -233,17 +264,29 @@ def _frame(ax: Axes, frames: dict[int, dict[str, Any]], cell: tuple[int, int], c
         ax.add_patch(Rectangle(corner, cell[1], cell[0], fill=False, lw=1.8, clip_on=False, **look))
 
 
-def _with_words(fig: Any, maps: ChannelMaps, count: int, invalid: int, scales: Sequence[Scale]) -> Figure:
+def _with_words(
+    fig: Any, several: Sequence[ChannelMaps], chosen: Sequence[list[int]], best: int, which: str,
+    scales: Sequence[Scale],
+) -> Figure:  # fmt: skip
+    frames = [_frames_in_words(one, drawn, best) for one, drawn in zip(several, chosen, strict=True)]
     caption = (
-        f"First {count} of {len(maps.maps)} channels of one image at {maps.place} of {maps.model} ({maps.weights}), "
-        f"drawn with {'; with '.join(SCALES[s] for s in scales)}. Solid red frame: invalid (peak at most 0.01 or over "
-        f"100 levels of the layer), {invalid} of the {count} and {int(maps.invalid().sum())} of all. Dashed green "
-        "frame: gradient most correlated with the image's, up to "
-        f"{float(maps.edges[:count].max()):.2f}. One image: no interval; see the curves for all images."
+        f"Feature maps of one image: {which}; drawn with {', '.join(SCALES[s] for s in scales)}. "
+        f"{' '.join(frames)} Solid red frame: invalid (peak at most 0.01 or over 100 levels of the layer). Dashed "
+        "green frame: gradient of the map most correlated with the image's, among those drawn. One image: no interval."
     )
-    alt = (
-        f"Image and {count} feature maps in grey at {maps.place} of {maps.model}, {len(scales)} scales; "
-        f"{invalid} framed as invalid; highest correlation with image edges {float(maps.edges[:count].max()):.2f}."
+    alt = f"Image and feature maps in grey, {len(scales)} scales: " + "; ".join(
+        f"{one.model} {int(one.invalid()[drawn].sum())} framed as invalid, highest correlation with image edges "
+        f"{float(one.edges[drawn].max()):.2f}"
+        for one, drawn in zip(several, chosen, strict=True)
     )
-    drawn = tidy([{"model": maps.model, "weights": maps.weights}])
-    return finish(fig, drawn, caption, alt)
+    weights = tidy([{"model": one.model, "weights": one.weights} for one in several])
+    return finish(fig, weights, caption, f"{alt}.")
+
+
+def _frames_in_words(maps: ChannelMaps, drawn: list[int], best: int) -> str:
+    found = [f"{float(maps.edges[c]):.2f}" for c in maps.strongest(best, among=drawn)]
+    edges = f"green frames {', '.join(found)}" if found else "none follows the image's edges"
+    return (
+        f"`{maps.model}` at {maps.place}: {int(maps.invalid()[drawn].sum())} of the {len(drawn)} drawn and "
+        f"{int(maps.invalid().sum())} of all {len(maps.maps)} invalid; {edges}."
+    )
