@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
+import pandas as pd
+
 __all__ = ["SMALLEST", "Place", "place"]
 
 #: Smallest effect of interest by what is measured; fixed before any number was seen.
@@ -23,11 +25,15 @@ Place = Literal["below", "above", "within", "across"]
 
 
 def place(low: float, high: float, smallest: float) -> Place:
-    """Return where an interval lies relative to the smallest effect of interest.
+    """Return where an interval lies relative to the smallest effect of interest; a missing one settles nothing.
 
     >>> [place(*ends, 0.05) for ends in ((-0.2, -0.1), (0.06, 0.2), (-0.04, 0.01), (0.01, 0.2))]
     ['below', 'above', 'within', 'across']
+    >>> place(pd.NA, pd.NA, 0.05)
+    'across'
     """
+    if pd.isna(low) or pd.isna(high):
+        return "across"
     if high < -smallest:
         return "below"
     if low > smallest:

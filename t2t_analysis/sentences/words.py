@@ -14,7 +14,7 @@ import pandas as pd
 from ..claims.rule import place
 from ..errors import T2TError
 
-__all__ = ["NO_VERDICT", "interval", "listed", "number", "one", "percent", "side", "untrained_in"]
+__all__ = ["NO_VERDICT", "found", "interval", "listed", "number", "one", "percent", "side", "untrained_in"]
 
 #: what stands in place of a verdict where weights are random
 NO_VERDICT = "No verdict: random weights show what an architecture starts from, not what it learns."
@@ -52,6 +52,14 @@ def one(frame: pd.DataFrame, **where: Any) -> pd.Series:
     return frame.iloc[0]
 
 
+def found(frame: pd.DataFrame, **where: Any) -> pd.Series | None:
+    """Return the row with these values if there is one and it has a number, else None; as `one` otherwise."""
+    for column, value in where.items():
+        frame = frame[frame[column].isna() if value is None else frame[column] == value]
+    frame = frame[frame["value"].notna()]
+    return one(frame) if len(frame) else None
+
+
 def percent(value: float, digits: int = 1) -> str:
     """Return a share as percent.
 
@@ -74,9 +82,11 @@ def listed(parts: Iterable[str]) -> str:
 def side(low: float, high: float, smallest: float) -> str:
     """Say in words what `place` says of an interval.
 
-    >>> side(-0.2, -0.1, 0.05)
-    'beyond −0.05'
+    >>> side(-0.2, -0.1, 0.05), side(float("nan"), float("nan"), 0.05)
+    ('beyond −0.05', 'no interval')
     """
+    if pd.isna(low) or pd.isna(high):
+        return "no interval"
     words = {
         "below": f"beyond −{smallest:g}",
         "above": f"beyond +{smallest:g}",
