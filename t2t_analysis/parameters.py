@@ -157,6 +157,34 @@ class FeatureMapsParams(CommonParams):
 
     notebook: ClassVar[str] = "feature_maps"
 
+    reference: str = Field(
+        default="auto", description="third network, auto takes resnet50 for large images, none for no third"
+    )
+    image: int | None = Field(
+        default=None, ge=0, description="number of the image that is drawn, None for one with a clear outline"
+    )
+    layer: int = Field(default=0, ge=0, description="block whose feature maps are drawn")
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _no_reference(cls, value: Any) -> Any:
+        return "none" if value is None else value
+
+    @field_validator("reference")
+    @classmethod
+    def _reference(cls, value: str) -> str:
+        return value if value in ("auto", "none") else model_field(value)
+
+    def resolve(self) -> Self:
+        """Return a copy in which ``reference`` names a network too, or none.
+
+        >>> FeatureMapsParams().resolve().reference, FeatureMapsParams(model="t2t_vit_14").resolve().reference
+        ('none', 'resnet50')
+        """
+        usual = "none" if is_small(self.model) else "resnet50"
+        found = super().resolve()
+        return found.model_copy(update={"reference": usual}) if self.reference == "auto" else found
+
 
 class ChannelZerosParams(CommonParams):
     """Parameters of ``channel_zeros.ipynb``."""
@@ -174,12 +202,14 @@ class LayerSimilarityParams(CommonParams):
     """Parameters of ``layer_similarity.ipynb``."""
 
     notebook: ClassVar[str] = "layer_similarity"
+    usual_images: ClassVar[int] = 192  # four networks are measured, twins included
 
 
 class LocalStructureParams(CommonParams):
     """Parameters of ``local_structure.ipynb``."""
 
     notebook: ClassVar[str] = "local_structure"
+    usual_images: ClassVar[int] = 192  # each is run with a graph and 16 times shifted
 
 
 class AttentionGeometryParams(CommonParams):

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
+from zlib import crc32
 
 import pandas as pd
 import torch
@@ -357,10 +358,13 @@ class RectifiedEdgeDecodability(EdgeDecodability):
     def bind(self, views: Sequence[View]) -> None:
         """Draw the directions, and find the centres of all features on random images."""
         super().bind(views)
-        draw = torch.Generator().manual_seed(self.seed)
-        widths = {name: projection.shape[-1] for name, projection in self.projections.items()}
-        self.drawn = {name: torch.randn(k, self.directions, generator=draw) for name, k in widths.items()}
+        self.drawn = {name: self._directions(name, p.shape[-1]) for name, p in self.projections.items()}
         self.centres = self._centres(views[0])
+
+    def _directions(self, name: str, k: int) -> Tensor:
+        """(k, directions) random directions, the same for a place of one name in every model."""
+        draw = torch.Generator().manual_seed(self.seed * 1_000_003 + crc32(name.encode()))
+        return torch.randn(k, self.directions, generator=draw)
 
     def _centres(self, view: View, images: int = 32, at_once: int = 8) -> dict[str, Tensor]:
         """Mean features (1, T, k) of every place and reference."""

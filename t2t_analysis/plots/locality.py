@@ -18,6 +18,7 @@ from .similarity import interval, number
 __all__ = [
     "blindness_profile",
     "edge_curve",
+    "edge_differences",
     "receptive_field_map",
     "receptive_field_radius",
     "shift_curve",
@@ -49,6 +50,11 @@ REFERENCES = {
     "pixels.cell": ("pixels of the cell", (0, (1, 1))),
     "pixels.field": ("pixels of a wide field", (0, (4, 2))),
     "edges.cell": ("edges of the cell", "-."),
+}
+#: name of a result -> how edges were read
+READOUTS = {
+    "edge_decodability": "linearly",
+    "rectified_edge_decodability": "with the help of absolute values",
 }
 _BEFORE = {"tokens.0.out": (-0.24, "stage 1"), "tokens.1.out": (-0.12, "stage 2"), "embed": (0.0, "embed")}
 
@@ -144,7 +150,7 @@ def edge_curve(
 
     Parameters
     ----------
-    result : of `EdgeDecodability`.
+    result : of `EdgeDecodability` or `RectifiedEdgeDecodability`.
     quantities : one panel each. models : in the order of the comparison; all when left out.
     """
     names = _models(result, models)
@@ -155,10 +161,10 @@ def edge_curve(
         )
         for ax, (quantity, by_model) in zip(axes[0], drawn.items(), strict=True):
             _edge_panel(ax, result, quantity, by_model)
-        axes[0][0].set_ylabel("R² on held-out images")
+        axes[0][0].set_ylabel(f"R² on held-out images,\nread {READOUTS[result.measure]}")
         _legend(fig, axes, 3, names)
     frame = pd.concat([rows for by_model in drawn.values() for rows in by_model.values()])
-    return finish(fig, frame, _edge_caption(result, drawn), _edge_alt(drawn))
+    return finish(fig, frame, _edge_caption(result, drawn), _edge_alt(result.measure, drawn))
 
 
 def _edge_panel(ax: Axes, result: Result, quantity: str, by_model: dict[str, pd.DataFrame]) -> None:
@@ -198,18 +204,88 @@ def _edge_caption(result: Result, drawn: dict[str, dict[str, pd.DataFrame]]) -> 
     ]
     row = next(iter(next(iter(drawn.values())).values())).iloc[0]
     return (
-        f"How well edge energy is read linearly from a token, by depth. Mean over the first third of the blocks "
-        f"(shaded): {'; '.join(parts)}. Bars: {_n_words(row)}. Dotted, band: null, {row['null_kind']}. Horizontal: the "
-        "same regression on raw pixels and on the cell's own edges."
+        f"How well edge energy is read {READOUTS[result.measure]} from a token, by depth. Mean over the first third of "
+        f"the blocks (shaded): {'; '.join(parts)}. Bars: {_n_words(row)}. Dotted, band: null, {row['null_kind']}. "
+        "Horizontal: the same regression on raw pixels and on the cell's own edges."
     )
 
 
-def _edge_alt(drawn: dict[str, dict[str, pd.DataFrame]]) -> str:
+def _edge_alt(measure: str, drawn: dict[str, dict[str, pd.DataFrame]]) -> str:
     quantity, by_model = next(iter(drawn.items()))
     ends = [f"{n} {number(r['value'].iloc[0])} to {number(r['value'].iloc[-1])}" for n, r in by_model.items()]
     return (
-        f"Line plots with error bars, {len(drawn)} panels: R squared of edge energy against depth. "
+        f"Line plots with error bars, {len(drawn)} panels: R squared of edge energy against depth, read "
+        f"{READOUTS[measure]}. "
         f"{EDGES.get(quantity, quantity)}, first to last place: {'; '.join(ends)}."
+    )
+
+
+#: what is asked about edges, by the name of the aspect
+_ASPECTS = {"": "", "_strength": ", how strong", "_orientation": ", which way"}
+#: differences that are drawn -> their words
+DIFFERENCES = {
+    f"edge_r2_{where}{aspect}_difference": _WHERE[where] + words
+    for where in ("own", "boundary", "neighbour")
+    for aspect, words in _ASPECTS.items()
+}
+
+
+def edge_differences(differences: Sequence[Result], smallest: float | None = None) -> Figure:
+    """Edge decodability of one model minus that of another: a line per target and aspect, a mark per readout.
+
+    Parameters
+    ----------
+    differences : of `first_third_difference`, one per readout.
+    smallest : smallest effect that counts, drawn as a grey band about 0.
+    """
+    drawn = [
+        pd.concat([_rows(result, quantity, _models(result, None)[0]) for quantity in DIFFERENCES])
+        for result in differences
+    ]
+    y = np.arange(len(DIFFERENCES))[::-1]
+    with use_style():
+        fig, ax = new_axes(width=6.8, height=4.6)
+        if smallest is not None:
+            ax.axvspan(-smallest, smallest, color=PALETTE["grey"], alpha=0.18, linewidth=0)
+        ax.axvline(0, color=PALETTE["black"], linewidth=0.8)
+        for position, (result, rows) in enumerate(zip(differences, drawn, strict=True)):
+            value, low, high = _floats(rows, "value", "low", "high")
+            look = role(position + 2)._replace(linestyle="")
+            ax.errorbar(value, y + 0.13 - 0.26 * position, xerr=[value - low, high - value],
+                        label=f"read {READOUTS[result.measure]}", **look.style())  # fmt: skip
+        ax.set_yticks(y, list(DIFFERENCES.values()))
+        first = drawn[0].iloc[0]
+        ax.set_xlabel(f"R² in {first['model']} minus R² in {first['model_b']}")
+        band = "" if smallest is None else f"grey: within ±{smallest:g}, the smallest effect that counts"
+        title_block(ax, "From which tokens are edges read better?", band)
+        fig.legend(loc="outside lower center", ncols=2)
+    frame = pd.concat(drawn)
+    return finish(fig, frame, _differences_caption(differences, drawn, smallest), _differences_alt(drawn))
+
+
+def _differences_caption(
+    differences: Sequence[Result], drawn: Sequence[pd.DataFrame], smallest: float | None
+) -> str:
+    first = drawn[0].iloc[0]
+    parts = [
+        f"read {READOUTS[result.measure]}: own cell {interval(rows.iloc[0])}, neighbouring cells "
+        f"{interval(rows.iloc[6])}"
+        for result, rows in zip(differences, drawn, strict=True)
+    ]
+    band = "" if smallest is None else f" Smallest effect that counts: ±{smallest:g} (grey)."
+    return (
+        f"Edge decodability in the first third of the blocks, `{first['model']}` minus `{first['model_b']}`; "
+        f"{'; '.join(parts)}. Null: 0, {first['null_kind']}.{band} Bars: {_n_words(first)}; not corrected for "
+        f"{sum(map(len, drawn))} differences."
+    )
+
+
+def _differences_alt(drawn: Sequence[pd.DataFrame]) -> str:
+    first = drawn[0].iloc[0]
+    own = " and ".join(interval(rows.iloc[0]) for rows in drawn)
+    return (
+        f"Intervals of the difference in R squared, {first['model']} minus {first['model_b']}, {len(drawn[0])} targets "
+        f"by {len(drawn)} readouts; edges of the own cell {own}."
     )
 
 
@@ -327,8 +403,9 @@ def receptive_field_map(
     row = frame.iloc[0]
     caption = (
         f"Where the central token looks: its squared input gradient along random directions, mean of shares over "
-        f"{int(row['n'])} images, each picture scaled to its largest value, logarithmic. The radii, with intervals and "
-        "nulls, are in the figure of receptive-field radii."
+        f"{int(row['n'])} images, each picture scaled to its largest value, logarithmic. Spots far away can come from "
+        "few images: a layer norm magnifies the gradient of windows that are nearly flat. The radii, with intervals "
+        "and nulls, are in the figure of receptive-field radii."
     )
     alt = f"Grid of heat maps: squared input gradient of the central token for {', '.join(names)} at {columns} depths."
     return finish(fig, frame, caption, alt)
