@@ -216,7 +216,8 @@ class Exact:
         change = np.abs(left - observed.value).max(0)
         for i, j, row in self.m.cells(observed):
             drop = {k: v for k, v in row.items() if k not in ("low", "high", "interval")}
-            yield drop | {"quantity": "cka_largest_influence", "value": change[i, j]}
+            nothing = {"null": 0.0, "null_kind": "no single image carries the value"}
+            yield drop | {"quantity": "cka_largest_influence", "value": change[i, j]} | nothing
 
     def _robust_rows(self, features: list[Tensor]) -> Iterator[dict[str, Any]]:
         n = features[0].shape[1]

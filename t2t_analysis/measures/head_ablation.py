@@ -266,7 +266,7 @@ class HeadAblation(AblationMeasure):
         layer, head = self.index.table[h].T
         known = {
             "quantity": f"{base['quantity']}_p_holm", "layer": layer, "head": head, "value": holm(p)[h],
-            "n": len(h), "unit": "head", "value_unit": "none",
+            "n": len(h), "unit": "head", "value_unit": "none", "null": 1.0, "null_kind": "no head of the model matters",
             "estimator": f"Holm over {len(h)} heads; {base['estimator']}",
         }  # fmt: skip
         frame = pd.DataFrame({k: v for k, v in known.items() if isinstance(v, np.ndarray)})

@@ -250,6 +250,7 @@ class HeadSimilarity(PairedImagesMeasure):
         yield layer_rows(
             base, self.index, grouped_estimate(floor, sums, self.images), quantity="cosine_floor",
             value_unit="none", estimator="exp(-(s_h^2 + s_g^2) / 2): raw cosine of independent heads",
+            null=1.0, null_kind="uniform attention: no spread of logits",
         )  # fmt: skip
 
     def _prior_frame(self) -> pd.DataFrame:

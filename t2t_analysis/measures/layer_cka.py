@@ -136,6 +136,8 @@ class LayerCKA(Measure):
         kind = f"second side's images permuted, {len(null)} times"
         for i, j, row in self.cells(value):
             drawn = {"null": mean[i, j], "null_low": low[i, j], "null_high": high[i, j], "null_kind": kind}
+            if np.isnan(mean[i, j]):  # a layer with itself: nothing to permute, but the estimator is unbiased
+                drawn = {"null": 0.0, "null_kind": "independent representations"}
             top = {"ceiling": 1.0, "ceiling_kind": "a representation with itself"}
             yield row | {"quantity": "cka_unbiased", "p": corrected[i, j]} | drawn | top
             if looked_at[i, j]:
@@ -145,7 +147,13 @@ class LayerCKA(Measure):
                     | {"quantity": "cka_calibrated", "value": beyond[i, j], "null": 0.0, "null_kind": kind}
                     | top
                 )
-                yield bare | {"quantity": "p_uncorrected", "value": plain[i, j]}
+                uniform = {
+                    "null": 0.5,
+                    "null_low": 0.025,
+                    "null_high": 0.975,
+                    "null_kind": "uniform: independent sides",
+                }
+                yield bare | {"quantity": "p_uncorrected", "value": plain[i, j]} | uniform
 
     def compared(self) -> np.ndarray:
         """Which cells say something, (La, Lb): finite ones, and no layer with itself."""

@@ -228,7 +228,7 @@ class ShiftConsistency(Measure):
             shared |= {"ceiling": 1.0, "ceiling_kind": "the map moves with the image"}
         for i, name in enumerate((*self.names, PIXELS)):
             for j, shift in enumerate(at):
-                null = {} if name == PIXELS else _null(found, j)
+                null = _null(found, j)  # of the pixels themselves: what they are
                 yield self.row(name, at=shift, **found.at(i, j), **null, **shared)
 
     def _dips(self) -> Iterator[dict[str, Any]]:
