@@ -8,7 +8,7 @@ from .base import Measure, MeasureBatch
 from .channels import FeatureMapView, InvalidChannels, feature_map_curves, invalid_difference
 from .collapse import LayerCollapse, collapse_difference
 from .cost import costs, count, token_geometry, token_stages
-from .edge_channels import EdgeChannels, edge_difference
+from .edge_channels import EdgeChannels, edge_difference, example_image
 from .engine import accumulate, collect, measure
 from .feature_maps import ChannelMaps, channel_maps
 from .head_ablation import HeadAblation
@@ -31,7 +31,7 @@ from .pruning import PruningCurves, pruning_orders, similarity_is_redundancy
 from .rank import EffectiveRank, rank_difference
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy
-from .reference import random_twin, random_twins
+from .reference import random_twin, random_twins, twin_differences
 from .rollout import AttentionRollout
 from .shift import ShiftConsistency
 from .spectrum import Spectrum
@@ -79,6 +79,7 @@ __all__ = [
     "costs",
     "count",
     "edge_difference",
+    "example_image",
     "explain",
     "feature_map_curves",
     "first_third_difference",
@@ -101,4 +102,5 @@ __all__ = [
     "token_geometry",
     "token_pca",
     "token_stages",
+    "twin_differences",
 ]
