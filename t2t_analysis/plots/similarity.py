@@ -345,14 +345,15 @@ def cka_map(results: Result | Sequence[Result], models: str | Sequence[str] | No
     several = [results] if isinstance(results, Result) else list(results)
     panels = _cka_panels(several, [models] if isinstance(models, str) else models)
     look, across = QUANTITIES["cka_unbiased"], min(2, len(panels))
+    numbers = max(max(panel.cells.shape) for panel in panels) <= (ANNOTATED if across == 1 else 10)
     down = -(-len(panels) // across)
     size = (6.0, 5.2) if across == 1 else (8.4, 4.0 * down + 0.4)
     with use_style():
         fig, axes = new_axes(down, across, width=size[0], height=size[1], squeeze=False)
         for ax in axes.flat[len(panels) :]:
             ax.set_visible(False)
-        images = [_draw_cka(ax, panel) for ax, panel in zip(axes.flat, panels, strict=False)]
-        label = f"{look.label} ({panels[0].mark}: not beyond chance)"
+        images = [_draw_cka(ax, panel, numbers) for ax, panel in zip(axes.flat, panels, strict=False)]
+        label = f"{look.label} ({'in brackets' if numbers else 'crossed'}: not beyond chance)"
         fig.colorbar(images[0], ax=axes, label=label, shrink=0.85 if down == 1 else 0.5, extend="min")
     shown = pd.concat([panel.frame for panel in panels])
     own = shown[~shown["model"].str.endswith(TWIN)]
@@ -375,11 +376,6 @@ class _CKAPanel(NamedTuple):
         row = self.frame.iloc[0]
         return str(row["model"]), str(row["model"] if pd.isna(row["model_b"]) else row["model_b"])
 
-    @property
-    def mark(self) -> str:
-        """How cells that are not beyond the null are marked."""
-        return "in brackets" if max(self.cells.shape) <= ANNOTATED else "crossed"
-
 
 def _cka_panels(results: Sequence[Result], models: Sequence[str] | None) -> list[_CKAPanel]:
     """Every map of the results, or those of ``models``, in that order."""
@@ -397,14 +393,15 @@ def _cka_panels(results: Sequence[Result], models: Sequence[str] | None) -> list
     return [panel for name in models or found for panel in found[name]]
 
 
-def _draw_cka(ax: Axes, panel: _CKAPanel) -> AxesImage:
+def _draw_cka(ax: Axes, panel: _CKAPanel, numbers: bool) -> AxesImage:
     image = _square(ax, panel.cells, QUANTITIES["cka_unbiased"])
     _layer_ticks(ax, panel.rows, panel.columns)
-    if max(panel.cells.shape) <= ANNOTATED:
+    if numbers:
         _write_cells(ax, image, panel.cells, panel.faint)
-    else:
+    else:  # black on white, so that a cross is seen on every colour
         y, x = np.nonzero(panel.faint)
-        ax.scatter(x, y, marker="x", s=14, linewidth=0.9, color="white")
+        ax.scatter(x, y, marker="x", s=14, linewidth=1.8, color="white")
+        ax.scatter(x, y, marker="x", s=10, linewidth=0.8, color="black")
     first, second = panel.names
     ax.set_ylabel("layer" if first == second else f"layer of {first}")
     ax.set_xlabel("layer" if first == second else f"layer of {second}")
