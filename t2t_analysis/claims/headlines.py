@@ -92,6 +92,9 @@ HEADLINES: dict[str, Headline] = {
     "edge_neighbour": Headline(
         "edge_decodability", {"quantity": "edge_r2_neighbour", "place": _THIRD}, "first_third_difference"
     ),
+    "edge_own_rectified": Headline(
+        "rectified_edge_decodability", {"quantity": "edge_r2_own", "place": _THIRD}, "first_third_difference"
+    ),
     "gradient_outside": Headline(
         "boundary_blindness",
         {"quantity": "gradient_outside", "place": "embed"},
@@ -129,6 +132,7 @@ def _measures(seed: int) -> list[Any]:
         m.HeadSimilarity(),
         m.HeadOutputCKA(seed=seed),
         m.EdgeDecodability(),
+        m.RectifiedEdgeDecodability(),
         m.BoundaryBlindness(),
         m.InvalidChannels(),
         m.ShortcutShare(),
@@ -193,7 +197,7 @@ def read_headlines(folder: str | Path | None = None) -> pd.DataFrame:
 
 
 def measure_runs(
-    runs: pd.DataFrame, weights: Path, out: Path, *, n_images: int = 96, seed: int = 0
+    runs: pd.DataFrame, weights: Path, out: Path, *, n_images: int = 128, seed: int = 0
 ) -> list[str]:
     """Measure the headlines of every trained run that has none yet, and add them to the table beside the runs.
 

@@ -22,6 +22,13 @@ CLAIM = Claim(
             pair="edge_neighbour",
         ),
         Effect(
+            "edge maps of the own cell by a readout that knows absolute values (R², first third)",
+            smallest="edge_r2",
+            controlled="tokeniser_effect:edge_own_rectified",
+            pair="edge_own_rectified",
+            deciding=False,
+        ),
+        Effect(
             "share of the tokeniser's gradient outside the own cell",
             smallest="gradient_share",
             controlled="tokeniser_effect:gradient_outside",
