@@ -114,9 +114,11 @@ def verdicts(rows: Sequence[dict[str, Any]], about: str) -> None:
 def title_block(models: Sequence[Any], loader: Any, params: CommonParams) -> None:
     """Show what is compared on what, and say UNTRAINED in words where weights are random.
 
-    ``models`` come from ``load_model`` (model, baseline); ``loader`` from ``load_images``.
+    ``models`` come from ``load_model`` (model, baseline and, where the parameters name one, a third for
+    reference); ``loader`` from ``load_images``.
     """
-    rows = zip(("model", "baseline"), (params.model, params.baseline), models, strict=False)
+    names = (params.model, params.baseline, getattr(params, "reference", ""))
+    rows = zip(("model", "baseline", "reference"), names, models, strict=False)
     lines = ["| | name | weights | parameters |", "|:--|:--|:--|--:|"]
     untrained = []
     for part, name, model in rows:

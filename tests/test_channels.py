@@ -14,6 +14,7 @@ from t2t_analysis.measures import (
     FeatureMapView,
     InvalidChannels,
     accumulate,
+    chainable,
     channels,
     collect,
     measure,
@@ -411,6 +412,19 @@ def test_images_that_were_normalised_otherwise_are_refused_or_stretched():
     assert any("stretch" in note for note in result.notes)
     with pytest.raises(UnknownNameError, match="model"):
         shortcut_share(model, [IMAGES], values="modl")
+
+
+def test_maps_of_the_path_are_compared_with_the_real_ones():
+    model = tiny()
+    with torch.no_grad():
+        model.pos_embed.normal_()
+    grey = IMAGES[:, :1].expand(-1, 3, -1, -1)  # stretching a grey image is affine, so is a linear embedding
+    result = shortcut_share(model, grey.split(5), progress=False, values="stretch")
+    embed, last = (at(result, "map_correlation", place) for place in ("embed", "blocks.1.resid_post"))
+    assert embed.value == pytest.approx(1, abs=1e-4)
+    assert abs(embed.null) < 0.3
+    assert last.value < 0.5  # most of it was the position table
+    assert set(chainable({"vit": model, "other": nn.Linear(2, 2)})) == {"vit"}
 
 
 # ------------------------------------------------------------------------------------------ outliers

@@ -23,7 +23,7 @@ from .locality import (
     blindness_difference,
     first_third_difference,
 )
-from .notebook_path import ShortcutShare, path_maps, shortcut_features, shortcut_share
+from .notebook_path import ShortcutShare, chainable, path_maps, shortcut_features, shortcut_share
 from .outliers import ChannelOutliers
 from .paper_costs import paper_table, printed_costs
 from .probes import probe
@@ -70,6 +70,7 @@ __all__ = [
     "accumulate",
     "attribute",
     "blindness_difference",
+    "chainable",
     "channel_maps",
     "check_attribution",
     "cka_difference",

@@ -24,13 +24,14 @@ from ..models.t2t import T2T_ViT
 from ..results import Result
 from .base import MeasureBatch, View, add_by_group, grouped_estimate
 from .channels import AREAS, ChannelSums, curve_points, stacked_areas, stacked_curves
-from .feature_maps import ChannelMaps, channel_ratios, picture, stretched
+from .feature_maps import ChannelMaps, channel_ratios, correlation, picture, stretched
 from .grouped import Estimate
 from .head_summary import replicates, with_p
 from .token_pixels import windows_to
 
 __all__ = [
-    "NOTEBOOK", "REAL", "Path", "ShortcutShare", "path_maps", "shortcut_features", "shortcut_share", "unit_values",
+    "NOTEBOOK", "REAL", "Path", "ShortcutShare", "chainable", "path_maps", "shortcut_features", "shortcut_share",
+    "unit_values",
 ]  # fmt: skip
 
 #: side of the image in the released notebook, and from which native size on a model is fed with it
@@ -110,10 +111,19 @@ def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     return bigger.clamp(float(images.min()), float(images.max()))  # bicubic overshoots
 
 
+def chainable(models: Mapping[str, nn.Module]) -> dict[str, nn.Module]:
+    """Those of the models whose children can be chained by hand, that is for which the notebook's path exists."""
+    return {name: model for name, model in models.items() if _plain(model)}
+
+
+def _plain(model: Any) -> bool:
+    """Chained by hand, the children are only the same network where blocks take tokens alone."""
+    simple = isinstance(model, T2T_ViT) or isinstance(getattr(model, "patch_embed", None), PatchEmbed)
+    return simple and getattr(model, "rope", None) is None and hasattr(model, "blocks")
+
+
 def _require_plain(model: Any) -> None:
-    """The children are chained by hand, which is only the same network where blocks take tokens alone."""
-    plain = isinstance(model, T2T_ViT) or isinstance(getattr(model, "patch_embed", None), PatchEmbed)
-    if not plain or getattr(model, "rope", None) is not None or not hasattr(model, "blocks"):
+    if not _plain(model):
         raise T2TError(
             f"the children of {type(model).__name__} cannot be chained by hand: it needs a plain patch embedding "
             "(timm's PatchEmbed or a T2T module) and blocks that take tokens and nothing else"
@@ -266,6 +276,9 @@ class ShortcutShare(ChannelSums):
     over the threshold: ``zero_made_by_shortcut``. With ``steps``, ``zero_area_made_with_...`` is what the path
     makes beyond the real pass when that one step (normalise, class_token, position, own_size) is put right.
 
+    ``map_correlation``: are they the same pictures at all? Correlation over positions of the path's map with the real
+    one of the same channel and image, mean over channels and images; the null takes the path's map of another image.
+
     Parameters
     ----------
     values : how images get back to values 0 to 1: "model" undoes its normalisation; "stretch" gives each image
@@ -293,12 +306,16 @@ class ShortcutShare(ChannelSums):
         places, paths = self.add_places(views[0]), 1 + len(self.paths)
         self.add_sum("area", self.groups, places, paths, len(AREAS))
         self.add_sum("curve", self.groups, places, paths, len(list(curve_points())))
+        self.add_sum("alike", self.groups, places, 2)
+        self.add_sum("pairs", self.groups, places)
 
-    def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
-        """Areas (B, 5) and curves (B, T) of one place."""
-        patches = obs.value if obs.layout is None else obs.value[:, obs.layout.prefix :]
+    def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor, Tensor]:
+        """Areas (B, 5), curves (B, T) and maps (B, C, h, w) of one place."""
+        assert obs.layout is not None  # the path has tokens only
+        patches = obs.value[:, obs.layout.prefix :]
         ratios = channel_ratios(patches)
-        return stacked_areas(ratios).mean(-1), stacked_curves(ratios)
+        maps = patches.mT.unflatten(2, obs.layout.grid)
+        return stacked_areas(ratios).mean(-1), stacked_curves(ratios), maps
 
     def update(self, batch: MeasureBatch) -> None:
         """Run the images through the other paths, and add up what both show."""
@@ -311,8 +328,18 @@ class ShortcutShare(ChannelSums):
                 seen.append({n: self.reduce(features[n]) for n in self.names if _finite(features[n])})
         for i, _ in self.present(replace(batch, seen=(_in_all(seen),))):
             for p, found in enumerate(seen):
-                for state, values in zip((self.area, self.curve), found[self.names[i]], strict=True):
+                for state, values in zip((self.area, self.curve), found[self.names[i]][:2], strict=True):
                     add_by_group(state[:, i, p], self.group(batch), values)
+            self._compare(i, self.group(batch), *(found[self.names[i]][2] for found in seen[:2]))
+
+    def _compare(self, i: int, group: Tensor, real: Tensor, path: Tensor) -> None:
+        """Add how alike the maps of both are, for the same image and for another one of the batch."""
+        if len(real) < 2:
+            return
+        path = F.adaptive_avg_pool2d(path, (real.shape[-2], real.shape[-1]))
+        both = [correlation(real.flatten(2), other.flatten(2)).mean(-1) for other in (path, path.roll(1, 0))]
+        add_by_group(self.alike[:, i], group, torch.stack(both, dim=-1))
+        add_by_group(self.pairs[:, i], group, torch.ones(len(group)))
 
     def _unit(self, images: Tensor, model: nn.Module) -> Tensor:
         data = (self.run.get("data") or {}).get("name")
@@ -324,7 +351,7 @@ class ShortcutShare(ChannelSums):
         height, width = _notebook_size(self.views[0].model)
         size = self.paths["notebook"].size
         self.note(f"notebook path at {size or width}x{size or height} px; values 0 to 1: {self.values}")
-        rows = [*self._both(), *self._made(), *self._share(), *self._curves()]
+        rows = [*self._both(), *self._made(), *self._share(), *self._alike(), *self._curves()]
         return Result(self.name, rows, {"paths": list(self.paths), "values": self.values})  # type: ignore[arg-type]
 
     def _start(self, place: str, **columns: Any) -> dict[str, Any]:
@@ -375,6 +402,16 @@ class ShortcutShare(ChannelSums):
                     estimator="ratio of means: (shortcut - real) / shortcut",
                 ) | {"value_unit": "fraction of the shortcut's area"}  # fmt: skip
 
+    def _alike(self) -> Iterator[dict[str, Any]]:
+        count = self.pairs[:, :, None]
+        value = grouped_estimate(lambda s, n: s / n, (self.alike, count), count)
+        for i, place in enumerate(self.names):
+            null = {name: float(getattr(value, end)[i, 1]) for name, end in _NULL.items()}
+            yield self._start(
+                place, quantity="map_correlation", **value.at(i, 0), **null,
+                null_kind="map of another image by the notebook's path", estimator="mean over channels and images",
+            ) | {"value_unit": "none"}  # fmt: skip
+
     def _curves(self) -> Iterator[dict[str, Any]]:
         count = self.count[:, :, None]
         made = self.curve[:, :, 1] - self.curve[:, :, 0]
@@ -385,6 +422,9 @@ class ShortcutShare(ChannelSums):
                     place, quantity=f"{kind}_made_by_shortcut", at=at, at_unit=unit, **value.at(i, t),
                     null=0.0, null_kind="the real forward pass", estimator="paired difference, mean over images",
                 )  # fmt: skip
+
+
+_NULL = {"null": "value", "null_low": "low", "null_high": "high"}
 
 
 def _finite(obs: capture.Observation) -> bool:
