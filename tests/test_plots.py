@@ -257,6 +257,21 @@ def test_depth_curve_draws_values_intervals_null_and_floor(results):
     assert len(markers) == len(colours) == 2
 
 
+def test_a_twin_is_thin_in_its_models_colour_and_has_no_null(results):
+    frame = results["head_similarity"].frame
+    twin = frame[frame["model"] == "deep"].assign(model="deep, random", weights="UNTRAINED (seed 1)")
+    both = Result("head_similarity", pd.concat([frame, twin]))
+    names = ["deep", "shallow", "deep, random"]
+    figure = depth_curve(both, ["cosine_centred"], names, twins=names[2:])
+    lines = {c.get_label(): c.lines[0] for c in figure.fig.axes[0].containers}
+    assert lines["deep, random"].get_color() == lines["deep"].get_color() != lines["shallow"].get_color()
+    assert lines["deep, random"].get_linewidth() < lines["deep"].get_linewidth()
+    labels = [text.get_text() for text in figure.fig.legends[0].get_texts()]
+    assert labels == ["deep", "deep, null", "shallow", "shallow, null", "deep, random"]
+    assert not figure.caption.startswith("**UNTRAINED")
+    assert "UNTRAINED" in figure.caption
+
+
 def test_unknown_names_say_the_nearest():
     result = Result("m", [{"measure": "m", "quantity": "cosine_raw", "model": "deit", "tokens": "patch"}])
     with pytest.raises(UnknownNameError, match="did you mean 'cosine_raw'"):

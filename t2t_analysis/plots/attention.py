@@ -11,10 +11,21 @@ import pandas as pd
 from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
-from .._names import TWIN
 from ..errors import DataError
 from ..results import Result
-from .base import PALETTE, ROLES, SEQUENTIAL, Figure, finish, new_axes, role, title_block, use_style
+from .base import (
+    PALETTE,
+    ROLES,
+    SEQUENTIAL,
+    Figure,
+    about_twins,
+    finish,
+    new_axes,
+    role,
+    series_styles,
+    title_block,
+    use_style,
+)
 from .heads import _models
 from .similarity import interval, number, rows_of
 
@@ -299,22 +310,15 @@ def _title(quantity: str, tokens: str | None) -> str:
 
 def _lines(ax: Axes, frames: Mapping[str, pd.DataFrame], twins: Sequence[str]) -> None:
     """One line a model, and their nulls."""
-    own = [name for name in frames if name not in twins]
     bands = [np.stack(_floats(f, "null", "null_low", "null_high")) for f in frames.values() if len(f)]
     shared = all(b.shape == bands[0].shape and np.allclose(b, bands[0], equal_nan=True) for b in bands)
-    for position, (name, frame) in enumerate(frames.items()):
-        if not len(frame):
-            continue
-        if name in twins:
-            base = name.removesuffix(TWIN)
-            colour = role(own.index(base)).color if base in own else ROLES["null"].color
-            looks = role(position)._replace(color=colour, marker="x", linestyle="-")
-            _line(ax, frame, name, looks, linewidth=0.8, alpha=0.75)
-            continue
-        looks = role(own.index(name))
-        _line(ax, frame, name, looks)
-        if not shared:
-            _null_line(ax, frame, f"{name}, null", looks.color)
+    for name, style in series_styles(list(frames), twins).items():
+        if len(frame := frames[name]):
+            value, low, high = _floats(frame, "value", "low", "high")
+            bars = np.nan_to_num([value - low, high - value])
+            ax.errorbar(_along(frame), value, bars, label=name, **style)
+            if not shared and name not in twins:
+                _null_line(ax, frame, f"{name}, null", style["color"])
     if shared:
         _null_line(ax, next(f for f in frames.values() if len(f)), "null", ROLES["null"].color)
 
@@ -330,12 +334,6 @@ def _layer_rows(result: Result, quantity: str, model: str, tokens: str | None) -
         following = dict(pairwise(layers))
         frame = frame[frame["layer"].map(following) == frame["layer_b"]]
     return frame.assign(x=_along(frame)).sort_values("x").drop(columns="x")
-
-
-def _line(ax: Axes, frame: pd.DataFrame, name: str, looks: Any, **style: Any) -> None:
-    value, low, high = _floats(frame, "value", "low", "high")
-    bars = np.nan_to_num([value - low, high - value])
-    ax.errorbar(_along(frame), value, bars, label=name, **looks.style(), **style)
 
 
 def _null_line(ax: Axes, frame: pd.DataFrame, label: str, color: str) -> None:
@@ -355,7 +353,7 @@ def _depth_caption(drawn: _Drawn, panels: _Panels, twins: Sequence[str]) -> str:
     row = next(frame.iloc[-1] for frame in drawn.values() if len(frame))
     return (
         f"First place to last. {'; '.join(parts)}. Bars: 95 % interval ({row['interval'] or 'none: too few images'}; "
-        f"n = {int(row['n'])} {row['unit']}s). Dotted, band: null.{_about_twins(twins)}"
+        f"n = {int(row['n'])} {row['unit']}s). Dotted, band: null.{about_twins(twins)}"
     )
 
 
@@ -371,11 +369,6 @@ def _panel_words(title: str, frames: Mapping[str, pd.DataFrame]) -> str:
     ]
     null = f"null {nulls.pop()}, " if len(nulls) == 1 else "null: "
     return f"**{title}** ({null}{kinds}) {', '.join(words)}"
-
-
-def _about_twins(twins: Sequence[str]) -> str:
-    """What the crosses are."""
-    return " Crosses: the same networks UNTRAINED, with random weights." if twins else ""
 
 
 def _depth_alt(drawn: _Drawn, panels: _Panels, twins: Sequence[str]) -> str:

@@ -8,7 +8,7 @@ computes a result.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -18,9 +18,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MplFigure
 
+from .._names import TWIN
+
 __all__ = [
     "DIVERGING", "DPI", "PALETTE", "ROLES", "SEQUENTIAL", "Figure", "Role",
-    "finish", "new_axes", "role", "title_block", "untrained_note", "use_style",
+    "about_twins", "finish", "new_axes", "role", "series_styles", "title_block", "untrained_note", "use_style",
 ]  # fmt: skip
 
 #: pixels per inch in the saved PNG; shown at 96 per inch, so screens with small pixels stay sharp
@@ -66,6 +68,28 @@ def role(position: int) -> Role:
     (True, 's')
     """
     return list(ROLES.values())[:6][position]
+
+
+def series_styles(names: Sequence[str], twins: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Look of every series as keyword arguments for ``Axes.plot``: models by their order in the comparison.
+
+    ``twins`` are labels of random-weights twins among ``names``: thin, with crosses, in the colour of their model.
+
+    >>> looks = series_styles(["a", "b", "a, random"], ["a, random"])
+    >>> looks["a, random"]["color"] == looks["a"]["color"], looks["a, random"]["marker"]
+    (True, 'x')
+    """
+    own = [name for name in names if name not in twins]
+    styles = {name: role(position).style() for position, name in enumerate(own)}
+    for name in (name for name in names if name in twins):
+        model = styles.get(name.removesuffix(TWIN), ROLES["null"].style())
+        styles[name] = model | {"marker": "x", "linestyle": "-", "linewidth": 0.8, "alpha": 0.75}
+    return styles
+
+
+def about_twins(twins: Sequence[str]) -> str:
+    """Return what a caption says of twins, with a space before; nothing if there are none."""
+    return " Crosses: the same networks UNTRAINED, with random weights." if twins else ""
 
 
 _STYLE: Any = {

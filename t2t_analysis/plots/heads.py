@@ -11,7 +11,19 @@ from matplotlib.axes import Axes
 
 from ..errors import UnknownNameError
 from ..results import Result
-from .base import PALETTE, ROLES, Figure, Role, finish, new_axes, role, title_block, use_style
+from .base import (
+    PALETTE,
+    ROLES,
+    Figure,
+    Role,
+    about_twins,
+    finish,
+    new_axes,
+    role,
+    series_styles,
+    title_block,
+    use_style,
+)
 from .differences import intervals_about_zero, p_words
 from .similarity import QUANTITIES, interval, number, rows_of
 
@@ -46,7 +58,7 @@ def depth_curve(
     models: Sequence[str] | None = None,
     *,
     tokens: str | None = None,
-    twin: str | None = None,
+    twins: Sequence[str] = (),
 ) -> Figure:
     """Mean similarity of the heads within a layer by depth: a panel a quantity, a line a model.
 
@@ -60,7 +72,7 @@ def depth_curve(
     quantities : of that result, one panel each.
     models : in the order of the comparison; all of the result when left out.
     tokens : where the result holds several choices.
-    twin : label of a random-weights twin among the models, drawn in grey as what the architecture gives.
+    twins : labels of random-weights twins among the models: thin, with crosses, without null or floor.
 
     Raises UnknownNameError for what the result does not have.
     """
@@ -72,31 +84,39 @@ def depth_curve(
                              height=3.9, squeeze=False)  # fmt: skip
         for ax, quantity in zip(axes[0], quantities, strict=True):
             rows = {name: frame for q, name, frame in drawn if q == quantity}
-            _panel(ax, result, quantity, rows, twin, relative=len(depths) > 1)
+            _panel(ax, result, quantity, rows, twins, relative=len(depths) > 1)
         known = dict(zip(*reversed(axes[0][0].get_legend_handles_labels()), strict=True))
         order = [label for name in names for label in _labels(name) if label in known]
-        fig.legend([known[x] for x in order], order, loc="outside lower center", ncols=min(len(names), 3))
-    frame = pd.concat([rows for *_, rows in drawn])
-    return finish(fig, frame, _depth_caption(drawn, result), _depth_alt(drawn))
+        across = min(len(names), 2 if len(quantities) == 1 else 3)
+        fig.legend([known[x] for x in order], order, loc="outside lower center", ncols=across)
+    frame = pd.concat([rows for _, name, rows in drawn if name not in twins])
+    return finish(fig, frame, _depth_caption(drawn, result) + about_twins(twins), _depth_alt(drawn))
 
 
 def _panel(
-    ax: Axes, result: Result, quantity: str, rows: dict[str, pd.DataFrame], twin: str | None, relative: bool
+    ax: Axes,
+    result: Result,
+    quantity: str,
+    rows: dict[str, pd.DataFrame],
+    twins: Sequence[str],
+    relative: bool,
 ) -> None:
     look = QUANTITIES[quantity]
-    for position, (name, frame) in enumerate(rows.items()):
-        looks = ROLES["null"]._replace(marker="x") if name == twin else role(position)
+    for name, style in series_styles(list(rows), twins).items():
+        frame, color = rows[name], style["color"]
         x = _depth(frame, relative)
         value, low, high, null, null_low, null_high = _floats(
             frame, "value", "low", "high", "null", "null_low", "null_high"
         )
         own, null_label, floor_label = _labels(name)
-        ax.errorbar(x, value, [value - low, high - value], label=own, **looks.style())
-        ax.plot(x, null, color=looks.color, linestyle=":", linewidth=1.1, label=null_label)
-        ax.fill_between(x, null_low, null_high, color=looks.color, alpha=0.15, linewidth=0)
+        ax.errorbar(x, value, [value - low, high - value], label=own, **style)
+        if name in twins:
+            continue
+        ax.plot(x, null, color=color, linestyle=":", linewidth=1.1, label=null_label)
+        ax.fill_between(x, null_low, null_high, color=color, alpha=0.15, linewidth=0)
         if quantity == "cosine_raw":
             (floor,) = _floats(_within(result, "cosine_floor", name), "value")
-            ax.plot(x, floor, color=looks.color, linestyle="-.", linewidth=0.8, label=floor_label)
+            ax.plot(x, floor, color=color, linestyle="-.", linewidth=0.8, label=floor_label)
     if look.low < 0:
         ax.axhline(0, color=PALETTE["black"], linewidth=0.6)
     ax.set_xlabel("depth (0 first layer, 1 last)" if relative else "layer")

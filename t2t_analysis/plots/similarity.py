@@ -90,7 +90,9 @@ def number(value: Any, digits: int = 2) -> str:
 
 
 def interval(row: Any, digits: int = 2) -> str:
-    """Value with its interval, where there is one."""
+    """Value with its interval, where there is one; small values with a digit more, and their ends too."""
+    if pd.notna(row["value"]) and abs(float(row["value"])) < 0.095:
+        digits = max(digits, 3)
     if pd.isna(row["low"]):
         return number(row["value"], digits)
     return f"{number(row['value'], digits)} [{number(row['low'], digits)}, {number(row['high'], digits)}]"
