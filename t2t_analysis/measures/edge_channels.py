@@ -277,6 +277,10 @@ class EdgeChannels(ChannelSums):
             if columns["interval"] is None:
                 self.note(TOO_FEW)
             columns |= _against_null(quantity, found)
+            if quantity.endswith(
+                "_channels"
+            ):  # a share lies between 0 and 1, with few images Student's t does not
+                columns |= {"low": max(columns["low"], 0.0), "high": min(columns["high"], 1.0)}
             columns["estimator"] += ", mean over blocks" if place == FIRST_THIRD else ""
             if ceiling := found.get(f"{quantity}|ceiling"):
                 columns |= {"ceiling": with_p(ceiling)["value"], "ceiling_kind": "the shrunken image itself"}

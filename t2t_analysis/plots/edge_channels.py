@@ -51,7 +51,7 @@ def edge_channel_curves(result: Result, quantities: Sequence[str] = tuple(PANELS
             _axis(ax, part)
             title_block(ax, *PANELS.get(quantity, (quantity, "")))
         axes[0, 0].set_ylabel("share of channels, of all images")
-        axes[0, 0].set_ylim(0, None)
+        axes[0, 0].set_ylim(0, min(1.02, axes[0, 0].get_ylim()[1]))
         known = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
         order = [*names, *(m for m in models if m not in names), "chance"]
         fig.legend([known[label] for label in order], order, loc="outside lower center", ncols=2)
