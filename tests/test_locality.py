@@ -349,7 +349,7 @@ def test_a_token_of_its_cell_knows_only_natural_correlation_of_its_neighbours():
 def test_rows_of_a_model_references_and_the_first_third():
     models = {"hard": small(), "soft": small("small_performer_deep")}
     result = run(models, EdgeDecodability(dim=16, draws=2, groups=8), textures())["edge_decodability"]
-    frame = result.frame
+    frame, over = (result.frame[result.frame.place_b.isna() == alone] for alone in (True, False))
     hard = frame[frame.model == "hard"]
     assert set(hard.place) == {
         "embed", "blocks.0.resid_post", "blocks.1.resid_post",
@@ -371,6 +371,12 @@ def test_rows_of_a_model_references_and_the_first_third():
     same = first_third_difference(result, "hard", "hard").frame
     assert (same.value == 0).all()
     assert (same.p == 1).all()
+    over = over[(over.model == "soft") & (over.place_b == "edges.cell")].set_index("quantity")
+    own = over.loc["edge_r2_own_over_reference"]
+    assert own.value == pytest.approx(both[0] - 1, abs=1e-9)
+    assert own.low < own.value < own.high
+    assert own.place == lo.FIRST_THIRD
+    assert len(over) == len(lo.QUANTITIES)
 
 
 def test_shares_and_batches_give_the_same_edges():
@@ -577,7 +583,7 @@ def test_hard_splits_have_a_period_of_one_patch_and_pixels_hardly_a_dip():
     pixels = frame[
         (frame.model == "hard") & (frame.place == "pixels.mean") & (frame.quantity == "shift_correlation")
     ]
-    assert pixels.null.isna().all()
+    assert pixels.null.tolist() == pixels.value.tolist()
     assert hard.null.tolist() == pixels.value.tolist()
 
 
@@ -606,6 +612,7 @@ def results():
     models = {"soft": small("small_performer_deep"), "hard": small()}
     measures = [
         EdgeDecodability(dim=8, draws=1, groups=4),
+        RectifiedEdgeDecodability(dim=8, directions=4, groups=4),
         BoundaryBlindness(n_tokens=1, groups=4),
         EffectiveReceptiveField(groups=4),
         ShiftConsistency(shifts=(2, 4), groups=4),
@@ -614,8 +621,15 @@ def results():
     return run(models, measures, smooth())
 
 
+def both_differences(found):
+    readouts = (found[f"{kind}edge_decodability"] for kind in ("", "rectified_"))
+    return [first_third_difference(readout, "soft", "hard") for readout in readouts]
+
+
 DRAW = {
     "edge_decodability": pl.edge_curve,
+    "rectified_edge_decodability": pl.edge_curve,
+    "differences": lambda r: pl.edge_differences(both_differences(r), smallest=0.02),
     "boundary_blindness": pl.blindness_profile,
     "effective_receptive_field": pl.receptive_field_radius,
     "map": lambda r: pl.receptive_field_map(r["effective_receptive_field"]),
@@ -651,6 +665,15 @@ def test_figures_draw_the_numbers(results):
     )
     ax = pl.blindness_profile(results["boundary_blindness"]).fig.axes[0]
     assert np.allclose(np.array(drawn(ax, "soft"), float), curve.sort_values("at").value.astype(float))
+    apart = both_differences(results)
+    ax = pl.edge_differences(apart).fig.axes[0]
+    for difference, label in zip(
+        apart, ("read linearly", "read with the help of absolute values"), strict=True
+    ):
+        handles, labels = ax.get_legend_handles_labels()
+        found = handles[labels.index(label)].lines[0].get_xdata()
+        frame = difference.frame.set_index("quantity").loc[list(pl.DIFFERENCES)]
+        assert np.allclose(np.array(found, float), frame.value.astype(float))
     for wrong in (
         lambda: pl.edge_curve(results["edge_decodability"], ["edge_r2_owm"]),
         lambda: pl.shift_curve(results["shift_consistency"], "embedd"),

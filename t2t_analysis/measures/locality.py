@@ -98,7 +98,8 @@ class EdgeDecodability(Measure):
 
     References, as rows of their own: the same ridge on the raw pixels of the cell (``pixels.cell``) and of a wider
     field (``pixels.field``), and on the cell's own edge energies (``edges.cell``): what edges tell of neighbouring
-    edges in natural images.
+    edges in natural images. ``edge_r2_own_over_reference`` and so on are the first third of the blocks minus the
+    reference that stands as second place.
 
     Parameters
     ----------
@@ -248,6 +249,7 @@ class EdgeDecodability(Measure):
             counts[FIRST_THIRD] = torch.stack([counts[name] for name in first]).amin(0)
         kept = {name: self._replicates(values, counts[name]) for name, values in r2.items()}
         rows = [row for name in kept for row in self._rows(name, kept[name])]
+        rows += [row for name in REFERENCES for row in self._over_rows(name, kept)] if first else []
         contrasts = {f"edge_r2_{q}": kept[FIRST_THIRD][q] for q in QUANTITIES} if first else {}
         meta = {
             "contrasts": {self.views[0].label: contrasts},
@@ -311,6 +313,18 @@ class EdgeDecodability(Measure):
             }  # fmt: skip
             found["p"] = with_p(kept[quantity], minus=kept[f"{quantity}|null"])["p"]
             yield self.row(name, **found, **shared)
+
+    def _over_rows(self, name: str, kept: dict[str, dict[str, Replicates]]) -> Iterator[dict[str, Any]]:
+        """First third of the blocks minus a reference, paired over images."""
+        shared = {
+            "tokens": "patch", "value_unit": "none", "null": 0.0, "null_kind": "no more than in the reference",
+            "estimator": f"difference of held-out ridge R^2, mean over blocks minus {name}",
+        }  # fmt: skip
+        for quantity in QUANTITIES:
+            found = with_p(kept[FIRST_THIRD][quantity], kept[name][quantity])
+            yield self.row(
+                FIRST_THIRD, name, quantity=f"edge_r2_{quantity}_over_reference", **found, **shared
+            )
 
     def _estimator(self, name: str) -> str:
         if name == FIRST_THIRD:

@@ -247,37 +247,40 @@ def _what_readouts_show(pair: _Pair) -> str:
 
 def _against_pixels(pair: _Pair, name: str) -> str:
     """Whether the tokens of one model tell this readout less than the pixels that they see."""
-    tokens, reference, words = _held(pair, name)
-    if tokens is None or reference is None:
+    row, where, words = _over_pixels(pair, name)
+    tokens, reference = pair.edges(name, _RECTIFIED), pair.edges(name, _RECTIFIED, where)
+    if row is None or tokens is None or reference is None:
         return f"For {code(name)} there is no such comparison of tokens with pixels."
-    outcome = {
-        "less": "the tokens tell less",
-        "more": "the tokens tell more",
-        "same": "the tokens tell no less",
-    }
-    if pd.isna(tokens["low"]) or pd.isna(reference["low"]):
-        outcome["same"] = "too few images to tell them apart"
     return (
         f"With absolute values, the first third of {code(name)} gives R² {interval(tokens)} for the own cell, the raw "
-        f"pixels of {words} {interval(reference)}: {outcome[_compared(tokens, reference)]}."
+        f"pixels of {words} {interval(reference)}; the difference, paired, is {interval(row)}: {_OUTCOME[_kept(row)]}."
     )
 
 
-def _held(pair: _Pair, name: str) -> tuple[pd.Series | None, pd.Series | None, str]:
-    """R^2 of tokens, and of the pixels that a token sees: its cell, or a field that holds its window."""
+def _over_pixels(pair: _Pair, name: str) -> tuple[pd.Series | None, str, str]:
+    """R^2 of tokens less that of the pixels that a token sees: its cell, or a field that holds its window."""
     outside = pair.outside(name)
     alone = outside is not None and outside["value"] == 0
     where, words = ("pixels.cell", "that cell") if alone else ("pixels.field", "a wide field around it")
-    return pair.edges(name, _RECTIFIED), pair.edges(name, _RECTIFIED, where), words
+    quantity = "edge_r2_own_over_reference"
+    row = _found(pair.frames.get(_RECTIFIED), quantity=quantity, model=name, place_b=where)
+    return row, where, words
 
 
-def _compared(row: pd.Series, reference: pd.Series) -> str:
-    """Whether two intervals lie apart, and how; missing ones do not."""
-    if pd.isna(row["low"]) or pd.isna(reference["low"]):
-        return "same"
-    if row["high"] < reference["low"]:
+_OUTCOME = {
+    "less": "the tokens tell less",
+    "no less": "the tokens tell no less",
+    "unsettled": "whether the tokens tell less is not settled",
+}
+
+
+def _kept(row: pd.Series) -> str:
+    """Whether tokens tell clearly less than pixels, clearly not, or neither."""
+    if pd.isna(row["low"]):
+        return "unsettled"
+    if row["high"] < -SMALLEST_EFFECT:
         return "less"
-    return "more" if row["low"] > reference["high"] else "same"
+    return "no less" if row["low"] > -SMALLEST_EFFECT else "unsettled"
 
 
 # ------------------------------------------------------------------------------------------ conclusions
@@ -374,20 +377,21 @@ def _sum(pair: _Pair) -> str:
     """What follows for the claim that a hard split loses edges and a soft one keeps them."""
     if pair.untrained:
         return NO_VERDICT
-    parts = [text for name in pair.names if (text := _loss(pair, name))]
+    parts = [_loss(pair, name) for name in pair.names]
     sees = pair.higher(pair.difference("gradient_outside", _GRADIENT), SMALLEST_SHARE)
     if sees is not None:
         parts.append(
             f"Tokens of {code(sees)} see more of what surrounds them, which says nothing of what they keep."
         )
-    return " ".join(parts) or "Neither a loss nor its absence can be told from these images."
+    return " ".join(parts)
 
 
 def _loss(pair: _Pair, name: str) -> str:
-    tokens, reference, words = _held(pair, name)
-    if tokens is None or reference is None or pd.isna(tokens["low"]) or pd.isna(reference["low"]):
-        return ""
-    if _compared(tokens, reference) == "less":
+    row, _, words = _over_pixels(pair, name)
+    outcome = "unsettled" if row is None else _kept(row)
+    if outcome == "unsettled":
+        return f"Whether {code(name)} loses edges of a cell is not settled."
+    if outcome == "less":
         return (
             f"From tokens of {code(name)} less is read than from the pixels of {words}: edges are lost there, or laid "
             "out in a way that this readout misses."
