@@ -2,6 +2,7 @@
 
 import copy
 import math
+import types
 
 import numpy as np
 import pytest
@@ -581,14 +582,35 @@ def test_layers_are_drawn_by_depth(found):
         assert figure.png().startswith(b"\x89PNG")
 
 
-def test_rollouts_are_drawn_on_one_scale():
-    photographs, maps = (
-        np.full((2, 3, 8, 8), 0.5),
-        np.stack([np.full((2, 2), 0.25), np.array([[1.0, 0], [0, 0]])]),
-    )
-    figure = rollout_examples(photographs, {"one": maps}, weights={"one": "UNTRAINED (seed 0)"})
-    overlays = [ax.images[1] for ax in figure.fig.axes if len(ax.images) == 2]
-    assert {image.get_clim() for image in overlays} == {(0.0, 4.0)}
-    assert "UNTRAINED" in figure.caption
+def test_rollouts_are_drawn_on_one_scale_about_uniform():
+    photographs = np.full((2, 3, 8, 8), 0.5)
+    uniform, peaked = np.full((2, 2), 0.25), np.array([[0.625, 0.125], [0.125, 0.125]])
+    maps = {"one": np.stack([uniform, peaked]), "one, random": np.stack([uniform, uniform])}
+    figure = rollout_examples(photographs, maps, weights={"one, random": "UNTRAINED (seed 0)"})
+    drawn = [ax.images[0] for ax in figure.fig.axes if ax.images and ax.images[0].get_array().shape == (2, 2)]
+    assert len(drawn) == 4
+    ends = {tuple(np.round(image.get_clim(), 9)) for image in drawn}
+    assert ends == {(0.4, 2.5)}  # as far below 1 as above, in logarithms
+    assert "`one` 0.50 to 2.50" in figure.caption
+    assert not figure.caption.startswith("**UNTRAINED")
+    assert "the same networks UNTRAINED" in figure.caption
+    alone = rollout_examples(photographs, {"one": maps["one"]}, weights={"one": "UNTRAINED (seed 0)"})
+    assert alone.caption.startswith("**UNTRAINED")
     with pytest.raises(DataError, match="2 photographs"):
-        rollout_examples(photographs, {"one": maps[:1]})
+        rollout_examples(photographs, {"one": maps["one"][:1]})
+
+
+def test_example_rollouts_are_those_of_the_first_images():
+    models, x = {"a": small(), "b": small(seed=1)}, images(6, (64, 64))
+    batches = [types.SimpleNamespace(images=part) for part in x.split(2)]
+    found = ro.example_rollouts(models, batches, 3)
+    assert found.photographs.shape == (3, 3, 64, 64)
+    assert (found.photographs.amin((1, 2, 3)).tolist(), found.photographs.amax((1, 2, 3)).tolist()) == (
+        [0] * 3,
+        [1] * 3,
+    )
+    torch.testing.assert_close(found.maps["b"], ro.rollout_maps(models["b"], x[:3]))
+    assert set(found.weights) == {"a", "b"}
+    assert len(ro.example_rollouts(models, batches, 99).photographs) == 6
+    with pytest.raises(DataError, match="no images"):
+        ro.example_rollouts(models, [])

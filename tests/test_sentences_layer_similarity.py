@@ -52,7 +52,8 @@ def findings(
         for b in (0, 1)
     ]
     layers += [row("cka_without_top_pcs_mean", 0.3, model=name, at=k) for name in names for k in (1, 5)]
-    across = [row("cka_mean", 0.3, half=0.05, model=model, model_b=baseline)]
+    half = spread.get("half", 0.05)
+    across = [row("cka_mean", 0.3, half=half, model=model, model_b=baseline)]
     where = {"tokens": "pooled", "place": "blocks.*.resid_post"}
     rank = [row(HEADLINES[2], 0.4, model=name, **where) for name in names]
     if twins:
@@ -67,7 +68,7 @@ def findings(
         )
         rank += [row(HEADLINES[2], 0.2, model=f"{name}, random", **where) for name in names]
     trained = [
-        result(row("cka_mean_difference", -0.2, model=name, model_b=f"{name}, random"))
+        result(row("cka_mean_difference", -0.2, half=min(half, 0.01), model=name, model_b=f"{name}, random"))
         for name in names
         if twins
     ]
@@ -165,3 +166,10 @@ def test_missing_rows_are_said_and_break_nothing() -> None:
     assert "Nothing can be concluded" in layer_conclusions([empty], A, B)[0]
     gone = layer_conclusions([difference("cka_mean", math.nan), *differences()[1:]], A, B)
     assert len(gone) == 4  # three headlines and their count
+
+
+def test_too_few_images_for_intervals_break_nothing() -> None:
+    lines = findings(differences(half=math.nan), half=math.nan)
+    assert "0.300 (no interval)" in lines[3]
+    assert "cannot be compared" in lines[3]
+    assert "not told from 0" in lines[1]

@@ -32,7 +32,7 @@ from .rank import EffectiveRank, rank_difference
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy
 from .reference import random_twin, random_twins, twin_differences
-from .rollout import AttentionRollout
+from .rollout import AttentionRollout, example_rollouts
 from .shift import ShiftConsistency
 from .spectrum import Spectrum
 from .token_components import pca_result, token_pca
@@ -82,6 +82,7 @@ __all__ = [
     "edge_difference",
     "example_image",
     "explain",
+    "example_rollouts",
     "feature_map_curves",
     "first_third_difference",
     "geometry_difference",

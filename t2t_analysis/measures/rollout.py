@@ -8,21 +8,24 @@ its rows, and then the maps of all images, become one. How far that has gone is 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from .. import capture
-from ..errors import T2TError
+from ..errors import DataError, T2TError
 from ..results import Result
 from .base import Measure, MeasureBatch, View
+from .feature_maps import stretched
 from .grouped import TOO_FEW, add_finite, grouped_estimate
 
 __all__ = [
     "AttentionRollout",
+    "RolloutExamples",
+    "example_rollouts",
     "pearson",
     "rank_one_share",
     "rollout",
@@ -131,6 +134,34 @@ def rollout_maps(model: nn.Module, images: Tensor, layers: int | None = None) ->
     assert state.layout is not None
     row = reader_row(state.rolled, state.layout.prefix, _has_class(view))
     return (row / row.sum(-1, keepdim=True)).unflatten(-1, state.layout.grid)
+
+
+class RolloutExamples(NamedTuple):
+    """Some images (n, 3, H, W), each stretched to 0..1, with the rollouts and the weights of every model."""
+
+    photographs: Tensor
+    maps: dict[str, Tensor]  # model -> (n, h, w), each summing to 1
+    weights: dict[str, str]
+
+
+def example_rollouts(
+    models: Mapping[str, nn.Module], loader: Iterable[Any], count: int = 4
+) -> RolloutExamples:
+    """`rollout_maps` of all ``models`` over the first ``count`` images of the loader, or all if it has fewer."""
+    parts: list[Tensor] = []
+    for batch in loader:
+        parts.append(batch.images[: count - sum(map(len, parts))])
+        if sum(map(len, parts)) >= count:
+            break
+    if not parts:
+        raise DataError("the loader gave no images")
+    images = torch.cat(parts)
+    maps = {}
+    for name, model in models.items():
+        device = next(model.parameters()).device
+        maps[name] = rollout_maps(model, images.to(device)).cpu()
+    weights = {name: View(model).weights for name, model in models.items()}
+    return RolloutExamples(stretched(images.cpu()), maps, weights)
 
 
 def _patterns(view: capture.ModelView) -> list[str]:

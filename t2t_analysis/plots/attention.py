@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -9,14 +10,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from numpy.typing import ArrayLike
 
+from .._names import TWIN
 from ..errors import DataError
 from ..results import Result
 from .base import (
+    DIVERGING,
     PALETTE,
     ROLES,
-    SEQUENTIAL,
     Figure,
     about_twins,
     finish,
@@ -262,9 +265,11 @@ def by_depth(
     panels = [panel for panel in asked if _drawable(result, panel, names)]
     drawn = {(q, t, name): _layer_rows(result, q, name, t) for q, t in panels for name in names}
     with use_style():
-        width = 3.5 * len(panels) + 0.5
-        fig, axes = new_axes(1, len(panels), width=max(width, 5.0), height=3.9, squeeze=False)
-        for ax, (quantity, which) in zip(axes[0], panels, strict=True):
+        across = min(len(panels), 2)
+        down = -(-len(panels) // across)
+        size = max(3.5 * across + 0.5, 5.0), 2.9 * down + 1.0
+        fig, axes = new_axes(down, across, width=size[0], height=size[1], squeeze=False)
+        for ax, (quantity, which) in zip(axes.flat, panels, strict=False):
             frames = {name: drawn[quantity, which, name] for name in names}
             _lines(ax, frames, twins)
             title_block(ax, _title(quantity, which))
@@ -273,14 +278,25 @@ def by_depth(
             x = np.concatenate([_along(frame) for frame in frames.values()])
             ax.set_xlabel(_depth_label([x]))
             _ticks(ax, x)
-        known = dict(
-            pair for ax in axes[0] for pair in zip(*reversed(ax.get_legend_handles_labels()), strict=True)
-        )
-        order = sorted(known, key=lambda label: label.endswith("null"))
-        fig.legend([known[x] for x in order], order, loc="outside lower center", ncols=min(len(names) + 1, 3))
+        _one_legend(fig, axes, len(panels))
     whole = pd.concat(drawn.values())
     caption = _depth_caption(drawn, panels, twins) + _left_out(asked, panels)
     return finish(fig, whole[~whole["model"].isin(list(twins))], caption, _depth_alt(drawn, panels, twins))
+
+
+def _one_legend(fig: Any, axes: np.ndarray, panels: int) -> None:
+    """All series of all panels once, models before nulls: in the free place of an odd number of panels, or below."""
+    labelled = [ax.get_legend_handles_labels() for ax in axes.flat]
+    known = {
+        label: handle for handles, labels in labelled for handle, label in zip(handles, labels, strict=True)
+    }
+    order = sorted(known, key=lambda label: label.endswith("null"))
+    handles = [known[label] for label in order]
+    if axes.size > panels:
+        axes.flat[-1].axis("off")
+        axes.flat[-1].legend(handles, order, loc="center")
+    else:
+        fig.legend(handles, order, loc="outside lower center", ncols=min(len(order), 3))
 
 
 def _drawable(result: Result, panel: tuple[str, str | None], names: Sequence[str]) -> bool:
@@ -449,10 +465,10 @@ def _similar_count(result: Result, quantity: str, model: str) -> str:
 def rollout_examples(
     photographs: ArrayLike, maps: Mapping[str, ArrayLike], *, weights: Mapping[str, str] | None = None
 ) -> Figure:
-    """Photographs beside the rollout of each model over them; one scale per model for all photographs.
+    """Photographs, and beside them the rollout of each model; one logarithmic scale for all maps, white at uniform.
 
-    A scale of its own for every map would make each look decided; with one scale, maps that do not depend on
-    the image look as alike as they are.
+    A scale of its own for every map, or every model, would make each look decided; with one scale, maps that are
+    nearly uniform, or that do not depend on the image, look so.
 
     Parameters
     ----------
@@ -469,20 +485,35 @@ def rollout_examples(
             raise DataError(f"{len(pictures)} photographs, but {len(grid)} maps of {name!r}")
     with use_style():
         columns = len(grids) + 1
-        fig, axes = new_axes(len(pictures), columns, width=1.75 * columns + 0.9, height=1.75 * len(pictures) + 0.7,
-                             squeeze=False)  # fmt: skip
+        height = 1.55 * len(pictures) + 0.9
+        fig, axes = new_axes(len(pictures), columns, width=1.75 * columns + 0.6, height=height, squeeze=False)
         for row, picture in zip(axes, pictures, strict=True):
             row[0].imshow(picture)
         axes[0][0].set_title("image", fontsize=9)
-        for column, (name, grid) in enumerate(grids.items(), start=1):
-            _overlaid(fig, axes[:, column], pictures, grid * grid[0].size, name)
+        shares = {name: grid * grid[0].size for name, grid in grids.items()}
+        largest = max(float(np.abs(np.log(s[s > 0])).max(initial=1e-3)) for s in shares.values())
+        scale = LogNorm(math.exp(-largest), math.exp(largest))
+        for column, (name, share) in enumerate(shares.items(), start=1):
+            axes[0][column].set_title(name.replace(TWIN, f",\n{TWIN.strip(', ')}"), fontsize=9)
+            for ax, one in zip(axes[:, column], share, strict=True):
+                image = ax.imshow(one, cmap=DIVERGING, norm=scale)
+        bar = fig.colorbar(image, ax=axes, shrink=0.5, aspect=30, location="bottom")
+        bar.set_label("share × patches (1: uniform; logarithmic)")
+        ticks = np.exp(largest * np.array([-1, -0.5, 0, 0.5, 1]))
+        bar.set_ticks(list(ticks), labels=[number(tick) for tick in ticks])
+        bar.minorticks_off()
         for ax in axes.flat:
             ax.set_xticks([])
             ax.set_yticks([])
             ax.spines[:].set_visible(False)
-    labels = weights or {}
+    labels, twins = weights or {}, [name for name in grids if name.endswith(TWIN)]
     frame = pd.DataFrame(
-        [{"model": name, "model_b": None, "weights": labels.get(name, "unknown weights")} for name in grids]
+        [
+            {"model": name, "model_b": None, "weights": labels.get(name, "unknown weights")}
+            for name in grids
+            if name not in twins
+        ],
+        columns=["model", "model_b", "weights"],
     )
     ranges = [
         f"`{name}` {number(g.min() * g[0].size)} to {number(g.max() * g[0].size)}"
@@ -490,26 +521,12 @@ def rollout_examples(
     ]
     caption = (
         "Attention rollout to the class token (or to the mean patch where there is none) over each image, times the "
-        f"number of patches, so that 1 is uniform: {'; '.join(ranges)}. One scale per model, the same for all its "
-        f"images; examples, not a sample: n = {len(pictures)}, no interval. Null: uniform rollout, 1 everywhere; how "
+        f"number of patches, so that 1 is uniform: {'; '.join(ranges)}. One scale for all maps; "
+        f"examples, not a sample: n = {len(pictures)}, no interval. Null: uniform rollout, 1 everywhere; how "
         "alike the maps of different images are is measured, not judged from here."
+        + (" “random”: the same networks UNTRAINED, with random weights." if twins else "")
     )
     alt = (
         f"{len(pictures)} images, each beside its rollout by {', '.join(grids)}. Ranges: {'; '.join(ranges)}."
     )
     return finish(fig, frame, caption, alt.replace("`", ""))
-
-
-def _overlaid(fig: Any, axes: Any, pictures: np.ndarray, grid: np.ndarray, name: str) -> None:
-    """Maps over darkened grey photographs."""
-    low, high = float(grid.min()), float(grid.max())
-    image = None
-    for ax, picture, one in zip(axes, pictures, grid, strict=True):
-        height, width = picture.shape[:2]
-        grey = picture @ np.array([0.299, 0.587, 0.114])
-        ax.imshow(grey, cmap="gray", vmin=0, vmax=1.4)
-        image = ax.imshow(one, cmap=SEQUENTIAL, vmin=low, vmax=high, alpha=0.65, extent=(0, width, height, 0))
-        ax.set_xlim(0, width)
-        ax.set_ylim(height, 0)
-    axes[0].set_title(name, fontsize=9)
-    fig.colorbar(image, ax=list(axes), shrink=0.6, aspect=30, label="share × patches", location="bottom")

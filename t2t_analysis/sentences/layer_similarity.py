@@ -135,7 +135,7 @@ def _training(layers: Result, trained: Sequence[Result]) -> str:
 
 
 def _unclear(row: Any) -> str:
-    return "" if row["low"] > 0 or row["high"] < 0 else ", not told from 0"
+    return "" if pd.notna(row["low"]) and (row["low"] > 0 or row["high"] < 0) else ", not told from 0"
 
 
 def _without_largest(layers: Result, models: Sequence[str]) -> str:
@@ -167,6 +167,8 @@ def _between(between: Result, model: str) -> str:
 
 
 def _more_than(row: Any, random: Any) -> str:
+    if pd.isna(row["low"]) or pd.isna(random["low"]):
+        return "Without intervals the two cannot be compared."
     if row["low"] > random["high"]:
         return "So training made the two agree more than their architectures do."
     if row["high"] < random["low"]:
