@@ -190,6 +190,7 @@ class ChannelZerosParams(CommonParams):
     """Parameters of ``channel_zeros.ipynb``."""
 
     notebook: ClassVar[str] = "channel_zeros"
+    usual_images: ClassVar[int] = 96  # each is run by six paths that differ in one step
 
 
 class HeadRedundancyParams(CommonParams):
@@ -228,6 +229,25 @@ class AttributionParams(CommonParams):
     """Parameters of ``attribution.ipynb``."""
 
     notebook: ClassVar[str] = "attribution"
+    usual_images: ClassVar[int] = 12  # every map takes tens of forward or backward passes
+    usual_photos: ClassVar[int | None] = 4
+
+    steps: int = Field(default=12, gt=0, description="points of the path of integrated gradients")
+    squares: int = Field(default=16, gt=0, description="most squares that occlusion covers in turn")
+    label_randomisation: bool = Field(
+        default=False, description="train a second model on permuted labels (minutes) and compare with it"
+    )
+
+    def pair_problem(self) -> str | None:
+        """Say also what the checks cannot be made with: a single image, or images without labels to permute."""
+        if self.n_images == 1:
+            return "n_images=1: maps are compared with maps of other images, which takes two or more"
+        if self.label_randomisation and not (is_small(self.model) and self.data != "photos"):
+            return (
+                f"label_randomisation=True: {self.model} would be trained on labelled crops, which takes a small "
+                "model, as small_performer_deep, and images with labels, as photo_crops"
+            )
+        return super().pair_problem()
 
 
 class CostParams(CommonParams):

@@ -1,9 +1,9 @@
-"""Invalid channels: curves over the threshold, headlines by layer, and the feature maps themselves."""
+"""Invalid channels as curves over the threshold, and the feature maps themselves."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -12,12 +12,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MplFigure
 from matplotlib.patches import Rectangle
 
+from .._names import TWIN
 from ..errors import T2TError, UnknownNameError
-from ..measures.feature_maps import ChannelMaps
+from ..measures.feature_maps import AREA, ChannelMaps
 from ..results import Result, tidy
 from .base import PALETTE, Figure, finish, new_axes, role, title_block, use_style
 
-__all__ = ["SCALES", "area_by_layer", "channel_curves", "feature_map_grid"]
+__all__ = ["SCALES", "channel_curves", "feature_map_grid"]
 
 Scale = Literal["common", "channel", "prefix"]
 SCALES: dict[Scale, str] = {
@@ -46,32 +47,52 @@ def _of_place(frame: pd.DataFrame, place: str) -> pd.DataFrame:
 # ------------------------------------------------------------------------------------------ curves
 
 
-def channel_curves(result: Result, quantity: str = "zero", places: Sequence[str] = ("embed",)) -> Figure:
-    """Fraction of channels that are invalid, over the threshold: a panel for each place, a line for each model.
+def channel_curves(
+    result: Result, quantities: str | Sequence[str] = "zero", places: Sequence[str] = ("embed",)
+) -> Figure:
+    """Fraction of channels that are invalid, over the threshold: a row a kind, a column a place, a line a model.
+
+    The thresholds over which the headline is averaged are shaded; a random twin is a thin line in its model's colour.
 
     Parameters
     ----------
     result : of `InvalidChannels`, one or several models.
-    quantity : "zero", "flat", "dead" or "too_large", also with "_in_every_image".
+    quantities : "zero", "flat", "dead" or "too_large", also with "_in_every_image"; one or several.
     places : up to four; models without such a place are left out of its panel.
 
     Raises UnknownNameError for a quantity or place that the result does not have.
     """
-    frame = _rows(result, quantity, curve=True)
-    shown = [_of_place(frame, place) for place in places]
-    models = list(dict.fromkeys(frame.model))
+    kinds = [quantities] if isinstance(quantities, str) else list(quantities)
+    shown = {
+        (kind, place): _of_place(_rows(result, kind, curve=True), place) for kind in kinds for place in places
+    }
+    models = [str(name) for name in result.frame["model"].unique()]
+    names = [name for name in models if not name.endswith(TWIN)]
     with use_style():
-        width = 3.4 if len(places) == 1 else 2.5 * len(places)
-        fig, axes = new_axes(1, len(places), width=max(width, 4.4), height=3.1, sharey=True, squeeze=False)
-        for ax, part, place in zip(axes[0], shown, places, strict=True):
-            _curves(ax, part, models)
+        size = {"width": max(2.6 * len(places), 4.4), "height": 0.9 + 2.2 * len(kinds)}
+        fig, axes = new_axes(len(kinds), len(places), **size, sharey="row", squeeze=False)
+        for (kind, place), part in shown.items():
+            ax = axes[kinds.index(kind), list(places).index(place)]
+            ax.axvspan(*_headline(part), color=PALETTE["grey"], alpha=0.15, linewidth=0)
+            _curves(ax, part, names)
+            ax.set_xlabel(_threshold(part))
+        for ax, kind in zip(axes[:, 0], kinds, strict=True):
+            ax.set_ylabel(f"fraction of channels,\n{kind.replace('_', ' ')}")
+            tops = [shown[kind, place][["high", "null"]].to_numpy(float).max() for place in places]
+            ax.set_ylim(-0.02, max(0.1, 1.05 * max(tops)))
+        for ax, place in zip(axes[0], places, strict=True):
             title_block(ax, place)
-        fig.supxlabel(_threshold(shown[0]), fontsize=10)
-        axes[0, 0].set_ylabel(f"fraction of channels,\n{quantity.replace('_', ' ')}")
-        axes[0, 0].set_ylim(-0.02, max(0.1, 1.05 * max(float(p.high.max()) for p in shown)))
-        axes[0, 0].legend(loc="upper left")
-    used = pd.concat(shown)
-    return finish(fig, used, _curve_caption(used, quantity), _curve_alt(shown, quantity))
+        known = {k: v for ax in np.ravel(axes) for v, k in zip(*ax.get_legend_handles_labels(), strict=True)}
+        fig.legend(known.values(), known.keys(), loc="outside lower center", ncols=2)
+    own = {key: part[part["model"].isin(names)] for key, part in shown.items()}
+    used = pd.concat(own.values())
+    return finish(fig, used, _curve_caption(own), _curve_alt(own))
+
+
+def _headline(part: pd.DataFrame) -> tuple[float, float]:
+    """Thresholds between which the headline is the area."""
+    low, high = AREA
+    return (low, high) if float(part["at"].max()) <= 1 else (1 / high, 1 / low)
 
 
 def _threshold(part: pd.DataFrame) -> str:
@@ -80,34 +101,62 @@ def _threshold(part: pd.DataFrame) -> str:
     )  # fmt: skip
 
 
-def _curves(ax: Axes, part: pd.DataFrame, models: list[str]) -> None:
+def _curves(ax: Axes, part: pd.DataFrame, names: list[str]) -> None:
     for model, rows in part.groupby("model", sort=False):
-        look = role(models.index(str(model)))
         rows = rows.sort_values("at")
-        x, low, high = (rows[c].to_numpy(float) for c in ("at", "low", "high"))
+        x, value, low, high = (rows[c].to_numpy(float) for c in ("at", "value", "low", "high"))
+        owner = str(model).removesuffix(TWIN)
+        look = role(names.index(owner) if owner in names else len(names))
+        if owner != model:
+            ax.plot(x, value, color=look.color, linestyle="-.", linewidth=0.9, label=str(model))
+            continue
         ax.fill_between(x, low, high, color=look.color, alpha=0.18, lw=0)
-        ax.plot(x, rows.value.to_numpy(float), label=str(model), **look.style())
+        ax.plot(x, value, label=str(model), **look.style())
         ax.plot(x, rows.null.to_numpy(float), color=look.color, lw=0.9, ls=":")
     ax.set_xscale("log")
 
 
-def _curve_caption(used: pd.DataFrame, quantity: str) -> str:
-    n, unit = int(used.n.max()), used.unit.iloc[0]
+Shown = Mapping[tuple[str, str], pd.DataFrame]
+
+
+def _curve_caption(shown: Shown) -> str:
+    kinds = list(dict.fromkeys(kind for kind, _ in shown))
+    row = next(iter(shown.values())).iloc[0]
+    first = [_first_any(kind, [part for (k, _), part in shown.items() if k == kind]) for kind in kinds]
     return (
-        f"Fraction of channels that are {quantity.replace('_', ' ')} at every threshold. Bands: 95 % interval "
-        f"({used.interval.iloc[0]}; n = {n} {unit}s). Dotted: {used.null_kind.iloc[0]}."
+        f"Fraction of channels that are {' or '.join(kind.replace('_', ' ') for kind in kinds)}, at every threshold. "
+        f"{' '.join(first)} Bands: 95 % interval ({row['interval'] or 'none: too few images'}; n = {int(row['n'])} "
+        f"{row['unit']}s). Dotted: {row['null_kind']}. Shaded: the thresholds over which the headline is averaged."
     )
 
 
-def _curve_alt(shown: Sequence[pd.DataFrame], quantity: str) -> str:
-    parts = []
-    for part in shown:
-        middle = part[np.isclose(part["at"].astype(float), _middle(part))]
-        pairs = zip(middle.model, middle.value.astype(float), strict=True)
-        values = ", ".join(f"{model} {value:.3f}" for model, value in pairs)
-        parts.append(f"{part.place.iloc[0]}: {values}")
-    words, at = quantity.replace("_", " "), _middle(shown[0])
-    return f"Lines: fraction of {words} channels over the threshold; at {at:.2g}, " + "; ".join(parts)
+def _first_any(kind: str, parts: Sequence[pd.DataFrame]) -> str:
+    """From which threshold on any channel counts at all (for what is too large: up to which), at any place drawn."""
+    rows = pd.concat(parts)
+    large = float(rows["at"].max()) > 1
+    words = []
+    for model, own in rows.groupby("model", sort=False):
+        some = own[own["value"] > 0]
+        if some.empty:
+            words.append(f"`{model}` none")
+            continue
+        at = some["at"].astype(float)
+        edge = some.iloc[int(at.argmax() if large else at.argmin())]
+        words.append(f"`{model}` {float(edge['at']):.2g} (at {edge['place']})")
+    end = "Largest" if large else "Smallest"
+    return f"{end} threshold drawn at which any channel is {kind.replace('_', ' ')}: {', '.join(words)}."
+
+
+def _curve_alt(shown: Shown) -> str:
+    (kind, place), part = next(iter(shown.items()))
+    middle = part[np.isclose(part["at"].astype(float), _middle(part))]
+    pairs = zip(middle.model, middle.value.astype(float), strict=True)
+    values = ", ".join(f"{model} {value:.3f}" for model, value in pairs)
+    kinds = ", ".join(dict.fromkeys(kind.replace("_", " ") for kind, _ in shown))
+    return (
+        f"Lines: fraction of channels that are invalid ({kinds}) over the threshold. At {_middle(part):.2g}, "
+        f"{kind.replace('_', ' ')} at {place}: {values}."
+    )
 
 
 def _middle(part: pd.DataFrame) -> float:
@@ -115,40 +164,6 @@ def _middle(part: pd.DataFrame) -> float:
     x = np.sort(part["at"].astype(float).unique())
     target = 1e-2 if x[-1] <= 1 else 1e2
     return float(x[np.abs(np.log(x / target)).argmin()])
-
-
-def area_by_layer(result: Result, quantity: str = "invalid_area", kind: str = "resid_post") -> Figure:
-    """Headline by layer, a line for each model: fraction of channels, averaged over thresholds.
-
-    ``kind`` is the last part of a place, as in "blocks.3.resid_post". Raises UnknownNameError for a quantity or
-    kind that the result does not have.
-    """
-    frame = _rows(result, quantity, curve=False)
-    part = frame[frame.layer.notna() & frame.place.str.fullmatch(rf"blocks\.\d+\.{kind}")]
-    if part.empty:
-        kinds = frame.place[frame.layer.notna()].str.split(".", n=2).str[2]
-        raise UnknownNameError("kind of place", kind, list(dict.fromkeys(kinds)))
-    models = list(dict.fromkeys(part.model))
-    with use_style():
-        fig, ax = new_axes(width=6.4, height=3.2)
-        for i, (model, rows) in enumerate(part.groupby("model", sort=False)):
-            x, y, low, high = (rows[c].to_numpy(float) for c in ("layer", "value", "low", "high"))
-            ax.fill_between(x, low, high, color=role(i).color, alpha=0.18, lw=0)
-            ax.plot(x, y, label=str(model), **role(i).style())
-            ax.plot(x, rows.null.to_numpy(float), color=role(i).color, lw=0.9, ls=":")
-        ax.set_xlabel("layer")
-        ax.set_ylabel("fraction of channels,\nmean over thresholds")
-        ax.xaxis.get_major_locator().set_params(integer=True)
-        title_block(ax, f"{quantity.removesuffix('_area').replace('_', ' ').capitalize()} channels, {kind}")
-        ax.legend()
-    caption = (
-        f"{quantity.replace('_', ' ')} of {kind} by layer: area under the curve in log threshold, normalised. Bands: "
-        f"95 % interval ({part.interval.iloc[0]}; n = {int(part.n.max())}). Dotted: {part.null_kind.iloc[0]}."
-    )
-    most = [f"{m} {float(part[part.model == m].value.max()):.4f}" for m in models]
-    return finish(
-        fig, part, caption, f"Lines by layer: {quantity.replace('_', ' ')}; largest " + ", ".join(most)
-    )
 
 
 # ------------------------------------------------------------------------------------------ the maps
