@@ -94,18 +94,21 @@ def said(
     [
         (0.4, "looks 20.0 % nearer than uniform attention"),
         (0.6, "looks 20.0 % farther than uniform attention"),
-        (0.5005, "as far as uniform attention, which its interval covers"),
+        (0.5005, "looks as far as uniform attention (within the interval)"),
     ],
 )
 def test_the_first_sentence_answers_against_uniform_attention(distance: float, words: str) -> None:
-    first = said(geometry(distance), geometry(name=B))[0]
-    assert first.startswith(
-        f"On average over layers and heads `{A}` {words}" if "which" not in words else "On average"
-    )
+    first = said(geometry(distance), geometry(0.45, name=B))[0]
+    assert first.startswith(f"On average over layers and heads `{A}` {words}")
     assert words in first
     assert f"{distance:.3f}"[:4] in first
     assert "where uniform attention has 0.500" in first
     assert "difference 0.100 [0.099, 0.101], paired over 64 images" in first
+
+
+def test_models_with_the_same_answer_share_it() -> None:
+    first = said(geometry(0.5), geometry(0.5, name=B))[0]
+    assert f"`{A}` and `{B}` look as far as uniform attention" in first
 
 
 def test_depth_is_said_for_each_model_by_its_interval() -> None:
@@ -156,8 +159,8 @@ def test_what_training_changed() -> None:
 
 def test_sinks_rollout_and_redundancy_stand_beside_their_nulls() -> None:
     text = " ".join(said(geometry(), geometry(name=B)))
-    assert f"the class token gets 0.020 [0.019, 0.021] (uniform 0.015) in `{A}`" in text
-    assert "25.0 % [20.0 %, 30.0 %] (any key alike 1.5 %)" in text
+    assert f"the class token gets 2.00 % [1.90 %, 2.10 %] (uniform 1.54 %) in `{A}`" in text
+    assert "25.00 % [20.00 %, 30.00 %] (any key alike 1.54 %)" in text
     assert f"this share of all: 1.000 [1.000, 1.000] (uniform 1.000) in `{A}`" in text
     assert "(with random weights 0.020 [0.019, 0.021] and 0.020 [0.019, 0.021])" in text
     assert "cosine of 0.300 [0.299, 0.301] (of two images 0.100)" in text
@@ -166,7 +169,7 @@ def test_sinks_rollout_and_redundancy_stand_beside_their_nulls() -> None:
 
 def test_random_weights_are_said_and_get_no_verdict() -> None:
     lines = said(geometry(weights=RANDOM), geometry(name=B))
-    assert lines[0].startswith("Random weights, so this is no finding about what is learned.")
+    assert lines[0].startswith("No verdict: at least one of the two has random weights.")
     assert geometry_conclusions(differences(weights=f"{RANDOM} | {TRAINED}"), A, B)[-1].startswith(
         "No verdict"
     )
@@ -178,6 +181,7 @@ def test_conclusions_give_differences_and_no_verdict() -> None:
         "Attention distance, fraction of the image side: 0.100 [0.099, 0.101]; its change from the first to the last "
         "third 0.100 [0.099, 0.101]."
     )
+    assert lines[3].startswith("Share of attention that goes to the class token: 10.00 % [9.90 %, 10.10 %];")
     assert len(lines) == 6
     assert "no verdict" in lines[-1]
 
@@ -191,7 +195,7 @@ def test_missing_rows_are_said_and_break_nothing() -> None:
     no_class = [each for each in geometry() if each["quantity"] != "class_mass" and each["tokens"] != "class"]
     lines = geometry_findings(result(no_class), rolled(False), empty, differences(), [], A, B)
     assert "class token gets" not in " ".join(lines)
-    assert "The most attended key of all gets 0.060" in " ".join(lines)
+    assert "The most attended key of all gets 6.00 %" in " ".join(lines)
     single = geometry() + geometry(name=B)
     single = [each | {"low": math.nan, "high": math.nan} for each in single]
     assert "(no interval)" in geometry_findings(result(single), rolled(), empty, empty, [], A, B)[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -78,7 +79,12 @@ def _distance(geometry: Result, difference: Result, models: Sequence[str]) -> st
     there = {name: row for name, row in rows.items() if row is not None}
     if not there:
         return "How far attention looks cannot be said: no layer with finite attention maps."
-    answer = listed(f"{code(name)} looks {_against_uniform(row)}" for name, row in there.items())
+    phrases = {name: _against_uniform(row) for name, row in there.items()}
+    answer = listed(
+        f"{listed(alike)} {'look' if len(alike) > 1 else 'looks'} {phrase}"
+        for phrase in dict.fromkeys(phrases.values())
+        if (alike := [code(name) for name in there if phrases[name] == phrase])
+    )
     values = listed(interval(row) for row in there.values())
     nulls = listed(dict.fromkeys(number(row["null"]) for row in there.values()))
     return (
@@ -89,7 +95,7 @@ def _distance(geometry: Result, difference: Result, models: Sequence[str]) -> st
 
 def _caveat(result: Result, models: Sequence[str]) -> str:
     frame = result.frame[result.frame["model"].isin(list(models))]
-    return "Random weights, so this is no finding about what is learned. " if untrained_in(frame) else ""
+    return "No verdict: at least one of the two has random weights. " if untrained_in(frame) else ""
 
 
 def _against_uniform(row: Any) -> str:
@@ -100,7 +106,7 @@ def _against_uniform(row: Any) -> str:
         return f"{share} farther than uniform attention"
     if row["high"] < row["null"]:
         return f"{share} nearer than uniform attention"
-    return "as far as uniform attention, which its interval covers"
+    return "as far as uniform attention (within the interval)"
 
 
 def _with_depth(geometry: Result, models: Sequence[str]) -> str:
@@ -187,21 +193,26 @@ def _training(trained: Sequence[Result]) -> str:
 def _prefix(geometry: Result, models: Sequence[str]) -> str:
     """Attention to the class token and to the most attended key."""
     said = {
-        "class_mass": ("Of the attention of patch queries the class token gets", _with_null),
-        "sink_mass": ("The most attended key of all gets", _with_null),
-        "sink_on_prefix": ("Over images and heads, that key is a prefix token in", _share),
+        "class_mass": ("Of the attention of patch queries the class token gets", "uniform"),
+        "sink_mass": ("The most attended key of all gets", "uniform"),
+        "sink_on_prefix": ("Over images and heads, that key is a prefix token in", "any key alike"),
     }
     lines = [
         f"{words} {each}."
-        for quantity, (words, how) in said.items()
-        if (each := _each(models, lambda name, q=quantity: _mean(geometry, q, name), how))  # type: ignore[misc]
+        for quantity, (words, null) in said.items()
+        if (each := _each(models, partial(_mean, geometry, quantity), partial(_against, null=null)))
     ]
     return " ".join(lines)
 
 
+def _against(row: Any, null: str) -> str:
+    return f"{_share(row)} ({null} {percent(row['null'], 2)})"
+
+
 def _share(row: Any) -> str:
-    ends = "" if pd.isna(row["low"]) else f" [{percent(row['low'])}, {percent(row['high'])}]"
-    return f"{percent(row['value'])}{ends} (any key alike {percent(row['null'])})"
+    """A share as percent, with its interval."""
+    ends = "" if pd.isna(row["low"]) else f" [{percent(row['low'], 2)}, {percent(row['high'], 2)}]"
+    return f"{percent(row['value'], 2)}{ends}"
 
 
 def _with_null(row: Any) -> str:
@@ -275,10 +286,9 @@ def geometry_conclusions(difference: Result, model: str, baseline: str) -> list[
             for end in ("", _CHANGE)
         )
         if mean is not None:
-            later = (
-                "" if change is None else f"; its change from the first to the last third {interval(change)}"
-            )
-            lines.append(f"{words}: {interval(mean)}{later}.")
+            how = _share if quantity.endswith("mass") else interval
+            later = "" if change is None else f"; its change from the first to the last third {how(change)}"
+            lines.append(f"{words}: {how(mean)}{later}.")
     if not lines:
         return ["Nothing can be concluded: none of the differences could be measured."]
     if untrained_in(difference.frame):
