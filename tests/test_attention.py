@@ -592,6 +592,8 @@ def test_rollouts_are_drawn_on_one_scale_about_uniform():
     ends = {tuple(np.round(image.get_clim(), 9)) for image in drawn}
     assert ends == {(0.4, 2.5)}  # as far below 1 as above, in logarithms
     assert "`one` 0.50 to 2.50" in figure.caption
+    faint = rollout_examples(photographs[:1], {"one": uniform[None] * [[1.02, 0.98]]})
+    assert faint.fig.axes[1].images[0].get_clim()[1] == pytest.approx(1.5)
     assert not figure.caption.startswith("**UNTRAINED")
     assert "the same networks UNTRAINED" in figure.caption
     alone = rollout_examples(photographs, {"one": maps["one"]}, weights={"one": "UNTRAINED (seed 0)"})

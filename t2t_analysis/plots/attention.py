@@ -467,8 +467,8 @@ def rollout_examples(
 ) -> Figure:
     """Photographs, and beside them the rollout of each model; one logarithmic scale for all maps, white at uniform.
 
-    A scale of its own for every map, or every model, would make each look decided; with one scale, maps that are
-    nearly uniform, or that do not depend on the image, look so.
+    A scale of its own for every map, or every model, would make each look decided; with one scale, which spans a
+    factor of 1.5 at least, maps that are nearly uniform, or that do not depend on the image, look so.
 
     Parameters
     ----------
@@ -491,7 +491,8 @@ def rollout_examples(
             row[0].imshow(picture)
         axes[0][0].set_title("image", fontsize=9)
         shares = {name: grid * grid[0].size for name, grid in grids.items()}
-        largest = max(float(np.abs(np.log(s[s > 0])).max(initial=1e-3)) for s in shares.values())
+        least = math.log(1.5)  # a narrower scale would paint a few percent as bright as a preference
+        largest = max(float(np.abs(np.log(s[s > 0])).max(initial=least)) for s in shares.values())
         scale = LogNorm(math.exp(-largest), math.exp(largest))
         for column, (name, share) in enumerate(shares.items(), start=1):
             axes[0][column].set_title(name.replace(TWIN, f",\n{TWIN.strip(', ')}"), fontsize=9)
