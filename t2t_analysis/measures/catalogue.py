@@ -55,6 +55,19 @@ ALL: tuple[Measure, ...] = (
 )
 #: Measures of two models.
 COMPARISONS: tuple[Measure, ...] = (CrossLayerCKA(),)
+#: What is no sum over images, by question: functions of ``t2t_analysis.measures``.
+FUNCTIONS: dict[str, tuple[str, ...]] = {
+    "Two models over the same images": (
+        "contrast_difference", "first_third_difference", "blindness_difference", "invalid_difference",
+        "rank_difference", "cka_difference",
+    ),
+    "Removing heads": ("similarity_is_redundancy", "pruning_orders"),
+    "Which pixels decide": ("attribute", "explain", "check_attribution"),
+    "What a layer tells": ("probe", "token_pca"),
+    "The released notebooks' path": ("shortcut_share", "shortcut_features", "path_maps"),
+    "Cost": ("costs", "printed_costs", "paper_table", "token_geometry", "latencies"),
+    "What training did": ("random_twin",),
+}  # fmt: skip
 
 _HEAD = """# Measures
 
@@ -82,13 +95,28 @@ def _section(measure: Measure) -> str:
     )
 
 
+def _functions() -> str:
+    """What the functions do, by question: first line of each docstring."""
+    from .. import measures
+
+    parts = ["## Functions", "Of `t2t_analysis.measures`; `help(name)` has arguments, units and errors."]
+    for question, names in FUNCTIONS.items():
+        lines = [f"**{question}**", ""]
+        for name in names:
+            text = inspect.cleandoc(getattr(measures, name).__doc__ or "").split("\n\n")[0]
+            lines.append(f"- `{name}`: {' '.join(text.split())}")
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
 def page() -> str:
     """The text of ``docs/measures.md``."""
     rows = [
         f"| [{type(m).__name__}](#{type(m).__name__.lower()}) | {_title(m)} |" for m in (*ALL, *COMPARISONS)
     ]
     table = "\n".join(["| measure | what it says |", "| --- | --- |", *rows])
-    return _HEAD + table + "\n\n" + "\n\n".join(map(_section, (*ALL, *COMPARISONS))) + "\n"
+    sections = "\n\n".join(map(_section, (*ALL, *COMPARISONS)))
+    return f"{_HEAD}{table}\n\n{sections}\n\n{_functions()}"
 
 
 def _title(measure: Measure) -> str:
