@@ -30,7 +30,9 @@ from t2t_analysis.measures.attribution_checks import (
 from t2t_analysis.measures.attribution_methods import gradient_weighted, grid_tap, reference_images
 from t2t_analysis.measures.clustered import cluster_mean, paired_against_others, permute_clusters
 from t2t_analysis.measures.faithfulness import cell_order, deletion_insertion, exchange_null
+from t2t_analysis.measures.footprint import footprints
 from t2t_analysis.measures.token_pixels import token_to_pixel_weights, tokens_to_pixels
+from t2t_analysis.plots import footprint_panels
 
 assert models  # registers our models with timm
 
@@ -589,6 +591,11 @@ def test_default_twin_of_an_untrained_model_is_another_one():
     assert any("UNTRAINED" in note for note in one.notes)
 
 
+def test_methods_without_maps_are_refused():
+    with pytest.raises(UnknownNameError, match="did you mean 'rollout'"):
+        other_class(explained(vit(), methods=["rollout"]), methods=["rolout"])
+
+
 def test_rollout_does_not_know_the_class():
     frame = other_class(explained(vit())).frame.set_index(["estimator", "quantity"])
     assert frame.loc[("rollout", "other_class"), "value"] == pytest.approx(1)
@@ -608,6 +615,50 @@ def test_a_model_agrees_with_itself_and_with_a_stranger_by_its_null():
         map_agreement(one, explained(vit(), n=5, methods=["grad_cam"]))
 
 
+def test_agreement_may_leave_out_images_of_different_classes():
+    one = explained(vit(), n=6, methods=["grad_cam"])
+    target = one.target.clone()
+    target[:2] = (target[:2] + 1) % 4
+    other = dataclasses.replace(one, label="other", target=target)
+    assert map_agreement(one, other).frame["n"].tolist() == [6]
+    found = map_agreement(one, other, same_class=True)
+    assert found.frame["n"].tolist() == [4]
+    assert any("different classes for 2 of 6 images" in note for note in found.notes)
+    none = dataclasses.replace(one, label="none", target=(one.target + 1) % 4)
+    assert map_agreement(one, none, same_class=True).frame.empty
+
+
+def test_occlusion_covers_as_many_squares_as_it_is_told():
+    """One square over the whole image: every pixel gets the fall from image to blur."""
+    model = vit()
+    found = attribute(model, IMAGES, TARGET, "occlusion", Settings(squares=1)).pixels
+    fall = attribute(model, IMAGES, TARGET, "integrated_gradients", QUICK).change
+    assert torch.allclose(found, fall[:, None, None].expand_as(found), atol=1e-5)
+    quarters = attribute(model, IMAGES, TARGET, "occlusion", Settings(squares=4)).pixels
+    assert [len(image.unique()) for image in quarters] == [4] * len(IMAGES)
+    with pytest.raises(T2TError, match="squares=0"):
+        Settings(squares=0)
+
+
+def test_the_footprint_of_a_token_is_where_its_splits_put_it():
+    """Three soft splits with padding 1 on even grids: token k of T2T-ViT is centred on pixel 16 k + 1."""
+    soft, hard = footprints(
+        {
+            "soft": timm.create_model("t2t_vit_7", depth=1),
+            "hard": timm.create_model("vit_tiny_patch16_224", depth=1),
+        },
+        (224, 224),
+    )
+    assert (hard.pixels, hard.outside, hard.offset) == (256, 0.0, (0.0, 0.0))
+    assert soft.pixels == 31**2  # 7 + 2 * 4 + 2 * 8
+    assert soft.offset == pytest.approx((1 - 7.5, 1 - 7.5))
+    assert soft.cell == hard.cell == (112, 112, 16, 16)
+    figure = footprint_panels([soft, hard])
+    assert "soft on 961 pixels" in figure.caption
+    assert "6.5 pixels above and 6.5 to the left" in figure.caption
+    assert "hard on 256 pixels, 0 % of it outside its own cell, its middle in the middle" in figure.caption
+
+
 def test_label_randomisation_compares_with_the_model_that_it_is_given():
     one = explained(vit(), methods=["rollout", "grad_cam"])
     same = label_randomisation(one, vit()).frame
@@ -619,8 +670,10 @@ def test_label_randomisation_compares_with_the_model_that_it_is_given():
 def test_all_questions_in_one_call_and_their_drawings():
     several = [explained(make(), n=3, label=str(make)) for make in (vit, t2t)]
     results = attribution_checks.check_attribution(
-        several, twins=[vit(1), t2t(1)], draws=2, n_cascade=3, stages=1
+        several, twins=[vit(1), t2t(1)], draws=2, n_cascade=3, stages=1, again=list(several[0].maps)[1:]
     )
+    for name in ("attribution_other_class", "attribution_cascade"):
+        assert set(results[name].frame["estimator"]) == set(several[0].maps) - {next(iter(several[0].maps))}
     assert sorted(results) == [
         "attribution_agreement", "attribution_cascade", "attribution_completeness",
         "attribution_faithfulness", "attribution_other_class",

@@ -11,6 +11,7 @@ from .cost import costs, count, token_geometry, token_stages
 from .edge_channels import EdgeChannels, edge_difference, example_image
 from .engine import accumulate, collect, measure
 from .feature_maps import ChannelMaps, channel_maps
+from .footprint import footprints
 from .head_ablation import HeadAblation
 from .head_outputs import HeadOutputCKA
 from .head_summary import contrast_difference
@@ -81,10 +82,11 @@ __all__ = [
     "count",
     "edge_difference",
     "example_image",
-    "explain",
     "example_rollouts",
+    "explain",
     "feature_map_curves",
     "first_third_difference",
+    "footprints",
     "geometry_difference",
     "invalid_difference",
     "latencies",

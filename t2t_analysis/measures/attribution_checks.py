@@ -15,7 +15,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from ..errors import DataError, T2TError
+from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result, Results
 from .attribution import METHODS, Explained, attribute
 from .clustered import cluster_mean, paired_against_others, permute_clusters
@@ -76,6 +76,14 @@ def _scaled(maps: Tensor) -> np.ndarray:
 
 def _several(explained: Explained | Sequence[Explained]) -> list[Explained]:
     return [explained] if isinstance(explained, Explained) else list(explained)
+
+
+def _asked(one: Explained, methods: Sequence[str] | None) -> list[str]:
+    """Those of ``methods`` that there are maps of; an unknown one is an error."""
+    for method in methods or ():
+        if method not in one.maps:
+            raise UnknownNameError("attribution method", method, one.maps, hint="with maps to check")
+    return list(methods or one.maps)
 
 
 def _base(measure: str, one: Explained, method: str) -> dict[str, Any]:
@@ -188,7 +196,9 @@ def _maps_of(model: nn.Module, one: Explained, target: Tensor, method: str, n: i
     return torch.cat(parts)
 
 
-def other_class(explained: Explained | Sequence[Explained], *, seed: int = 0) -> Result:
+def other_class(
+    explained: Explained | Sequence[Explained], *, methods: Sequence[str] | None = None, seed: int = 0
+) -> Result:
     """Rank correlation of a map with the map for another class, drawn at random, of the same image.
 
     Near 1, a map shows where something is and not why this class was answered. It asks less than training on
@@ -199,7 +209,8 @@ def other_class(explained: Explained | Sequence[Explained], *, seed: int = 0) ->
     notes: list[str] = []
     for one in _several(explained):
         target = _other_targets(one, seed)
-        for method, maps in one.maps.items():
+        for method in _asked(one, methods):
+            maps = one.maps[method]
             other = _maps_of(one.model, one, target, method, len(maps))
             pair = _Comparison(maps, other, one.clusters, seed)
             notes.extend(pair.note(f"{one.label}, {METHODS[method].words}, another class"))
@@ -278,12 +289,13 @@ def weight_randomisation(
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for one, twin in zip(several, given, strict=True):
-        for method in methods or one.maps:
+        asked = _asked(one, methods)
+        for method in asked:
             rows.append(_base(_CASCADE, one, method) | _ORIGINAL | {"quantity": "spearman_abs"} | _ITSELF)
             rows.append(_base(_CASCADE, one, method) | _ORIGINAL | {"quantity": "ssim"} | _ITSELF)
         for count, place, hybrid in _cascade(one.model, twin, stages):
             at = {"at": float(count), "at_unit": "parts randomised, head first", "place": place}
-            for method in methods or one.maps:
+            for method in asked:
                 found = _compare(one, hybrid, method, n_images, seed, notes, f"after {place}")
                 rows.extend(_base(_CASCADE, one, method) | at | _ITSELF | row for row in found)
         notes.extend(one.notes)
@@ -362,11 +374,15 @@ def label_randomisation(
 # ------------------------------------------------------------------------------------------ two models
 
 
-def map_agreement(first: Explained, second: Explained, *, seed: int = 0) -> Result:
+def map_agreement(first: Explained, second: Explained, *, same_class: bool = False, seed: int = 0) -> Result:
     """Do two models look at the same pixels? Rank correlation of their maps of the same image.
 
     Rows ``agreement`` and, for signed maps, ``agreement_abs``, for the methods that both have. Null: the
     second model's maps of other images; what is common to all images (the middle, the border) is in it.
+
+    Parameters
+    ----------
+    same_class : leave out images for which the maps are about different classes; the notes count them.
     """
     if first.images.shape[0] != second.images.shape[0] or first.images.shape[-2:] != second.images.shape[-2:]:
         raise DataError(
@@ -375,16 +391,22 @@ def map_agreement(first: Explained, second: Explained, *, seed: int = 0) -> Resu
         )
     rows: list[dict[str, Any]] = []
     notes = [*first.notes, *second.notes]
+    alike = (first.target == second.target).numpy()
+    kept = alike if same_class else np.ones_like(alike)
+    if not kept.all():
+        notes.append(
+            f"{first.label} and {second.label} answer different classes for {int((~kept).sum())} of "
+            f"{len(kept)} images, left out of their agreement"
+        )
     for method in (m for m in first.maps if m in second.maps):
-        pair = _Comparison(first.maps[method], second.maps[method], first.clusters, seed)
+        pair = _Comparison(first.maps[method][kept], second.maps[method][kept], first.clusters[kept], seed)
         notes.extend(pair.note(f"{first.label} and {second.label}, {METHODS[method].words}"))
         base = _base("attribution_agreement", first, method) | {
             "model_b": second.label,
             "weights": f"{first.weights} | {second.weights}",
         }
         rows.extend(_both_signs(pair, "agreement", method, base))
-    same = float((first.target == second.target).double().mean())
-    meta = {"seed": seed, "same_class": same, "runs": [first.meta, second.meta]}
+    meta = {"seed": seed, "same_class": float(alike.mean()), "runs": [first.meta, second.meta]}
     return Result("attribution_agreement", rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
 
 
@@ -392,21 +414,30 @@ def check_attribution(
     explained: Sequence[Explained],
     *,
     twins: Sequence[nn.Module] | None = None,
+    steps: int = 10,
     draws: int = 8,
+    again: Sequence[str] | None = None,
     n_cascade: int = 16,
     stages: int | None = None,
+    same_class: bool = False,
     seed: int = 0,
 ) -> Results:
     """Put all questions to the maps: completeness, faithfulness, other class, randomised weights, agreement.
 
     The first model is the one that every other is compared with.
+
+    Parameters
+    ----------
+    steps, draws : points and random orders of `deletion_insertion`.
+    again : methods whose maps are made anew for another class and for randomised weights; default all.
+    twins, n_cascade, stages : of `weight_randomisation`; ``same_class`` of `map_agreement`.
     """
     several = list(explained)
     results = [
         completeness(several),
-        deletion_insertion(several, draws=draws, seed=seed),
-        other_class(several, seed=seed),
-        weight_randomisation(several, twins, n_images=n_cascade, stages=stages, seed=seed),
+        deletion_insertion(several, steps=steps, draws=draws, seed=seed),
+        other_class(several, methods=again, seed=seed),
+        weight_randomisation(several, twins, methods=again, n_images=n_cascade, stages=stages, seed=seed),
     ]
-    results += [map_agreement(several[0], other, seed=seed) for other in several[1:]]
+    results += [map_agreement(several[0], other, same_class=same_class, seed=seed) for other in several[1:]]
     return Results(tuple(results))

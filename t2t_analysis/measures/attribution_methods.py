@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ __all__ = [
     "gradient_weighted",
     "grid_tap",
     "reference_images",
+    "square_side",
 ]
 
 BASELINES = ("mean", "blurred", "zero")
@@ -45,18 +47,23 @@ class Settings:
     baseline : what "not there" means, see `reference_images`.
     place : block output that Grad-CAM reads; None: the last whose patch tokens reach the logits.
     batch : most images that go through the model at once, perturbed copies counted.
+    squares : most squares that occlusion of pixels covers in turn; None: one per token. The square is the
+        smallest multiple of a token's cell that keeps to it.
     """
 
     steps: int = 32
     baseline: str = "blurred"
     place: str | None = None
     batch: int = 64
+    squares: int | None = None
 
     def __post_init__(self) -> None:
         if self.baseline not in BASELINES:
             raise UnknownNameError("baseline", self.baseline, BASELINES)
-        if self.steps < 1 or self.batch < 1:
-            raise T2TError(f"steps={self.steps} and batch={self.batch} must be at least 1")
+        if min(self.steps, self.batch, 1 if self.squares is None else self.squares) < 1:
+            raise T2TError(
+                f"steps={self.steps}, batch={self.batch} and squares={self.squares} must be at least 1"
+            )
 
 
 class Raw(NamedTuple):
@@ -196,10 +203,21 @@ def _cell(model: nn.Module) -> int:
     return math.prod(window.stride for window in split_windows(model))
 
 
+def square_side(cell: int, size: tuple[int, int], most: int | None) -> int:
+    """Side in pixels of the square that occlusion moves over an image of ``size``.
+
+    >>> square_side(16, (224, 224), None), square_side(16, (224, 224), 64), square_side(4, (32, 32), 64)
+    (16, 32, 4)
+    """
+    sides = itertools.count(cell, cell)
+    return next(s for s in sides if most is None or math.ceil(size[0] / s) * math.ceil(size[1] / s) <= most)
+
+
 def _occlusion(model: nn.Module, images: Tensor, target: Tensor, how: Settings) -> Raw:
     from captum.attr import Occlusion
 
-    window = (images.shape[1], _cell(model), _cell(model))
+    side = square_side(_cell(model), (images.shape[-2], images.shape[-1]), how.squares)
+    window = (images.shape[1], side, side)
     with torch.no_grad():
         values = Occlusion(model).attribute(
             images,

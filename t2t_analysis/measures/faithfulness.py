@@ -58,8 +58,8 @@ def perturbation_curve(
             mask = F.interpolate(changed, size=size, mode="nearest") > 0
             mixed = torch.where(mask, end, start)
             logits = torch.cat([model(part.to(device)).float().cpu() for part in mixed.split(batch)])
-            curves.append(logits.softmax(1).gather(1, target[:, None])[:, 0])
-    return torch.stack(curves, dim=1).double().numpy()
+            curves.append(logits.softmax(1).gather(1, target[:, None]))
+    return torch.cat([torch.empty(len(start), 0), *curves], dim=1).double().numpy()
 
 
 def area_under(curve: np.ndarray, fractions: np.ndarray) -> np.ndarray:
@@ -180,15 +180,19 @@ class _Curves:
         self.one, self.grid, self.fractions, self.versions = one, grid, fractions, versions
         self.rng = np.random.default_rng(seed)
         flat = torch.zeros(len(one.images), *grid)  # all cells tie, so their order is drawn
+        both = np.array([0.0, 1.0])  # nothing or everything exchanged: the same whatever the order
+        self.ends = {kind: self._points(kind, flat, both) for kind in versions}
         orders = [cell_order(flat, grid, self.rng) for _ in range(draws)]
         self.null = {kind: np.stack([self._run(kind, order) for order in orders]) for kind in versions}
 
     def _run(self, kind: str, ranks: Tensor) -> np.ndarray:
-        start, end = self.versions[kind]
-        one = self.one
-        return perturbation_curve(
-            one.model, start, end, one.target, ranks, self.fractions, one.settings.batch
-        )
+        inner = self._points(kind, ranks, self.fractions[1:-1])
+        first, last = np.split(self.ends[kind], 2, axis=1)
+        return np.concatenate([first, inner, last], axis=1)
+
+    def _points(self, kind: str, ranks: Tensor, fractions: np.ndarray) -> np.ndarray:
+        one, (start, end) = self.one, self.versions[kind]
+        return perturbation_curve(one.model, start, end, one.target, ranks, fractions, one.settings.batch)
 
     def of(self, method: str) -> dict[str, np.ndarray]:
         """Kind -> (n, F)."""

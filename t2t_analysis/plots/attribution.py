@@ -9,16 +9,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
 from torch import Tensor
 
 from ..errors import UnknownNameError
 from ..measures.attribution import Explained
 from ..measures.attribution_methods import METHODS
+from ..measures.footprint import Footprint
 from ..results import Result, tidy
-from .base import DIVERGING, ROLES, SEQUENTIAL, Figure, finish, new_axes, role, title_block, use_style
+from .base import (
+    DIVERGING,
+    PALETTE,
+    ROLES,
+    SEQUENTIAL,
+    Figure,
+    finish,
+    new_axes,
+    role,
+    title_block,
+    use_style,
+)
 from .similarity import interval, number
 
-__all__ = ["agreement_bars", "attribution_panels", "cascade_curves", "faithfulness_curves", "picture"]
+__all__ = [
+    "agreement_bars",
+    "attribution_panels",
+    "cascade_curves",
+    "faithfulness_curves",
+    "footprint_panels",
+    "picture",
+]
 
 _TITLES = {
     "integrated_gradients": "integrated\ngradients\nof pixels",
@@ -121,6 +141,47 @@ def _draw_map(ax: Axes, values: np.ndarray, signed: bool) -> None:
         else {"cmap": SEQUENTIAL, "vmin": 0, "vmax": top}
     )
     ax.imshow(values, interpolation="nearest", **limits)  # type: ignore[arg-type]
+
+
+def footprint_panels(feet: Sequence[Footprint]) -> Figure:
+    """Draw the pixels of the central token of each model, its own cell framed, on one scale; of `footprints`."""
+    top = max(float(foot.shares.max()) for foot in feet)
+    with use_style():
+        fig, axes = new_axes(1, len(feet), width=3.0 * len(feet) + 1.0, height=3.3, squeeze=False)
+        for ax, foot in zip(axes[0], feet, strict=True):
+            drawn = ax.imshow(foot.shares.numpy(), cmap=SEQUENTIAL, vmin=0, vmax=top)
+            y, x, height, width = foot.cell
+            ax.add_patch(
+                Rectangle((x - 0.5, y - 0.5), width, height, fill=False, color=PALETTE["vermillion"])
+            )
+            ax.set_xlim(max(-0.5, x - 2.5 * width), min(foot.shares.shape[1] - 0.5, x + 3.5 * width))
+            ax.set_ylim(min(foot.shares.shape[0] - 0.5, y + 3.5 * height), max(-0.5, y - 2.5 * height))
+            ax.set_xlabel("column (pixels)")
+            title_block(ax, foot.label)
+        axes[0, 0].set_ylabel("row (pixels)")
+        fig.colorbar(drawn, ax=axes[0].tolist(), label="share of the token", shrink=0.8)
+    words = "; ".join(
+        f"{foot.label} on {foot.pixels} pixels, {100 * foot.outside:.0f} % of it outside its own cell, {_centred(foot)}"
+        for foot in feet
+    )
+    return finish(
+        fig, tidy([]),
+        f"The central token laid back on the pixels by the splits that made it: {words}. The frame is the cell that "
+        "would be its own if the image were dealt out evenly. Geometry, the same for every image and all weights: "
+        "no interval, no null.",
+        f"Pixel maps of one token's shares: {words}.",
+    )  # fmt: skip
+
+
+def _centred(foot: Footprint) -> str:
+    """Where the middle of the token is, in words."""
+    down, right = foot.offset
+    if max(abs(down), abs(right)) < 0.05:
+        return "its middle in the middle of the cell"
+    return (
+        f"its middle {number(abs(down), 1)} pixels {'below' if down > 0 else 'above'} and "
+        f"{number(abs(right), 1)} to the {'right' if right > 0 else 'left'} of the cell's"
+    )
 
 
 # ------------------------------------------------------------------------------------------ curves

@@ -63,10 +63,11 @@ def found(frame: pd.DataFrame, **where: Any) -> pd.Series | None:
 def percent(value: float, digits: int = 1) -> str:
     """Return a share as percent.
 
-    >>> percent(0.1234)
-    '12.3 %'
+    >>> percent(0.1234), percent(-0.0001)
+    ('12.3 %', '0.0 %')
     """
-    return f"{100 * value:.{digits}f} %".replace("-", "−")
+    text = f"{100 * value:.{digits}f}"
+    return f"{text.lstrip('-') if float(text) == 0 else text} %".replace("-", "−")
 
 
 def listed(parts: Iterable[str]) -> str:
