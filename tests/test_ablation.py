@@ -418,6 +418,59 @@ def test_t_test_keeps_its_size():
     assert t_test(nothing).tolist() == [1.0]
 
 
+class Turned(torch.nn.Module):
+    """An output projection that first turns the joined head outputs of every image by a rotation of its own."""
+
+    def __init__(self, proj, turns, batch):
+        super().__init__()
+        self.weight, self.bias, self.turns, self.batch = proj.weight, proj.bias, turns, batch
+
+    def forward(self, z):
+        turns = self.turns[torch.arange(len(z)) % self.batch[0]]  # variants of one batch are stacked
+        return torch.nn.functional.linear(z @ turns, self.weight, self.bias)
+
+
+def heads_that_are_random_directions(seed, n=16, depth=2, width=16, heads=4):
+    """A model to which heads and random subspaces of their size are the same, and images."""
+    torch.manual_seed(seed)
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=depth, embed_dim=width, num_heads=heads,
+                              num_classes=8).eval()  # fmt: skip
+    batch = [0]
+    model.patch_embed.register_forward_hook(lambda m, args, tokens: batch.__setitem__(0, len(tokens)))
+    with torch.no_grad():
+        model.head.weight.normal_(0, 0.7)
+        for block in model.blocks:
+            block.attn.proj.weight.normal_(0, 0.02)  # so small that the output is linear in it
+            block.attn.proj = Turned(block.attn.proj, random_subspaces(n, width, width, seed).float(), batch)
+    return model, torch.randn(n, 3, 32, 32)
+
+
+def test_p_of_a_head_that_is_a_random_direction_keeps_its_size():
+    """200 heads, from model to p: how often does one stand out from random directions of its size?"""
+    p = []
+    for seed in range(25):
+        model, x = heads_that_are_random_directions(seed + 100)
+        measured = HeadAblation("zero", importance=False, seed=seed)
+        frame = measure(model, [x], measured, progress=False)["head_ablation"].frame
+        p += frame.p[frame.quantity == "kl"].tolist()
+    p = np.array(p)
+    assert p.size == 200
+    assert (p < 0.05).mean() <= 0.05 + 2 * (0.05 * 0.95 / 200) ** 0.5
+    assert 0.4 < (p < 0.5).mean() < 0.7
+
+
+def test_p_of_a_head_that_is_more_than_a_random_direction_is_small():
+    model, x = heads_that_are_random_directions(0)
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.proj.turns = torch.eye(16).expand(16, -1, -1)
+            block.attn.proj.weight[:, :4] *= 10
+    frame = measure(model, [x], HeadAblation("zero", importance=False), progress=False)["head_ablation"].frame
+    loud = frame[frame.quantity == "kl"]["head"] == 0
+    p = frame.p[frame.quantity == "kl"]
+    assert (p[loud] < 0.05).all()
+
+
 # ------------------------------------------------------------------------------------------- the measure
 
 Batch = namedtuple("Batch", "images labels index")
@@ -712,8 +765,11 @@ def test_similarity_against_effect_from_results_and_from_accumulators(both):
     matrix, heads = similarity_matrix(similarity)
     assert heads.tolist() == [[layer, h] for layer in range(2) for h in range(4)]
     assert np.isnan(matrix.diagonal()).all()
-    rows = [similarity_is_redundancy(x, ablation, resamples=49).frame for x in (similarity, both[0])]
+    rows = [similarity_is_redundancy(x, ablation, resamples=49).frame for x in (similarity, both[0], both)]
     assert rows[0].value.to_numpy(float) == pytest.approx(rows[1].value.to_numpy(float))
+    assert rows[1].equals(rows[2])
+    with pytest.raises(UnknownNameError, match="among the accumulators"):
+        similarity_is_redundancy(both[1:], ablation)
     effect = of_mode(ablation, "zero", "kl").value.to_numpy(float)
     expected = sps.spearmanr(largest_similarity(matrix, heads[:, 0]), effect).statistic
     assert rows[0].value.iloc[0] == pytest.approx(expected)

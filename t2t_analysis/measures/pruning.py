@@ -21,7 +21,7 @@ from ..results import Result
 from ..stats import null_summary, permutation_p
 from .ablation import Edit, Head, Start, head_outputs
 from .ablation_measure import AblationMeasure
-from .base import MeasureBatch, View
+from .base import Measure, MeasureBatch, View
 from .grouped import Estimate, add_by_group, grouped_estimate
 from .head_effects import kl_divergence, put
 
@@ -276,8 +276,8 @@ def similarity_is_redundancy(
     Parameters
     ----------
     similarity : result of `HeadSimilarity` or `HeadOutputCKA`, whose values are taken as they are, or the
-        accumulator of `HeadSimilarity` for this model from `accumulate`, so that resampled images enter the
-        similarity too.
+        accumulator of `HeadSimilarity` for this model from `accumulate`, or all that it returned, so that
+        resampled images enter the similarity too.
     ablation : result of `HeadAblation` with the same model; of several modes the first.
     effect : "kl", "loss_change", or "output_shift".
 
@@ -328,11 +328,21 @@ def _similarity_values(
         _same_heads(known, heads, model)
         largest = largest_similarity(matrix, layers)
         return lambda weights: largest, True
+    if isinstance(similarity, Sequence):
+        similarity = _accumulator(similarity, model)
     if quantity != "cosine_centred":
         raise T2TError(f"an accumulator is resampled for 'cosine_centred' only, not {quantity!r}")
     _same_heads(similarity.index.table, heads, model)
     mean = _weighted(similarity.centred.cpu().numpy(), similarity.rows.double().cpu().numpy())
     return lambda weights: largest_similarity(mean(weights), layers), False
+
+
+def _accumulator(found: Sequence[Measure], model: str) -> Measure:
+    """That of `HeadSimilarity` for a model."""
+    by_label = {each.views[0].label: each for each in found if each.name == "head_similarity"}
+    if model not in by_label:
+        raise UnknownNameError("model", model, by_label, hint="among the accumulators of HeadSimilarity")
+    return by_label[model]
 
 
 def _same_heads(known: Array, heads: Array, model: str) -> None:
