@@ -146,6 +146,8 @@ def _transfer(table: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
         except DataError as error:
             notes.append(f"transfer_{task} not estimated: {error}")
             continue
+        missing = [note for note in found.notes if note.startswith("tokeniser_effect not")]
+        notes += [f"transfer_{task} not{note.partition(' not')[2]}" for note in missing]
         for row in _records(found):
             if row["quantity"] in CONTRASTS:
                 rows.append(row | {"quantity": f"transfer_{task}:{row['quantity']}"} | sides(row["quantity"]))

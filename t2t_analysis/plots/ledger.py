@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .base import PALETTE, Figure, new_axes, title_block, use_style
+from .base import PALETTE, Figure, new_axes, use_style
 
 __all__ = ["verdict_plot"]
 
@@ -39,14 +39,14 @@ def verdict_plot(frame: pd.DataFrame, title: str = "Effects, in the direction of
         ax.set_yticks(range(len(tested))[::-1], [_label(row) for _, row in tested.iterrows()], fontsize=8)
         ax.set_ylim(-0.7, len(tested) - 0.3)
         ax.set_xlabel(
-            "effect / smallest effect that counts (no unit; linear to ±1, logarithmic beyond)\n"
-            "right of the band: as claimed; left: the opposite"
+            "effect / smallest effect that counts (no unit)\n"
+            "right of the grey band: as claimed; left: the opposite\n(linear to ±1, logarithmic beyond)"
         )
         ax.set_xticks(_ticks(tested))
         ax.get_xaxis().set_major_formatter(lambda x, _: f"{x:g}".replace("-", "−"))
         if len(tested):
             fig.legend(*_legend(ax), loc="outside lower center", ncols=4)
-        title_block(ax, title, "grey: smaller than the smallest effect that counts")
+        ax.set_title(title, loc="left", fontweight="bold")  # a note would run into it on a tall figure
     return Figure(fig, _caption(frame, tested), _alt(tested))
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "effects_table",
     "rule_sentences",
     "seed_sentences",
+    "seed_table",
     "verdict_rows",
     "what_would_change",
 ]
@@ -84,19 +85,40 @@ def effects_table(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(
         {
             "claim": frame["claim"],
-            "effect": frame["effect"],
-            "compared": frame["compared"],
+            "effect": [
+                f"{row['effect']}{': ' * bool(row['compared'])}{row['compared']}" for row in _rows(frame)
+            ],
             "decides": frame["deciding"].map({True: "yes", False: "no"}),
-            "claimed": frame["direction"].map({1: "above 0", -1: "below 0", 0: "no effect"}),
+            "claimed": [_claimed(row) for row in _rows(frame)],
             "value [95 %]": ["" if pd.isna(row["value"]) else _shown(row) for row in _rows(frame)],
-            "smallest": frame["smallest"],
             "null": [_number(x) for x in frame["null"]],
-            "p": [_p(p) for p in frame["p"]],
-            "p, Holm": [_p(p) for p in frame["p_holm"]],
+            "p (Holm)": [_both(row) for row in _rows(frame)],
             "n": [f"{n} {unit}s" if n else "" for n, unit in zip(frame["n"], frame["unit"], strict=True)],
             "verdict": [_with_reason(row) for row in _rows(frame)],
         }
     )
+
+
+def _claimed(row: pd.Series) -> str:
+    """What the claim says of the number, in terms of the smallest effect that counts."""
+    smallest = f"{row['smallest']:g}"
+    return {1: f"above {smallest}", -1: f"below −{smallest}", 0: f"within ±{smallest}"}[int(row["direction"])]
+
+
+def _both(row: pd.Series) -> str:
+    if pd.isna(row["p"]):
+        return ""
+    return _p(row["p"]) if pd.isna(row["p_holm"]) else f"{_p(row['p'])} ({_p(row['p_holm'])})"
+
+
+def seed_table(ledgers: dict[str, pd.DataFrame]) -> pd.DataFrame:
+    """Deciding effects between seeds of one cell, a column a cell: difference with interval, and verdict."""
+    columns = {}
+    for cell, frame in ledgers.items():
+        rows = frame[frame["deciding"] & (frame["verdict"] != "not tested")]
+        names = [f"{row['claim']}: {row['effect']}" for row in _rows(rows)]
+        columns[cell] = pd.Series([f"{_shown(row)}, {row['verdict']}" for row in _rows(rows)], index=names)
+    return pd.DataFrame(columns).rename_axis("effect").reset_index()
 
 
 def _shown(row: pd.Series) -> str:

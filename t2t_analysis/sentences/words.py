@@ -6,6 +6,7 @@ beyond the smallest effect of interest, or it does not. Random weights get no ve
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -29,13 +30,24 @@ def interval(row: Any) -> str:
     value, low, high = (row[name] for name in ("value", "low", "high"))
     if pd.isna(low) or pd.isna(high):
         return f"{number(value)} (no interval)"
-    return f"{number(value)} [{number(low)}, {number(high)}]"
+    digits = _digits(value, low, high)
+    return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
 
 
-def number(value: float) -> str:
-    """Three decimals with a true minus sign; what rounds to nothing has no sign."""
-    text = f"{value:.3f}"
-    return "0.000" if text == "-0.000" else text.replace("-", "−")
+def number(value: float, digits: int | None = None) -> str:
+    """Three decimals, or as many as a smaller number needs, with a true minus sign; exactly 0 has no sign.
+
+    >>> number(0.1234), number(-0.00004), number(-0.0)
+    ('0.123', '−0.00004', '0.000')
+    """
+    text = f"{value:.{_digits(value) if digits is None else digits}f}"
+    return (text if float(text) else text.removeprefix("-")).replace("-", "−")
+
+
+def _digits(*values: float) -> int:
+    """Three, unless all would round to nothing and one is not 0."""
+    largest = max(abs(value) for value in values)
+    return 3 if largest == 0 or not largest < 0.0005 else min(9, math.ceil(-math.log10(largest)))
 
 
 def untrained_in(frame: pd.DataFrame) -> bool:
