@@ -147,9 +147,7 @@ def _areas_caption(
         rows = pd.concat([frame for (q, _), frame in drawn.items() if q == quantity])
         tops = [_most(rows, name) for name in names]
         each = ", ".join(
-            f"`{row['model']}` {_percent(row)} at {row['place']}"
-            if row["value"] > 0
-            else f"`{row['model']}` none at any place"
+            f"`{row['model']}` {_percent(row)}" + (f" at {row['place']}" if row["value"] > 0 else "")
             for row in tops
         )
         parts.append(f"{KINDS.get(quantity, quantity).lower()}: {each}")
@@ -164,11 +162,13 @@ def _areas_caption(
 
 
 def _percent(row: pd.Series) -> str:
-    """A share with its interval in percent; as fine as small shares need.
+    """A share with its interval in percent; as fine as small shares need, and nothing is "none".
 
     >>> _percent(pd.Series({"value": 0.0012, "low": 0.001, "high": 0.0014}))
     '0.12 % [0.100, 0.14]'
     """
+    if row["value"] == 0:
+        return "none"
     return interval(
         {"value": 100 * row["value"], "low": 100 * row["low"], "high": 100 * row["high"]}
     ).replace(" [", " % [", 1)

@@ -96,8 +96,8 @@ def _answer(invalid: Result, difference: Result, model: str, baseline: str) -> s
         return "Whether channels are invalid cannot be said: no block has finite features, or there are too few images."
     each = listed(f"{small(r)} in {code(name)}" for name, r in rows.items())
     return (
-        f"{_verdict(row, difference, rows)} In the residual stream the share of channels that are zero or too large, mean "
-        f"over layers and thresholds, is {each}; the difference is {small(row)}, paired over {row['n']} images."
+        f"{_verdict(row, difference, rows)} In the residual stream the share of channels that are zero or too large "
+        f"(mean over layers and thresholds) is {each}; the difference is {small(row)}, paired over {row['n']} images."
     )
 
 
@@ -189,8 +189,8 @@ def _everywhere(invalid: Result, pair: Iterable[str]) -> str:
     least = (stream if len(stream) else rows).iloc[0]
     return (
         "No channel at any place is zero, flat, dead or too large in every image. With "
-        f"{least['n']} channels in a block of the residual stream this leaves up to {_digits(least['high'])} % possible "
-        "(Wilson)."
+        f"{least['n']} channels in a block of the residual stream this leaves up to {_digits(least['high'])} % "
+        "possible (Wilson)."
     )
 
 
