@@ -60,7 +60,7 @@ def test_a_method_that_passes_everything_is_named_first():
     results = _results()
     assert _answers(results) == ["passes"] * 4
     assert attribution_findings(results)[0].startswith(
-        "Of 1 methods, those whose maps pass all four checks: in `soft` occlusion of pixel cells, while 0 fail"
+        "Of 1 methods, those whose maps pass all four checks: in `soft` occlusion of pixel cells, while none fails"
     )
     assert attribution_conclusions(results)[0] == (
         "Occlusion of pixel cells: in `soft` passes deletion, insertion, another class and random weights; "
@@ -93,6 +93,7 @@ def test_a_map_has_to_change_with_the_class(other, expected):
     results = _results(other=other)
     assert _answers(results)[2] == expected
     said = " ".join(attribution_findings(results))
+    assert ("occlusion of pixel cells fails at least one" in said) == (expected == "fails")
     assert ("The map does not change with the class" in said) == (expected == "fails")
     assert ("No method fails the check of another class" in said) == (expected != "fails")
 
@@ -138,7 +139,7 @@ def test_what_was_not_asked_is_not_passed():
     results = _results()
     fewer = Results(tuple(r for r in results.values() if r.measure == "attribution_faithfulness"))
     assert _answers(fewer) == ["passes", "passes", "not asked", "not asked"]
-    assert "in `soft` none, while 0 fail at least one and 1 are not settled" in attribution_findings(fewer)[0]
+    assert "in `soft` none, while none fails and 1 settle too little" in attribution_findings(fewer)[0]
     assert "was not asked another class and random weights" in attribution_conclusions(fewer)[0]
 
 

@@ -176,13 +176,17 @@ def _answered(results: Results) -> str:
 
 
 def _standing(card: pd.DataFrame, model: str) -> str:
-    """How many methods pass everything, fail something, or neither."""
+    """Which methods pass everything, which fail something, and how many do neither."""
     answers = card[list(_CHECKS.values())]
-    passed = card[(answers == PASSED).all(axis=1)]
-    failed = int((answers == FAILED).any(axis=1).sum())
-    names = listed(passed["method"]) if len(passed) else "none"
-    rest = len(card) - len(passed) - failed
-    return f"in {code(model)} {names}, while {failed} fail at least one and {rest} are not settled"
+    passed = card.loc[(answers == PASSED).all(axis=1), "method"]
+    failed = card.loc[(answers == FAILED).any(axis=1), "method"]
+    rest = len(card) - len(passed) - len(failed)
+    fails = (
+        f"{listed(failed)} {'fails' if len(failed) == 1 else 'fail'} at least one"
+        if len(failed)
+        else "none fails"
+    )
+    return f"in {code(model)} {listed(passed) if len(passed) else 'none'}, while {fails} and {rest} settle too little"
 
 
 def _completeness(results: Results) -> Iterator[str]:
