@@ -5,6 +5,9 @@ import math
 import pandas as pd
 import pytest
 
+from t2t_analysis.errors import ParameterError
+from t2t_analysis.notebooks import validate
+from t2t_analysis.parameters import AttributionParams
 from t2t_analysis.results import Result, Results
 from t2t_analysis.sentences.attribution import (
     attribution_card,
@@ -167,3 +170,18 @@ def test_permuted_labels(learned, numbers, words):
 
 def test_permuted_labels_that_were_not_run_are_said_not_to():
     assert "was not run here" in attribution_conclusions(_results())[-1]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"n_images": 1}, "takes two or more"),
+        ({"model": "t2t_vit_14", "label_randomisation": True}, "takes a small model"),
+        ({"data": "photos", "label_randomisation": True}, "images with labels"),
+        ({"model": "t2t_vit_14", "baseline": "small_hard_deep"}, "needs the same images"),
+    ],
+)
+def test_what_the_checks_cannot_be_made_with_is_refused_at_once(given, words):
+    with pytest.raises(ParameterError, match=words):
+        validate(AttributionParams, given)
+    assert validate(AttributionParams, {"label_randomisation": True}).n_images == 12

@@ -5,6 +5,9 @@ import math
 import pandas as pd
 import pytest
 
+from t2t_analysis.errors import ParameterError
+from t2t_analysis.notebooks import validate
+from t2t_analysis.parameters import CostParams
 from t2t_analysis.results import Result
 from t2t_analysis.sentences.cost import cost_conclusions, cost_findings
 
@@ -159,3 +162,10 @@ def test_what_is_missing_is_said_and_breaks_nothing():
 
 def test_the_machine_is_named():
     assert any("cpu, x86_64, 1 thread, load 0.5 on 2 cores" in line for line in _findings())
+
+
+@pytest.mark.parametrize("given", [{"batch_sizes": "0,4"}, {"batch_sizes": ""}, {"repeats": 5}])
+def test_timings_that_make_no_interval_are_refused(given):
+    with pytest.raises(ParameterError, match=next(iter(given))):
+        validate(CostParams, given)
+    assert validate(CostParams, {"batch_sizes": "4,1"}).timed() == [1, 4]
