@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, field_validator
 
@@ -156,6 +156,7 @@ class FeatureMapsParams(CommonParams):
     """Parameters of ``feature_maps.ipynb``."""
 
     notebook: ClassVar[str] = "feature_maps"
+    usual_images: ClassVar[int] = 192  # four networks, a second path and probes
 
     reference: str = Field(
         default="auto", description="third network, auto takes resnet50 for large images, none for no third"
@@ -223,6 +224,18 @@ class HeadAblationParams(CommonParams):
     """Parameters of ``head_ablation.ipynb``."""
 
     notebook: ClassVar[str] = "head_ablation"
+    usual_images: ClassVar[int] = 48  # each is run some hundred times
+    usual_photos: ClassVar[int | None] = 8
+
+    n_images: int | None = Field(
+        default=None, ge=4, description="how many images, None for what fits the data"
+    )
+    kinds: Annotated[list[Literal["mean", "zero", "resample"]], BeforeValidator(_listed)] = Field(
+        default=["mean", "zero", "resample"],
+        min_length=1,
+        description="how heads are taken out, the first counts",
+    )
+    random_orders: int = Field(default=10, ge=2, description="random orders to prune by")
 
 
 class AttributionParams(CommonParams):

@@ -768,6 +768,8 @@ def test_similarity_against_effect_from_results_and_from_accumulators(both):
     rows = [similarity_is_redundancy(x, ablation, resamples=49).frame for x in (similarity, both[0], both)]
     assert rows[0].value.to_numpy(float) == pytest.approx(rows[1].value.to_numpy(float))
     assert rows[1].equals(rows[2])
+    twice = similarity_is_redundancy(both, ablation, [ablation.frame.model.iloc[0]] * 2, resamples=49).frame
+    assert twice.equals(pd.concat([rows[2]] * 2, ignore_index=True))
     with pytest.raises(UnknownNameError, match="among the accumulators"):
         similarity_is_redundancy(both[1:], ablation)
     effect = of_mode(ablation, "zero", "kl").value.to_numpy(float)
@@ -910,6 +912,45 @@ def test_head_effects_show_the_numbers_and_mark_corrected_p(both):
     assert plots.head_effects(result, "importance").png()
     with pytest.raises(UnknownNameError, match="did you mean 'kl'"):
         plots.head_effects(result, "k")
+
+
+@pytest.fixture(scope="module")
+def two_kinds(double):
+    found = [HeadAblation(mode, calibration=images(5, seed=9).double()) for mode in ("mean", "zero")]
+    return measure({"a": double, "b": model_of("hard", seed=1).double()}, batches(), found, progress=False)
+
+
+def test_kinds_stand_side_by_side_in_the_order_of_the_first(two_kinds):
+    result = two_kinds["head_ablation"]
+    figure = plots.effects_by_kind(result)
+    assert len(figure.fig.axes) == 2
+    for ax, model in zip(figure.fig.axes, "ab", strict=True):
+        handles, labels = ax.get_legend_handles_labels()
+        assert labels == ["mean", "zero"]
+        mean, zero = (h.lines[0].get_ydata() for h in handles)
+        rows = result.frame[(result.frame.model == model) & (result.frame.quantity == "kl")]
+        rows = (
+            rows.assign(kind=rows.estimator.str.split(" ").str[0]).set_index(["kind", "layer", "head"]).value
+        )
+        order = rows["mean"].sort_values(ascending=False)
+        assert np.allclose(mean, order.to_numpy(float))
+        assert np.allclose(zero, rows["zero"].loc[order.index].to_numpy(float))
+    assert "`a`, zero (n = 7 images)" in figure.caption
+    assert 60 < len(figure.alt) < 400
+
+
+def test_layers_are_drawn_against_the_sum_of_their_heads(two_kinds):
+    figure = plots.layer_effects(two_kinds["head_ablation"], ["b"], mode="zero")
+    rows = of_mode(two_kinds["head_ablation"], "zero", "kl_layer")
+    rows = rows[rows.model == "b"]
+    (ax,) = figure.fig.axes
+    handles, labels = ax.get_legend_handles_labels()
+    whole = handles[labels.index("all heads of a layer")].lines[0].get_ydata()
+    summed = handles[labels.index("its heads one by one, summed")].get_ydata()
+    assert np.allclose(whole, rows.value.to_numpy(float))
+    assert np.allclose(summed, rows.null.to_numpy(float))
+    assert "of 2 layers" in figure.caption
+    figure.fig.draw_without_rendering()
 
 
 def test_scatter_and_curves_carry_their_numbers(both, curves):

@@ -259,7 +259,7 @@ def _weighted(sums: Array, counts: Array) -> HeadValues:
 def similarity_is_redundancy(
     similarity: Result | Any,
     ablation: Result,
-    model: str | None = None,
+    model: str | Sequence[str] | None = None,
     *,
     quantity: str = "cosine_centred",
     effect: str = "kl",
@@ -279,11 +279,34 @@ def similarity_is_redundancy(
         accumulator of `HeadSimilarity` for this model from `accumulate`, or all that it returned, so that
         resampled images enter the similarity too.
     ablation : result of `HeadAblation` with the same model; of several modes the first.
+    model : label of one or several models; the first when left out.
     effect : "kl", "loss_change", or "output_shift".
 
     Raises UnknownNameError for what the results do not have, T2TError where they hold other heads.
     """
-    model = _of_model(ablation, model)
+    names = [model] if isinstance(model, str) or model is None else list(model)
+    found = [
+        _association(
+            similarity, ablation, _of_model(ablation, name), quantity, effect, tokens, resamples, seed
+        )
+        for name in names
+    ]
+    models = [str(row["model"]) for rows in found for row in rows[:1]]
+    rows = [row for rows in found for row in rows]
+    return Result("similarity_redundancy", pd.DataFrame(rows), {"models": models}, ablation.notes)
+
+
+def _association(
+    similarity: Any,
+    ablation: Result,
+    model: str,
+    quantity: str,
+    effect: str,
+    tokens: str | None,
+    resamples: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Both rows of one model."""
     kept = _kept(ablation, model)
     heads, groups = np.array(kept["heads"]), kept["groups"]
     if effect not in groups:
@@ -307,8 +330,7 @@ def similarity_is_redundancy(
         "ceiling_kind": "root of the split-half reliability of the effect",
     }  # fmt: skip
     names = ("similarity_effect_spearman", "similarity_effect_spearman_within_layers")
-    rows = [base | {"quantity": q} | {k: v[i] for k, v in found.items()} for i, q in enumerate(names)]
-    return Result("similarity_redundancy", pd.DataFrame(rows), {"models": [model]}, ablation.notes)
+    return [base | {"quantity": q} | {k: v[i] for k, v in found.items()} for i, q in enumerate(names)]
 
 
 def _kept(ablation: Result, model: str) -> dict[str, Any]:

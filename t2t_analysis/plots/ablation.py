@@ -9,6 +9,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from ..errors import UnknownNameError
 from ..results import Result
@@ -26,7 +27,13 @@ from .base import (
 )
 from .similarity import QUANTITIES, interval, number, rows_of
 
-__all__ = ["head_effects", "pruning_curves", "similarity_against_effect"]
+__all__ = [
+    "effects_by_kind",
+    "head_effects",
+    "layer_effects",
+    "pruning_curves",
+    "similarity_against_effect",
+]
 
 #: quantity -> words, unit in the label, colours, whether it has a sign
 EFFECTS = {
@@ -179,6 +186,152 @@ def _effects_alt(frame: pd.DataFrame, quantity: str, marked: set[tuple[int, int]
         f"{number(values.min())} to {number(values.max())}, null {number(frame['null'].astype(float).mean())} on "
         f"average; {'no test' if marked is None else f'{len(marked)} significant'}."
     )
+
+
+# ------------------------------------------------------------------------------------------- kinds, layers
+
+
+def effects_by_kind(result: Result, quantity: str = "kl", models: Sequence[str] | None = None) -> Figure:
+    """Effect of every head by each kind of ablation, a panel a model, heads in order of the first kind.
+
+    With 95 % intervals; dotted, in the same colour, what a random subspace does. ``result`` is of `HeadAblation`,
+    of several kinds.
+    """
+    whole = result.frame[result.frame["quantity"] == quantity]
+    whole = whole.assign(kind=whole["estimator"].str.split(" ").str[0])
+    names = list(models or whole["model"].unique())
+    with use_style():
+        fig, axes = new_axes(
+            1, len(names), width=1.0 + 3.9 * len(names), height=4.0, sharey=True, squeeze=False
+        )
+        for ax, name in zip(axes[0], names, strict=True):
+            _draw_kinds(ax, whole[whole["model"] == name])
+            title_block(ax, name)
+        axes[0][0].set_ylabel(EFFECTS[quantity][1])
+        _log_if_positive(axes[0], whole)
+        handles, labels = axes[0][0].get_legend_handles_labels()
+        fig.legend(handles, labels, loc="outside lower center", ncols=len(labels))
+    frame = whole[whole["model"].isin(names)]
+    return finish(
+        fig, frame.drop(columns="kind"), _kinds_caption(frame, quantity), _kinds_alt(frame, quantity)
+    )
+
+
+def _draw_kinds(ax: Axes, frame: pd.DataFrame) -> None:
+    heads = ["layer", "head"]
+    first = frame[frame["kind"] == frame["kind"].iloc[0]]
+    order = first.sort_values("value", ascending=False, kind="stable")[heads].reset_index(drop=True)
+    kinds = list(frame["kind"].unique())
+    for position, kind in enumerate(kinds):
+        rows = order.merge(frame[frame["kind"] == kind], on=heads, how="left")
+        value, low, high, null = (
+            rows[c].to_numpy(float, na_value=np.nan) for c in ("value", "low", "high", "null")
+        )
+        x = np.arange(len(rows)) + 0.25 * (position - (len(kinds) - 1) / 2)
+        look = role(position)
+        ax.errorbar(x, value, [value - low, high - value], color=look.color, marker=look.marker, linestyle="",
+                    elinewidth=0.7, markersize=3, capsize=0, alpha=0.85, label=kind)  # fmt: skip
+        ax.plot(x, null, color=look.color, linestyle=":", linewidth=0.9)
+    ax.set_xticks([])
+    ax.set_xlabel(f"{len(order)} heads, by their effect under {kinds[0]} ablation")
+
+
+def _log_if_positive(axes: Any, frame: pd.DataFrame) -> None:
+    """A logarithmic axis from half the smallest value, so that intervals that reach 0 do not stretch it."""
+    value = frame[["value", "null"]].to_numpy(float, na_value=np.nan)
+    if np.nanmin(value) <= 0:
+        return
+    for ax in axes:
+        ax.set_yscale("log")
+        ax.set_ylim(np.nanmin(value) / 2, None)
+
+
+def _kinds_caption(frame: pd.DataFrame, quantity: str) -> str:
+    each = []
+    for (name, kind), rows in frame.groupby(["model", "kind"], sort=False):
+        row, value, null = rows.iloc[0], rows["value"].astype(float), rows["null"].astype(float)
+        each.append(
+            f"`{name}`, {kind} (n = {int(row['n'])} {row['unit']}s): median {number(value.median())}, largest "
+            f"{number(value.max())}, null {number(null.median())}"
+        )
+    ways = "; ".join(dict.fromkeys(frame["interval"].dropna())) or "none: too few images"
+    return (
+        f"{_words(quantity)} when one head is taken out, by kind of ablation. {'; '.join(each)}. Bars: 95 % interval "
+        f"({ways}). Dotted: null, {str(frame.iloc[0]['null_kind']).split(';')[0]}."
+    )
+
+
+def _kinds_alt(frame: pd.DataFrame, quantity: str) -> str:
+    medians = frame.groupby(["model", "kind"], sort=False)["value"].median().reset_index()
+    each = ", ".join(f"{row.model} {row.kind} {number(row.value)}" for row in medians.itertuples())
+    return f"Points for every head by kind of ablation, {EFFECTS[quantity][0]}; medians: {each}."
+
+
+def layer_effects(result: Result, models: Sequence[str] | None = None, *, mode: str = "") -> Figure:
+    """All heads of a layer taken out at once, against the sum over its heads one by one, by layer.
+
+    Where the first is larger, heads push the output the same way or stand in for each other. ``result`` is of
+    `HeadAblation`; ``mode`` is how the estimator begins where it holds several.
+    """
+    names = list(models or result.frame["model"].unique())
+    drawn = {}
+    for name in names:
+        rows = rows_of(result, "kl_layer", name)
+        drawn[name] = rows[rows["estimator"].str.startswith(mode)].sort_values("layer")
+    frame = pd.concat(drawn.values())
+    with use_style():
+        fig, axes = new_axes(
+            1, len(names), width=1.0 + 3.7 * len(names), height=3.8, sharey=True, squeeze=False
+        )
+        for position, (ax, (name, rows)) in enumerate(zip(axes[0], drawn.items(), strict=True)):
+            _draw_layers(ax, rows, position)
+            title_block(ax, name)
+        axes[0][0].set_ylabel("KL (nats)")
+        _log_if_positive(axes[0], frame)
+        known: dict[str, Any] = {}
+        for ax in axes[0]:
+            known |= dict(zip(*reversed(ax.get_legend_handles_labels()), strict=True))
+        fig.legend(known.values(), known.keys(), loc="outside lower center", ncols=len(known))
+    return finish(fig, frame, _layers_caption(drawn), _layers_alt(drawn))
+
+
+def _draw_layers(ax: Axes, rows: pd.DataFrame, position: int) -> None:
+    x, value, low, high, null, null_low, null_high = (
+        rows[c].to_numpy(float, na_value=np.nan)
+        for c in ("layer", "value", "low", "high", "null", "null_low", "null_high")
+    )
+    ax.fill_between(x, null_low, null_high, color=PALETTE["grey"], alpha=0.25, linewidth=0)
+    ax.plot(x, null, color=PALETTE["grey"], linestyle=":", label="its heads one by one, summed")
+    look = role(position)
+    ax.errorbar(x, value, [value - low, high - value], label="all heads of a layer" if not position else None,
+                **look.style())  # fmt: skip
+    ax.set_xlabel("layer")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+def _layers_caption(drawn: dict[str, pd.DataFrame]) -> str:
+    each = []
+    for name, rows in drawn.items():
+        more = rows[(rows["value"] > rows["null"]).fillna(False)]
+        clear = more[(more["p"].astype(float) < ALPHA).fillna(False)]
+        each.append(
+            f"in `{name}` it is larger in {len(more)} of {len(rows)} layers, with p < {ALPHA:g} in {len(clear)}"
+        )
+    row = next(iter(drawn.values())).iloc[0]
+    return (
+        f"KL divergence from the full model without all heads of a layer ({row['estimator'].split(';')[0]}). Dotted, "
+        f"band: null, {str(row['null_kind']).split(';')[0]}; {'; '.join(each)} (paired; not corrected for the layers). "
+        f"Bars: 95 % interval ({row['interval'] or 'none'}); n = {int(row['n'])} {row['unit']}s."
+    )
+
+
+def _layers_alt(drawn: dict[str, pd.DataFrame]) -> str:
+    each = [
+        f"{name} {number(rows['value'].astype(float).min())} to {number(rows['value'].astype(float).max())}, sums "
+        f"{number(rows['null'].astype(float).min())} to {number(rows['null'].astype(float).max())}"
+        for name, rows in drawn.items()
+    ]
+    return f"Lines of KL divergence by layer, without all its heads and summed over single heads: {'; '.join(each)}."
 
 
 # ------------------------------------------------------------------------------------------- similar, redundant?
