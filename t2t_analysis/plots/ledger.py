@@ -81,8 +81,10 @@ def _ticks(tested: pd.DataFrame) -> list[float]:
 
 
 def _label(row: pd.Series) -> str:
-    words = str(row["effect"])
-    return f"{row['claim']}: {words if len(words) < 62 else words[:60] + ' …'}"
+    words, compared = str(row["effect"]), str(row["compared"])
+    words = words if len(words) < 62 else words[:60] + " …"
+    one_side = f" ({compared})" if compared and " minus " not in compared else ""
+    return f"{row['claim']}{one_side}: {words}"
 
 
 def _caption(frame: pd.DataFrame, tested: pd.DataFrame) -> str:
