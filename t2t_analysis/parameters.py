@@ -237,6 +237,14 @@ class HeadAblationParams(CommonParams):
     )
     random_orders: int = Field(default=10, ge=2, description="random orders to prune by")
 
+    def dealt(self) -> int:
+        """Images per batch, so few that there are four batches to be dealt to two halves; two at least.
+
+        >>> HeadAblationParams(n_images=48).dealt(), HeadAblationParams(n_images=4).dealt()
+        (12, 2)
+        """
+        return min(self.batch_size, max(2, (self.n_images or 4 * self.batch_size) // 4))
+
 
 class AttributionParams(CommonParams):
     """Parameters of ``attribution.ipynb``."""
