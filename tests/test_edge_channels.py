@@ -6,8 +6,15 @@ import torch
 from torch import nn
 
 from t2t_analysis import load_model
-from t2t_analysis.errors import T2TError
-from t2t_analysis.measures import EdgeChannels, FeatureMapView, channel_maps, edge_difference, measure
+from t2t_analysis.errors import DataError, T2TError
+from t2t_analysis.measures import (
+    EdgeChannels,
+    FeatureMapView,
+    channel_maps,
+    edge_difference,
+    example_image,
+    measure,
+)
 from t2t_analysis.measures.edge_channels import BINS, Targets, content, share_above
 from t2t_analysis.measures.feature_maps import gradient_size
 from t2t_analysis.measures.token_pixels import pixels_to_tokens, token_to_pixel_weights, windows_to
@@ -121,3 +128,14 @@ def test_tokens_of_a_soft_split_are_compared_with_the_pixels_that_they_saw():
     torch.testing.assert_close(found[inner], expected[inner])
     assert (found - pixels_to_tokens(image, GRID)[0]).abs().max() > 0.01
     assert channel_maps(model, pictures(1)[0], "embed").edges.shape == (96,)
+
+
+def test_an_example_is_found_by_rule_or_by_number():
+    flat = torch.zeros(1, 3, 32, 32)
+    images = torch.cat([flat, pictures(3)])
+    loader = [type("Batch", (), {"images": images, "labels": torch.zeros(4), "index": torch.arange(4)})()]
+    number, image = example_image(loader)
+    assert number > 0  # not the flat one
+    assert torch.equal(image, images[number])
+    with pytest.raises(DataError, match="image 9 is not among the images of the run"):
+        example_image(loader, 9)

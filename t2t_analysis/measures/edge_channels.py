@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .. import capture
-from ..errors import T2TError
+from ..errors import DataError, T2TError
 from ..models.tokens import Window
 from ..results import Result
 from .attribution import gather_images
@@ -375,7 +375,12 @@ def example_image(loader: Any, number: int | None = None) -> tuple[int, Tensor]:
     a rule that favours no network, and pictures with edges to see. Raises DataError for a number that is not there.
     """
     if number is not None:
-        return number, gather_images(loader, number + 1)[0][number]
+        try:
+            return number, gather_images(loader, number + 1)[0][number]
+        except DataError as error:
+            raise DataError(
+                f"image {number} is not among the images of the run, counted from 0; {error}"
+            ) from error
     images = next(iter(loader)).images.cpu()
     side = min(GRID[0], images.shape[-1] // 4)
     seen = Targets.of(images, (side, side))
