@@ -32,7 +32,7 @@ from t2t_analysis.measures.clustered import cluster_mean, paired_against_others,
 from t2t_analysis.measures.faithfulness import cell_order, deletion_insertion, exchange_null
 from t2t_analysis.measures.footprint import footprints
 from t2t_analysis.measures.token_pixels import token_to_pixel_weights, tokens_to_pixels
-from t2t_analysis.plots import footprint_panels
+from t2t_analysis.plots import agreement_bars, footprint_panels
 
 assert models  # registers our models with timm
 
@@ -625,7 +625,9 @@ def test_agreement_may_leave_out_images_of_different_classes():
     assert found.frame["n"].tolist() == [4]
     assert any("different classes for 2 of 6 images" in note for note in found.notes)
     none = dataclasses.replace(one, label="none", target=(one.target + 1) % 4)
-    assert map_agreement(one, none, same_class=True).frame.empty
+    empty = map_agreement(one, none, same_class=True)
+    assert empty.frame.empty
+    assert "different classes for 6 of 6 images" in agreement_bars(empty).caption
 
 
 def test_occlusion_covers_as_many_squares_as_it_is_told():

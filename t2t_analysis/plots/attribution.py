@@ -361,7 +361,9 @@ def agreement_bars(*results: Result) -> Figure:
     Takes results of `map_agreement` or `other_class`; a mark with its interval, the null's range in grey.
     """
     frame = pd.concat([r.frame for r in results], ignore_index=True)
-    signed = frame[~frame["quantity"].str.endswith("_abs")]
+    signed = frame[~frame["quantity"].str.endswith("_abs").fillna(False)]
+    if signed.empty:
+        return _nothing_to_compare(results)
     methods = [str(m) for m in signed["estimator"].unique()]
     series = list(dict.fromkeys(zip(signed["model"], signed["model_b"], strict=True)))
     with use_style():
@@ -393,6 +395,17 @@ def agreement_bars(*results: Result) -> Figure:
         f"Marks with intervals: rank correlation of maps {what}, {len(methods)} methods, null ranges in grey."
     )
     return finish(fig, signed, caption, alt)
+
+
+def _nothing_to_compare(results: Sequence[Result]) -> Figure:
+    """Stands where no pair of maps was left, and says why."""
+    with use_style():
+        fig, ax = new_axes(width=7.0, height=1.2)
+        ax.axis("off")
+        ax.text(0.5, 0.5, "no maps to compare", ha="center", va="center", transform=ax.transAxes)
+    notes = dict.fromkeys(note for result in results for note in result.notes)
+    text = f"No maps to compare: {'; '.join(notes) or 'fewer than two images'}."
+    return finish(fig, tidy([]), text, text)
 
 
 def _of_series(frame: pd.DataFrame, model: str, other: Any) -> pd.DataFrame:
