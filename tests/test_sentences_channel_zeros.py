@@ -84,6 +84,11 @@ def findings(result=None, stream=None, trained=(), other=None, pair=(SOFT, HARD)
         (invalid(0.3, 0.3), difference(0.01, half=0.02), ["Inconclusive: the interval reaches across 1 %"]),
         (invalid(), difference(0.0, weights=f"{RANDOM} | {BUNDLED}"), ["No verdict", "random weights"]),
         (invalid(), difference(0.0, half=None), ["No verdict", "too few images"]),
+        (
+            invalid(),
+            difference(0.0, half=0.0),
+            ["No verdict: in none of the 96 images", "up to 3.1 % of images"],
+        ),
     ],
 )
 def test_the_first_sentence_is_what_the_interval_says(result, stream, words):
@@ -137,6 +142,7 @@ def test_training_is_told_from_the_twins():
     text = " ".join(findings(trained=trained))
     assert "Training made fewer channels zero or too large in `small_performer_deep`" in text
     assert "Training made no difference that counts in `small_hard_deep`" in text
+    assert "Training changed nothing about that" in " ".join(findings(trained=[difference(0.0, half=0.0)]))
 
 
 def test_missing_rows_are_said():

@@ -108,6 +108,11 @@ def _verdict(row: Any, difference: Result, rows: Mapping[str, Any]) -> str:
         return "No verdict: at least one of the two has random weights."
     if pd.isna(row["low"]):
         return "No verdict: too few images for an interval of the difference."
+    if row["low"] == row["high"] and _possible(row["n"]) > SMALLEST_EFFECT:
+        return (
+            f"No verdict: in none of the {row['n']} images do {code(model)} and {code(baseline)} differ, which leaves no "
+            f"spread to make an interval from; up to {100 * _possible(row['n']):.1f} % of images could be different."
+        )
     where = place(row["low"], row["high"], SMALLEST_EFFECT)
     if where == "across":
         return f"Inconclusive: the interval reaches across {100 * SMALLEST_EFFECT:g} %, the smallest share that counts."
@@ -122,6 +127,15 @@ def _verdict(row: Any, difference: Result, rows: Mapping[str, Any]) -> str:
         )
     fewer, more = (model, baseline) if where == "below" else (baseline, model)
     return f"{code(fewer)} has fewer channels that are zero or too large than {code(more)}{expected(fewer, more)}."
+
+
+def _possible(n: int) -> float:
+    """Largest share of images that can go unseen in ``n`` images with a probability of 5 %.
+
+    >>> round(_possible(96), 4), _possible(299) < 0.01
+    (0.0307, True)
+    """
+    return float(1 - 0.05 ** (1 / int(n)))
 
 
 def _said(rows: Iterable[str]) -> str:
@@ -149,7 +163,7 @@ def _none_of(invalid: Result, pair: Iterable[str]) -> str:
     n = int(frame["n"][frame["unit"] == "image"].max())
     return (
         f"How far from zero: {listed(parts)}. An interval [0, 0] says that none of the {n} images had such a channel; "
-        f"up to {100 * (1 - 0.05 ** (1 / n)):.1f} % of images could (95 %)."
+        f"up to {100 * _possible(n):.1f} % of images could (95 %)."
     )
 
 
@@ -211,6 +225,10 @@ def _training(result: Result) -> str:
     row = found(result.frame, quantity="invalid_area_difference")
     if row is None or pd.isna(row["low"]):
         return ""
+    if row["low"] == row["high"] == 0:
+        return (
+            f"Training changed nothing about that in {code(row['model'])}, in any of the {row['n']} images."
+        )
     words = {
         "above": "made more channels zero or too large",
         "below": "made fewer channels zero or too large",
