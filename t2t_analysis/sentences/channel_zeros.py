@@ -109,9 +109,10 @@ def _verdict(row: Any, difference: Result, rows: Mapping[str, Any]) -> str:
     if pd.isna(row["low"]):
         return "No verdict: too few images for an interval of the difference."
     if row["low"] == row["high"] and _possible(row["n"]) > SMALLEST_EFFECT:
+        both = f"{code(model)} and {code(baseline)}"
         return (
-            f"No verdict: in none of the {row['n']} images do {code(model)} and {code(baseline)} differ, which leaves no "
-            f"spread to make an interval from; up to {100 * _possible(row['n']):.1f} % of images could be different."
+            f"No verdict: in none of the {row['n']} images do {both} differ, which leaves no spread to make an interval "
+            f"from; up to {100 * _possible(row['n']):.1f} % of images could be different."
         )
     where = place(row["low"], row["high"], SMALLEST_EFFECT)
     if where == "across":
