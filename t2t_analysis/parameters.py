@@ -237,13 +237,15 @@ class HeadAblationParams(CommonParams):
     )
     random_orders: int = Field(default=10, ge=2, description="random orders to prune by")
 
-    def dealt(self) -> int:
-        """Images per batch, so few that there are four batches to be dealt to two halves; two at least.
+    def resolve(self) -> Self:
+        """Also make batches so small that there are four to be dealt to two halves, of two images at least.
 
-        >>> HeadAblationParams(n_images=48).dealt(), HeadAblationParams(n_images=4).dealt()
+        >>> HeadAblationParams().resolve().batch_size, HeadAblationParams(n_images=4).resolve().batch_size
         (12, 2)
         """
-        return min(self.batch_size, max(2, (self.n_images or 4 * self.batch_size) // 4))
+        found = super().resolve()
+        quarter = max(2, (found.n_images or 4 * self.batch_size) // 4)
+        return found.model_copy(update={"batch_size": min(self.batch_size, quarter)})
 
 
 class AttributionParams(CommonParams):

@@ -488,11 +488,11 @@ def _summary_words(summary: pd.DataFrame) -> str:
 
 
 def _pruning_caption(frame: pd.DataFrame, summary: pd.DataFrame) -> str:
-    row = frame.iloc[0]
+    row, words = frame.iloc[0], _summary_words(summary)
     orders = ", ".join(_FIRST.get(name, name) for name in frame["estimator"].map(_order).unique())
     return (
         f"Heads of `{row['model']}` taken out together ({str(row['estimator']).split(',')[0]}), in order of {orders}. "
-        f"{_summary_words(summary)}. Grey: {row['null_kind']}, mean and 2.5 to 97.5 % points. Bars: 95 % interval "
+        f"{words[:1].upper()}{words[1:]}. Grey: {row['null_kind']}, mean and 2.5 to 97.5 % points. Bars: 95 % interval "
         f"({row['interval'] or 'none'}; n = {int(row['n'])} {row['unit']}s)."
     )
 
