@@ -111,8 +111,8 @@ def _verdict(row: Any, difference: Result, rows: Mapping[str, Any]) -> str:
     if row["low"] == row["high"] and _possible(row["n"]) > SMALLEST_EFFECT:
         both = f"{code(model)} and {code(baseline)}"
         return (
-            f"No verdict: in none of the {row['n']} images do {both} differ, which leaves no spread to make an interval "
-            f"from; up to {100 * _possible(row['n']):.1f} % of images could be different."
+            f"No verdict: in none of the {row['n']} images do {both} differ, so there is no spread for an interval "
+            f"and up to {100 * _possible(row['n']):.1f} % of images could be different."
         )
     where = place(row["low"], row["high"], SMALLEST_EFFECT)
     if where == "across":
