@@ -546,7 +546,7 @@ def test_curves_and_layers_draw_what_the_result_holds():
     assert lines["plain"][0] == 0.0
     assert "planted 0.250" in figure.alt
     assert "n = 10 images" in figure.caption
-    assert "`planted` at blocks.1.resid_post 0.0001" in figure.caption
+    assert "`planted` 0.0001 (at blocks.1.resid_post)" in figure.caption
     with pytest.raises(UnknownNameError, match="zero"):
         plots.channel_curves(result, "zeros")
     with pytest.raises(UnknownNameError, match="embed"):

@@ -568,6 +568,10 @@ def test_an_empty_index_says_how_to_fill_it(tmp_path: Path) -> None:
     assert_good_page(html, tmp_path)
 
 
+#: what they say rests on training runs or on counts, not on the weights that they are given
+NOT_OF_THE_WEIGHTS = {"claims", "cost", "training_from_scratch"}
+
+
 @pytest.mark.parametrize("name", available())
 def test_every_notebook_of_the_suite_makes_a_report(name: str, made: Made) -> None:
     given = {"weights": "random", "baseline_weights": "random", "n_images": 8, "batch_size": 4}
@@ -579,9 +583,10 @@ def test_every_notebook_of_the_suite_makes_a_report(name: str, made: Made) -> No
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, flags=re.DOTALL)
     least = 2 if name == "explore" else 3  # one look per model, and the tokenisers
     assert about["figures"] == len(page.images) == len(captions) >= least
-    assert all("UNTRAINED" in caption for caption in captions)
-    assert about["untrained"] == [about["model"], about["baseline"]]
-    if name != "explore":  # which describes one image and judges nothing
+    if name not in NOT_OF_THE_WEIGHTS:
+        assert all("UNTRAINED" in caption for caption in captions)
+        assert about["untrained"] == [about["model"], about["baseline"]]
+    if name not in {"explore", *NOT_OF_THE_WEIGHTS}:  # explore describes one image and judges nothing
         assert about["findings"][0].startswith("No verdict")
     assert len(html) - sum(len(str(image["src"])) for image in page.images) < 100_000
     assert sorted(path.name for path in (made.folder / side.stem).glob("*.parquet")) == sorted(

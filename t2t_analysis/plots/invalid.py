@@ -165,7 +165,7 @@ def _percent(row: pd.Series) -> str:
     """A share with its interval in percent; as fine as small shares need, and nothing is "none".
 
     >>> _percent(pd.Series({"value": 0.0012, "low": 0.001, "high": 0.0014}))
-    '0.12 % [0.100, 0.14]'
+    '0.12 % [0.10, 0.14]'
     """
     if row["value"] == 0:
         return "none"
