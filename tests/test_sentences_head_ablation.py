@@ -144,7 +144,7 @@ def test_kinds_layers_and_orders_are_summed_up() -> None:
 
 def test_random_weights_get_no_verdict() -> None:
     untrained = association(weights="UNTRAINED (random weights, seed 0)")
-    assert findings(association=untrained)[0].startswith("No verdict on similar heads")
+    assert findings(association=untrained)[0].startswith("No verdict: at least one")
     assert conclusions(association=untrained)[-1].startswith("No verdict")
 
 

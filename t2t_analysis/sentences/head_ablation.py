@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -11,8 +12,6 @@ import pandas as pd
 from .._show import code
 from ..claims.rule import SMALLEST, place
 from ..plots.differences import p_words
-from ..plots.similarity import interval as precise
-from ..plots.similarity import number as brief
 from ..results import Result
 from ..stats import holm, proportion_ci
 from .words import NO_VERDICT, interval, listed, number, percent, side, untrained_in
@@ -48,7 +47,7 @@ def ablation_findings(
     names = (model, baseline)
     main = frame[frame["kind"] == kinds[0]] if kinds else frame
     return [
-        f"{_answer(association, names)} {_dead_in_short(main, names)}".strip(),
+        _answer(association, main, names),
         *(_correlation(association, name) for name in names),
         *(_single(main, name) for name in names),
         *(_predictions(main, name) for name in names),
@@ -98,6 +97,25 @@ def _name(row: Any) -> str:
     return f"{int(row['layer'])}.{int(row['head'])}"
 
 
+def _nats(value: float) -> str:
+    """Two significant digits, however small.
+
+    >>> _nats(0.0000213), _nats(-0.0402), _nats(0.0)
+    ('0.000021', '−0.040', '0')
+    """
+    if pd.isna(value):
+        return "–"
+    digits = 1 - math.floor(math.log10(abs(value))) if value else 0
+    return f"{value:.{max(0, digits)}f}".replace("-", "−")
+
+
+def _nats_interval(row: Any) -> str:
+    value, low, high = (row[name] for name in ("value", "low", "high"))
+    if pd.isna(low) or pd.isna(high):
+        return f"{_nats(value)} (no interval)"
+    return f"{_nats(value)} [{_nats(low)}, {_nats(high)}]"
+
+
 def _significant(frame: pd.DataFrame, quantity: str, model: str) -> pd.DataFrame | None:
     """Heads whose corrected p is below 0.05, the largest effect first; None where nothing was tested."""
     corrected = _heads(frame, f"{quantity}_p_holm", model)
@@ -130,14 +148,15 @@ def _places(association: Result, names: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _answer(association: Result, names: Sequence[str]) -> str:
+def _answer(association: Result, frame: pd.DataFrame, names: Sequence[str]) -> str:
+    """Whether similar heads are redundant, and how many heads are dead weight."""
     if untrained_in(association.frame):
-        return "No verdict on similar heads: at least one of the two has random weights."
+        return "No verdict: at least one of the two has random weights, whose heads have learned nothing."
     parts = [
         _VERDICTS[where].format(names=listed(map(code, of)))
         for where, of in _places(association, names).items()
     ]
-    return " ".join(parts)
+    return " ".join([*parts, _dead_in_short(frame, names)]).strip()
 
 
 def _dead_in_short(frame: pd.DataFrame, names: Sequence[str]) -> str:
@@ -184,9 +203,9 @@ def _single(frame: pd.DataFrame, name: str) -> str:
     top, last = rows.iloc[0], rows.iloc[-1]
     return (
         f"Taken out one by one ({top['kind']} ablation, n = {top['n']} images), heads of {code(name)} change the "
-        f"output by a KL divergence of {precise(last, 2)} (head {_name(last)}) to {precise(top, 2)} nats (head "
-        f"{_name(top)}), median {brief(rows['value'].median())}; random directions of their size by "
-        f"{brief(rows['null'].median())}. {_beyond(frame, name, len(rows))}"
+        f"output by a KL divergence of {_nats_interval(last)} (head {_name(last)}) to {_nats_interval(top)} nats (head "
+        f"{_name(top)}), median {_nats(rows['value'].median())}; random directions of their size by "
+        f"{_nats(rows['null'].median())}. {_beyond(frame, name, len(rows))}"
     )
 
 
@@ -272,7 +291,7 @@ def _kinds(frame: pd.DataFrame, kinds: Sequence[str], name: str) -> str:
             "no test" if found is None else f"{int((found['value'] > found['null']).sum())} beyond the null"
         )
         parts.append(
-            f"{kind} (n = {top['n']}): median {brief(rows['value'].median())} nats, most in head {_name(top)}, {tested}"
+            f"{kind} (n = {top['n']}): median {_nats(rows['value'].median())} nats, most in head {_name(top)}, {tested}"
         )
     return f"By kind of ablation in {code(name)}: {'; '.join(parts) or 'not measured'}."
 
