@@ -11,7 +11,7 @@ import pytest
 
 from t2t_analysis.errors import DataError
 from t2t_analysis.reports.index import write_index
-from t2t_analysis.reports.release import LIMIT, release
+from t2t_analysis.reports.release import LIMIT, release, smaller
 
 LEDGER = {
     "about": "made runs <b>",
@@ -79,7 +79,7 @@ def test_a_release_holds_pages_and_an_index_that_links_only_to_what_is_there(tmp
         ({"status": "failed", "failure": "no space left"}, "claims__a__vs__b failed: no space left"),
         ({"commit": "ffff with uncommitted changes"}, "commit first"),
         ({"commit": "another"}, "reports of several commits: 0123456789ab, another"),
-        ({"page": "x" * (LIMIT + 1)}, "MB of pages, 5 MB at most"),
+        ({"page": "x" * (LIMIT + 1)}, "MB, 5 MB at most"),
     ],
 )
 def test_what_is_not_fit_is_refused_and_the_old_release_stays(
@@ -94,3 +94,24 @@ def test_what_is_not_fit_is_refused_and_the_old_release_stays(
     assert not (tmp_path / "released" / "claims__a__vs__b.html").exists()
     with pytest.raises(DataError, match="no report in"):
         release(tmp_path / "nothing", tmp_path / "released")
+
+
+def test_pictures_shrink_and_keep_their_colours_to_the_eye() -> None:
+    import base64
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    ramp = np.linspace(0, 255, 200)[None, :, None] * np.ones((80, 1, 3)) * [1.0, 0.5, 0.2]
+    buffer = io.BytesIO()
+    Image.fromarray(ramp.astype(np.uint8)).save(buffer, format="png", compress_level=0)
+    page = f'<img src="data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"> text'
+    shrunk = smaller(page)
+    assert len(shrunk) < len(page) / 3
+    assert shrunk.endswith("> text")
+    encoded = re.search(r"base64,([^\"]+)", shrunk)
+    assert encoded
+    seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded[1]))).convert("RGB"), dtype=float)
+    assert np.abs(seen - ramp).max() < 8
+    assert smaller(shrunk) == shrunk
