@@ -122,7 +122,9 @@ def test_a_map_has_to_forget_with_the_weights(cascade, expected):
 
 def test_random_weights_get_no_verdict_but_their_numbers():
     results = _results(weights="UNTRAINED (random, seed 0)")
+    assert _answers(results) == ["no verdict"] * 4
     assert attribution_findings(results)[0].startswith("No verdict: random weights")
+    assert not any("check" in line for line in attribution_findings(results))
     assert attribution_conclusions(results)[0].startswith("No verdict: random weights")
     assert "area 0.100 [0.050, 0.150]" in " ".join(attribution_findings(results))
 

@@ -334,6 +334,8 @@ def cascade_curves(
             names = ["none", *places["place"].dropna()]
             ax.set_xticks(places["at"].to_numpy(float), names, rotation=45, ha="right")
             title_block(ax, model)
+        low, high = axes[0, 0].get_ylim()
+        axes[0, 0].set_ylim(max(low, -1.05), min(high, 1.05))  # intervals of two or three images reach beyond
         axes[0, 0].set_ylabel(words.get(quantity, quantity))
         fig.supxlabel("randomised from the head down to", fontsize=10)
         handles, labels = axes[0, 0].get_legend_handles_labels()
@@ -376,7 +378,7 @@ def agreement_bars(*results: Result) -> Figure:
         ax.set_yticks(range(len(methods)), [METHODS[m].words for m in methods])
         ax.invert_yaxis()
         ends = signed[["value", "low", "high", "null_low", "null_high"]].abs().to_numpy(float)
-        widest = max(0.3, 1.04 * float(np.nanmax(ends)))
+        widest = min(max(0.3, 1.04 * float(np.nanmax(ends))), 1.04)
         ax.set_xlim(-widest, widest)
         ax.set_xlabel("rank correlation of maps of the same image")
         ax.axvline(0, color=ROLES["null"].color, linewidth=0.8)

@@ -37,6 +37,8 @@ _CHECKS = {
     "weights": "random weights",
 }
 PASSED, FAILED, OPEN, NOT_ASKED = "passes", "fails", "not settled", "not asked"
+#: in place of all of these where weights are random
+UNJUDGED = "no verdict"
 
 
 def attribution_card(results: Results) -> pd.DataFrame:
@@ -123,6 +125,8 @@ def _rows(frame: pd.DataFrame, **where: str) -> pd.DataFrame:
 
 
 def _answer(results: Results, tests: pd.DataFrame, check: str, method: str, model: str) -> str:
+    if _untrained(results):
+        return UNJUDGED
     if check in ("deletion", "insertion"):
         rows = _rows(tests, quantity=f"{check}_area", estimator=method, model=model)
         return _beats(rows.iloc[0]) if len(rows) else NOT_ASKED
@@ -168,11 +172,12 @@ def _forgets(row: Any) -> str:
 
 
 def _answered(results: Results) -> str:
+    if _untrained(results):
+        return NO_VERDICT
     card = attribution_card(results)
     models = _models(results)
     parts = [_standing(card[card["model"] == model], model) for model in models]
-    text = f"Of {len(_methods(results))} methods, those whose maps pass all four checks: {'; '.join(parts)}."
-    return f"{NO_VERDICT} {text}" if _untrained(results) else text
+    return f"Of {len(_methods(results))} methods, those whose maps pass all four checks: {'; '.join(parts)}."
 
 
 def _standing(card: pd.DataFrame, model: str) -> str:
@@ -240,6 +245,8 @@ _FAILING = {
 
 def _failures(results: Results, check: str) -> Iterator[str]:
     """Methods that fail a check, with their numbers; or that none does."""
+    if _untrained(results):
+        return
     tests = _faithful(results)
     pairs = [(method, model) for method in _methods(results) for model in _models(results)]
     rows = {pair: row for pair in pairs if (row := _row(results, check, *pair)) is not None}
