@@ -584,7 +584,8 @@ def test_every_notebook_of_the_suite_makes_a_report(name: str, made: Made) -> No
     least = 2 if name == "explore" else 3  # one look per model, and the tokenisers
     assert about["figures"] == len(page.images) == len(captions) >= least
     if name not in NOT_OF_THE_WEIGHTS:
-        assert all("UNTRAINED" in caption for caption in captions)
+        geometry = "The central token laid back on the pixels"  # no weight enters such a figure
+        assert all("UNTRAINED" in caption or geometry in caption for caption in captions)
         assert about["untrained"] == [about["model"], about["baseline"]]
     if name not in {"explore", *NOT_OF_THE_WEIGHTS}:  # explore describes one image and judges nothing
         assert about["findings"][0].startswith("No verdict")
