@@ -315,7 +315,7 @@ def _permuted(labels: Result | None, learned: tuple[int, float] | None) -> Itera
         )
         return
     images, share = learned
-    text = f"A model trained on permuted labels learned {percent(share, 0)} of {images} of them by heart"
+    text = f"The same architecture, trained on {images} images with permuted labels, knows {percent(share, 0)} by heart"
     if share < BY_HEART:
         yield f"{text}, too few for the check to say anything."
         return
@@ -330,8 +330,8 @@ def _likeness(rows: pd.DataFrame) -> str:
         f"{_METHODS[r['estimator']]} {interval(r)}, other images {number(r['null'])}"
         for _, r in rows.iterrows()
     )
-    which = f"{listed(kept)} keep" if kept else "no method demonstrably keeps"
+    which = listed(kept) if kept else "no method demonstrably"
     return (
-        f"{which} more than {SMALLEST_EFFECT:g} of likeness beyond maps of other images (rank correlation of sizes: "
-        f"{every})."
+        f"its maps keep more than {SMALLEST_EFFECT:g} of likeness beyond maps of other images by {which} (rank "
+        f"correlation of sizes: {every})."
     )
