@@ -123,7 +123,7 @@ def test_crop_classes_and_counts():
         assert 490 <= len(labels) <= 520
         assert torch.bincount(labels).min() >= crops.MIN_BLOCKS
         assert torch.bincount(labels).max() <= crops.MAX_BLOCKS / 2
-    assert len(FixedCrops("test")) == 4 * len(crops.blocks("test").labels)
+    assert len(FixedCrops("test")) == 4 * len(crops.crops.blocks("test").labels)
 
 
 @pytest.mark.parametrize(("size", "square"), [((512, 320), 64), ((1280, 1280), 128), ((1410, 1300), 192)])
@@ -354,6 +354,19 @@ def test_balanced_order_by_hand():
     order = balanced_order(labels, seed=0)
     assert labels[order].tolist() == [0, 1, 2, 0, 2, 2, 2]
     assert sorted(order) == list(range(7))
+
+
+def test_every_block_gives_one_crop_before_any_gives_two():
+    loader = load_images("photo_crops", n_images=256)
+    labels, clusters = torch.cat([batch.labels for batch in loader]).numpy(), loader.dataset.clusters
+    for label in np.unique(labels):
+        counts = np.bincount(clusters[labels == label], minlength=crops.blocks("test").labels.numel())
+        own = counts[crops.blocks("test").labels.numpy() == label]
+        assert own.max() - own.min() <= 1
+    assert f"256 crops of {len(set(clusters))} blocks" in " ".join(loader.dataset.info.notes)
+    few = load_images("photo_crops", n_images=128).dataset
+    assert len(set(few.clusters)) == 128
+    assert "blocks" not in " ".join(few.info.notes)
 
 
 # ---- batches: shards, workers ----------------------------------------------------------------------------

@@ -23,9 +23,21 @@ from ..errors import DataError, UnknownNameError
 from .info import DataInfo, chance_level
 from .photos import PHOTOS, load_photo
 
-__all__ = ["BLOCK", "CROP", "Blocks", "EpochCrops", "FixedCrops", "blocks", "crop_classes", "left_out"]
+__all__ = [
+    "BLOCK",
+    "CROP",
+    "CROPS_PER_BLOCK",
+    "Blocks",
+    "EpochCrops",
+    "FixedCrops",
+    "blocks",
+    "crop_classes",
+    "left_out",
+]
 
 BLOCK, CROP = 64, 32
+#: Of a fixed split: its quarters.
+CROPS_PER_BLOCK = (BLOCK // CROP) ** 2
 #: A larger photograph is reduced by the smallest whole factor that leaves at most so many blocks (means of
 #: whole squares of pixels, so that no source pixel reaches two blocks); otherwise the largest would be a
 #: quarter of the test.
@@ -121,12 +133,21 @@ def _as_images(crops: Tensor, img_size: tuple[int, int]) -> Tensor:
 
 
 def crops_info(
-    split: str, labels: np.ndarray, size: tuple[int, int], names: tuple[str, ...] = ()
+    split: str,
+    labels: np.ndarray,
+    size: tuple[int, int],
+    names: tuple[str, ...] = (),
+    n_blocks: int | None = None,
 ) -> DataInfo:
-    """What to say about ``photo_crops``."""
+    """What to say about ``photo_crops``; ``n_blocks`` is how many blocks the crops come from, if it matters."""
     notes = [f"left out as too small for both splits: {', '.join(left_out())}"] if left_out() else []
     if size != (CROP, CROP):
         notes.append(f"crops of {CROP}x{CROP} enlarged to {size[0]}x{size[1]} (bicubic) after standardising")
+    if n_blocks is not None and n_blocks < len(labels):
+        notes.append(
+            f"{len(labels)} crops of {n_blocks} blocks: crops of one block resemble each other, "
+            "and intervals over images take them as independent"
+        )
     return DataInfo(
         name="photo_crops",
         split=split,
@@ -145,7 +166,7 @@ class FixedCrops(Dataset):
     def __init__(self, split: str = "test", img_size: tuple[int, int] = (CROP, CROP)) -> None:
         self.pixels, block_labels = blocks(split)
         self.img_size = img_size
-        self.labels = block_labels.repeat_interleave(4)
+        self.labels = block_labels.repeat_interleave(CROPS_PER_BLOCK)
         self.info = crops_info(split, self.labels.numpy(), img_size)
 
     def __len__(self) -> int:
@@ -156,9 +177,11 @@ class FixedCrops(Dataset):
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
         index = torch.as_tensor(indices)
-        quarter = index % 4
+        quarter = index % CROPS_PER_BLOCK
         no_flip = torch.zeros(len(index), dtype=torch.bool)
-        crops = cut_crops(self.pixels, index // 4, quarter // 2 * CROP, quarter % 2 * CROP, no_flip)
+        crops = cut_crops(
+            self.pixels, index // CROPS_PER_BLOCK, quarter // 2 * CROP, quarter % 2 * CROP, no_flip
+        )
         return list(zip(_as_images(crops, self.img_size), self.labels[index].tolist(), strict=True))
 
 

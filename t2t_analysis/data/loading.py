@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..errors import DataError, UnknownNameError
-from .crops import CROP, FixedCrops, crop_classes, crops_info
+from .crops import CROP, CROPS_PER_BLOCK, FixedCrops, crop_classes, crops_info
 from .info import DataInfo, chance_level
 from .reading import to_rgb
 from .sources import Source, StreamSource, find_source
@@ -32,21 +32,43 @@ class Batch(NamedTuple):
     index: Tensor  # type: ignore[assignment]
 
 
-def balanced_order(labels: np.ndarray, seed: int, bad: Collection[int] = ()) -> np.ndarray:
+def balanced_order(
+    labels: np.ndarray, seed: int, bad: Collection[int] = (), clusters: np.ndarray | None = None
+) -> np.ndarray:
     """All positions but the ``bad``, so that the first n are balanced over classes for every n.
 
-    Classes take turns in sorted order; the order inside a class is drawn with ``seed``.
+    Classes take turns in sorted order; the order inside a class is drawn with ``seed``. With ``clusters`` (one
+    number per position; images of one cluster are not independent), those of a class take turns too: none
+    gives a second image before all have given their first.
 
     >>> labels = np.array([0, 0, 0, 1])
     >>> labels[balanced_order(labels, seed=0)].tolist()
     [0, 1, 0, 0]
+    >>> clusters = np.array([7, 7, 7, 7, 8, 9])
+    >>> clusters[balanced_order(np.zeros(6), seed=0, clusters=clusters)][:3].tolist()
+    [7, 9, 8]
     """
     rng = np.random.default_rng(seed)
     drawn = [rng.permutation(np.flatnonzero(labels == label)) for label in np.unique(labels)]
     queues = [queue[~np.isin(queue, list(bad))] for queue in drawn]
+    if clusters is not None:
+        queues = [queue[np.argsort(_repeats(clusters[queue]), kind="stable")] for queue in queues]
     turn = np.concatenate([np.arange(len(queue)) for queue in queues])
     owner = np.repeat(np.arange(len(queues)), [len(queue) for queue in queues])
     return np.concatenate(queues)[np.lexsort((owner, turn))]
+
+
+def _repeats(values: np.ndarray) -> np.ndarray:
+    """How often each value has come before.
+
+    >>> _repeats(np.array([5, 6, 5, 5])).tolist()
+    [0, 0, 1, 2]
+    """
+    by_value = np.argsort(values, kind="stable")
+    ordered = values[by_value]
+    repeats = np.empty(len(values), dtype=int)
+    repeats[by_value] = np.arange(len(values)) - np.searchsorted(ordered, ordered)
+    return repeats
 
 
 def _check_count(n_images: int | None, available: int, name: str) -> int:
@@ -58,11 +80,16 @@ def _check_count(n_images: int | None, available: int, name: str) -> int:
 
 
 def _choose(
-    labels: np.ndarray, n_images: int | None, seed: int, name: str, bad: Collection[int] = ()
+    labels: np.ndarray,
+    n_images: int | None,
+    seed: int,
+    name: str,
+    bad: Collection[int] = (),
+    clusters: np.ndarray | None = None,
 ) -> np.ndarray:
     """Positions of the chosen images, in the order of the loader."""
     count = _check_count(n_images, len(labels) - len(bad), name)
-    chosen = balanced_order(labels, seed, bad)[:count]
+    chosen = balanced_order(labels, seed, bad, clusters)[:count]
     return np.sort(chosen) if (labels < 0).all() else chosen  # without labels, the order of the names
 
 
@@ -109,7 +136,7 @@ class _Crops(Dataset):
 
     def __init__(self, crops: FixedCrops, chosen: np.ndarray, info: DataInfo) -> None:
         self.crops, self.chosen, self.info = crops, chosen, info
-        self.clusters = chosen // 4  # the four crops of a block are not independent
+        self.clusters = chosen // CROPS_PER_BLOCK  # the four crops of a block are not independent
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -211,10 +238,12 @@ def _crops_dataset(
     """Standardised already, so the model's mean and std are not applied."""
     size = as_pair(img_size) if img_size is not None else _model_size(model) or (CROP, CROP)
     crops = FixedCrops(split, size)
-    chosen = _choose(crops.labels.numpy(), n_images, seed, "photo_crops")
-    labels = crops.labels.numpy()[chosen]
+    every = crops.labels.numpy()
+    clusters = np.arange(len(every)) // CROPS_PER_BLOCK
+    chosen = _choose(every, n_images, seed, "photo_crops", clusters=clusters)
+    labels = every[chosen]
     names = tuple(f"{crop_classes()[label]}, crop {i}" for label, i in zip(labels, chosen, strict=True))
-    return _Crops(crops, chosen, crops_info(split, labels, size, names))
+    return _Crops(crops, chosen, crops_info(split, labels, size, names, len(np.unique(clusters[chosen]))))
 
 
 def source_info(source: Source, split: str, chosen: np.ndarray, skipped: tuple[str, ...] = ()) -> DataInfo:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from ..data import Batch, DataInfo
 from ..data.crops import (
     CROP,
+    CROPS_PER_BLOCK,
     EpochCrops,
     FixedCrops,
     blocks,
@@ -230,11 +231,11 @@ def resident_train(
 def _fixed_crops(split: str, kept: np.ndarray, device: str | torch.device) -> ResidentLoader:
     """The four quarters of the ``kept`` blocks of a split."""
     crops = FixedCrops(split)
-    chosen = (4 * kept[:, None] + np.arange(4)).reshape(-1)
+    chosen = (CROPS_PER_BLOCK * kept[:, None] + np.arange(CROPS_PER_BLOCK)).reshape(-1)
     images = torch.stack([image for image, _ in crops.__getitems__(chosen.tolist())]).to(device)
     labels = crops.labels[chosen]
     info = replace(crops.info, n=len(chosen), chance=chance_level(labels.numpy()))
-    return ResidentLoader(images, labels, info, chosen // 4)
+    return ResidentLoader(images, labels, info, chosen // CROPS_PER_BLOCK)
 
 
 def resident_loader(
@@ -258,7 +259,9 @@ def resident_loader(
     all_labels = blocks(split).labels.numpy() if crops else _decoded(str(data), split, size)[1]
     kept = choose_fraction(all_labels, fraction, seed)
     if most is not None:
-        kept = np.sort(kept[balanced_order(all_labels[kept], 0)[: most // 4 if crops else most]])
+        kept = np.sort(
+            kept[balanced_order(all_labels[kept], 0)[: most // CROPS_PER_BLOCK if crops else most]]
+        )
     if crops:
         return _fixed_crops(split, kept, device)
     pixels, labels, source = _decoded(str(data), split, size)
