@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._show import METADATA, figure_data, table_data
 from .explorer import Exploration, Selection
+from .measures.scene import CLASS
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Controls", "Outputs", "show_exploration"]
 
+#: three sliders to a line where the window has the room, fewer where it has not
+_WIDTH, _WRAPPED = {"width": "280px"}, {"flex_flow": "row wrap"}
 _STATIC = "Sliders appear here in JupyterLab, with ipywidgets installed. Below is what they would show first."
 _CAPTION = (
     "The numbers of the measures for what is shown; null is what the value would be with nothing to see."
@@ -75,15 +78,16 @@ class Controls:
         self.seconds = 0.0
         self.note = widgets.HTML()
         self.widgets = self._shared(widgets) | self._of_model(widgets, 0, "")
-        rows: list[Any] = [self._line(widgets, "image", "query"), self._line(widgets, "row", "column")]
-        rows.append(self._line(widgets, "place", "head", "channel"))
+        rows: list[Any] = [self._line(widgets, "image"), self._line(widgets, "query", "row", "column")]
+        rows += [self._name(widgets, 0), self._line(widgets, "place", "head", "channel")]
         if len(exploration.subjects) == 2:
             self.widgets |= self._of_model(widgets, 1, "_b")
-            words = "second model: same layer, head and channel"
+            words = "follows: same relative depth, head and channel"
             self.widgets["follow"] = widgets.Checkbox(
                 value=True, indent=False, description=words, layout={"width": "auto"}
             )
-            rows += [self.widgets["follow"], self._line(widgets, "place_b", "head_b", "channel_b")]
+            rows.append(widgets.HBox([self._name(widgets, 1), self.widgets["follow"]], layout=_WRAPPED))
+            rows.append(self._line(widgets, "place_b", "head_b", "channel_b"))
         self.box = widgets.VBox([*rows, self.note])
         self._fit()
         for widget in self.widgets.values():
@@ -93,12 +97,10 @@ class Controls:
         at, first = self.exploration.selection, self.exploration.subjects[0]
         images = [(name, i) for i, name in enumerate(self.exploration.names)]
         rows, columns = first.grid
-        queries = ["patch", "class"] if first.has_class_token else ["patch"]
+        queries = [("patch at row, column", "patch"), ("class token", CLASS)][: 1 + first.has_class_token]
         return {
-            "image": widgets.Dropdown(options=images, value=at.image, description="image"),
-            "query": widgets.ToggleButtons(
-                options=queries, value=at.query, description="token", style={"button_width": "5em"}
-            ),
+            "image": widgets.Dropdown(options=images, value=at.image, description="image", layout=_WIDTH),
+            "query": widgets.Dropdown(options=queries, value=at.query, description="token", layout=_WIDTH),
             "row": _slider(widgets, "row", at.row, rows),
             "column": _slider(widgets, "column", at.column, columns),
         }
@@ -106,7 +108,11 @@ class Controls:
     def _of_model(self, widgets: Any, which: int, suffix: str) -> dict[str, Any]:
         subject, look = self.exploration.subjects[which], self.exploration.looks()[which]
         places = widgets.SelectionSlider(
-            options=list(subject.places), value=look.place, description="layer", continuous_update=False
+            options=list(subject.places),
+            value=look.place,
+            description="layer",
+            continuous_update=False,
+            layout=_WIDTH,
         )
         return {
             f"place{suffix}": places,
@@ -115,7 +121,10 @@ class Controls:
         }
 
     def _line(self, widgets: Any, *names: str) -> Any:
-        return widgets.HBox([self.widgets[name] for name in names])
+        return widgets.HBox([self.widgets[name] for name in names], layout=_WRAPPED)
+
+    def _name(self, widgets: Any, which: int) -> Any:
+        return widgets.HTML(f"<b>{escape(self.exploration.subjects[which].label)}</b>")
 
     # ---------------------------------------------------------------------------------------- changes
 
@@ -141,6 +150,7 @@ class Controls:
 
     def _fit(self) -> None:
         """Give every slider the range that its layer has, and let the second model follow the first."""
+        self.widgets["row"].disabled = self.widgets["column"].disabled = self.widgets["query"].value == CLASS
         self._fit_model(0, "")
         if "follow" not in self.widgets:
             return
@@ -172,7 +182,9 @@ class Controls:
 
 
 def _slider(widgets: Any, name: str, value: int, available: int) -> Any:
-    return widgets.IntSlider(value=value, min=0, max=available - 1, description=name, continuous_update=False)
+    return widgets.IntSlider(
+        value=value, min=0, max=available - 1, description=name, continuous_update=False, layout=_WIDTH
+    )
 
 
 def show_exploration(exploration: Exploration, interactive: bool) -> None:

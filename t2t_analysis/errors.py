@@ -44,7 +44,7 @@ class UnknownNameError(T2TError, ValueError):
     def __init__(self, what: str, given: object, choices: Iterable[str], hint: str = "") -> None:
         choices = list(choices)
         close = nearest(given, choices, n=1)
-        guess = f"; did you mean {close[0]!r}?" if close else ";"
+        guess = f"; did you mean {close[0]!r}?" if close else ""
         shown = ", ".join(choices[:24]) + (f", ... {len(choices)} in all" if len(choices) > 24 else "")
         super().__init__(f"unknown {what} {given!r}{guess} (known: {shown})" + (f" {hint}" if hint else ""))
         self.what, self.given, self.choices = what, given, choices

@@ -116,7 +116,7 @@ class Exploration:
 
     def __repr__(self) -> str:
         models = " and ".join(subject.label for subject in self.subjects)
-        return f"Exploration of {models} with {len(self.names)} images at {self.selection}"
+        return f"Exploration of {models}, images: {len(self.names)}, at {self.selection}"
 
     # ---------------------------------------------------------------------------------------- choosing
 
@@ -148,7 +148,7 @@ class Exploration:
         ------
         UnknownNameError, DataError : there is no such thing; the message says what there is.
         """
-        place = f"blocks.{layer}" if isinstance(layer, int) else layer
+        place = layer if layer is None or not str(layer).lstrip("-").isdigit() else f"blocks.{layer}"
         changes: dict[str, Any] = {
             "image": image,
             "place": place,
@@ -247,6 +247,8 @@ def _token(token: tuple[int, int] | str | None) -> dict[str, Any]:
         return {}
     if isinstance(token, str):
         return {"query": token}
+    if not isinstance(token, tuple | list) or len(token) != 2:
+        raise DataError(f'token is {token!r}: expected (row, column) or "{CLASS}"')
     row, column = token
     return {"query": "patch", "row": row, "column": column}
 
@@ -337,8 +339,10 @@ def explore(
     >>> seen.figure().alt[:62]
     'Maps over the image: attention, feature map, receptive field. '
     >>> seen.select(layer="embed").scenes()[0].missing
-    {'attention': 'no attention at this place'}
+    {'attention': "this is the tokeniser's output"}
     """
+    if n_images < 1:
+        raise DataError(f"n_images={n_images} must be at least 1")
     models = [_loaded(one) for one in (model, baseline) if one is not None]
     source = _default_images(models[0]) if image is None else image
     chosen = [_images(source, one, n_images, seed) for one in models]
@@ -354,6 +358,8 @@ def _loaded(model: nn.Module | str) -> nn.Module:
         from .models import load_model
 
         return load_model(model)
+    if not isinstance(model, nn.Module):
+        raise T2TError(f"model of type {type(model).__name__}: expected a model, or a name for load_model")
     return model
 
 
@@ -371,6 +377,11 @@ def _images(source: Any, model: nn.Module, n_images: int, seed: int) -> tuple[Te
         pixels = (source[None] if source.ndim == 3 else source)[:n_images]
         if pixels.ndim != 4 or not len(pixels):
             raise DataError(f"image of shape {tuple(source.shape)}: expected (3, H, W) or (n, 3, H, W)")
+        if not pixels.is_floating_point():
+            raise DataError(
+                f"image of type {pixels.dtype}: expected pixels that are preprocessed; raw ones as a Pillow image are "
+                "preprocessed for each model"
+            )
         return pixels, tuple(f"image {i}" for i in range(len(pixels)))
     if isinstance(source, Image.Image):
         return _preprocessed(source, model), ("the image",)
@@ -382,7 +393,8 @@ def _images(source: Any, model: nn.Module, n_images: int, seed: int) -> tuple[Te
             return _from_loader(source, 1)[0], (path.name,)
     if not hasattr(source, "dataset"):
         raise T2TError(
-            f"image is a {type(source).__name__}: expected pixels, a Pillow image, a path or a loader"
+            f"image of type {type(source).__name__}: expected a tensor of preprocessed pixels, a Pillow image, a path "
+            "or a loader"
         )
     return _from_loader(source, n_images)
 

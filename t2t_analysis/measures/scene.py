@@ -91,8 +91,12 @@ def _places(view: View) -> dict[str, _Place]:
         if pattern in view.names:
             found[short] = _Place(name, pattern)
         else:
-            found[short] = _Place(name, "", view.places.missing.get(pattern, "no attention at this place"))
+            found[short] = _Place(name, "", view.places.missing.get(pattern, _reason(short)))
     return found
+
+
+def _reason(place: str) -> str:
+    return "this is the tokeniser's output" if place == "embed" else "nothing attends at this place"
 
 
 @contextmanager
@@ -119,6 +123,7 @@ class Subject:
     Raises
     ------
     CaptureError : the model is no vision transformer that can be observed.
+    DataError : images that are no numbers, or that the model does not take.
 
     >>> import timm
     >>> model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2).eval()
@@ -141,8 +146,20 @@ class Subject:
         self._passes: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
         self._graph: tuple[int, Tensor, dict[str, Tensor]] | None = None
         self._fields: OrderedDict[Any, Tensor] = OrderedDict()
+        if not self.images.isfinite().all():
+            raise DataError("the images hold pixels that are not finite")
         with _evaluating(model):
-            self.view.probe([n for place in self.places.values() for n in (place.tokens, place.pattern) if n])
+            self._probe([n for place in self.places.values() for n in (place.tokens, place.pattern) if n])
+
+    def _probe(self, names: list[str]) -> None:
+        try:
+            self.view.probe(names)
+        except AssertionError as error:  # how timm's models refuse a size
+            size = "x".join(map(str, self.size))
+            raise DataError(
+                f"{self.label} does not take images of {size} pixels: {error} A file, a Pillow image or the name of "
+                "a data set is preprocessed for each model"
+            ) from error
 
     @property
     def label(self) -> str:
@@ -185,7 +202,7 @@ class Subject:
         return self.places[place]
 
     def check(self, look: Look) -> Look:
-        """Return ``look`` if the model has such a place, head and channel, else UnknownNameError.
+        """Return ``look`` if the model has such a place, head and channel, else UnknownNameError or DataError.
 
         Where there is no attention map, the number of the head means nothing and is not checked.
         """
@@ -194,8 +211,8 @@ class Subject:
             available["head"] = (look.head, heads)
         for what, (number, count) in available.items():
             if not 0 <= number < count:
-                choices = map(str, range(count))
-                raise UnknownNameError(what, str(number), choices, hint=f"at {look.place} of {self.label}")
+                there = f"{look.place} of {self.label} has {count}"
+                raise DataError(f"{what} {number}: {there}, numbered from 0")
         return look
 
     # -------------------------------------------------------------------------------- running the model
@@ -301,27 +318,31 @@ class Subject:
         maps = self.activations(image)[place.pattern].float().cpu()
         row = maps[look.head, spot.token, spot.layout.prefix :]
         numbers = [*_query_rows(maps[look.head], spot), *_head_rows(maps[look.head], spot)]
-        if len(maps) > 1:
-            numbers.append(self._most_similar(image, maps, look, spot))
+        numbers += self._most_similar(image, maps, look, spot)
         named = [number | {"head": look.head} for number in numbers]
         return (row * maps.shape[-1]).unflatten(0, spot.layout.grid), named, ""
 
-    def _most_similar(self, image: int, maps: Tensor, look: Look, spot: _Spot) -> dict[str, Any]:
-        """Centred cosine to the head of the layer that is most like this one, and the same on another image."""
+    def _most_similar(self, image: int, maps: Tensor, look: Look, spot: _Spot) -> list[dict[str, Any]]:
+        """Centred cosine to the head of the layer that is most like this one, and the same on another image.
+
+        None for the only head of a layer, and for one that attends uniformly: it has no direction.
+        """
         patches = renormalised(maps, spot.layout.prefix)
         cosines = head_cosine(patches[look.head, None], patches)[0].nan_to_num(-math.inf)
         cosines[look.head] = -math.inf
         best = int(cosines.argmax())
+        if not cosines[best].isfinite():
+            return []
         null: dict[str, Any] = {}
         if len(self.images) > 1:
             pattern = self._at(look.place).pattern
             other = self.activations((image + 1) % len(self.images))[pattern][best].float().cpu()
             paired = head_cosine(patches[look.head, None], renormalised(other[None], spot.layout.prefix))
             null = {"null": float(paired), "null_kind": "the other head on the next image"}
-        return null | {
+        return [null | {
             "quantity": "cosine_centred", "value": float(cosines[best]), "head_b": best, "value_unit": "none",
             "estimator": "largest over the other heads of the layer", "tokens": "patch",
-        }  # fmt: skip
+        }]  # fmt: skip
 
 
 @dataclass(frozen=True)

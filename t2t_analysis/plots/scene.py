@@ -24,6 +24,8 @@ __all__ = ["scene_figure"]
 _PANEL, _GAP, _ABOVE, _BELOW, _HEAD, _EDGE = 1.82, 0.2, 0.42, 0.4, 0.26, 0.06
 #: feature maps in multiples of the layer's level are never drawn on a finer or coarser scale than these
 _FINEST, _COARSEST = 3.0, 10.0
+#: the scale of attention ends here at least, so that the mark of uniform attention stays clear of the end
+_LEAST = 2.0
 _MARK, _SMALL = PALETTE["vermillion"], 9
 
 
@@ -48,7 +50,7 @@ def scene_figure(scenes: Sequence[Scene], frame: pd.DataFrame, image_name: str) 
 
 
 def _attention_limit(scenes: Sequence[Scene]) -> float:
-    return max([1.0, *(float(s.attention.max()) for s in scenes if s.attention is not None)])
+    return max([_LEAST, *(float(s.attention.max()) for s in scenes if s.attention is not None)])
 
 
 def _feature_limit(scenes: Sequence[Scene]) -> float:
@@ -99,15 +101,15 @@ class _Panel(NamedTuple):
         sides = width * self.scale, height * self.scale
         self.ax.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=_MARK, linewidth=line))
 
-    def bar(self, cmap: str, ends: tuple[str, str], label: str) -> None:
-        """Draw a colour bar below, with the values at its ends."""
+    def bar(self, cmap: str, marks: dict[float, str]) -> None:
+        """Draw a colour bar below; ``marks`` has words for shares of its length."""
         y = self.size[0] * self.scale + 0.08
         left, right = self.left + 0.1 * _PANEL, self.left + 0.9 * _PANEL
         extent = (left, right, self.top + y + 0.07, self.top + y)
         self.ax.imshow(np.linspace(0, 1, 256)[None], cmap=cmap, extent=extent, aspect="auto")
-        for x, words in zip((left, right), ends, strict=True):
-            self.text(x - self.left, y + 0.1, words, fontsize=_SMALL, ha="center", va="top")
-        self.text(0.5 * _PANEL, y + 0.1, label, fontsize=_SMALL, ha="center", va="top")
+        for share, words in marks.items():
+            x = (0.1 + 0.8 * share) * _PANEL
+            self.text(x, y + 0.1, words, fontsize=_SMALL, ha="center", va="top")
 
     def empty(self, reason: str) -> None:
         """Say why there is nothing to see."""
@@ -137,20 +139,23 @@ def _short(name: str, length: int = 24) -> str:
 
 
 def _draw_attention(panel: _Panel, scene: Scene, limit: float) -> None:
-    panel.title(f"Attention, head {scene.look.head}", "none" if scene.attention is None else "over the image")
     if scene.attention is None:
+        panel.title("Attention", "none")
         panel.empty(scene.missing["attention"])
         return
+    panel.title(f"Attention, head {scene.look.head}", "× uniform, over the image")
     panel.picture(scene.image.mean(0).numpy(), "gray", 0, 1)
-    panel.picture(scene.attention.numpy(), SEQUENTIAL, 0, limit, alpha=0.7)
-    panel.bar(SEQUENTIAL, ("0", f"{limit:.3g}"), "× uniform")
+    # by square roots: a head that puts all on one patch would leave the rest, and the other model, in the dark
+    panel.picture(scene.attention.sqrt().numpy(), SEQUENTIAL, 0, limit**0.5, alpha=0.7)
+    panel.bar(SEQUENTIAL, {0: "0", limit**-0.5: "1", 1: f"{limit:.3g}"})
 
 
 def _draw_feature(panel: _Panel, scene: Scene, limit: float) -> None:
     panel.title(f"Channel {scene.look.channel}", scene.state)
     panel.picture(scene.feature.numpy(), DIVERGING, -limit, limit)
-    over = "≥" if float(scene.feature.abs().max()) > limit else ""
-    panel.bar(DIVERGING, (f"{over.replace('≥', '≤')}−{limit:.3g}", f"{over}{limit:.3g}"), "× layer's level")
+    beyond = float(scene.feature.abs().max()) > limit
+    low, high = ("≤", "≥") if beyond else ("", "")
+    panel.bar(DIVERGING, {0: f"{low}−{limit:.3g}", 0.5: "× layer's level", 1: f"{high}{limit:.3g}"})
     if scene.state != "ordinary":
         panel.frame(0, 0, *panel.size, line=3)
 
@@ -161,7 +166,7 @@ def _draw_field(panel: _Panel, scene: Scene) -> None:
         panel.empty(scene.missing["field"])
         return
     panel.picture(scene.field.numpy(), SEQUENTIAL, 0, 1)
-    panel.bar(SEQUENTIAL, ("0", "1"), "largest = 1")
+    panel.bar(SEQUENTIAL, {0: "0", 0.5: "largest = 1", 1: "1"})
 
 
 # ------------------------------------------------------------------------------------------------ words
@@ -192,7 +197,7 @@ def _caption(scenes: Sequence[Scene], frame: pd.DataFrame, image_name: str) -> s
         for scene in scenes
     ]
     how = (
-        "Attention in multiples of uniform attention (1 means none preferred); the "
+        "Attention in multiples of uniform attention (1 means none preferred), coloured by its square root; the "
         "channel in multiples of the layer's level, framed all round if it is zero, flat or too large; the input "
         "gradient of the token, largest value 1. One image and one head: a description, so no interval; the table "
         "has the nulls."
