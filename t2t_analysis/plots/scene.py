@@ -130,7 +130,8 @@ def _draw_row(ax: Axes, top: float, scene: Scene, limits: tuple[float, float], n
     _draw_feature(panels[2], scene, limits[1])
     _draw_field(panels[3], scene)
     if scene.cell is not None:
-        for panel in panels:
+        drawn = True, scene.attention is not None, True, scene.field is not None
+        for panel in (panel for panel, there in zip(panels, drawn, strict=True) if there):
             panel.frame(*scene.cell)
 
 
