@@ -119,7 +119,7 @@ class _Panel(NamedTuple):
 
 
 def _draw_row(ax: Axes, top: float, scene: Scene, limits: tuple[float, float], name: str) -> None:
-    words = f"{scene.model}, {scene.look.place}   ({scene.weights})"
+    words = f"{scene.model}, {scene.look.place} · {scene.weights}"
     ax.text(_EDGE, top + _HEAD - 0.04, words, fontweight="bold", va="bottom", parse_math=False)
     height, width = scene.image.shape[-2:]
     lefts = (_EDGE + column * (_PANEL + _GAP) for column in range(4))
