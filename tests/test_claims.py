@@ -142,6 +142,18 @@ def test_holms_correction_runs_over_the_deciding_effects_only() -> None:
     assert math.isnan(found["p_holm"][3])
 
 
+@pytest.mark.parametrize(
+    ("n", "unit", "expected"), [(96, "image", "inconclusive"), (400, "image", "null"), (20, "run", "null")]
+)
+def test_images_that_all_agree_settle_nothing_unless_they_are_many(n: int, unit: str, expected: str) -> None:
+    """An interval [0, 0] of 96 images leaves up to 3 % of images free to differ: more than the 1 % that counts."""
+    columns = {"value": 0.0, "low": 0.0, "high": 0.0, "p": 1.0, "weights": "made", "n": n, "unit": unit}
+    claim = Claim("c", "s", "here", (Effect("e", "channel_share", controlled="q"),), "nothing", "claims")
+    row = ledger(Result("evidence", pd.DataFrame([{"quantity": "q"} | columns])), claims=[claim]).iloc[0]
+    assert row["verdict"] == expected
+    assert ("3.1 % of images" in row["reason"]) == (expected == "inconclusive")
+
+
 def test_a_verdict_needs_every_deciding_effect_and_disagreement_is_inconclusive() -> None:
     assert overall(["supported", "supported"]) == "supported"
     assert overall(["supported", "null"]) == "inconclusive"

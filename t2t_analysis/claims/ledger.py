@@ -22,7 +22,7 @@ from .. import stats
 from ..results import Result
 from . import entries
 from .base import Claim, Effect
-from .rule import SMALLEST, place
+from .rule import SMALLEST, place, too_few_agree, unseen_share
 
 __all__ = ["VERDICTS", "all_claims", "judge", "ledger", "overall", "summary"]
 
@@ -85,8 +85,8 @@ def ledger(
     Returns
     -------
     Columns claim, statement, said, effect, deciding, compared, value, low, high, null, p, p_holm, n, unit, direction,
-    smallest, verdict, reason (why it was not tested), notebook, change. Holm's correction runs over all deciding
-    effects that have a p, of all claims at once.
+    smallest, verdict, reason (why it was not tested, or settles nothing), notebook, change. Holm's correction runs over
+    all deciding effects that have a p, of all claims at once.
     """
     which = which or evidence.meta.get("kind", "controlled")
     rows = [
@@ -100,6 +100,9 @@ def ledger(
     if family.any():
         frame.loc[family, "p_holm"] = stats.holm(frame.loc[family, "p"].to_numpy(dtype=float))
     frame["verdict"] = [_verdict(row) for _, row in frame.iterrows()]
+    alike = frame.apply(_without_spread, axis=1)
+    frame.loc[alike != "", "verdict"] = "inconclusive"
+    frame["reason"] = frame["reason"].where(alike == "", alike)
     return frame
 
 
@@ -133,6 +136,17 @@ def _found(evidence: Result, quantity: str) -> dict[str, Any]:
     return numbers | {
         "n": count, "unit": unit, "compared": " minus ".join(sides), "reason": reason, "weights": str(row["weights"])
     }  # fmt: skip
+
+
+def _without_spread(row: pd.Series) -> str:
+    """Why an interval over images that has no width settles nothing; empty where it does, or has a width."""
+    if (
+        row["reason"]
+        or row["unit"] != "image"
+        or not too_few_agree(row["low"], row["high"], row["n"], row["smallest"])
+    ):
+        return ""
+    return f"all {row['n']} images agree; up to {100 * unseen_share(row['n']):.1f} % of images could differ unseen"
 
 
 def _why_absent(evidence: Result, quantity: str) -> str:

@@ -6,7 +6,7 @@ from typing import Literal
 
 import pandas as pd
 
-__all__ = ["SMALLEST", "Place", "place"]
+__all__ = ["SMALLEST", "Place", "place", "too_few_agree", "unseen_share"]
 
 #: Smallest effect of interest by what is measured; fixed before any number was seen.
 SMALLEST = {
@@ -39,3 +39,26 @@ def place(low: float, high: float, smallest: float) -> Place:
     if low > smallest:
         return "above"
     return "within" if -smallest < low and high < smallest else "across"
+
+
+def unseen_share(n: int) -> float:
+    """Return the largest share of units that can go unseen in ``n`` of them with a probability of 5 %.
+
+    Exact binomial bound, (1 - share)^n = 0.05: the "rule of three" for large n.
+
+    >>> round(unseen_share(96), 4), unseen_share(299) < 0.01
+    (0.0307, True)
+    """
+    return float(1 - 0.05 ** (1 / int(n)))
+
+
+def too_few_agree(low: float, high: float, n: int, smallest: float) -> bool:
+    """Whether ``n`` units that all agree leave an interval without width that promises too much.
+
+    Resampling units that are all equal gives the same number every time; how many could differ unseen is
+    `unseen_share`, and an effect as large as ``smallest`` is only ruled out if that is smaller.
+
+    >>> too_few_agree(0.0, 0.0, 96, 0.01), too_few_agree(0.0, 0.0, 299, 0.01), too_few_agree(0.0, 0.001, 9, 0.01)
+    (True, False, False)
+    """
+    return bool(low == high and n > 0 and unseen_share(n) > smallest)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from .._names import has_soft_split
 from .._show import code
-from ..claims.rule import SMALLEST, place
+from ..claims.rule import SMALLEST, place, too_few_agree, unseen_share
 from ..results import Result
 from .feature_maps import expected
 from .words import NO_VERDICT, found, interval, listed, number, untrained_in
@@ -108,11 +108,11 @@ def _verdict(row: Any, difference: Result, rows: Mapping[str, Any]) -> str:
         return "No verdict: at least one of the two has random weights."
     if pd.isna(row["low"]):
         return "No verdict: too few images for an interval of the difference."
-    if row["low"] == row["high"] and _possible(row["n"]) > SMALLEST_EFFECT:
+    if too_few_agree(row["low"], row["high"], row["n"], SMALLEST_EFFECT):
         both = f"{code(model)} and {code(baseline)}"
         return (
             f"No verdict: in none of the {row['n']} images do {both} differ, so there is no spread for an interval "
-            f"and up to {100 * _possible(row['n']):.1f} % of images could be different."
+            f"and up to {100 * unseen_share(row['n']):.1f} % of images could be different."
         )
     where = place(row["low"], row["high"], SMALLEST_EFFECT)
     if where == "across":
@@ -128,15 +128,6 @@ def _verdict(row: Any, difference: Result, rows: Mapping[str, Any]) -> str:
         )
     fewer, more = (model, baseline) if where == "below" else (baseline, model)
     return f"{code(fewer)} has fewer channels that are zero or too large than {code(more)}{expected(fewer, more)}."
-
-
-def _possible(n: int) -> float:
-    """Largest share of images that can go unseen in ``n`` images with a probability of 5 %.
-
-    >>> round(_possible(96), 4), _possible(299) < 0.01
-    (0.0307, True)
-    """
-    return float(1 - 0.05 ** (1 / int(n)))
 
 
 def _said(rows: Iterable[str]) -> str:
@@ -164,7 +155,7 @@ def _none_of(invalid: Result, pair: Iterable[str]) -> str:
     n = int(frame["n"][frame["unit"] == "image"].max())
     return (
         f"How far from zero: {listed(parts)}. An interval [0, 0] says that none of the {n} images had such a channel; "
-        f"up to {100 * _possible(n):.1f} % of images could (95 %)."
+        f"up to {100 * unseen_share(n):.1f} % of images could (95 %)."
     )
 
 

@@ -130,7 +130,7 @@ def _number(x: float) -> str:
 
 
 def _with_reason(row: pd.Series) -> str:
-    return f"not tested: {row['reason']}" if row["verdict"] == "not tested" else str(row["verdict"])
+    return f"{row['verdict']}: {row['reason']}" if row["reason"] else str(row["verdict"])
 
 
 def verdict_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
