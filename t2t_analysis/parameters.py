@@ -257,9 +257,22 @@ class AttributionParams(CommonParams):
 
     steps: int = Field(default=12, gt=0, description="points of the path of integrated gradients")
     squares: int = Field(default=16, gt=0, description="most squares that occlusion covers in turn")
+    stages: int | None = Field(
+        default=None, gt=0, description="looks while weights are randomised, None for 3, at photos 1"
+    )
     label_randomisation: bool = Field(
         default=False, description="train a second model on permuted labels (minutes) and compare with it"
     )
+
+    def resolve(self) -> Self:
+        """Also look once, at the end, while weights of a large model are randomised: a look costs all maps anew.
+
+        >>> AttributionParams().resolve().stages, AttributionParams(model="t2t_vit_14").resolve().stages
+        (3, 1)
+        """
+        found = super().resolve()
+        usual = 3 if found.data == "photo_crops" else 1
+        return found.model_copy(update={"stages": self.stages or usual})
 
     def pair_problem(self) -> str | None:
         """Say also what the checks cannot be made with: a single image, or images without labels to permute."""

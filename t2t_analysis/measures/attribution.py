@@ -68,14 +68,21 @@ def attribute(
     images = images.detach().clone()
     with evaluating(model):
         with torch.no_grad():
-            score = chosen_logit(model, images, target)
-            change = score - chosen_logit(model, reference_images(images, how.baseline), target)
+            chosen_logit(model, images[:1], target.amax()[None])  # is there such a class
         raw = METHODS[method].make(model, images.requires_grad_(), target, how)
+        change = None if raw.error is None else _change(model, images.detach(), target, how)
     values = raw.values.detach()
     if not METHODS[method].by_token:
-        return Attribution(values, None, raw.error, None if raw.error is None else change)
+        return Attribution(values, None, raw.error, change)
     pixels = tokens_to_pixels(model, values, (images.shape[-2], images.shape[-1]), even=True)
-    return Attribution(pixels, values, raw.error, None if raw.error is None else change)
+    return Attribution(pixels, values, raw.error, change)
+
+
+@torch.no_grad()
+def _change(model: nn.Module, images: Tensor, target: Tensor, how: Settings) -> Tensor:
+    """f(x) - f(baseline), (B,), which a map along a path should add up to."""
+    reference = reference_images(images, how.baseline)
+    return chosen_logit(model, images, target) - chosen_logit(model, reference, target)
 
 
 # ------------------------------------------------------------------------------------------ many images

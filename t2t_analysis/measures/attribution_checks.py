@@ -326,7 +326,7 @@ _ORIGINAL = {
 def _cascade(model: nn.Module, twin: nn.Module, most: int | None) -> Iterator[tuple[int, str, nn.Module]]:
     """Number of parts replaced, the last of them, and the hybrid, whose weights go on changing."""
     parts = cascade_stages(model)
-    shown = set(np.linspace(1, len(parts), min(most or len(parts), len(parts))).round().astype(int).tolist())
+    shown = set(np.linspace(len(parts), 1, min(most or len(parts), len(parts))).round().astype(int).tolist())
     hybrid = copy.deepcopy(model)
     own, other = hybrid.state_dict(), twin.state_dict()
     for count, (place, keys) in enumerate(parts, start=1):

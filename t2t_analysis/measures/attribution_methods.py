@@ -129,13 +129,21 @@ def grid_tap(model: nn.Module, place: str) -> Iterator[nn.Identity]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode, with gradients; every module gets back the mode that it had."""
+    """Eval mode, with gradients, but none of weights: a graph of them is a tenth of the time and never asked for.
+
+    Modules and parameters get back the modes that they had.
+    """
     modes = [(module, module.training) for module in model.modules()]
+    wanted = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.eval()
     try:
+        for parameter in wanted:
+            parameter.requires_grad_(False)
         with torch.enable_grad():
             yield
     finally:
+        for parameter in wanted:
+            parameter.requires_grad_()
         for module, mode in modes:
             module.training = mode
 
