@@ -90,6 +90,15 @@ def test_peak_of_a_chain_is_two_activations_and_of_its_training_all_of_them():
     assert K.peak_bytes(shapes, batch=1600) == 4 * activation
 
 
+def test_a_training_step_keeps_the_masks_of_dropout_and_a_forward_pass_has_none():
+    layers = [nn.Linear(50, 50), nn.Dropout(0.5), nn.Linear(50, 50)]
+    shapes = K.Shapes("dropout", nn.Sequential(*layers).eval(), (1, 50), in_chans=1)
+    plain = K.Shapes("plain", nn.Sequential(layers[0], layers[2]).eval(), (1, 50), in_chans=1)
+    assert K.peak_bytes(shapes, batch=8) == K.peak_bytes(plain, batch=8)
+    assert K.peak_bytes(shapes, batch=800, training=True) > K.peak_bytes(plain, batch=800, training=True)
+    assert not shapes.model.training  # put back
+
+
 def test_saved_bytes_are_what_the_backward_pass_needs():
     module, x = nn.Sequential(nn.Linear(10, 20), nn.GELU(), nn.Linear(20, 5)), torch.zeros(3, 10)
     saved = K.saved_bytes(module, x, dict(module.named_parameters()))

@@ -208,16 +208,20 @@ def _storage(tensor: Tensor) -> Any:
 def peak_bytes(model: str | Shapes, *, batch: int = 1, training: bool = False, **kwargs: Any) -> int:
     """Most bytes alive at once beyond weights and images, in a forward pass or, if ``training``, a training step.
 
-    Counted on shapes in float32 with `LiveBytes`: gradients are in it, an optimiser's state is not, nor what
-    a kernel needs for itself. On CUDA, `latencies` measures what the allocator really gave.
+    Counted on shapes in float32 with `LiveBytes`: gradients and dropout's masks are in it, an optimiser's state is
+    not, nor what a kernel needs for itself. On CUDA, `latencies` measures what the allocator really gave.
     """
     shapes = model if isinstance(model, Shapes) else Shapes.of(model, **kwargs)
-    with _pretending(), torch.set_grad_enabled(training):
-        tensors, images = _tensors(shapes.model), shapes.images(batch)
-        with LiveBytes([*tensors.values(), images]) as live:
-            out = torch.func.functional_call(shapes.model, tensors, (images,))
-            if training:
-                out.sum().backward()
+    shapes.model.train(training)  # the masks of dropout are kept too
+    try:
+        with _pretending(), torch.set_grad_enabled(training):
+            tensors, images = _tensors(shapes.model), shapes.images(batch)
+            with LiveBytes([*tensors.values(), images]) as live:
+                out = torch.func.functional_call(shapes.model, tensors, (images,))
+                if training:
+                    out.sum().backward()
+    finally:
+        shapes.model.eval()
     return live.peak
 
 
