@@ -68,6 +68,7 @@ def _ratios(ax: Axes, frame: pd.DataFrame, at: dict[str, int], looks: dict[str, 
     ax.grid(axis="y", color="#e4e4e4", linewidth=0.6)
     ax.set_axisbelow(True)
     ax.tick_params(axis="y", length=0)
+    ax.locator_params(axis="x", nbins=6)
     ax.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
 
 
@@ -131,7 +132,7 @@ def cost_bars(
     parts = [_bar_words(q, rows, names) for q, rows in drawn.items()]
     return finish(
         fig, frame,
-        f"What the models cost. {'; '.join(parts)}.{sizes} Counted on shapes: exact, no interval; dotted: "
+        f"What the models cost. {'; '.join(parts)}.{sizes} Counted on shapes, so there is no interval; dotted: "
         f"{frame['null_kind'].iloc[0]}.",
         f"Bars of cost per model. {'; '.join(parts)}.".replace("`", ""),
     )  # fmt: skip
@@ -210,15 +211,16 @@ def latency_curve(
         ax.set_xlabel("batch size")
         ax.set_ylabel(label.replace(" of ", " of\n"))
         ax.set_ylim(bottom=0)
-        title_block(ax, "Time by batch size", str(result.meta.get("device", "")))
+        title = "Images per second by batch size" if quantity == "throughput" else "Time by batch size"
+        title_block(ax, title, str(result.meta.get("device", "")))
         fig.legend(loc="outside lower center", ncols=3)
     found = [f"`{name}` {_by_size(frame)}" for name, frame in drawn.items()]
     row = next(iter(drawn.values())).iloc[-1]
-    dotted = ", dotted" if quantity == "latency_ratio" else ""
+    null = f"; null: {row['null_kind']}, dotted" if quantity == "latency_ratio" else ""
     caption = (
         f"{row['estimator'].capitalize()}, {label}, by batch size: {'; '.join(found)}. Bars: 95 % interval "
-        f"({row['interval'] or 'none: too few repeats'}). {machine_words(result.meta)}, {result.meta.get('dtype')}; "
-        f"null: {row['null_kind']}{dotted}."
+        f"({row['interval'] or 'none: too few repeats'}). {machine_words(result.meta)}, "
+        f"{result.meta.get('dtype')}{null}."
     )
     return finish(
         fig, pd.concat(drawn.values()), caption,
