@@ -82,10 +82,10 @@ def findings(
 @pytest.mark.parametrize(
     ("value", "half", "words"),
     [
-        (0.2, 0.01, f"Layers repeat each other more in `{A}` than in `{B}`."),
-        (-0.2, 0.01, f"Layers repeat each other more in `{B}` than in `{A}`."),
-        (0.0, 0.01, f"Layers repeat each other as much in `{A}` as in `{B}`, to within 0.05."),
-        (0.05, 0.01, "Inconclusive whether layers repeat each other more"),
+        (0.2, 0.01, f"By CKA, layers repeat each other more in `{A}` than in `{B}`."),
+        (-0.2, 0.01, f"By CKA, layers repeat each other more in `{B}` than in `{A}`."),
+        (0.0, 0.01, f"By CKA, layers repeat each other as much in `{A}` as in `{B}`, to within 0.05."),
+        (0.05, 0.01, "Inconclusive by CKA whether layers repeat each other more"),
         (0.2, math.nan, "so few images give no interval"),
     ],
 )

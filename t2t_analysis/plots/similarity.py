@@ -408,7 +408,8 @@ def _draw_cka(ax: Axes, panel: _CKAPanel, numbers: bool) -> AxesImage:
     ax.set_ylabel("layer" if first == second else f"layer of {first}")
     ax.set_xlabel("layer" if first == second else f"layer of {second}")
     row = panel.frame.iloc[0]
-    title_block(ax, first if first == second else "Between models", _units(row["n"], row["unit"]))
+    between = f"Between models{TWIN if second.endswith(TWIN) else ''}"
+    title_block(ax, first if first == second else between, _units(row["n"], row["unit"]))
     return image
 
 
@@ -434,10 +435,13 @@ def _layer_label(place: str) -> str:
 def _cka_caption(panels: Sequence[_CKAPanel]) -> str:
     row = panels[0].frame.iloc[0]
     how = row["interval"] if pd.notna(row["interval"]) else "none, too few images"
+    tested = panels[0].frame[panels[0].frame["p"].notna()]  # a layer with itself has another null
+    null = _null(tested.iloc[0] if len(tested) else row)
+    itself = ", a layer with itself is 1" if panels[0].names[0] == panels[0].names[1] else ""
     return (
-        f"Unbiased linear CKA between layers; a sample is the {_SAMPLES.get(row['tokens'])}, a layer with itself is "
-        f"1. {' '.join(_cka_words(panel) for panel in panels)}{_about_twins(panels)} Null: {_null(row)}. Marked cells "
-        f"are not beyond it (max statistic over the map, p ≥ {ALPHA}). n = {_units(row['n'], row['unit'])}; 95 % "
+        f"Unbiased linear CKA between layers; a sample is the {_SAMPLES.get(row['tokens'])}{itself}. "
+        f"{' '.join(_cka_words(panel) for panel in panels)}{_about_twins(panels)} Null: {null}. Marked cells are not "
+        f"beyond it (max statistic over the map, p ≥ {ALPHA}). n = {_units(row['n'], row['unit'])}; 95 % "
         f"intervals by {how}."
     )
 

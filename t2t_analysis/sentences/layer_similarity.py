@@ -110,14 +110,17 @@ def _verdict(row: Any, model: str, baseline: str) -> str:
         return f"Not settled for {code(model)} and {code(baseline)}: so few images give no interval."
     where = place(row["low"], row["high"], SMALLEST_EFFECT)
     if where == "within":
-        return f"Layers repeat each other as much in {code(model)} as in {code(baseline)}, to within {SMALLEST_EFFECT}."
+        return (
+            f"By CKA, layers repeat each other as much in {code(model)} as in {code(baseline)}, to within "
+            f"{SMALLEST_EFFECT}."
+        )
     if where == "across":
         return (
-            f"Inconclusive whether layers repeat each other more in {code(model)} or in {code(baseline)}: the interval "
-            f"reaches across {SMALLEST_EFFECT}, the smallest difference to count."
+            f"Inconclusive by CKA whether layers repeat each other more in {code(model)} or in {code(baseline)}: the "
+            f"interval reaches across {SMALLEST_EFFECT}, the smallest difference to count."
         )
     more, less = (model, baseline) if where == "above" else (baseline, model)
-    return f"Layers repeat each other more in {code(more)} than in {code(less)}."
+    return f"By CKA, layers repeat each other more in {code(more)} than in {code(less)}."
 
 
 def _training(layers: Result, trained: Sequence[Result]) -> str:
