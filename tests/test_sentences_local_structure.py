@@ -31,9 +31,11 @@ def world(
     rectified: dict[str, float] | None = None,
     outside: tuple[float, float] = (0.7, 0.0),
     over: tuple[float, float] = (0.02, 0.01),
+    cell: float | None = None,
     weights: str = "bundled",
 ) -> tuple[dict[str, Result], list[Result]]:
-    """Results and differences of a soft and a hard split; ``over``: tokens minus the raw pixels that they see."""
+    """Results and differences of a soft and a hard split; ``over``: tokens minus the raw pixels that they see,
+    ``cell``: of the soft split minus the pixels of the cell alone, where that is something else."""
     first = "first third of blocks"
     results, differences = {}, []
     for measure in ("edge_decodability", "rectified_edge_decodability"):
@@ -49,8 +51,8 @@ def world(
         rows += [row(0.2, model=SOFT, place=place, **shared) for place in ("tokens.0.out", "embed")]
         rows += [
             row(value, half, quantity="edge_r2_own_over_reference", model=name, place=first, place_b=pixels)
-            for name, value in zip((SOFT, HARD), over, strict=True)
-            for pixels in ("pixels.cell", "pixels.field")
+            for name, seen, alone in zip((SOFT, HARD), over, (cell, None), strict=True)
+            for pixels, value in (("pixels.cell", seen if alone is None else alone), ("pixels.field", seen))
         ]
         results[measure] = result(measure, rows)
         values = {f"{where}{aspect}": 0.0 for where in WHERE for aspect in ASPECTS} | {"own": own}
@@ -100,6 +102,15 @@ def test_without_intervals_nothing_is_settled() -> None:
     assert any("−0.100 (no interval) for the own cell (no interval)" in line for line in lines)
 
 
+def test_from_a_single_image_nothing_is_read_and_nothing_breaks() -> None:
+    results, differences = world()
+    for each in (*results.values(), *differences):
+        each.frame[["value", "low", "high", "null", "p"]] = pd.NA
+    lines = local_findings(results, differences, SOFT, HARD)
+    assert lines[0].startswith("No answer")
+    assert "not measured" in local_conclusions(results, differences, {}, SOFT, HARD)[0]
+
+
 def test_without_a_soft_split_the_paper_says_nothing() -> None:
     results, differences = world()
     conv = "small_conv_deep"
@@ -138,12 +149,24 @@ def test_tokens_are_held_against_the_pixels_that_they_see() -> None:
 
 
 def test_conclusions_say_no_loss_only_where_none_was_found() -> None:
-    assert f"Nothing here shows that `{HARD}` loses edges" in conclusions()[-1]
+    assert f"This does not show that `{HARD}` loses edges" in conclusions()[-1]
     lost = conclusions(over=(0.0, -0.1))[-1]
     assert f"From tokens of `{HARD}` less is read than from the pixels of that cell" in lost
-    assert f"Nothing here shows that `{SOFT}` loses" in lost
+    assert f"This does not show that `{SOFT}` loses" in lost
     assert f"Whether `{HARD}` loses edges of a cell is not settled." in conclusions(over=(0.0, -0.02))[-1]
     assert any(line.startswith("Through the tokeniser of `small_performer_deep`") for line in conclusions())
+
+
+def test_a_wide_field_is_not_the_only_reference_of_a_soft_split() -> None:
+    soft = findings(cell=-0.1)[-2]
+    assert soft.endswith(
+        "no less, but less than the pixels of the cell alone (difference −0.100 [−0.110, −0.090])."
+    )
+    assert "nor that it keeps them" in conclusions(cell=-0.1)[-1]
+    assert (
+        "alone" not in findings(cell=-0.02)[-2] + conclusions(cell=-0.02)[-1]
+    )  # its interval is not clear of −0.02
+    assert "alone" not in findings(over=(-0.05, 0.0), cell=-0.1)[-2]  # less than the wide field already
 
 
 def test_random_weights_get_no_verdict() -> None:

@@ -68,12 +68,12 @@ def local_conclusions(
 
 
 def _found(frame: pd.DataFrame | None, **where: Any) -> pd.Series | None:
-    """The one row with these values, None if there is none or several."""
+    """The one row with these values, None if there is none with a number, or several."""
     if frame is None:
         return None
     for column, value in where.items():
         frame = frame[(frame[column] == value).fillna(False)]
-    return frame.iloc[0] if len(frame) == 1 else None
+    return frame.iloc[0] if len(frame) == 1 and pd.notna(frame["value"].iloc[0]) else None
 
 
 class _Pair:
@@ -124,7 +124,9 @@ def _answer(pair: _Pair) -> str:
     """The answer: are edges of the own cell read better with a soft split."""
     row, (model, baseline) = pair.difference("edge_r2_own"), pair.names
     if row is None:
-        return "No answer: edges of the own cell were not read from both models."
+        return (
+            "No answer: edges of the own cell could not be read from both models; a run of more images may."
+        )
     return (
         f"{_verdict(pair, row)} The difference in R² in the first third of the blocks, {code(model)} minus "
         f"{code(baseline)}, is {interval(row)}, paired over {row['n']} images; alone they have "
@@ -251,9 +253,16 @@ def _against_pixels(pair: _Pair, name: str) -> str:
     tokens, reference = pair.edges(name, _RECTIFIED), pair.edges(name, _RECTIFIED, where)
     if row is None or tokens is None or reference is None:
         return f"For {code(name)} there is no such comparison of tokens with pixels."
+    alone = _less_than_cell(pair, name)
+    beside = (
+        ""
+        if alone is None
+        else f", but less than the pixels of the cell alone (difference {interval(alone)})"
+    )
     return (
         f"With absolute values, the first third of {code(name)} gives R² {interval(tokens)} for the own cell, the raw "
-        f"pixels of {words} {interval(reference)}; the difference, paired, is {interval(row)}: {_OUTCOME[_kept(row)]}."
+        f"pixels of {words} {interval(reference)}; the difference, paired, is {interval(row)}: "
+        f"{_OUTCOME[_kept(row)]}{beside}."
     )
 
 
@@ -262,9 +271,23 @@ def _over_pixels(pair: _Pair, name: str) -> tuple[pd.Series | None, str, str]:
     outside = pair.outside(name)
     alone = outside is not None and outside["value"] == 0
     where, words = ("pixels.cell", "that cell") if alone else ("pixels.field", "a wide field around it")
+    return _over(pair, name, where), where, words
+
+
+def _over(pair: _Pair, name: str, where: str) -> pd.Series | None:
     quantity = "edge_r2_own_over_reference"
-    row = _found(pair.frames.get(_RECTIFIED), quantity=quantity, model=name, place_b=where)
-    return row, where, words
+    return _found(pair.frames.get(_RECTIFIED), quantity=quantity, model=name, place_b=where)
+
+
+def _less_than_cell(pair: _Pair, name: str) -> pd.Series | None:
+    """R^2 of tokens less that of their cell's pixels where it is clearly less and not less than that of a wide field's.
+
+    The wide field is the milder reference: it holds the cell, but the readout spends directions on the rest.
+    """
+    row, where, _ = _over_pixels(pair, name)
+    alone = _over(pair, name, "pixels.cell")
+    mild = where == "pixels.field" and row is not None and _kept(row) == "no less"
+    return alone if mild and alone is not None and _kept(alone) == "less" else None
 
 
 _OUTCOME = {
@@ -396,7 +419,10 @@ def _loss(pair: _Pair, name: str) -> str:
             f"From tokens of {code(name)} less is read than from the pixels of {words}: edges are lost there, or laid "
             "out in a way that this readout misses."
         )
-    return (
-        f"Nothing here shows that {code(name)} loses edges of a cell: its tokens tell no less of them than the pixels "
-        f"of {words} do."
+    text = (
+        f"This does not show that {code(name)} loses edges of a cell: its tokens tell no less of them than the pixels "
+        f"of {words} do"
     )
+    if _less_than_cell(pair, name) is None:
+        return f"{text}."
+    return f"{text}; nor that it keeps them: the pixels of the cell alone tell more."
