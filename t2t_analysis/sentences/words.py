@@ -24,22 +24,31 @@ NO_VERDICT = "No verdict: random weights show what an architecture starts from, 
 def interval(row: Any) -> str:
     """Return value and interval of a row, three decimals, with the sign where the value can have one.
 
+    Four where one of the three is not 0 and would read so: whether an interval holds 0 has to be seen.
+
     >>> interval({"value": 0.1234, "low": 0.1, "high": 0.15})
     '0.123 [0.100, 0.150]'
+    >>> interval({"value": 0.0011, "low": 0.0002, "high": 0.0021})
+    '0.0011 [0.0002, 0.0021]'
     """
     value, low, high = (row[name] for name in ("value", "low", "high"))
+    if pd.isna(value):
+        return number(value)
     if pd.isna(low) or pd.isna(high):
         return f"{number(value)} (no interval)"
     digits = _digits(value, low, high)
+    digits += any(round(x, digits) == 0 != round(x, digits + 1) for x in (value, low, high))
     return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
 
 
 def number(value: float, digits: int | None = None) -> str:
     """Three decimals, or as many as a smaller number needs, with a true minus sign; exactly 0 has no sign.
 
-    >>> number(0.1234), number(-0.00004), number(-0.0)
-    ('0.123', '−0.00004', '0.000')
+    >>> number(0.1234), number(-0.00004), number(-0.0), number(pd.NA)
+    ('0.123', '−0.00004', '0.000', 'not measured')
     """
+    if pd.isna(value):
+        return "not measured"
     text = f"{value:.{_digits(value) if digits is None else digits}f}"
     return (text if float(text) else text.removeprefix("-")).replace("-", "−")
 
