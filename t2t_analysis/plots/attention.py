@@ -58,7 +58,7 @@ WORDS = {
     "token_mean_share": Words("Shared mean of the tokens", "|mean|² / mean of |x|²"),
     "token_dirichlet_energy": Words("Dirichlet energy", "energy over that of unrelated tokens"),
     "attention_cosine": Words("Heads of one layer", "cosine of flattened maps"),
-    "attention_cosine_centred": Words("Heads of one layer, centred", "cosine of flattened maps less 1/T"),
+    "attention_cosine_centred": Words("Heads of one layer, centred", "cosine, 1/P taken off each share"),
     "stable_rank_qk": Words("Stable rank of W_Q' W_K", "fraction of head width"),
     "stable_rank_vo": Words("Stable rank of W_V W_O", "fraction of head width"),
     "effective_rank_qk": Words("Effective rank of W_Q' W_K", "fraction of head width"),
