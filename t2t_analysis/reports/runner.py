@@ -121,7 +121,7 @@ def _run_and_publish(job: Job, fingerprint: str) -> Outcome:
             failure = f"the notebook ran, but makes no page: {error}"
     if failure:
         publish_failure(job, nb, failure)
-        return Outcome(job, "failed", failure.splitlines()[0])
+        return Outcome(job, "failed", " ".join(line.strip() for line in failure.splitlines()[:2]))
     write_whole(notebook, notebook_text(nb))
     _replace_folder(results, job.path(""))
     os.replace(notebook, job.path(".ipynb"))
