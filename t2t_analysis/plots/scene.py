@@ -136,7 +136,8 @@ def _draw_row(ax: Axes, top: float, scene: Scene, limits: tuple[float, float], n
 
 
 def _short(name: str, length: int = 24) -> str:
-    return name if len(name) <= length else name[: length - 1] + "…"
+    """The end of a long name, which is what tells two paths apart."""
+    return name if len(name) <= length else "…" + name[1 - length :]
 
 
 def _draw_attention(panel: _Panel, scene: Scene, limit: float) -> None:
