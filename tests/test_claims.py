@@ -313,7 +313,10 @@ def test_words_tables_and_figure_follow_the_ledger(tmp_path: Path) -> None:
     shown = effects_table(frame)
     assert len(shown) == len(frame)
     assert shown["verdict"].str.startswith("not tested: ").sum() == (frame["verdict"] == "not tested").sum()
-    assert [row["claim"] for row in verdict_rows(frame)] == list(NAMES)
+    rows = verdict_rows(frame)
+    assert [row["claim"] for row in rows] == list(NAMES)
+    assert all(len(set(row["numbers"])) == len(row["numbers"]) for row in rows)
+    assert "deep backbone minus wide backbone: " in rows[NAMES.index("deep-narrow")]["numbers"][0]
     assert len(what_would_change(frame)) == len(NAMES)
     figure = verdict_plot(frame)
     deciding = frame[frame["deciding"] & (frame["verdict"] == "supported")]

@@ -152,7 +152,9 @@ def _numbers(frame: pd.DataFrame, claim: str) -> list[str]:
     """The deciding effects of a claim, a line each; why one was not tested is in the report itself."""
     effects = frame[(frame["claim"] == claim) & frame["deciding"]]
     return [
-        f"{row['effect']}: {'' if row['verdict'] == 'not tested' else _shown(row) + ', '}{row['verdict']}"
+        f"{row['effect']}: not tested"
+        if row["verdict"] == "not tested"
+        else f"{row['effect']}, {row['compared']}: {_shown(row)}, {row['verdict']}"
         for row in _rows(effects)
     ]
 
