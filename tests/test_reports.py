@@ -223,7 +223,7 @@ def test_failed_runs_never_replace_good_reports_and_the_others_go_on(write: Any,
     stems = {name: NAME.replace("tiny", name) for name in FAILURES}
     before = {name: made.put_good_report(stems[name]) for name in FAILURES}
     notebooks = [write(name, code, "say('never reached')") for name, (code, _) in FAILURES.items()]
-    assert made.run(*notebooks, write("other", "1"), timeout=6) == 1
+    assert made.run(*notebooks, write("other", "1"), timeout=12) == 1
     assert made.statuses() == ["failed"] * 4 + ["done"]
     index = made.bytes("index.html").decode()
     for name, (_, words) in FAILURES.items():
