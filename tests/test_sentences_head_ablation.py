@@ -113,9 +113,9 @@ def test_heads_are_dead_only_below_the_bound_with_their_whole_interval() -> None
 def test_heads_beyond_chance_are_counted_and_named_after_correction() -> None:
     line = findings()[3]
     assert "0.020 [0.020, 0.020] nats (head 0.0)" in line
-    assert "1 of 4 do more than such a direction, after Holm's correction (0.0), 1 less." in line
+    assert "1 of 4 do more than such a subspace, after Holm's correction (0.0), 1 less." in line
     none = findings(ablation=ablation(p=(1.0, 1.0, 1.0, 1.0)))[3]
-    assert "0 of 4 do more than such a direction, after Holm's correction." in none
+    assert "0 of 4 do more than such a subspace, after Holm's correction." in none
 
 
 def test_no_change_in_few_images_is_no_proof_of_none() -> None:
@@ -133,6 +133,8 @@ def test_removal_and_its_null_are_given() -> None:
 
 def test_kinds_layers_and_orders_are_summed_up() -> None:
     lines = conclusions()
+    assert lines[0].endswith("rank correlation over heads with mean 1.000.")
+    assert lines[0].count("rank correlation") == 1
     assert "mean (n = 32): median 0.0055 nats, most in head 0.0, 1 beyond the null; zero" in lines[0]
     assert "in 1 of 2 layers after Holm's correction: 0, and by less in 0." in lines[2]
     assert "−0.200 [−0.300, −0.100] nats" in lines[4]
@@ -140,6 +142,15 @@ def test_kinds_layers_and_orders_are_summed_up() -> None:
     assert "is not told from random orders" in conclusions(pruning=pruning(p=0.5))[-1]
     assert "costs more than random orders" in conclusions(pruning=pruning(area=0.2))[-1]
     assert "by less in 1." in conclusions(ablation=ablation(layers=((0.05, 0.9), (0.001, 0.001))))[2]
+
+
+def test_kinds_that_order_heads_differently_are_said_to() -> None:
+    found = ablation()
+    frame = found.frame.copy()
+    turned = (frame["quantity"] == "kl") & frame["estimator"].str.startswith("zero")
+    frame.loc[turned, "value"] = 1 - frame.loc[turned, "value"]
+    other = Result("head_ablation", frame, {})
+    assert conclusions(ablation=other)[0].endswith("rank correlation over heads with mean −1.000.")
 
 
 def test_random_weights_get_no_verdict() -> None:

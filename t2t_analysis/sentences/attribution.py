@@ -191,7 +191,8 @@ def _standing(card: pd.DataFrame, model: str) -> str:
         if len(failed)
         else "none fails"
     )
-    return f"in {code(model)} {listed(passed) if len(passed) else 'none'}, while {fails} and {rest} settle too little"
+    leave = "leaves" if rest == 1 else "leave"
+    return f"in {code(model)} {listed(passed) if len(passed) else 'none'}, while {fails} and {rest} {leave} some open"
 
 
 def _completeness(results: Results) -> Iterator[str]:

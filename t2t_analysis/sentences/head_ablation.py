@@ -132,7 +132,7 @@ _VERDICTS = {
     "below": "Similar heads do less in {names}, as the paper assumes.",
     "above": "Similar heads do more in {names}, contrary to what the paper assumes.",
     "within": f"Likeness says nothing of what a head does in {{names}}, to within ±{SMALLEST_EFFECT:g}.",
-    "across": "Whether similar heads are redundant is not settled in {names}: the interval reaches across "
+    "across": "Whether similar heads are redundant is not settled in {names}, by intervals across "
     f"±{SMALLEST_EFFECT:g}.",
     "missing": "Whether similar heads are redundant could not be measured in {names}.",
 }
@@ -204,7 +204,7 @@ def _single(frame: pd.DataFrame, name: str) -> str:
     return (
         f"Taken out one by one ({top['kind']} ablation, n = {top['n']} images), heads of {code(name)} change the "
         f"output by a KL divergence of {_nats_interval(last)} (head {_name(last)}) to {_nats_interval(top)} nats (head "
-        f"{_name(top)}), median {_nats(rows['value'].median())}; random directions of their size by "
+        f"{_name(top)}), median {_nats(rows['value'].median())}; random subspaces of their size by a median of "
         f"{_nats(rows['null'].median())}. {_beyond(frame, name, len(rows))}"
     )
 
@@ -218,7 +218,7 @@ def _beyond(frame: pd.DataFrame, name: str, heads: int) -> str:
     which = f" ({listed(_name(row) for _, row in more.head(6).iterrows())}{', ...' if len(more) > 6 else ''})"
     fewer = f", {len(less)} less" if len(less) else ""
     return (
-        f"{len(more)} of {heads} do more than such a direction, after Holm's correction{which if len(more) else ''}"
+        f"{len(more)} of {heads} do more than such a subspace, after Holm's correction{which if len(more) else ''}"
         f"{fewer}."
     )
 
@@ -233,7 +233,8 @@ def _predictions(frame: pd.DataFrame, name: str) -> str:
     limit = percent(proportion_ci(0, n).high)
     return (
         f"{len(still)} of {len(rows)} heads of {code(name)} change the predicted class of none of the {n} images, "
-        f"which rules out changes in more than {limit} of images, head by head, and no fewer.{_accuracy(frame, name)}"
+        f"which rules out no more than changes in more than {limit} of images, for each head by "
+        f"itself.{_accuracy(frame, name)}"
     )
 
 
@@ -285,15 +286,29 @@ def _kinds(frame: pd.DataFrame, kinds: Sequence[str], name: str) -> str:
         rows = _heads(own, "kl", name)
         if rows.empty:
             continue
+        alike = (
+            ""
+            if kind == kinds[0]
+            else _order_like(rows, _heads(frame[frame["kind"] == kinds[0]], "kl", name))
+        )
         top = rows.sort_values("value", ascending=False, kind="stable").iloc[0]
         found = _significant(own, "kl", name)
         tested = (
             "no test" if found is None else f"{int((found['value'] > found['null']).sum())} beyond the null"
         )
         parts.append(
-            f"{kind} (n = {top['n']}): median {_nats(rows['value'].median())} nats, most in head {_name(top)}, {tested}"
+            f"{kind} (n = {top['n']}): median {_nats(rows['value'].median())} nats, most in head {_name(top)}, "
+            f"{tested}{alike}"
         )
     return f"By kind of ablation in {code(name)}: {'; '.join(parts) or 'not measured'}."
+
+
+def _order_like(rows: pd.DataFrame, first: pd.DataFrame) -> str:
+    """How alike heads are ordered by two kinds of ablation; nothing where ranks cannot be correlated."""
+    both = rows.merge(first, on=["layer", "head"], suffixes=("", "_first"))
+    alike = both["value"].astype(float).corr(both["value_first"].astype(float), method="spearman")
+    kind = "" if first.empty else first.iloc[0]["kind"]
+    return "" if pd.isna(alike) else f", rank correlation over heads with {kind} {number(alike)}"
 
 
 def _layers(frame: pd.DataFrame, kinds: Sequence[str], name: str) -> str:
