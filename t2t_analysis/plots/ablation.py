@@ -19,6 +19,7 @@ from .base import (
     ROLES,
     SEQUENTIAL,
     Figure,
+    estimated,
     finish,
     new_axes,
     role,
@@ -96,7 +97,7 @@ def head_effects(result: Result, quantity: str = "kl", model: str | None = None,
         fig, (left, right) = new_axes(1, 2, width=8.6, height=4.0, width_ratios=(1, 1.6))
         _draw_map(fig, left, frame, quantity, marked)
         _draw_sorted(right, frame, quantity, marked)
-        title_block(left, _words(quantity), "rows: layers, columns: heads")
+        title_block(left, _words(quantity), f"{frame.iloc[0]['model']}; rows: layers, columns: heads")
         fig.legend(loc="outside lower right", ncols=3)
     return finish(
         fig, frame, _effects_caption(frame, quantity, marked), _effects_alt(frame, quantity, marked)
@@ -175,7 +176,7 @@ def _effects_caption(frame: pd.DataFrame, quantity: str, marked: set[tuple[int, 
         f"{int(top['layer'])}, head {int(top['head'])}, {interval(top)}; mean over heads "
         f"{number(frame['value'].astype(float).mean())}, of the null {number(frame['null'].astype(float).mean())}. "
         f"Null: {str(row['null_kind']).split(';')[0]}.{tested} Bars and band: 95 % intervals "
-        f"({row['interval'] or 'none'}); n = {int(row['n'])} {row['unit']}s."
+        f"({estimated(row)}); n = {int(row['n'])} {row['unit']}s."
     )
 
 
@@ -321,7 +322,7 @@ def _layers_caption(drawn: dict[str, pd.DataFrame]) -> str:
     return (
         f"KL divergence from the full model without all heads of a layer ({row['estimator'].split(';')[0]}). Dotted, "
         f"band: null, {str(row['null_kind']).split(';')[0]}; {'; '.join(each)} (paired; not corrected for the layers). "
-        f"Bars: 95 % interval ({row['interval'] or 'none'}); n = {int(row['n'])} {row['unit']}s."
+        f"Bars: 95 % interval ({estimated(row)}); n = {int(row['n'])} {row['unit']}s."
     )
 
 
@@ -372,7 +373,7 @@ def similarity_against_effect(
         ax.set_xlabel(f"largest {QUANTITIES[quantity].label} to another head of the layer")
         ax.set_ylabel(EFFECTS[effect][1])
         fig.colorbar(dots, ax=ax, label="layer")
-        title_block(ax, "Do similar heads do less?", _spearman_words(found))
+        title_block(ax, f"Do similar heads of {name} do less?", _spearman_words(found))
     caption, alt = _scatter_words(points, found, quantity, effect)
     return finish(fig, pd.concat([rows, found]), caption, alt)
 
@@ -467,8 +468,8 @@ def _draw_curves(ax: Axes, rows: pd.DataFrame) -> None:
     title, label = _CURVES[str(rows.iloc[0]["quantity"])]
     ax.set_xlabel("fraction of heads removed")
     ax.set_ylabel(label)
-    ax.set_ylim(0, None)
-    title_block(ax, title)
+    ax.set_ylim(0, 1.02 if rows.iloc[0]["quantity"] == "pruned_accuracy" else None)
+    title_block(ax, title, str(rows.iloc[0]["model"]))
 
 
 def _summary_words(summary: pd.DataFrame) -> str:
@@ -480,11 +481,17 @@ def _summary_words(summary: pd.DataFrame) -> str:
             parts.append(
                 f"area in {what} to the mean of the random orders, by {order}: {interval(row, 3)} ({_p(row['p'])})"
             )
-        else:
+        elif _resolved(row):
             until = str(row["estimator"]).rsplit("; ", 1)[1].replace("kl", "KL")
             null = f"random [{number(row['null_low'])}, {number(row['null_high'])}]"
             parts.append(f"removable by {order} {until}: {interval(row)} of the heads ({null})")
     return "; ".join(parts)
+
+
+def _resolved(row: Any) -> bool:
+    """Whether so many images can show the change that an order is judged by: one image is 1/n of the accuracy."""
+    limit = float(str(row["estimator"]).split()[-1])
+    return row["quantity"] != "removable_by_accuracy" or limit * float(row["n"]) >= 1
 
 
 def _pruning_caption(frame: pd.DataFrame, summary: pd.DataFrame) -> str:
@@ -493,7 +500,7 @@ def _pruning_caption(frame: pd.DataFrame, summary: pd.DataFrame) -> str:
     return (
         f"Heads of `{row['model']}` taken out together ({str(row['estimator']).split(',')[0]}), in order of {orders}. "
         f"{words[:1].upper()}{words[1:]}. Grey: {row['null_kind']}, mean and 2.5 to 97.5 % points. Bars: 95 % interval "
-        f"({row['interval'] or 'none'}; n = {int(row['n'])} {row['unit']}s)."
+        f"({estimated(row)}; n = {int(row['n'])} {row['unit']}s)."
     )
 
 
