@@ -489,7 +489,12 @@ def _summary_words(summary: pd.DataFrame) -> str:
 
 
 def _resolved(row: Any) -> bool:
-    """Whether so many images can show the change that an order is judged by: one image is 1/n of the accuracy."""
+    """Whether so many images can show the change that an order is judged by: one image is 1/n of the accuracy.
+
+    >>> row = {"quantity": "removable_by_accuracy", "estimator": "by x; until accuracy falls by 0.01"}
+    >>> _resolved(row | {"n": 99}), _resolved(row | {"n": 100})
+    (False, True)
+    """
     limit = float(str(row["estimator"]).split()[-1])
     return row["quantity"] != "removable_by_accuracy" or limit * float(row["n"]) >= 1
 

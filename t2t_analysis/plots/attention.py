@@ -22,6 +22,7 @@ from .base import (
     ROLES,
     Figure,
     about_twins,
+    estimated,
     finish,
     new_axes,
     role,
@@ -215,7 +216,7 @@ def _heads_caption(drawn: Mapping[str, pd.DataFrame], words: Words) -> str:
     rests = "" if str(row["interval"]).startswith("none") else f", n = {int(row['n'])} {row['unit']}s"
     return (
         f"{words.title}, a dot per head: {'; '.join(parts)}. {_sentence(row['estimator'])}; "
-        f"bars: 95 % interval ({row['interval'] or 'none: too few images'}{rests}). Dotted: {row['null_kind']}."
+        f"bars: 95 % interval ({estimated(row)}{rests}). Dotted: {row['null_kind']}."
     )
 
 
@@ -368,7 +369,7 @@ def _depth_caption(drawn: _Drawn, panels: _Panels, twins: Sequence[str]) -> str:
     ]
     row = next(frame.iloc[-1] for frame in drawn.values() if len(frame))
     return (
-        f"First place to last. {'; '.join(parts)}. Bars: 95 % interval ({row['interval'] or 'none: too few images'}; "
+        f"First place to last. {'; '.join(parts)}. Bars: 95 % interval ({estimated(row)}; "
         f"n = {int(row['n'])} {row['unit']}s). Dotted, band: null.{about_twins(twins)}"
     )
 
@@ -429,7 +430,7 @@ def similar_tokens_curve(
         f"Share of tokens whose attention column resembles that of the next layer, by threshold, one line per layer; "
         f"dashed: null, {row['null_kind'].split(';')[0]}. At 0.5, layers with 80 % similar tokens (cross): "
         f"{'; '.join(f'`{name}` {text}' for name, text in counts.items())}. n = {int(row['n'])} {row['unit']}s, "
-        f"intervals ({row['interval'] or 'none'}) in the table."
+        f"intervals ({estimated(row)}) in the table."
     )
     alt = "Curves of similar tokens against cosine threshold. " + "; ".join(
         f"{name}: {text} similar layers" for name, text in counts.items()

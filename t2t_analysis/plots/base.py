@@ -22,7 +22,8 @@ from .._names import TWIN
 
 __all__ = [
     "DIVERGING", "DPI", "PALETTE", "ROLES", "SEQUENTIAL", "Figure", "Role",
-    "about_twins", "finish", "new_axes", "role", "series_styles", "title_block", "untrained_note", "use_style",
+    "about_twins", "estimated", "finish", "new_axes", "role", "series_styles", "title_block", "untrained_note",
+    "use_style",
 ]  # fmt: skip
 
 #: pixels per inch in the saved PNG; shown at 96 per inch, so screens with small pixels stay sharp
@@ -194,6 +195,15 @@ def finish(fig: MplFigure, frame: pd.DataFrame, caption: str, alt: str) -> Figur
     return Figure(
         fig, f"**{note}** {caption}" if note else caption, f"Untrained weights. {alt}" if note else alt
     )
+
+
+def estimated(row: Any, otherwise: str = "none: too few images") -> str:
+    """How the interval of a row was made, or ``otherwise`` where it has none.
+
+    >>> estimated({"interval": None}), estimated({"interval": pd.NA}, "none"), estimated({"interval": "Wilson"})
+    ('none: too few images', 'none', 'Wilson')
+    """
+    return otherwise if pd.isna(row["interval"]) else str(row["interval"])
 
 
 def title_block(ax: Axes, title: str, note: str = "") -> None:

@@ -16,7 +16,7 @@ from .._names import TWIN
 from ..errors import T2TError, UnknownNameError
 from ..measures.feature_maps import AREA, ChannelMaps
 from ..results import Result, tidy
-from .base import PALETTE, Figure, finish, new_axes, role, title_block, use_style
+from .base import PALETTE, Figure, estimated, finish, new_axes, role, title_block, use_style
 
 __all__ = ["SCALES", "channel_curves", "feature_map_grid"]
 
@@ -125,7 +125,7 @@ def _curve_caption(shown: Shown) -> str:
     first = [_first_any(kind, [part for (k, _), part in shown.items() if k == kind]) for kind in kinds]
     return (
         f"Fraction of channels that are {' or '.join(kind.replace('_', ' ') for kind in kinds)}, at every threshold. "
-        f"{' '.join(first)} Bands: 95 % interval ({row['interval'] or 'none: too few images'}; n = {int(row['n'])} "
+        f"{' '.join(first)} Bands: 95 % interval ({estimated(row)}; n = {int(row['n'])} "
         f"{row['unit']}s). Dotted: {row['null_kind']}. Shaded: the thresholds over which the headline is averaged."
     )
 

@@ -15,7 +15,7 @@ from ..errors import UnknownNameError
 from ..measures.latency import machine_words
 from ..measures.paper_costs import agreeing
 from ..results import Result
-from .base import PALETTE, ROLES, Figure, finish, new_axes, role, title_block, use_style
+from .base import PALETTE, ROLES, Figure, estimated, finish, new_axes, role, title_block, use_style
 from .heads import _models
 from .similarity import interval, number
 
@@ -219,7 +219,7 @@ def latency_curve(
     null = f"; null: {row['null_kind']}, dotted" if quantity == "latency_ratio" else ""
     caption = (
         f"{row['estimator'].capitalize()}, {label}, by batch size: {'; '.join(found)}. Bars: 95 % interval "
-        f"({row['interval'] or 'none: too few repeats'}). {machine_words(result.meta)}, "
+        f"({estimated(row, 'none: too few repeats')}). {machine_words(result.meta)}, "
         f"{result.meta.get('dtype')}{null}."
     )
     return finish(

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from .._names import TWIN
 from ..errors import UnknownNameError
 from ..results import Result
-from .base import ROLES, Figure, finish, new_axes, role, title_block, use_style
+from .base import ROLES, Figure, estimated, finish, new_axes, role, title_block, use_style
 from .similarity import interval, number
 
 __all__ = ["edge_channel_curves"]
@@ -117,7 +117,7 @@ def _caption(drawn: pd.DataFrame, quantities: Sequence[str], models: Sequence[st
     return (
         "Share of channels that follow their image more closely than 95 % of channels follow another image, by depth. "
         f"In the first third of the blocks, {'; '.join(parts)}. Dotted: chance, {number(row['null'])} "
-        f"({row['null_kind']}). Bars and bands: 95 % interval ({row['interval'] or 'none: too few images'}; "
+        f"({row['null_kind']}). Bars and bands: 95 % interval ({estimated(row)}; "
         f"n = {int(row['n'])} {row['unit']}s).{thin}"
     )
 

@@ -17,6 +17,7 @@ from .base import (
     Figure,
     Role,
     about_twins,
+    estimated,
     finish,
     new_axes,
     role,
@@ -149,7 +150,7 @@ def _depth_caption(drawn: Sequence[tuple[str, str, pd.DataFrame]], result: Resul
     floor = " Thin dash-dotted: floor exp(−s²) that independent heads of the same logit spread s reach."
     return (
         f"Mean similarity of different heads of one layer, by depth: {'; '.join(parts)}. Bars: 95 % interval "
-        f"({row['interval'] or 'none'}; n = {int(row['n'])} {row['unit']}s). Dotted, band: null, {row['null_kind']}."
+        f"({estimated(row)}; n = {int(row['n'])} {row['unit']}s). Dotted, band: null, {row['null_kind']}."
         + (floor if any(q == "cosine_raw" for q, *_ in drawn) else "")
     )
 
@@ -198,7 +199,7 @@ def _contrast_caption(frame: pd.DataFrame, smallest: float | None) -> str:
     return (
         f"Similarity of heads within a layer, mean of the last third of the layers minus mean of the first, of "
         f"`{first['model']}` minus `{first['model_b']}`: {each}. Null: 0, {first['null_kind']}.{band} Intervals: "
-        f"95 %, {first['interval']}; n = {int(first['n'])} {first['unit']}s; p not corrected for several quantities."
+        f"95 %, {estimated(first)}; n = {int(first['n'])} {first['unit']}s; p not corrected for several quantities."
     )
 
 

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from .._names import TWIN
 from ..errors import UnknownNameError
 from ..results import Result
-from .base import PALETTE, Figure, finish, new_axes, role, title_block, use_style
+from .base import PALETTE, Figure, estimated, finish, new_axes, role, title_block, use_style
 from .similarity import interval, number
 
 __all__ = ["areas_by_place", "outliers_by_layer", "shortcut_by_layer", "shortcut_steps"]
@@ -90,7 +90,7 @@ def _finish_panels(fig: Any, axes: Any, order: Iterable[str]) -> None:
 
 
 def _count_words(row: pd.Series) -> str:
-    return f"95 % interval ({row['interval'] or 'none: too few images'}; n = {int(row['n'])} {row['unit']}s)"
+    return f"95 % interval ({estimated(row)}; n = {int(row['n'])} {row['unit']}s)"
 
 
 # ------------------------------------------------------------------------------------------ by place and layer

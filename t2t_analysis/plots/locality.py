@@ -12,7 +12,18 @@ from matplotlib.axes import Axes
 
 from ..errors import UnknownNameError
 from ..results import Result
-from .base import PALETTE, ROLES, SEQUENTIAL, Figure, finish, new_axes, role, title_block, use_style
+from .base import (
+    PALETTE,
+    ROLES,
+    SEQUENTIAL,
+    Figure,
+    estimated,
+    finish,
+    new_axes,
+    role,
+    title_block,
+    use_style,
+)
 from .similarity import interval, number
 
 __all__ = [
@@ -131,7 +142,7 @@ def _legend(fig: Any, axes: Any, columns: int, first: Sequence[str] = ()) -> Non
 
 
 def _n_words(row: pd.Series) -> str:
-    return f"95 % interval ({row['interval'] or 'none'}; n = {int(row['n'])} {row['unit']}s)"
+    return f"95 % interval ({estimated(row)}; n = {int(row['n'])} {row['unit']}s)"
 
 
 # ------------------------------------------------------------------------------------ edge decodability
