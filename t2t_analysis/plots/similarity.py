@@ -16,7 +16,7 @@ from matplotlib.image import AxesImage
 from .._names import TWIN
 from ..errors import UnknownNameError
 from ..results import Result
-from .base import DIVERGING, SEQUENTIAL, Figure, finish, new_axes, title_block, use_style
+from .base import DIVERGING, SEQUENTIAL, Figure, estimated, finish, new_axes, title_block, use_style
 
 __all__ = ["QUANTITIES", "Quantity", "cka_map", "head_map", "layer_map", "number", "rows_of"]
 
@@ -90,12 +90,26 @@ def number(value: Any, digits: int = 2) -> str:
 
 
 def interval(row: Any, digits: int = 2) -> str:
-    """Value with its interval, where there is one; small values with a digit more, and their ends too."""
+    """Value with its interval, where there is one; small values with a digit more, and their ends as many.
+
+    >>> interval({"value": -0.009, "low": -0.021, "high": 0.003})
+    '−0.009 [−0.021, 0.003]'
+    >>> interval({"value": 0.12, "low": 0.004, "high": 0.236})  # 0.00 would hide that 0 is left out
+    '0.120 [0.004, 0.236]'
+    """
     if pd.notna(row["value"]) and abs(float(row["value"])) < 0.095:
         digits = max(digits, 3)
-    if pd.isna(row["low"]):
-        return number(row["value"], digits)
-    return f"{number(row['value'], digits)} [{number(row['low'], digits)}, {number(row['high'], digits)}]"
+    value = number(row["value"], digits)
+    if any(pd.isna(row[name]) for name in ("value", "low", "high")):
+        return value
+    three = [float(row[name]) for name in ("value", "low", "high")]
+    digits = max(digits, len(value.partition(".")[2]))
+    digits += any(round(x, digits) == 0 != round(x, digits + 1) for x in three)
+    value, low, high = (f"{x:.{digits}f}" for x in three)
+    value, low, high = (
+        x.removeprefix("-") if float(x) == 0 else x.replace("-", "−") for x in (value, low, high)
+    )
+    return f"{value} [{low}, {high}]"
 
 
 def _null(row: Any) -> str:
@@ -255,7 +269,7 @@ def _head_caption(pairs: pd.DataFrame, layers: pd.DataFrame, look: Quantity) -> 
         f"{number(within.min())} to {number(within.max())}; null, {_null(row)}: "
         f"{number(own['null'].astype(float).mean())}. Most alike: {_name(most)}, {interval(most)}"
     )
-    return f"{text}. n = {_units(row['n'], row['unit'])}; 95 % interval by {row['interval'] or 'none'}."
+    return f"{text}. n = {_units(row['n'], row['unit'])}; 95 % interval by {estimated(row)}."
 
 
 def _span(pairs: pd.DataFrame) -> str:
@@ -312,7 +326,7 @@ def _layer_caption(frame: pd.DataFrame, look: Quantity) -> str:
         f"{number(own['null'].astype(float).mean())} within layers. Most alike within a layer: layer "
         f"{most['layer']}, {interval(most)}"
     )
-    return f"{text}. n = {_units(row['n'], row['unit'])}; 95 % interval by {row['interval'] or 'none'}."
+    return f"{text}. n = {_units(row['n'], row['unit'])}; 95 % interval by {estimated(row)}."
 
 
 def _same(frame: pd.DataFrame) -> pd.Series:
@@ -434,7 +448,6 @@ def _layer_label(place: str) -> str:
 
 def _cka_caption(panels: Sequence[_CKAPanel]) -> str:
     row = panels[0].frame.iloc[0]
-    how = row["interval"] if pd.notna(row["interval"]) else "none, too few images"
     tested = panels[0].frame[panels[0].frame["p"].notna()]  # a layer with itself has another null
     null = _null(tested.iloc[0] if len(tested) else row)
     itself = ", a layer with itself is 1" if panels[0].names[0] == panels[0].names[1] else ""
@@ -442,7 +455,7 @@ def _cka_caption(panels: Sequence[_CKAPanel]) -> str:
         f"Unbiased linear CKA between layers; a sample is the {_SAMPLES.get(row['tokens'])}{itself}. "
         f"{' '.join(_cka_words(panel) for panel in panels)}{_about_twins(panels)} Null: {null}. Marked cells are not "
         f"beyond it (max statistic over the map, p ≥ {ALPHA}). n = {_units(row['n'], row['unit'])}; 95 % "
-        f"intervals by {how}."
+        f"intervals by {estimated(row)}."
     )
 
 
