@@ -688,11 +688,25 @@ def test_all_questions_in_one_call_and_their_drawings():
     check_drawings(several, results)
 
 
+def test_panels_name_the_class_and_say_which_model_answers_which():
+    from t2t_analysis.plots.attribution import attribution_panels
+
+    one = explained(vit(), n=2, methods=["rollout"], label="one")
+    named = {"data": {"classes": [f"kind {i}" for i in range(one.model.num_classes)]}}
+    one = dataclasses.replace(one, meta=named, target=torch.tensor([0, 1]))
+    other = dataclasses.replace(one, label="other", target=torch.tensor([0, 2]))
+    caption = attribution_panels([one, other]).caption
+    assert "from the top: kind 0; kind 1 by one, kind 2 by other." in caption
+    elsewhere = dataclasses.replace(one, meta={"data": {"classes": ["photograph"]}})
+    assert "from the top: class 0; class 1." in attribution_panels(elsewhere).caption
+
+
 def check_drawings(several, results):
     from t2t_analysis.plots import attribution as plots
 
     panels = plots.attribution_panels(several, images=[0, 2])
     assert len(panels.fig.axes) == 4 * 4
+    assert f"class {several[0].target[0]}" in panels.caption.split("from the top: ")[1].split("; ")[0]
     signed = panels.fig.axes[4 * 1 + 3].get_images()[0]  # integrated gradients of the second row
     assert signed.get_cmap().name == "RdBu_r"
     assert signed.norm.vmin == -signed.norm.vmax

@@ -106,11 +106,26 @@ def attribution_panels(
     caption = (
         f"Attribution of {kind[several[0].target_kind]} by {words}. Signed maps: red speaks for the class, blue "
         "against it, white is 0; the others run from dark (0) to bright. Every map has its own scale (99 % point "
-        "of its size); maps of tokens are laid on pixels by the splits that made the tokens. Single images show "
-        "no rule: the checks of all maps stand beside this figure."
+        "of its size); maps of tokens are laid on pixels by the splits that made the tokens. Class of each image, "
+        f"from the top: {'; '.join(_classes(several, index) for index in images)}. Single images show no "
+        "rule: the checks of all maps stand beside this figure."
     )
     alt = f"{len(images)} images, each with {len(shown)} attribution maps for {' and '.join(o.label for o in several)}."
     return finish(fig, frame, caption, alt)
+
+
+def _classes(several: Sequence[Explained], index: int) -> str:
+    """The class that was attributed for an image, by model where they differ."""
+    named = [_class_name(one, int(one.target[index])) for one in several]
+    if len(set(named)) == 1:
+        return named[0]
+    return ", ".join(f"{name} by {one.label}" for name, one in zip(named, several, strict=True))
+
+
+def _class_name(one: Explained, index: int) -> str:
+    """Name of a class where the data's classes are the model's, else its number."""
+    known = (one.meta.get("data") or {}).get("classes") or ()
+    return str(known[index]) if len(known) == getattr(one.model, "num_classes", 0) else f"class {index}"
 
 
 def _bare(ax: Axes) -> Axes:
