@@ -125,7 +125,7 @@ def _answer(pair: _Pair) -> str:
     row, (model, baseline) = pair.difference("edge_r2_own"), pair.names
     if row is None:
         return (
-            "No answer: edges of the own cell could not be read from both models; a run of more images may."
+            "No answer: edges of the own cell could not be read from both models; more images may help."
         )
     return (
         f"{_verdict(pair, row)} The difference in R² in the first third of the blocks, {code(model)} minus "
@@ -210,7 +210,7 @@ def _other_readout(pair: _Pair) -> str:
         for quantity in ("own", "neighbour", "neighbour_orientation")
     )
     if own is None or around is None or way is None:
-        return "No readout but the linear one was tried."
+        return "What a readout with absolute values finds was not measured."
     return (
         f"Read with absolute values too, {code(pair.names[0])} minus {code(pair.names[1])} is {interval(own)} for the "
         f"own cell ({side(own['low'], own['high'], SMALLEST_EFFECT)}), {interval(around)} for the neighbouring cells "
