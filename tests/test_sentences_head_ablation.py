@@ -107,6 +107,7 @@ def test_the_first_sentence_answers_by_the_rule(within: tuple[float, float], hal
 def test_heads_are_dead_only_below_the_bound_with_their_whole_interval() -> None:
     assert abs(DEAD - 5e-5) < 1e-12
     assert f"1 of the 4 heads of `{MODEL}`" in findings()[0]
+    assert "nats with its whole interval, n = 32 images)" in findings()[0]
     assert f"none of the 4 heads of `{MODEL}`" in findings(ablation=ablation(half=1e-4))[0]
 
 

@@ -169,7 +169,11 @@ def _dead_in_short(frame: pd.DataFrame, names: Sequence[str]) -> str:
             parts.append(f"{dead or 'none'} of the {len(rows)} heads of {code(name)}")
     if not parts:
         return ""
-    return f"Dead weight by a strict bound (KL below {_bound()} nats): {' and '.join(parts)}."
+    few = int(frame.loc[frame["quantity"] == "kl", "n"].min())
+    return (
+        f"Dead weight by a strict bound (KL below {_bound()} nats with its whole interval, n = {few} images): "
+        f"{' and '.join(parts)}."
+    )
 
 
 def _bound() -> str:
