@@ -144,7 +144,7 @@ def _images(loader: Any, params: CommonParams) -> str:
     info = loader.dataset.info
     parts = [f"Images: {code(info.name)}, n = {info.n}"]
     if getattr(info, "classes", None):
-        parts.append(f"{len(info.classes)} classes")
+        parts.append(f"{len(info.classes)} class{'es' * (len(info.classes) != 1)}")
     return f"{', '.join(parts)}; batches of {params.batch_size}; seed {params.seed}."
 
 
