@@ -299,7 +299,7 @@ def _faithfulness_caption(result: Result, shown: Sequence[str], models: Sequence
     return (
         f"Probability of the attributed class while cells are replaced by {_STATES[meta['deleted']]} "
         f"(deletion, should fall fast) or put back into {_STATES[meta['blank']]} (insertion, should rise fast). "
-        f"Bands: 95 % interval of the mean over {units(first)}; dotted and grey: "
+        f"Bands: 95 % interval of the mean over {units(first)}; dotted, in a grey band: "
         f"{first['null_kind']}, mean and 95 % range. Deletion area furthest below random: {'; '.join(areas)}."
     )
 
