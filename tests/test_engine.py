@@ -368,6 +368,20 @@ def test_two_processes_equal_one(tmp_path):
 # ------------------------------------------------------------------------------------------ grouped estimates
 
 
+@pytest.mark.parametrize(("spread", "n"), [(0.5, 24), (1.0, 12), (1.0, 24), (1.5, 24)])
+def test_intervals_of_skewed_effects_cover_more_on_the_scale_of_the_logarithm(spread, n):
+    """2,000 sets of log-normal effects, whose mean is exp(spread^2 / 2)."""
+    draws = torch.randn(n, 2000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    counts = torch.ones(n, 2000, dtype=torch.float64)
+    symmetric = grouped_estimate(lambda s, c: s / c, ((spread * draws).exp(), counts), counts)
+    found, truth = symmetric.positive(), np.exp(spread**2 / 2)
+    covered = [np.mean((e.low <= truth) & (truth <= e.high)) for e in (symmetric, found)]
+    too_low = [np.mean(e.high < truth) for e in (symmetric, found)]
+    assert covered[0] + 0.004 < covered[1] <= 0.96
+    assert too_low[1] < too_low[0]
+    assert (found.low > 0).all()
+
+
 def test_grouped_estimate_works_on_every_cell_at_once():
     rng = np.random.default_rng(0)
     x = torch.from_numpy(rng.normal(size=(6, 40, 2, 3)))  # 6 groups of 40 images, a 2 x 3 table

@@ -8,7 +8,7 @@ estimator except that it be a smooth function of sums.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ TOO_FEW = "interval missing: fewer than 2 groups of images"
 class Estimate:
     """Values with 95 % intervals; all arrays have one shape, that of the estimate.
 
-    ``low`` and ``high`` are NaN where fewer than two groups had images (``note`` then says so).
+    ``low`` and ``high`` are NaN where fewer than two groups had images (``note`` then says so); ``of`` says of which
+    transform of the value Student's t was taken, of none by default.
     """
 
     value: np.ndarray
@@ -36,6 +37,32 @@ class Estimate:
     n: np.ndarray
     groups: np.ndarray
     unit: str = "image"
+    of: str = ""
+
+    def positive(self) -> Estimate:
+        """The same for a quantity that is never below 0, such as a divergence: t on the scale of its logarithm.
+
+        By the delta method the logarithm has the standard error se / value, so the interval is
+        value * exp(-+ half / value) with half the width of the symmetric one: it stays above 0 and reaches further up,
+        as means of skewed effects do. A value of 0 keeps [0, 0].
+
+        >>> e = Estimate(*(np.array([x]) for x in (0.5, -0.1, 1.1, 64, 32))).positive()
+        >>> [round(float(v[0]), 3) for v in (e.value, e.low, e.high)], e.at(0)["interval"]
+        ([0.5, 0.151, 1.66], 't of the logarithm, delete-a-group jackknife, 32 groups')
+        """
+        half = (self.high - self.low) / 2
+        ratio = np.divide(half, self.value, out=np.where(np.isnan(half), half, 0.0), where=self.value > 0)
+        with np.errstate(over="ignore"):
+            low, high = self.value * np.exp(-ratio), self.value * np.exp(ratio)
+        return replace(self, low=low, high=high, of=" of the logarithm")
+
+    def method(self, groups: int) -> str | None:
+        """Where an interval from so many groups comes from; None where there is none.
+
+        >>> Estimate(*(np.zeros(1) for _ in range(5))).method(32)
+        't, delete-a-group jackknife, 32 groups'
+        """
+        return f"t{self.of}, delete-a-group jackknife, {groups} groups" if groups >= 2 else None
 
     @property
     def note(self) -> str | None:
@@ -54,7 +81,7 @@ class Estimate:
             "value": float(self.value[position]),
             "low": float(self.low[position]),
             "high": float(self.high[position]),
-            "interval": f"t, delete-a-group jackknife, {groups} groups" if groups >= 2 else None,
+            "interval": self.method(groups),
             "n": int(self.n[position]),
             "unit": self.unit,
         }

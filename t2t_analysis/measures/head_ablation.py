@@ -54,7 +54,8 @@ class HeadAblation(AblationMeasure):
     against that null, since no KL is ever below 0, p of ``loss_change`` against no change. Rows
     ``kl_p_holm``, ``loss_change_p_holm`` and ``accuracy_change_p_holm`` hold p corrected over all heads.
     ``kl_layer`` takes out all heads of a layer; its null is the sum over the heads one by one, which it
-    exceeds where heads stand in for each other.
+    exceeds where heads stand in for each other. Intervals of divergences and shifts are taken on the scale of the
+    logarithm (`grouped.Estimate.positive`).
 
     ``importance`` is Michel, Levy & Neubig's (2019) E|dL/dxi_h|, l2-normalised per layer, with the labels;
     ``importance_label_free`` the same for the cross-entropy of the class that the model predicts (a KL
@@ -258,6 +259,8 @@ class HeadAblation(AblationMeasure):
         p = t_test(paired if against_null else value)
         test = "p: against the null, paired" if against_null else "p: no change, paired"
         base = self.base(quantity, unit, estimator=f"{self.mode} ablation of one head; {test}")
+        if quantity == "kl":
+            value, null = value.positive(), null.positive()
         return [head_rows(base, self.index, value, p=p, **_null(null)), self._holm(base, p)]
 
     def _holm(self, base: dict[str, Any], p: np.ndarray) -> pd.DataFrame:
@@ -304,6 +307,7 @@ class HeadAblation(AblationMeasure):
         base = self.base("output_shift", "fraction of variance",
                           estimator=f"{self.mode} ablation of one head; {how}")  # fmt: skip
         p = t_test(paired)
+        value, null = value.positive(), null.positive()
         return [head_rows(base, self.index, value, p=p, **_null(null)), self._holm(base, p)]
 
     def _importance_frames(self) -> list[pd.DataFrame]:
@@ -346,6 +350,7 @@ class HeadAblation(AblationMeasure):
         value, null, paired = (
             grouped_estimate(mean_of, (s, counts), counts) for s in (sums, single, sums - single)
         )
+        value, null = value.positive(), null.positive()
         kind = "sum over the layer's heads taken out one by one; 95 % interval of it"
         layers = np.array(self.index.layers)
         base = self.base("kl_layer", "nats",
@@ -360,8 +365,8 @@ class HeadAblation(AblationMeasure):
             return pd.DataFrame()
         (sums, counts), layer = self._sums(2, "kl"), self._sums(3, "kl")
         firsts = np.repeat([w.start for w in self.where.values()], self.index.heads)
-        value = grouped_estimate(mean_of, (sums, counts), counts)
-        null = grouped_estimate(mean_of, tuple(x[:, firsts] for x in layer), layer[1][:, firsts])
+        value = grouped_estimate(mean_of, (sums, counts), counts).positive()
+        null = grouped_estimate(mean_of, tuple(x[:, firsts] for x in layer), layer[1][:, firsts]).positive()
         base = self.base("kl_all_but_one", "nats",
                           estimator=f"{self.mode} ablation of all heads of a layer but this one")  # fmt: skip
         bands = _null(null) | {"null_kind": "this head taken out too; 95 % interval of its mean"}

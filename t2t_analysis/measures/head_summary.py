@@ -115,9 +115,7 @@ def estimate_columns(estimate: Estimate, at: Any = ()) -> dict[str, Any]:
     ``at`` is one index of the estimate's arrays, for example a tuple of index arrays.
     """
     groups = np.asarray(estimate.groups[at])
-    words = {
-        g: f"t, delete-a-group jackknife, {g} groups" if g >= 2 else None for g in np.unique(groups).tolist()
-    }
+    words = {g: estimate.method(g) for g in np.unique(groups).tolist()}
     return {
         "value": estimate.value[at],
         "low": estimate.low[at],

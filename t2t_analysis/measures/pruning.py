@@ -529,6 +529,8 @@ class PruningCurves(AblationMeasure):
         sums, counts = torch.cat([whole, sums], -1), torch.cat([whole_count, counts], -1)  # (G, O, 1 + F)
         at = np.array([0, *self.sizes]) / self.index.total
         value = grouped_estimate(lambda s, n: s / n, (sums, counts), counts)
+        if quantity == "pruned_kl":
+            value = value.positive()
         self.note(value.note)
         area = self._areas(sums, counts, at)
         worse = "falls by" if quantity == "pruned_accuracy" else "exceeds"
