@@ -307,7 +307,8 @@ def load_images(
     model : its own preprocessing is used (size, crop, interpolation, mean and std); ImageNet's at 224
         without one. ``photo_crops`` are standardised already and only resized.
     n_images : so many, balanced over classes (and over the blocks of ``photo_crops``); the first n of one order, so
-        smaller choices are subsets of larger ones. Without labels the choice is drawn with ``seed`` and keeps the order of the names.
+        smaller choices are subsets of larger ones. Without labels the choice is drawn with ``seed`` and keeps the
+        order of the names.
     device : where the model is; batches come in pinned memory if that is a CUDA device.
     on_error : "raise" names the first unreadable image when it is reached; "skip" decodes every chosen
         image once beforehand, replaces the unreadable and lists them in ``info.skipped``.
