@@ -66,7 +66,7 @@ def accuracy_by_cell(result: Result, runs: pd.DataFrame) -> Figure:
         )  # fmt: skip
         chance = _POINTS * float(cells["null"].mean())
         ax.axvline(chance, **ROLES["null"]._replace(marker="").style())
-        ax.annotate("chance", (chance, len(cells) - 0.6), fontsize=8, color=PALETTE["grey"], ha="left")
+        ax.annotate(" chance", (chance, len(cells) - 0.6), fontsize=8, color=PALETTE["grey"], ha="left")
         ax.set_yticks(y, [_short(name) for name in cells["model"]])
         ax.set_ylim(-0.6, len(cells) - 0.4)
         ax.set_xlim(left=0)
@@ -231,10 +231,10 @@ def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame, models: Sequence[s
             _curve(axes, rows.sort_values("epoch"), looks[str(rows["model"].iloc[0])], str(run))
         for ax, words in zip(
             axes,
-            ("training loss (nats, labels smoothed)", "accuracy on augmented training images (%)"),
+            ("training loss (nats, labels smoothed)", "training accuracy (% of crops)"),
             strict=True,
         ):
-            ax.set_xlabel("epoch (passes over as many images as the training set has)")
+            ax.set_xlabel("epoch")
             ax.set_ylabel(words)
             ax.xaxis.get_major_locator().set_params(integer=True)
         handles = [
@@ -248,8 +248,8 @@ def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame, models: Sequence[s
         for name, rows in last.groupby("model")
     )
     caption = (
-        "Loss and accuracy of the moving weights during training, one line a run. Mean loss of the last epoch: "
-        f"{each}."
+        "Loss and accuracy of the moving weights on augmented training images, one line a run. An epoch has as many "
+        f"images as the training set. Mean loss of the last epoch: {each}."
     )
     blank = pd.DataFrame({"model": list(models), "model_b": None, "weights": "trained by the study"})
     return finish(

@@ -81,20 +81,21 @@ def _p(p: float) -> str:
 
 
 def effects_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every effect with its numbers, for the eye: one row an effect, deciding ones marked."""
+    """Every effect with its numbers, for the eye: one row an effect, verdicts that decide nothing in brackets."""
     return pd.DataFrame(
         {
             "claim": frame["claim"],
             "effect": [
                 f"{row['effect']}{': ' * bool(row['compared'])}{row['compared']}" for row in _rows(frame)
             ],
-            "decides": frame["deciding"].map({True: "yes", False: "no"}),
             "claimed": [_claimed(row) for row in _rows(frame)],
             "value [95 %]": ["" if pd.isna(row["value"]) else _shown(row) for row in _rows(frame)],
             "null": [_number(x) for x in frame["null"]],
             "p (Holm)": [_both(row) for row in _rows(frame)],
             "n": [f"{n} {unit}s" if n else "" for n, unit in zip(frame["n"], frame["unit"], strict=True)],
-            "verdict": [_with_reason(row) for row in _rows(frame)],
+            "verdict": [
+                _with_reason(row) if row["deciding"] else f"({_with_reason(row)})" for row in _rows(frame)
+            ],
         }
     )
 

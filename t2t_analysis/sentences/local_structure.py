@@ -124,9 +124,7 @@ def _answer(pair: _Pair) -> str:
     """The answer: are edges of the own cell read better with a soft split."""
     row, (model, baseline) = pair.difference("edge_r2_own"), pair.names
     if row is None:
-        return (
-            "No answer: edges of the own cell could not be read from both models; more images may help."
-        )
+        return "No answer: edges of the own cell could not be read from both models; more images may help."
     return (
         f"{_verdict(pair, row)} The difference in R² in the first third of the blocks, {code(model)} minus "
         f"{code(baseline)}, is {interval(row)}, paired over {row['n']} images; alone they have "
