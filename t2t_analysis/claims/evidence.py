@@ -229,7 +229,7 @@ def cost_rows() -> Iterable[dict[str, Any]]:
             f"cost:printed_{quantity}",
             float(apart[worst]),
             label,
-            "as printed",
+            "the printed number",
             "counted over printed, less one",
         )
 

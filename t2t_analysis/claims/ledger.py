@@ -128,13 +128,14 @@ def _found(evidence: Result, quantity: str) -> dict[str, Any]:
     row = rows.iloc[0]
     numbers = {name: math.nan if pd.isna(row[name]) else float(row[name]) for name in _NUMBERS}
     sides = [str(row[name]) for name in ("model", "model_b") if pd.notna(row[name])]
+    joined = " over " if "counted" in str(row["interval"]) else " minus "  # costs are ratios
     reason = "random weights" if "UNTRAINED" in str(row["weights"]) else ""
     if not reason and math.isnan(numbers["low"]):
         reason = str(row["interval"]) if pd.notna(row["interval"]) else "no interval"
     count = 0 if pd.isna(row["n"]) else int(row["n"])
     unit = "" if pd.isna(row["unit"]) else str(row["unit"])
     return numbers | {
-        "n": count, "unit": unit, "compared": " minus ".join(sides), "reason": reason, "weights": str(row["weights"])
+        "n": count, "unit": unit, "compared": joined.join(sides), "reason": reason, "weights": str(row["weights"])
     }  # fmt: skip
 
 
