@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,7 @@ def verdict_plot(frame: pd.DataFrame, title: str = "Effects, in the direction of
         for i, row in tested.iterrows():
             _interval(ax, len(tested) - 1 - int(str(i)), row)
         ax.set_xscale("symlog", linthresh=1)
-        ax.set_yticks(range(len(tested))[::-1], [_label(row) for _, row in tested.iterrows()], fontsize=8)
+        ax.set_yticks(range(len(tested))[::-1], [_label(row) for _, row in tested.iterrows()], fontsize=7.5)
         ax.set_ylim(-0.7, len(tested) - 0.3)
         ax.set_xlabel(
             "effect / smallest effect that counts (no unit)\n"
@@ -81,10 +82,11 @@ def _ticks(tested: pd.DataFrame) -> list[float]:
 
 
 def _label(row: pd.Series) -> str:
-    words, compared = str(row["effect"]), str(row["compared"])
-    words = words if len(words) < 62 else words[:60] + " …"
-    one_side = f" ({compared})" if compared and " minus " not in compared else ""
-    return f"{row['claim']}{one_side}: {words}"
+    compared = str(row["compared"])
+    one_side = "" if " minus " in compared or " over " in compared or not compared else f" ({compared})"
+    return "\n".join(
+        textwrap.wrap(f"{row['claim']}{one_side}: {row['effect']}", 60, max_lines=2, placeholder=" …")
+    )
 
 
 def _caption(frame: pd.DataFrame, tested: pd.DataFrame) -> str:
