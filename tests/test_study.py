@@ -348,6 +348,17 @@ def test_a_crew_keeps_its_slots_busy_and_goes_on_after_a_failure(tmp_path, capsy
     assert "done, test accuracy 0.5" in said
 
 
+def test_a_run_that_another_process_is_at_has_not_failed(tmp_path, capsys):
+    runs = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], fractions=[1.0])
+    crew = study.Crew(runs, ["cpu"], tmp_path, lambda run, *_: Process(study.BUSY if run.recipe.seed else 0))
+    assert crew.work(pause=0.0) == []
+    assert ([run.recipe.seed for run in crew.ended], [run.recipe.seed for run in crew.elsewhere]) == (
+        [0],
+        [1],
+    )
+    assert "[2 of 2] " in capsys.readouterr().err
+
+
 def test_an_interrupted_crew_ends_its_processes(tmp_path):
     runs = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], fractions=[1.0])
     processes = []

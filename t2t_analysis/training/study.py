@@ -286,6 +286,7 @@ class Crew:
         self.total, self.slots = len(self.waiting), len(slots)
         self.ended: list[Run] = []
         self.failed: list[Run] = []
+        self.elsewhere: list[Run] = []  # another process is at them
         self.seconds: list[float] = []
         self._said = time.monotonic()
 
@@ -322,7 +323,7 @@ class Crew:
             self.seconds.append(time.monotonic() - worker.begun)
             self.ended.append(worker.run)
         else:
-            self.failed.append(worker.run)
+            (self.elsewhere if status == BUSY else self.failed).append(worker.run)
         word = {0: "done", BUSY: "another process is at it"}.get(status, f"failed with status {status}")
         log = f"; see {self.folder / worker.run.name / 'log.txt'}" if status not in (0, BUSY) else ""
         self.say(f"{worker.run.name}: {word}{self._result(worker.run) if status == 0 else log}")
@@ -343,7 +344,7 @@ class Crew:
     def say(self, text: str) -> None:
         """One line, with how much is done and about how long the rest takes."""
         self._said = time.monotonic()
-        done = len(self.ended) + len(self.failed)
+        done = len(self.ended) + len(self.failed) + len(self.elsewhere)
         left = ""
         if self.seconds and (rest := self.total - done):
             left = f", about {clock(rest * median(self.seconds) / self.slots)} left"
@@ -385,6 +386,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if len(runs) == 1:
         return _one(todo[0], arguments, out, slots[0])
-    failed = Crew(todo, slots, arguments.runs, _launcher(arguments, out)).work()
-    print(f"{len(todo) - len(failed)} runs added to {out}, {len(failed)} failed")
+    crew = Crew(todo, slots, arguments.runs, _launcher(arguments, out))
+    failed = crew.work()
+    left = f", {len(crew.elsewhere)} left to another process" if crew.elsewhere else ""
+    print(f"{len(crew.ended)} runs added to {out}, {len(failed)} failed{left}")
     return 1 if failed else 0
