@@ -210,4 +210,8 @@ def title_block(ax: Axes, title: str, note: str = "") -> None:
     """Title an axes: what is shown in bold on the left, and below it, in grey, how to read it."""
     ax.set_title(f"{title}\n" if note else title, loc="left", fontweight="bold")
     if note:
-        ax.text(0, 1.02, note, transform=ax.transAxes, color=PALETTE["grey"], fontsize=9, va="bottom")
+        # In points: a fraction of the axes would run into the title of a tall figure.
+        ax.annotate(
+            note, (0, 1), xycoords="axes fraction", xytext=(0, 4), textcoords="offset points",
+            color=PALETTE["grey"], fontsize=9, va="bottom",
+        )  # fmt: skip
