@@ -123,7 +123,7 @@ def test_crop_classes_and_counts():
         assert 490 <= len(labels) <= 520
         assert torch.bincount(labels).min() >= crops.MIN_BLOCKS
         assert torch.bincount(labels).max() <= crops.MAX_BLOCKS / 2
-    assert len(FixedCrops("test")) == 4 * len(crops.crops.blocks("test").labels)
+    assert len(FixedCrops("test")) == 4 * len(crops.blocks("test").labels)
 
 
 @pytest.mark.parametrize(("size", "square"), [((512, 320), 64), ((1280, 1280), 128), ((1410, 1300), 192)])
