@@ -167,6 +167,7 @@ class FixedCrops(Dataset):
         self.pixels, block_labels = blocks(split)
         self.img_size = img_size
         self.labels = block_labels.repeat_interleave(CROPS_PER_BLOCK)
+        self.clusters = np.arange(len(self.labels)) // CROPS_PER_BLOCK  # crops of a block are not independent
         self.info = crops_info(split, self.labels.numpy(), img_size)
 
     def __len__(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..errors import DataError, UnknownNameError
-from .crops import CROP, CROPS_PER_BLOCK, FixedCrops, crop_classes, crops_info
+from .crops import CROP, FixedCrops, crop_classes, crops_info
 from .info import DataInfo, chance_level
 from .reading import to_rgb
 from .sources import Source, StreamSource, find_source
@@ -136,7 +136,7 @@ class _Crops(Dataset):
 
     def __init__(self, crops: FixedCrops, chosen: np.ndarray, info: DataInfo) -> None:
         self.crops, self.chosen, self.info = crops, chosen, info
-        self.clusters = chosen // CROPS_PER_BLOCK  # the four crops of a block are not independent
+        self.clusters = crops.clusters[chosen]
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -239,11 +239,11 @@ def _crops_dataset(
     size = as_pair(img_size) if img_size is not None else _model_size(model) or (CROP, CROP)
     crops = FixedCrops(split, size)
     every = crops.labels.numpy()
-    clusters = np.arange(len(every)) // CROPS_PER_BLOCK
-    chosen = _choose(every, n_images, seed, "photo_crops", clusters=clusters)
+    chosen = _choose(every, n_images, seed, "photo_crops", clusters=crops.clusters)
     labels = every[chosen]
     names = tuple(f"{crop_classes()[label]}, crop {i}" for label, i in zip(labels, chosen, strict=True))
-    return _Crops(crops, chosen, crops_info(split, labels, size, names, len(np.unique(clusters[chosen]))))
+    n_blocks = len(np.unique(crops.clusters[chosen]))
+    return _Crops(crops, chosen, crops_info(split, labels, size, names, n_blocks))
 
 
 def source_info(source: Source, split: str, chosen: np.ndarray, skipped: tuple[str, ...] = ()) -> DataInfo:

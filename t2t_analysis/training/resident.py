@@ -231,11 +231,11 @@ def resident_train(
 def _fixed_crops(split: str, kept: np.ndarray, device: str | torch.device) -> ResidentLoader:
     """The four quarters of the ``kept`` blocks of a split."""
     crops = FixedCrops(split)
-    chosen = (CROPS_PER_BLOCK * kept[:, None] + np.arange(CROPS_PER_BLOCK)).reshape(-1)
+    chosen = np.concatenate([np.flatnonzero(crops.clusters == block) for block in kept])
     images = torch.stack([image for image, _ in crops.__getitems__(chosen.tolist())]).to(device)
     labels = crops.labels[chosen]
     info = replace(crops.info, n=len(chosen), chance=chance_level(labels.numpy()))
-    return ResidentLoader(images, labels, info, chosen // CROPS_PER_BLOCK)
+    return ResidentLoader(images, labels, info, crops.clusters[chosen])
 
 
 def resident_loader(
