@@ -17,7 +17,7 @@ import pandas as pd
 
 from .errors import T2TError
 
-__all__ = ["COLUMNS", "Result", "Results"]
+__all__ = ["COLUMNS", "Result", "Results", "enough_digits"]
 
 #: column -> (dtype, meaning). The order is the order in every frame and file.
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -147,3 +147,14 @@ class Results(Mapping[str, Result]):
     def save(self, folder: str | Path, suffix: str = ".parquet") -> list[Path]:
         """Write one file per measure into ``folder``."""
         return [r.save(Path(folder) / f"{r.measure}{suffix}") for r in self.results]
+
+
+def enough_digits(digits: int, *values: float) -> int:
+    """Return ``digits``, or one more where a value that is not 0 would read as 0.
+
+    Whether an interval holds 0 has to be seen.
+
+    >>> enough_digits(3, 0.0011, 0.0002, 0.0021), enough_digits(3, 0.1, 0.0, 0.2)
+    (4, 3)
+    """
+    return digits + any(round(x, digits) == 0 != round(x, digits + 1) for x in values)

@@ -15,7 +15,7 @@ from matplotlib.image import AxesImage
 
 from .._names import TWIN
 from ..errors import UnknownNameError
-from ..results import Result
+from ..results import Result, enough_digits
 from .base import DIVERGING, SEQUENTIAL, Figure, estimated, finish, new_axes, title_block, use_style
 
 __all__ = ["QUANTITIES", "Quantity", "cka_map", "head_map", "layer_map", "number", "rows_of"]
@@ -104,7 +104,7 @@ def interval(row: Any, digits: int = 2) -> str:
         return value
     three = [float(row[name]) for name in ("value", "low", "high")]
     digits = max(digits, len(value.partition(".")[2]))
-    digits += any(round(x, digits) == 0 != round(x, digits + 1) for x in three)
+    digits = enough_digits(digits, *three)
     value, low, high = (f"{x:.{digits}f}" for x in three)
     value, low, high = (
         x.removeprefix("-") if float(x) == 0 else x.replace("-", "−") for x in (value, low, high)

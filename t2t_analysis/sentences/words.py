@@ -14,6 +14,7 @@ import pandas as pd
 
 from ..claims.rule import place
 from ..errors import T2TError
+from ..results import enough_digits
 
 __all__ = ["NO_VERDICT", "found", "interval", "listed", "number", "one", "percent", "side", "untrained_in"]
 
@@ -36,8 +37,7 @@ def interval(row: Any) -> str:
         return number(value)
     if pd.isna(low) or pd.isna(high):
         return f"{number(value)} (no interval)"
-    digits = _digits(value, low, high)
-    digits += any(round(x, digits) == 0 != round(x, digits + 1) for x in (value, low, high))
+    digits = enough_digits(_digits(value, low, high), value, low, high)
     return f"{number(value, digits)} [{number(low, digits)}, {number(high, digits)}]"
 
 
