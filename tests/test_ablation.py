@@ -541,6 +541,14 @@ def test_every_row_has_its_interval_null_and_unit(measured):
         holm = f[(f.quantity == f"{quantity}_p_holm") & f.estimator.str.contains("mean ablation")].value
         assert (holm.to_numpy() >= raw).all()
         assert holm.min() == pytest.approx(min(1, 8 * raw.min()))
+    positive = f[f.quantity.isin(["kl", "kl_layer", "kl_all_but_one", "output_shift"])]
+    assert set(positive.quantity) >= {"kl", "kl_layer", "output_shift"}
+    assert positive.interval.str.startswith("t of the logarithm").all()
+    assert (positive.low > 0).all()
+    assert (positive.null_low > 0).all()
+    assert ((positive.low < positive.value) & (positive.value < positive.high)).all()
+    assert ((positive.null_low < positive.null) & (positive.null < positive.null_high)).all()
+    assert np.allclose((positive.low * positive.high).astype(float), (positive.value**2).astype(float))
     assert any("5 images, the calibration images" in note for note in measured.notes)
 
 

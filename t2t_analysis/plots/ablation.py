@@ -238,13 +238,11 @@ def _draw_kinds(ax: Axes, frame: pd.DataFrame) -> None:
 
 
 def _log_if_positive(axes: Any, frame: pd.DataFrame) -> None:
-    """A logarithmic axis from half the smallest value, so that intervals that reach 0 do not stretch it."""
-    value = frame[["value", "null"]].to_numpy(float, na_value=np.nan)
-    if np.nanmin(value) <= 0:
-        return
-    for ax in axes:
-        ax.set_yscale("log")
-        ax.set_ylim(np.nanmin(value) / 2, None)
+    """A logarithmic axis that holds all intervals, unless something is not above 0."""
+    least = np.nanmin(frame[["value", "null", "low", "null_low"]].to_numpy(float, na_value=np.nan))
+    if least > 0:
+        for ax in axes:
+            ax.set_yscale("log")
 
 
 def _kinds_caption(frame: pd.DataFrame, quantity: str) -> str:
