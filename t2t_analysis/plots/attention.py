@@ -396,7 +396,7 @@ def _depth_alt(drawn: _Drawn, panels: _Panels, twins: Sequence[str]) -> str:
             words = f"{name} {number(value)} (null {number(null)})"
             parts.setdefault(_title(quantity, tokens), []).append(words)
     each = "; ".join(f"{title}: {', '.join(words)}" for title, words in parts.items())
-    return f"Lines by layer; in the last layer {each}."
+    return f"Lines by layer. In the last layer: {each}."
 
 
 # ------------------------------------------------------------------------------------------------ collapse

@@ -174,11 +174,21 @@ def _percent(row: pd.Series) -> str:
     ).replace(" [", " % [", 1)
 
 
+def _plain(quantity: str) -> str:
+    """The name of an area as words.
+
+    >>> _plain("too_large_area")
+    'too large'
+    """
+    return quantity.removesuffix("_area").replace("_", " ")
+
+
 def _areas_alt(drawn: Mapping[tuple[str, str], pd.DataFrame], names: Sequence[str]) -> str:
     rows = pd.concat(drawn.values())
     tops = [_most(rows, name) for name in names]
     each = "; ".join(
-        f"{row['model']} {number(100 * row['value'])} % ({row['quantity']}, {row['place']})" for row in tops
+        f"{row['model']} {number(100 * row['value'])} % ({_plain(row['quantity'])}, {row['place']})"
+        for row in tops
     )
     return f"Lines: share of invalid channels by layer, panels by kind and place. Largest of all: {each}."
 

@@ -108,7 +108,7 @@ def _caption(frame: pd.DataFrame, tested: pd.DataFrame) -> str:
 
 def _alt(tested: pd.DataFrame) -> str:
     each = "; ".join(
-        f"{row['claim']} {_scaled(row, 'value'):.2g} ({row['verdict']})"
+        f"{row['claim']}, {row['effect']}: {_scaled(row, 'value'):.2g} ({row['verdict']})".replace(" -", " −")
         for _, row in tested.head(6).iterrows()
     )
     each = each or "No effect was tested."
