@@ -155,12 +155,35 @@ def test_no_text_names_this_machine():
         ]
     else:
         files = [ROOT / name for name in tracked.stdout.split()]
-    bad = re.compile(r"(^|[^\w./-])/(?:work|root|home)/\w|extra-index-url|--find-links|\.\./sha" + "red")
+    bad = re.compile(r"(^|[^\w./-])/(?:work|root|home)/\w|extra-index-url|--find-links")
     for path in files:
         if path.suffix in (".py", ".md", ".ipynb", ".toml", ".txt", ".yml", ".json") and path.is_file():
             found = [line for line in path.read_text(errors="ignore").splitlines() if bad.search(line)]
             found = [line for line in found if "bad = re.compile" not in line]  # the pattern itself
             assert not found, f"{path}: {found[:2]}"
+
+
+def test_no_text_points_out_of_the_project():
+    tracked = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files"], capture_output=True, text=True
+    ).stdout.split()
+    texts = [ROOT / name for name in tracked] or [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("*/*.py"),
+    ]
+    upwards = re.compile(r"(?<![\w./-])(?:\.\./)+\w[\w./-]*")
+    assert upwards.findall("see ../secret/x.md, `../../y`") == ["../secret/x.md", "../../y"]
+    for path in texts:
+        if (
+            path.suffix not in (".py", ".md", ".ipynb", ".toml", ".txt", ".yml")
+            or path == Path(__file__).resolve()
+        ):
+            continue
+        for found in upwards.findall(path.read_text(errors="ignore")):
+            target = (path.parent / found).resolve()
+            assert target.is_relative_to(ROOT.resolve()), f"{path}: {found}"
+            assert target.exists(), f"{path}: {found}"
 
 
 def test_notebook_files_are_json():
