@@ -24,6 +24,7 @@ from t2t_analysis.sentences.claims import (
     claim_findings,
     effects_table,
     seed_sentences,
+    seed_table,
     verdict_rows,
     what_would_change,
 )
@@ -142,6 +143,24 @@ def test_holms_correction_runs_over_the_deciding_effects_only() -> None:
     assert math.isnan(found["p_holm"][3])
 
 
+def test_the_table_of_seeds_puts_each_number_under_its_cell_and_leaves_out_what_was_not_tested() -> None:
+    effects = tuple(Effect(f"e{i}", "accuracy", controlled=f"q{i}") for i in range(3))
+    claim = Claim("c", "s", "here", effects, "nothing", "claims")
+    common = {"p": 0.5, "weights": "made", "n": 5, "unit": "seed"}
+    cells = {}
+    for cell, values in {"one": {"q0": 0.125, "q1": -0.25}, "two": {"q0": 0.375}}.items():
+        rows = [
+            {"quantity": q, "value": v, "low": v - 0.5, "high": v + 0.5} | common for q, v in values.items()
+        ]
+        cells[cell] = ledger(Result("evidence", pd.DataFrame(rows)), claims=[claim])
+    shown = seed_table(cells).set_index("effect")
+    assert list(shown.index) == ["c: e0", "c: e1"]
+    assert shown.loc["c: e0", "one"] == "0.125 [−0.375, 0.625], inconclusive"
+    assert shown.loc["c: e1", "one"] == "−0.250 [−0.750, 0.250], inconclusive"
+    assert shown.loc["c: e0", "two"] == "0.375 [−0.125, 0.875], inconclusive"
+    assert pd.isna(shown.loc["c: e1", "two"])
+
+
 @pytest.mark.parametrize(
     ("n", "unit", "expected"), [(96, "image", "inconclusive"), (400, "image", "null"), (20, "run", "null")]
 )
@@ -215,6 +234,11 @@ def test_counted_costs_are_those_of_the_papers_lines() -> None:
     rows = {row["quantity"]: row["value"] for row in cost_rows()}
     assert rows["cost:parameters_over_half"] == pytest.approx(21.5 / 48.6 - 0.5, abs=2e-3)
     assert rows["cost:macs_all_over_half"] < 0
+    shown = ledger(
+        Result("evidence", pd.DataFrame(cost_rows())), claims=[c for c in all_claims() if c.name == "cost"]
+    )
+    assert shown["compared"].str.contains(" over ").all()
+    assert shown["compared"][0] == "T2T-ViT-14 over the paper's ViT-S/16"
 
 
 class _Made:
