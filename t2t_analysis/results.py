@@ -38,6 +38,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "low": ("Float64", "lower end of the 95 % interval"),
     "high": ("Float64", "upper end of the 95 % interval"),
     "interval": ("string", "how the interval was made"),
+    "se": ("Float64", "standard error, where the interval is one of Student's t"),
+    "df": ("Float64", "its degrees of freedom"),
     "null": ("Float64", "what the value would be if there were nothing to find"),
     "null_low": ("Float64", "2.5 % point of the null"),
     "null_high": ("Float64", "97.5 % point of the null"),

@@ -101,6 +101,7 @@ class Estimate:
     n: int
     freedom: int
     estimator: str
+    se: float = np.nan
 
     def columns(self) -> dict[str, Any]:
         """Columns of a result row."""
@@ -110,6 +111,8 @@ class Estimate:
             "low": self.low,
             "high": self.high,
             "interval": "none: one seed per cell" if alone else f"t, {self.freedom} degrees of freedom",
+            "se": self.se,
+            "df": np.nan if alone else float(self.freedom),
             "p": self.p,
             "n": self.n,
             "unit": "run",
@@ -178,7 +181,8 @@ def _combine(
     found = fit.t_test(weights)
     low, high = np.ravel(found.conf_int(0.05))
     value, p = float(np.ravel(found.effect)[0]), float(np.ravel(found.pvalue)[0])
-    return Estimate(value, float(low), float(high), p, len(y), int(freedom), estimator)
+    se = float(np.ravel(found.sd)[0])
+    return Estimate(value, float(low), float(high), p, len(y), int(freedom), estimator, se)
 
 
 def contrast(
