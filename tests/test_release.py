@@ -77,7 +77,7 @@ def test_a_release_holds_pages_and_an_index_that_links_only_to_what_is_there(tmp
     ("columns", "words"),
     [
         ({"status": "failed", "failure": "no space left"}, "claims__a__vs__b failed: no space left"),
-        ({"commit": "ffff with uncommitted changes"}, "commit first"),
+        ({"commit": "ffff+"}, "commit first"),
         ({"commit": "another"}, "reports of several commits: 0123456789ab, another"),
         ({"page": "x" * (LIMIT + 1)}, "MB, 5 MB at most"),
     ],

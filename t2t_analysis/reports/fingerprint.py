@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-import subprocess
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -17,7 +16,7 @@ from .._paths import cache_dir, data_dir
 if TYPE_CHECKING:
     from ..parameters import CommonParams
 
-__all__ = ["commit", "page_fingerprint", "run_fingerprint", "versions"]
+__all__ = ["page_fingerprint", "run_fingerprint", "versions"]
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 #: packages whose version may change a number or a picture
@@ -40,24 +39,6 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
-
-
-@cache
-def commit() -> str:
-    """The commit of the checkout, or unknown; says so when there are changes that are not committed."""
-
-    def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(_PACKAGE), *words], capture_output=True, text=True, timeout=10, check=True
-        )
-        return done.stdout.strip()
-
-    try:
-        name = git("rev-parse", "--short=12", "HEAD")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(_PACKAGE))
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return f"{name} with uncommitted changes" if changed else name
 
 
 def _sha(content: bytes) -> str:

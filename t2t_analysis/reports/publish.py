@@ -12,8 +12,9 @@ import nbformat
 from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
+from .._commit import commit
 from .export import Page, outputs_with_role, to_html
-from .fingerprint import commit, page_fingerprint, versions
+from .fingerprint import page_fingerprint, versions
 from .plan import Job, portable_papermill_line, report_line
 
 __all__ = ["notebook_text", "page_of", "publish", "publish_failure", "write_whole"]

@@ -39,7 +39,7 @@ def _problems(reports: list[dict[str, Any]], folder: Path) -> list[str]:
     commits = sorted({str(about["commit"]) for about in done})
     if len(commits) > 1:
         problems.append(f"reports of several commits: {', '.join(commits)}; run report --force")
-    problems += [f"made from {commit}: commit first" for commit in commits if "uncommitted" in commit]
+    problems += [f"made from {commit}: commit first" for commit in commits if commit.endswith("+")]
     return problems
 
 

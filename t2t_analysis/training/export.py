@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import copy
-import subprocess
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from .._commit import commit
 from .._paths import data_dir
 from ..data import load_images
 from ..models import save_weights
 from .accuracy import accuracy
 from .module import Classifier
 
-__all__ = ["commit", "export", "rounded"]
-
-
-def commit() -> str:
-    """The commit of the checkout that runs, with "+" if it has changes; "unknown" outside a checkout."""
-    here = Path(__file__).resolve().parent
-    try:
-        head, changes = (
-            subprocess.run(
-                ["git", "-C", str(here), *words], capture_output=True, text=True, check=True, timeout=10
-            ).stdout
-            for words in (["rev-parse", "--short=12", "HEAD"], ["status", "--porcelain", "--", str(here)])
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return head.strip() + ("+" if changes.strip() else "")
+__all__ = ["export", "rounded"]
 
 
 def rounded(model: Any) -> nn.Module:

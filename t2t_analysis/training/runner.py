@@ -17,6 +17,7 @@ import lightning as L
 import torch
 from torch import nn
 
+from .._commit import commit
 from ..data import load_images, train_data
 from ..data.loading import SMALL
 from ..errors import DataError, T2TError
@@ -24,7 +25,7 @@ from ..models import save_weights
 from . import table
 from .accuracy import Scores, calibration, proportion, score
 from .design import Run, cell_of, data_label
-from .export import commit, rounded
+from .export import rounded
 from .module import Classifier
 from .resident import fingerprint, resident_loader, resident_train
 from .train import on_paper, train

@@ -1,0 +1,28 @@
+"""Which state of this package makes the numbers."""
+
+from __future__ import annotations
+
+import subprocess
+from functools import cache
+from pathlib import Path
+
+__all__ = ["commit"]
+
+
+@cache
+def commit() -> str:
+    """The commit of the checkout, with "+" if anything in the package differs from it; "unknown" outside one."""
+    package = str(Path(__file__).resolve().parent)
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", "-C", package, *words], capture_output=True, text=True, timeout=10, check=True
+        )
+        return done.stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", __file__)  # an installed copy may lie in somebody else's checkout
+        head = git("rev-parse", "--short=12", "HEAD")
+        return head + "+" * bool(git("status", "--porcelain", "--", package))
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
