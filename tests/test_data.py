@@ -369,6 +369,44 @@ def test_every_block_gives_one_crop_before_any_gives_two():
     assert "blocks" not in " ".join(few.info.notes)
 
 
+# ---- ImageNet's class names ------------------------------------------------------------------------------
+
+
+def _wnid_folders(path: Path, *wnids: str) -> Path:
+    for wnid in wnids:
+        (path / wnid).mkdir(parents=True)
+        _noise().save(path / wnid / "a.png")
+    return path
+
+
+def _head(outputs: int) -> torch.nn.Module:
+    return timm.create_model("test_vit", num_classes=outputs)
+
+
+def test_a_subset_of_imagenet_keeps_the_numbers_of_its_head(tmp_path):
+    folder = _wnid_folders(tmp_path, "n01440764", "n02123045", "n15075141")  # tench, tabby, toilet tissue
+    loader = load_images(folder, model=_head(1000))
+    assert _all(loader)[1].tolist() == [0, 281, 999]
+    info = loader.dataset.info
+    assert (len(info.classes), info.classes[281], info.chance) == (1000, "tabby", pytest.approx(1 / 3))
+    assert len(set(info.classes)) == 1000
+    assert "3 class folders named by WordNet ids, numbered as in imagenet-1k" in info.notes
+    large = _all(load_images(folder, model=_head(21_843)))[1]
+    assert large.tolist() == sorted(large.tolist()) != [0, 281, 999]
+    for model in (None, _head(3), _head(7)):
+        assert load_images(folder, model=model).dataset.info.classes == (
+            "n01440764",
+            "n02123045",
+            "n15075141",
+        )
+
+
+def test_a_class_that_the_head_lacks_is_refused(tmp_path):
+    folder = _wnid_folders(tmp_path, "n01440764", "n00005787")  # benthos is in the large set only
+    with pytest.raises(DataError, match=r"no class of imagenet-1k.*1000 outputs.*: n00005787$"):
+        load_images(folder, model=_head(1000))
+
+
 # ---- batches: shards, workers ----------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from t2t_analysis import cli
 from t2t_analysis.data import Batch, DataInfo
 from t2t_analysis.errors import DataError, T2TError
-from t2t_analysis.models import load_model
+from t2t_analysis.models import Provenance, load_model
 from t2t_analysis.training import Recipe
 from t2t_analysis.training.accuracy import accuracy, calibration_error
 from t2t_analysis.training.export import rounded
@@ -174,6 +174,15 @@ def test_images_of_a_cluster_count_once():
     alone = accuracy(Fixed(), loader_of(30)).frame.iloc[0]
     assert (clustered["n"], clustered["unit"]) == (4, "image cluster")
     assert clustered["high"] - clustered["low"] > alone["high"] - alone["low"]
+
+
+@pytest.mark.parametrize(
+    ("right", "kind", "warned"), [(3, "file", True), (30, "file", False), (3, "random", False)]
+)
+def test_trained_weights_that_only_guess_get_a_warning(right, kind, warned):
+    model = Fixed()
+    model.provenance = Provenance(kind, "seed 0")
+    assert any("no better than chance" in note for note in accuracy(model, loader_of(right)).notes) is warned
 
 
 def test_wrong_number_of_classes_is_named():

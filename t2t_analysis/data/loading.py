@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..errors import DataError, UnknownNameError
 from .crops import CROP, FixedCrops, crop_classes, crops_info
+from .imagenet import number_as_head
 from .info import DataInfo, chance_level
 from .reading import to_rgb
 from .sources import Source, StreamSource, find_source
@@ -305,7 +306,8 @@ def load_images(
         factory (torch/cifar10, hfds/NAME, wds/NAME). Folders and tars may hold train/ and test/ (or val/)
         folders; without them all is used.
     model : its own preprocessing is used (size, crop, interpolation, mean and std); ImageNet's at 224
-        without one. ``photo_crops`` are standardised already and only resized.
+        without one. ``photo_crops`` are standardised already and only resized. Class folders named by WordNet
+        ids get the numbers that an ImageNet head has for them, also where they are only some of its classes.
     n_images : so many, balanced over classes (and over the blocks of ``photo_crops``); the first n of one order, so
         smaller choices are subsets of larger ones. Without labels the choice is drawn with ``seed`` and keeps the
         order of the names.
@@ -339,5 +341,6 @@ def load_images(
             info = _stream_info(source, split, n_images)
             stream = _Stream(source.dataset, transform, info, batch_size, shard)
             return DataLoader(stream, batch_size=batch_size, **{**common, "num_workers": 0})
+        source = number_as_head(source, model)
         dataset = _images_dataset(source, split, transform, n_images, seed, on_error)
     return DataLoader(dataset, batch_sampler=_DealtBatches(len(dataset), batch_size, shard), **common)

@@ -112,7 +112,14 @@ def accuracy(model: nn.Module, loader: Any, device: str | torch.device = "cpu") 
         "n_images": len(scores.top1),
         "classes": len(info.classes),
     }
-    return Result("accuracy", [common | row for row in rows], meta, info.notes)  # type: ignore[arg-type]
+    notes = info.notes
+    trained = provenance is not None and not (provenance.untrained or provenance.new_head)
+    if trained and scores.top1.mean() <= info.chance:
+        notes += (
+            "no better than chance although the weights are trained: look whether the class folders, in the order "
+            f"of their names ({', '.join(info.classes[:3])} ...), are the classes of the model's head in its order",
+        )
+    return Result("accuracy", [common | row for row in rows], meta, notes)  # type: ignore[arg-type]
 
 
 def _row(quantity: str, found: stats.Interval, null: float | None, kind: str | None) -> dict[str, Any]:
