@@ -17,12 +17,15 @@ __all__ = [
     "known_models",
     "model_problem",
     "our_models",
+    "what_differs",
 ]
 
 #: What the label of a model's twin with random weights ends in.
 TWIN = ", random"
 
 _REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+_KINDS = re.compile(r"^(auto|random|(bundled|published)(/\S+)?)$")
+_ENDING = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar))+$")
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
@@ -96,3 +99,31 @@ def has_soft_split(name: str) -> bool:
     """
     soft = ("t2t_vit_", "small_performer_", "small_transformer_")
     return name.startswith(soft) and not name.startswith("t2t_vit_c_")
+
+
+def what_differs(weights: str, weights_b: str) -> tuple[str, str]:
+    """Short names that tell two sets of weights of one model apart.
+
+    Files are called by the part of the path that differs, the last one if several do.
+
+    >>> what_differs("runs/seed0/best.pt", "runs/seed1/best.pt")
+    ('seed0', 'seed1')
+    >>> what_differs("a/before.safetensors", "b/after.pth.tar"), what_differs("x.pt", "random")
+    (('before', 'after'), ('x', 'untrained'))
+    """
+    parts = [_path_parts(one) for one in (weights, weights_b)]
+    if all(parts):
+        return next(((a, b) for a, b in zip(*parts, strict=False) if a != b), (parts[0][0], parts[1][0]))
+    kinds = ["untrained" if one == "random" else one for one in (weights, weights_b)]
+    if "untrained" in kinds:
+        kinds = ["trained" if one == "auto" else one for one in kinds]
+    first, second = (path[0] if path else kind for path, kind in zip(parts, kinds, strict=True))
+    return first, second
+
+
+def _path_parts(weights: str) -> list[str]:
+    """What a weights file can be called, from its own name up its path; nothing for weights that are no file."""
+    if _KINDS.match(weights):
+        return []
+    path = Path(weights).expanduser().absolute()
+    return [_ENDING.sub("", path.name), path.name, *reversed(path.parent.parts)]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .notebooks import Run
     from .parameters import CommonParams
     from .plots.base import Figure
     from .results import Result, Results
@@ -111,41 +112,52 @@ def verdicts(rows: Sequence[dict[str, Any]], about: str) -> None:
     _publish({"text/markdown": text, "text/plain": text}, "verdicts", verdicts=list(rows), about=about)
 
 
-def title_block(models: Sequence[Any], loader: Any, params: CommonParams) -> None:
-    """Show what is compared on what, and say UNTRAINED in words where weights are random.
-
-    ``models`` come from ``load_model`` (model, baseline and, where the parameters name one, a third for
-    reference); ``loader`` from ``load_images``.
-    """
-    names = (params.model, params.baseline, getattr(params, "reference", ""))
-    rows = zip(("model", "baseline", "reference"), names, models, strict=False)
+def title_block(run: Run) -> None:
+    """Show what is compared on what; say UNTRAINED in words where weights are random, and what else differs."""
+    parts = ["model", "baseline"][: len(run.models)] + ["reference"] * len(run.reference)
+    named = run.models | run.reference
     lines = ["| | name | weights | parameters |", "|:--|:--|:--|--:|"]
-    untrained = []
-    for part, name, model in rows:
+    for part, (name, model) in zip(parts, named.items(), strict=True):
         count = sum(weight.numel() for weight in model.parameters())
         lines.append(f"| {part} | {code(name)} | {plain(model.provenance.label)} | {count:,} |")
-        untrained += [name] if model.provenance.untrained else []
-    text = "\n".join([*_warning(untrained), *lines, "", _images(loader, params)])
+    untrained = [name for name, model in named.items() if model.provenance.untrained]
+    warnings = [*_untrained(untrained, run.models), *_confounded(run.models)]
+    text = "\n".join([*warnings, *lines, "", *_images(run)])
     _publish({"text/markdown": text, "text/plain": text}, "title", untrained=untrained)
 
 
-def _warning(untrained: Sequence[str]) -> list[str]:
+def _untrained(untrained: Sequence[str], models: Mapping[str, Any]) -> list[str]:
     if not untrained:
         return []
     names = " and ".join(code(name) for name in untrained)
+    learned = [code(name) for name in models if name not in untrained]
+    what = f"of {names} it describes" if learned else "it describes"
     return [
-        f"**UNTRAINED: random weights in {names}. What follows describes architectures at initialisation, "
-        "nothing that was learned, and gives no verdict.**",
+        f"**UNTRAINED: random weights in {names}. What follows gives no verdict on a comparison; {what} "
+        "architecture at initialisation, nothing that was learned.**",
         "",
     ]
 
 
-def _images(loader: Any, params: CommonParams) -> str:
-    info = loader.dataset.info
+def _confounded(models: Mapping[str, Any]) -> list[str]:
+    """A warning where a trained pair differs in more than the models."""
+    from .models.provenance import confounds
+
+    origins = {name: model.provenance for name, model in models.items()}
+    if len(origins) < 2 or any(origin.untrained for origin in origins.values()):
+        return []
+    found = [plain(words) for words in confounds(*origins.values())]
+    return [f"**More than the models differs: {'; '.join(found)}.**", ""] if found else []
+
+
+def _images(run: Run) -> list[str]:
+    """What the images are, and what else is to be known of them."""
+    info = run.images.dataset.info
     parts = [f"Images: {code(info.name)}, n = {info.n}"]
-    if getattr(info, "classes", None):
+    if info.classes:
         parts.append(f"{len(info.classes)} class{'es' * (len(info.classes) != 1)}")
-    return f"{', '.join(parts)}; batches of {params.batch_size}; seed {params.seed}."
+    about = f"{', '.join(parts)}; batches of {run.params.batch_size}; seed {run.params.seed}."
+    return [about, *(f"\nNote on the images: {plain(note)}." for note in info.notes)]
 
 
 def results_folder(params: CommonParams) -> Path:

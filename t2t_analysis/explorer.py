@@ -7,7 +7,7 @@ table without them everywhere else. Everything is computed by `Exploration`, whi
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -299,7 +299,7 @@ def runs_widgets() -> bool:
 
 
 def explore(
-    model: nn.Module | str,
+    model: nn.Module | str | Mapping[str, nn.Module],
     image: Any = None,
     baseline: nn.Module | str | None = None,
     *,
@@ -319,8 +319,8 @@ def explore(
 
     Parameters
     ----------
-    model, baseline : vision transformers, or names for `load_model`. A second model of the same name is called
-        "(baseline)".
+    model, baseline : vision transformers, or names for `load_model`, or both as one mapping label -> model. A
+        second model of the same name is called "(baseline)".
     image : what to look at. None takes embedded images that fit the model; else data as for `load_images` (a file,
         a folder, "photos", "photo_crops"), its loader, a Pillow image, or preprocessed pixels (3, H, W) or
         (n, 3, H, W). Files, names and Pillow images are preprocessed for each model as it wants them.
@@ -343,10 +343,12 @@ def explore(
     """
     if n_images < 1:
         raise DataError(f"n_images={n_images} must be at least 1")
-    models = [_loaded(one) for one in (model, baseline) if one is not None]
+    given = model.items() if isinstance(model, Mapping) else ((None, one) for one in (model, baseline))
+    named = [(label, _loaded(one)) for label, one in given if one is not None]
+    models = [one for _, one in named]
     source = _default_images(models[0]) if image is None else image
     chosen = [_images(source, one, n_images, seed) for one in models]
-    subjects = [Subject(one, pixels) for one, (pixels, _) in zip(models, chosen, strict=True)]
+    subjects = [Subject(one, pixels, label) for (label, one), (pixels, _) in zip(named, chosen, strict=True)]
     if len(subjects) == 2 and subjects[0].label == subjects[1].label:
         subjects[1].view.label += " (baseline)"
     exploration = Exploration(subjects, chosen[0][1], interactive)

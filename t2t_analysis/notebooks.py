@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -17,6 +18,7 @@ from .errors import ParameterError, nearest
 from .parameters import CommonParams
 
 __all__ = [
+    "Run",
     "check",
     "code",
     "findings",
@@ -24,9 +26,9 @@ __all__ = [
     "reproduce",
     "save",
     "say",
+    "set_up",
     "show",
     "table",
-    "title_block",
     "validate",
     "verdicts",
 ]
@@ -116,6 +118,74 @@ def check(params: type[P], namespace: Mapping[str, Any]) -> P:
         as ``validate``; IPython shows it in a few lines, and papermill ends with a non-zero status.
     """
     assigned = _last_parameters(list(namespace.get("In", [])))
+    assigned = {
+        n: v for n, v in assigned.items() if not n.startswith("PAPERMILL_")
+    }  # papermill --inject-paths
     problems = [_unknown(params, n, v) for n, v in assigned.items() if n not in params.model_fields]
     values = {name: namespace[name] for name in params.model_fields if name in namespace}
     return validate(params, values, problems)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """What a notebook works with.
+
+    Attributes
+    ----------
+    models : label -> model: the model in question first, then the baseline if there is one.
+    images : loader of the images that all see.
+    reference : a further network by its label, where the parameters name one.
+    """
+
+    params: CommonParams
+    models: dict[str, Any]
+    images: Any
+    reference: dict[str, Any]
+
+    def more_images(self, **changes: Any) -> Any:
+        """Return another loader of the same data, as ``load_images`` with ``changes``."""
+        return _images(self.params, self.models, **changes)
+
+
+def set_up(params: CommonParams) -> Run:
+    """Load models and images of a notebook and show what is compared on what.
+
+    Raises
+    ------
+    ParameterError
+        model and baseline turn out to be the same network.
+    """
+    from .models import load_model
+
+    device, seed = params.torch_device(), params.seed
+    weights = (params.weights, params.baseline_weights)
+    loaded: list[Any] = [
+        load_model(name, origin, device=device, seed=seed)
+        for name, origin in zip(params.names, weights, strict=False)
+    ]
+    if len(loaded) == 2 and _same(*(model.provenance for model in loaded)):
+        raise ParameterError(
+            f"baseline_weights={params.baseline_weights!r}: these are the weights of the model, "
+            f"{loaded[0].provenance.label}; give others, or baseline=none for the model alone"
+        )
+    models = dict(zip(params.labels, loaded, strict=True))
+    third = getattr(params, "reference", "none")
+    reference = {} if third == "none" else {third: load_model(third, device=device, seed=seed)}
+    run = Run(params, models, _images(params, models), reference)
+    title_block(run)
+    return run
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two origins are the same network with the same weights."""
+    if one.model != other.model:
+        return False
+    return one.sha256 == other.sha256 if one.sha256 else one.source == other.source
+
+
+def _images(params: CommonParams, models: Mapping[str, Any], **changes: Any) -> Any:
+    from .data import load_images
+
+    asked = {"n_images": params.n_images, "batch_size": params.batch_size, "seed": params.seed}
+    first = next(iter(models.values()))
+    return load_images(params.data, model=first, device=params.torch_device(), **asked | changes)

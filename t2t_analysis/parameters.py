@@ -10,9 +10,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PositiveInt, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    ValidationInfo,
+    field_validator,
+)
 
-from ._names import default_baseline, is_small, model_problem
+from ._names import TWIN, default_baseline, is_small, model_problem, what_differs
 from .errors import ParameterError, nearest
 
 __all__ = ["PARAMS", "CommonParams", "IntList", "model_field", "params_for"]
@@ -60,24 +68,38 @@ class CommonParams(BaseModel):
     reads_study: ClassVar[bool] = False
 
     model: str = Field(default="small_performer_deep", description="model in question")
-    baseline: str = Field(default="auto", description="what it is compared with")
+    baseline: str = Field(default="auto", description="what it is compared with, none for nothing")
     weights: str = Field(default="auto", description="auto, bundled, published, random or a file")
     baseline_weights: str = Field(default="auto", description="the same for the baseline")
+    model_label: str = Field(
+        default="auto", description="what the model is called, auto for what tells it apart"
+    )
+    baseline_label: str = Field(default="auto", description="the same for the baseline")
     data: str = Field(default="auto", description="photos, photo_crops, a folder, a tar or a timm dataset")
     n_images: int | None = Field(
         default=None, gt=0, description="how many images, None for what fits the data"
     )
     batch_size: int = Field(default=16, gt=0, description="images per forward pass")
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 or mps")
-    seed: int = Field(default=0, ge=0, description="seed of every random choice")
+    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of every random choice")
     results_dir: str = Field(default="auto", description="folder for the tables behind the figures")
 
-    @field_validator(
-        "baseline", "weights", "baseline_weights", "data", "device", "results_dir", mode="before"
-    )
+    @field_validator("*", mode="before")
     @classmethod
-    def _none_is_auto(cls, value: Any) -> Any:
-        return "auto" if value is None else str(value) if isinstance(value, Path) else value
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        """Papermill reads 12 and True as a number and a truth value, also where a folder or a count was meant."""
+        name = str(info.field_name)
+        field = cls.model_fields[name]
+        text = field.annotation is str
+        if isinstance(value, bool) and field.annotation is not bool:
+            raise ValueError("true or false says nothing here; text of that kind is given with -r")
+        if text and isinstance(value, int | float):
+            if name.endswith("_label"):
+                return str(value)
+            raise ValueError(f"a number; text that looks like one is given with -r, as -r {name} {value}")
+        if text and value is None and field.default == "auto":
+            return "none" if name == "reference" else "auto"
+        return str(value) if isinstance(value, Path) else value
 
     @field_validator("model")
     @classmethod
@@ -87,7 +109,14 @@ class CommonParams(BaseModel):
     @field_validator("baseline")
     @classmethod
     def _baseline(cls, value: str) -> str:
-        return value if value == "auto" else model_field(value)
+        return value if value in ("auto", "none") else model_field(value)
+
+    @field_validator("model_label", "baseline_label")
+    @classmethod
+    def _label(cls, value: str) -> str:
+        if not value.strip() or not value.isprintable():
+            raise ValueError("a label is one line of text, not an empty one")
+        return value.strip()
 
     @field_validator("weights", "baseline_weights")
     @classmethod
@@ -101,6 +130,8 @@ class CommonParams(BaseModel):
     @field_validator("data")
     @classmethod
     def _data(cls, value: str) -> str:
+        if not value:
+            raise ValueError("empty; expected a name, a folder or a tar")
         if value in _DATA or _DATASET.match(value) or Path(value).expanduser().exists():
             return value
         if "/" in value or value.endswith(".tar"):
@@ -124,22 +155,51 @@ class CommonParams(BaseModel):
         baseline = default_baseline(self.model) if self.baseline == "auto" else self.baseline
         data = self.data
         if data == "auto":
-            data = "photo_crops" if is_small(self.model) else "photos"
+            small = all(is_small(name) for name in (self.model, baseline) if name != "none")
+            data = "photo_crops" if small else "photos"
         usual = self.usual_images if data == "photo_crops" else self.usual_photos
         return self.model_copy(
             update={"baseline": baseline, "data": data, "n_images": self.n_images or usual}
         )
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Registered name of the model, and of the baseline if there is one."""
+        return (self.model,) if self.baseline == "none" else (self.model, self.baseline)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What the model and the baseline, if there is one, are called: unique, and the key of everything else.
+
+        >>> HeadRedundancyParams(model="t2t_vit_14", baseline="none").labels
+        ('t2t_vit_14',)
+        >>> HeadRedundancyParams(model="t2t_vit_7", baseline="t2t_vit_7", baseline_weights="random").labels
+        ('trained', 'untrained')
+        """
+        found = self.names
+        if found == (self.model, self.model):
+            found = what_differs(self.weights, self.baseline_weights)
+        given = (self.model_label, self.baseline_label)
+        return tuple(made if label == "auto" else label for made, label in zip(found, given, strict=False))
+
+    @property
+    def subject(self) -> str:
+        """Model against baseline, or the model alone, in words."""
+        return " against ".join(self.labels)
+
     def pair_problem(self) -> str | None:
-        """Say why model and baseline cannot be shown the same images, or None."""
-        if is_small(self.model) == is_small(self.baseline):
-            return None
-        small, large = sorted((self.model, self.baseline), key=lambda name: not is_small(name))
-        return (
-            f"baseline={self.baseline!r}: {small} reads 32x32 crops and {large} larger images, but a "
-            f"comparison needs the same images; for model={self.model!r} take for example "
-            f"{default_baseline(self.model)!r}"
-        )
+        """Say why model and baseline cannot be told apart, or None."""
+        if self.names == (self.model, self.model) and self.weights == self.baseline_weights:
+            return (
+                f"baseline={self.baseline!r}: the same model with the same weights twice; give baseline_weights, "
+                "or baseline=none for the model alone"
+            )
+        first, *others = self.labels
+        if any(other in (first, first + TWIN) or other + TWIN == first for other in others):
+            return (
+                f"baseline_label={others[0]!r}: model and baseline need labels that differ, got {self.labels}"
+            )
+        return None
 
     def torch_device(self) -> str:
         """Return the device by torch's name; ``auto`` is CUDA where there is one, else the CPU."""
@@ -166,11 +226,6 @@ class FeatureMapsParams(CommonParams):
     )
     layer: int = Field(default=0, ge=0, description="block whose feature maps are drawn")
 
-    @field_validator("reference", mode="before")
-    @classmethod
-    def _no_reference(cls, value: Any) -> Any:
-        return "none" if value is None else value
-
     @field_validator("reference")
     @classmethod
     def _reference(cls, value: str) -> str:
@@ -185,6 +240,12 @@ class FeatureMapsParams(CommonParams):
         usual = "none" if is_small(self.model) else "resnet50"
         found = super().resolve()
         return found.model_copy(update={"reference": usual}) if self.reference == "auto" else found
+
+    def pair_problem(self) -> str | None:
+        """Say also that the third network would go by a name that is taken."""
+        if self.reference in self.labels:
+            return f"reference={self.reference!r}: model and baseline are called {self.labels}; take another"
+        return super().pair_problem()
 
 
 class ChannelZerosParams(CommonParams):

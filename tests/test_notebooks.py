@@ -52,6 +52,7 @@ def test_every_problem_is_named_at_once_with_the_nearest_name() -> None:
         ({"layers": "[0, 5, 11]"}, ("layers", [0, 5, 11])),  # -p layers '[0, 5, 11]'
         ({"layers": [1]}, ("layers", [1])),  # -y 'layers: [1]'
         ({"layers": ""}, ("layers", [])),
+        ({"model_label": 0}, ("model_label", "0")),  # -p model_label 0
         ({"threshold": "1e-3"}, ("threshold", 1e-3)),  # YAML 1.1 reads 1e-3 as text
         ({"shared": "false"}, ("shared", False)),  # -p shared false
         ({"n_images": "16"}, ("n_images", 16)),  # -r n_images 16
@@ -60,6 +61,8 @@ def test_every_problem_is_named_at_once_with_the_nearest_name() -> None:
         ({"device": None}, ("device", "auto")),
         ({"data": "torch/cifar10"}, ("data", "torch/cifar10")),
         ({"weights": "published/384"}, ("weights", "published/384")),
+        ({"model": "t2t_vit_14", "baseline": "small_hard_deep"}, ("data", "photos")),
+        ({"baseline": "none"}, ("labels", ("small_performer_deep",))),
         ({}, ("n_images", 256)),
         ({"model": "t2t_vit_24"}, ("n_images", None)),
         ({"model": "t2t_vit_24"}, ("data", "photos")),
@@ -81,14 +84,21 @@ def test_values_as_papermill_gives_them(given: dict[str, Any], expected: tuple[s
         ({"batch_size": 0}, "greater than 0"),
         ({"seed": -1}, "greater than or equal to 0"),
         ({"model": None}, "valid string"),
-        ({"model": 24}, "valid string"),
+        ({"model": 24}, "model=24: a number; text that looks like one is given with -r, as -r model 24"),
+        ({"n_images": True}, "n_images=True: true or false says nothing here"),
+        ({"data": 12}, "-r data 12"),
+        ({"data": ""}, "data='': empty"),
+        ({"seed": 10**20}, "seed=100000000000000000000: Input should be less than"),
+        ({"model_label": " "}, "a label is one line of text"),
         ({"model": "t2t_vit_41"}, "did you mean"),
         ({"baseline": "deit_smal_patch16_224"}, "did you mean 'deit_small_patch16_224'"),
         ({"weights": "publshed"}, "did you mean 'published'?"),
         ({"weights": "nowhere/x.pth"}, "no such weights file"),
         ({"data": "nowhere/photos"}, "no such folder, tar or data set"),
         ({"device": "cuda:x"}, "unknown device"),
-        ({"model": "t2t_vit_14", "baseline": "small_hard_deep"}, "needs the same images"),
+        ({"baseline": "small_performer_deep"}, "the same model with the same weights twice"),
+        ({"model_label": "T2T", "baseline_label": "T2T"}, "need labels that differ"),
+        ({"model_label": "a", "baseline_label": "a, random"}, "need labels that differ"),
     ],
 )
 def test_bad_values_are_refused_in_words(given: dict[str, Any], words: str) -> None:
@@ -102,6 +112,23 @@ def _namespace(*cells: str) -> dict[str, Any]:
     for cell in cells:
         exec(cell, space)
     return space
+
+
+def test_two_checkpoints_of_one_model_are_called_by_what_differs(tmp_path: Path) -> None:
+    paths = []
+    for seed in ("seed0", "seed1"):
+        (tmp_path / seed).mkdir()
+        paths.append(tmp_path / seed / "best.safetensors")
+        paths[-1].touch()
+    pair = {"model": "deit_tiny_patch16_224", "baseline": "deit_tiny_patch16_224"}
+    first, second = (str(path) for path in paths)
+    made = validate(CommonParams, pair | {"weights": first, "baseline_weights": second})
+    assert made.labels == ("seed0", "seed1")
+    assert made.subject == "seed0 against seed1"
+    made = validate(CommonParams, pair | {"weights": first, "baseline_weights": "random"})
+    assert made.labels == ("best", "untrained")
+    made = validate(CommonParams, pair | {"weights": first, "baseline_weights": second, "model_label": "後"})
+    assert made.labels == ("後", "seed1")
 
 
 PLAIN = 'model: str = "small_performer_deep"\nn_images: int = None'
@@ -125,6 +152,11 @@ def test_a_corrected_cell_counts_not_the_one_before() -> None:
 
 def test_names_that_are_no_parameters_do_no_harm() -> None:
     assert check(CommonParams, _namespace("threshold = 3\nmodle = 1", PLAIN)).n_images == 256
+
+
+def test_the_paths_that_papermill_injects_are_no_parameters() -> None:
+    space = _namespace(PLAIN, "# Parameters\nPAPERMILL_INPUT_PATH = 'a.ipynb'\nseed = 3\n")
+    assert check(CommonParams, space).seed == 3
 
 
 def test_names_read_from_the_sources_are_those_that_timm_registers() -> None:

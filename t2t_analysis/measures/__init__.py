@@ -32,7 +32,7 @@ from .pruning import PruningCurves, pruning_orders, similarity_is_redundancy
 from .rank import EffectiveRank, rank_difference
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy
-from .reference import random_twin, random_twins, twin_differences
+from .reference import paired, random_twin, random_twins, twin_differences
 from .rollout import AttentionRollout, example_rollouts
 from .shift import ShiftConsistency
 from .spectrum import Spectrum
@@ -91,6 +91,7 @@ __all__ = [
     "invalid_difference",
     "latencies",
     "measure",
+    "paired",
     "paper_table",
     "path_maps",
     "pca_result",

@@ -13,7 +13,7 @@ from ..capture.layout import tokeniser
 from ..errors import T2TError
 from ..results import Result
 
-__all__ = ["random_twin", "random_twins", "twin_differences"]
+__all__ = ["paired", "random_twin", "random_twins", "twin_differences"]
 
 
 def random_twin(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -45,6 +45,7 @@ def random_twin(model: nn.Module, seed: int = 0) -> nn.Module:
     name, arguments = _architecture(model), _arguments(model)
     first = next(model.parameters())
     twin = load_model(name, "random", seed=seed, **arguments).to(device=first.device, dtype=first.dtype)
+    twin.pretrained_cfg = model.pretrained_cfg  # the same images, prepared in the same way
     expected, got = (_shapes(m) for m in (model, twin))
     for key in dict.fromkeys([*expected, *got]):
         if expected.get(key) != got.get(key):
@@ -65,6 +66,14 @@ def random_twins(models: Mapping[str, nn.Module], seed: int = 0) -> dict[str, nn
     """
     trained = {name: model for name, model in models.items() if not _untrained(model)}
     return {name + TWIN: random_twin(model, seed) for name, model in trained.items()}
+
+
+def paired(
+    difference: Callable[..., Result], result: Result, models: Iterable[str], *more: str
+) -> Result | None:
+    """Model minus baseline, by one of `cka_difference` and its kind; None where there is one model alone."""
+    labels = list(models)
+    return difference(result, *labels, *more) if len(labels) == 2 else None
 
 
 def twin_differences(

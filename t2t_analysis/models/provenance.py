@@ -6,7 +6,7 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-__all__ = ["Accuracy", "Kind", "Provenance"]
+__all__ = ["Accuracy", "Kind", "Provenance", "confounds"]
 
 Kind = Literal["published", "bundled", "random", "file", "timm"]
 
@@ -84,3 +84,20 @@ class Provenance:
         if self.accuracy is not None:
             plain["accuracy"] = self.accuracy._asdict()
         return plain
+
+
+def confounds(one: Provenance, other: Provenance) -> list[str]:
+    """What else than the model differs between two trainings, or is not known of them, in words.
+
+    >>> recipe = "AdamW, 12 epochs"
+    >>> confounds(*(Provenance("bundled", "", recipe=recipe, data=data) for data in ("digits", "photo_crops")))
+    ['data (digits, photo_crops)']
+    """
+    found = []
+    for what in ("data", "recipe"):
+        pair = [getattr(origin, what) for origin in (one, other)]
+        if None in pair:
+            found.append(f"{what} not known of both")
+        elif pair[0] != pair[1]:
+            found.append(f"{what} ({', '.join(pair)})")
+    return found

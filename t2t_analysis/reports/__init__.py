@@ -15,8 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["default_reports_dir", "run_report", "stem"]
 
-#: parameters that the file name spells out, or that change how a run is made but not what it finds
-_NOT_IN_HASH = frozenset({"model", "baseline", "device", "batch_size", "results_dir"})
+#: parameters that change how a run is made but not what it finds, and those that the file name spells out
+_NOT_IN_HASH = frozenset({"device", "batch_size", "results_dir"})
+_SPELLED = frozenset({"model", "baseline"})
 
 
 def default_reports_dir() -> Path:
@@ -33,16 +34,22 @@ def stem(notebook: str, params: CommonParams) -> str:
     'head_redundancy__t2t_vit_14__vs__deit_small_patch16_224'
     >>> stem("head_redundancy", HeadRedundancyParams(seed=1).resolve())
     'head_redundancy__small_performer_deep__vs__small_hard_deep__a4bbad'
+    >>> stem("head_redundancy", HeadRedundancyParams(baseline="none").resolve())
+    'head_redundancy__small_performer_deep'
     """
     given = params.resolve()
     usual = type(params)(model=given.model).resolve()
+    spelled = _SPELLED if given.labels == given.names else frozenset()
     changed = {
         name: value
         for name, value in json.loads(given.model_dump_json()).items()
-        if name not in _NOT_IN_HASH and getattr(given, name) != getattr(usual, name)
+        if name not in _NOT_IN_HASH | spelled and getattr(given, name) != getattr(usual, name)
     }
+    changed |= {} if spelled else {"model": given.model}
     digits = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
-    names = [notebook, given.model, "vs", given.baseline, *([digits] if changed else [])]
+    first, *others = given.labels
+    names = [notebook, first, *(word for other in others for word in ("vs", other))]
+    names += [digits] if changed or not spelled else []
     return "__".join(re.sub(r"[^\w.+-]+", "-", name) for name in names)
 
 

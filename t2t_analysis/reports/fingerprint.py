@@ -116,8 +116,8 @@ def run_fingerprint(notebook: Path, params: CommonParams) -> str:
         "parameters": given,
         "library": _library(),
         "weights": [
-            _weights(params.model, params.weights),
-            _weights(params.baseline, params.baseline_weights),
+            _weights(name, weights)
+            for name, weights in zip(params.names, (params.weights, params.baseline_weights), strict=False)
         ],
         "data": _tree(data) if data.exists() else params.data,
         "study": _study() if params.reads_study else [],

@@ -33,10 +33,9 @@ def _row(about: dict[str, Any], folder: Path) -> dict[str, Any]:
     links = [(f"{about['stem']}{ending}.ipynb", "notebook")]
     if (folder / about["stem"]).is_dir():
         links.append((f"{about['stem']}/", "tables"))
-    pair = f"{about['model']} against {about['baseline']}"
     return {
         **about,
-        "pair": pair,
+        "pair": about.get("subject") or f"{about['model']} against {about['baseline']}",
         "page": page if (folder / page).is_file() else None,
         "links": [(href, words) for href, words in links if (folder / href).exists()],
         "kilobytes": -(-about.get("page_bytes", 0) // 1000),

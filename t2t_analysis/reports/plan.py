@@ -49,7 +49,7 @@ class Job:
     @property
     def title(self) -> str:
         """What is shown while it runs."""
-        return f"{self.notebook.stem}: {self.params.model} against {self.params.baseline}"
+        return f"{self.notebook.stem}: {self.params.subject}"
 
 
 def available() -> list[str]:

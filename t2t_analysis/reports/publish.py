@@ -42,7 +42,7 @@ def _page(job: Job, nb: NotebookNode, failure: str = "") -> Page:
         {"words": "Its notebook, by papermill alone:", "line": portable_papermill_line(job)},
     ]
     return Page(
-        title=f"{title}: {job.params.model} against {job.params.baseline}",
+        title=f"{title}: {job.params.subject}",
         parameters=rows,
         commands=commands,
         versions=versions(),
@@ -58,6 +58,7 @@ def _about(job: Job, nb: NotebookNode) -> dict[str, Any]:
         "stem": job.stem,
         "notebook": job.notebook.stem,
         "title": nb.metadata.get("title") or job.notebook.stem.replace("_", " "),
+        "subject": job.params.subject,
         "model": job.params.model,
         "baseline": job.params.baseline,
         "parameters": json.loads(job.params.model_dump_json(exclude={"results_dir"})),
