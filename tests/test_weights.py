@@ -34,8 +34,8 @@ def state():
 
 def random_state(name, **kwargs):
     torch.manual_seed(1234)
-    model = timm.create_model(name, **kwargs)
-    return {key: torch.randn_like(value) * 0.05 for key, value in model.state_dict().items()}
+    drawn = timm.create_model(name, **kwargs).state_dict()
+    return {k: torch.randn_like(v) * 0.05 if v.is_floating_point() else v for k, v in drawn.items()}
 
 
 def prefixed(prefix, state):

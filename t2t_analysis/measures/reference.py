@@ -101,13 +101,14 @@ def _architecture(model: nn.Module) -> str:
 
 
 def _arguments(model: nn.Module) -> dict[str, Any]:
-    """Image size, classes and channels, as far as the model tells them."""
+    """Image size, classes, channels and windows of the soft splits, as far as the model tells them."""
     module: Any = tokeniser(model)
     kernels = (p for p in model.parameters() if p.ndim == 4)
     given = {
         "img_size": getattr(module, "img_size", None),
         "num_classes": getattr(model, "num_classes", None),
         "in_chans": getattr(model, "in_chans", None) or next((k.shape[1] for k in kernels), None),
+        "windows": getattr(module, "windows", None) if hasattr(module, "geometry") else None,
     }
     return {key: value for key, value in given.items() if value is not None}
 

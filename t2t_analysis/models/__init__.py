@@ -3,7 +3,7 @@
 from .cards import bundled_weights, save_weights
 from .provenance import Accuracy, Provenance
 from .releases import PUBLISHED
-from .small import SMALL_MODELS, SMALL_VARIANTS
+from .small import SMALL_MODELS, SMALL_PARTS, SMALL_VARIANTS
 from .t2t import T2T_ViT
 from .tokens import T2TModule, TokenPerformer, TokenTransformer
 from .vit import vit_small_paper_patch16_224
@@ -16,12 +16,15 @@ T2T_MODELS = (
     "t2t_vit_14_resnext", "t2t_vit_14_wide", "t2t_vit_14_se", "t2t_vit_dense", "t2t_vit_16_ghost",
 )  # fmt: skip
 #: Every name that this package registers.
-MODELS = (*T2T_MODELS, "t2t_vit_c_14", "vit_small_paper_patch16_224", *SMALL_MODELS, *SMALL_VARIANTS)
+MODELS = (
+    *T2T_MODELS, "t2t_vit_c_14", "vit_small_paper_patch16_224", *SMALL_MODELS, *SMALL_PARTS, *SMALL_VARIANTS,
+)  # fmt: skip
 
 __all__ = [
     "MODELS",
     "PUBLISHED",
     "SMALL_MODELS",
+    "SMALL_PARTS",
     "SMALL_VARIANTS",
     "T2T_MODELS",
     "Accuracy",

@@ -352,6 +352,8 @@ def _hint(model: nn.Module, absent: list[str], other: list[str], extra: list[str
     wrong = [*absent, *other]
     if wrong and not extra and _head_keys(model, wrong) == wrong:
         return "only the classifier does not fit: give num_classes, and an untrained one takes its place"
+    if "tokens_to_token.geometry" in absent:
+        return "the file does not say which windows its soft splits slid: train the model again"
     if any(key.startswith("tokens_to_token.attention1.norm1") for key in other):
         return (
             "a soft split cannot be adapted to other input channels, since its norm runs over them: keep the "

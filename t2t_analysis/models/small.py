@@ -2,8 +2,12 @@
 
 Tokeniser {hard 4x4 split, soft split with performer, soft split with transformer, convolutions} crossed with backbone
 {deep-narrow, shallow-wide}: 32x32 images, 8x8 tokens. A tokeniser that has more parameters leaves fewer to the MLPs,
-so that all eight have the same number within 1 %. The soft splits use kernels 3, 3, 3 with strides 1, 2, 2, which
-gives the hard split's grid.
+so that all have the same number within 1 %. Soft splits and convolutions use kernels 3, 3, 3 with strides 2, 2, 1:
+the reduction first, as in the paper, and the hard split's grid.
+
+On the wide backbone, three tokenisers that have one part of the T2T module each, to tell which part helps: the hard
+split with the layer norm over each window (``hardnorm``), the soft splits without attention (``mlp``), and the
+convolutions with norm and GELU between them (``convgelu``); overlap alone is the linear ``conv``.
 
 Beside them, the deep-narrow backbone with ideas from convolutional networks (the paper's section 3.2), on the hard and
 on the soft-performer tokeniser, of the same size: channel gates (SE) and dense connections take it from the MLPs,
@@ -14,16 +18,17 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
 from timm.models import generate_default_cfgs, register_model
 from torch import nn
 
 from .blocks import GhostAttention, GhostMlp, SEAttention
 from .t2t import T2T_ViT_Dense, _cfg, create_t2t_vit
-from .tokens import Window
+from .tokens import T2TModule, Window
 
-__all__ = ["SMALL_BACKBONES", "SMALL_MODELS", "SMALL_TOKENISERS", "SMALL_VARIANTS"]
+__all__ = ["SMALL_BACKBONES", "SMALL_MODELS", "SMALL_PARTS", "SMALL_TOKENISERS", "SMALL_VARIANTS"]
 
-SMALL_WINDOWS = (Window(3, 1, 1), Window(3, 2, 1), Window(3, 2, 1))
+SMALL_WINDOWS = (Window(3, 2, 1), Window(3, 2, 1), Window(3, 1, 1))
 SMALL_TOKEN_DIM = 32
 #: Parameters of tokeniser and blocks together, the same for all.
 SMALL_BUDGET = 800_000
@@ -43,8 +48,17 @@ SMALL_TOKENISERS = {
     "performer": "performer",
     "transformer": "transformer",
     "conv": "convolution",
+    "hardnorm": "hard_norm",
+    "mlp": "mlp",
+    "convgelu": "convolution_gelu",
 }
-SMALL_MODELS = tuple(f"small_{tokens}_{shape}" for tokens in SMALL_TOKENISERS for shape in SMALL_BACKBONES)
+SMALL_MODELS = tuple(
+    f"small_{tokens}_{shape}"
+    for tokens in ("hard", "performer", "transformer", "conv")
+    for shape in SMALL_BACKBONES
+)
+#: Shallow-wide with one part of the T2T module.
+SMALL_PARTS = ("small_hardnorm_wide", "small_mlp_wide", "small_convgelu_wide")
 #: Deep-narrow with an idea from convolutional networks, of the same size.
 SMALL_VARIANTS = tuple(
     f"small_{tokens}_deep_{idea}"
@@ -53,18 +67,11 @@ SMALL_VARIANTS = tuple(
 )
 
 
-def _tokeniser_parameters(tokens_type: str, dim: int, d: int = SMALL_TOKEN_DIM) -> int:
-    """Trainable parameters of the tokeniser for RGB images and 3x3 windows, counted by hand (a test recounts)."""
-
-    def mixer(dim_in: int) -> int:
-        bias = 3 * d if tokens_type == "performer" else 0
-        return 2 * dim_in + dim_in * 3 * d + bias + (d * d + d) + 2 * d + 2 * (d * d + d)
-
-    if tokens_type == "hard":
-        return 3 * 16 * dim + dim
-    if tokens_type == "convolution":
-        return (27 * d + d) + (9 * d * d + d) + (9 * d * dim + dim)
-    return mixer(27) + mixer(9 * d) + (9 * d * dim + dim)
+def _tokeniser_parameters(tokens_type: str, dim: int) -> int:
+    """Trainable parameters of the tokeniser for RGB images."""
+    with torch.device("meta"):
+        tokeniser = T2TModule((32, 32), tokens_type, 3, dim, SMALL_TOKEN_DIM, SMALL_WINDOWS)
+    return sum(p.numel() for p in tokeniser.parameters() if p.requires_grad)
 
 
 def mlp_ratio(tokens_type: str, backbone: Backbone, more: int = 0) -> float:
@@ -85,7 +92,7 @@ default_cfgs = generate_default_cfgs(
         name: _cfg(
             num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, mean=_MEAN, std=_STD, license="bsd-3-clause"
         )
-        for name in (*SMALL_MODELS, *SMALL_VARIANTS)
+        for name in (*SMALL_MODELS, *SMALL_PARTS, *SMALL_VARIANTS)
     }
 )
 
@@ -219,6 +226,24 @@ def small_conv_deep(pretrained: bool = False, **kwargs: Any) -> nn.Module:
 def small_conv_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Three convolutions, shallow-wide."""
     return _create("conv", "wide", pretrained, kwargs)
+
+
+@register_model
+def small_hardnorm_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Hard 4x4 split, layer norm over the pixels of each patch, shallow-wide."""
+    return _create("hardnorm", "wide", pretrained, kwargs)
+
+
+@register_model
+def small_mlp_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Soft split with an MLP and no attention, shallow-wide."""
+    return _create("mlp", "wide", pretrained, kwargs)
+
+
+@register_model
+def small_convgelu_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+    """Three convolutions with norm and GELU between them, shallow-wide."""
+    return _create("convgelu", "wide", pretrained, kwargs)
 
 
 @register_model

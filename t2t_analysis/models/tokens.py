@@ -3,7 +3,8 @@
 The Tokens-to-Token module (Yuan et al., ICCV 2021, section 3.1) splits softly three times: overlapping windows are
 flattened into tokens, the tokens attend to each other, and the result is laid out as an image again. A hard split
 (Dosovitskiy et al., ICLR 2021) and three plain convolutions (the paper's Table 7) are the alternatives it is
-compared with; all of them map (B, C, H, W) to (B, N, D) and know the grid that the N tokens lie on.
+compared with; three more have one part of the T2T module each. All of them map (B, C, H, W) to (B, N, D) and know
+the grid that the N tokens lie on.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
+from timm.layers import LayerNorm2d, Mlp
 from torch import Tensor, nn
 
-from ..errors import T2TError, UnknownNameError
+from ..errors import CheckpointError, T2TError, UnknownNameError
 
 __all__ = [
     "TOKENISERS",
@@ -30,7 +31,7 @@ __all__ = [
     "split",
 ]
 
-TOKENISERS = ("performer", "transformer", "convolution", "hard")
+TOKENISERS = ("performer", "transformer", "mlp", "convolution", "convolution_gelu", "hard", "hard_norm")
 
 
 class Window(NamedTuple):
@@ -174,7 +175,7 @@ class TokenAttention(nn.Module):
 
 
 class _TokenMixer(nn.Module):
-    """What both token transformers share: soft split, norm, projection, attention, MLP."""
+    """What the stages of a T2T module share: soft split, norm and projection."""
 
     #: order in which the projection holds query, key and value
     qkv_order: str
@@ -188,6 +189,25 @@ class _TokenMixer(nn.Module):
     def _project(self, x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
         form = normalised_split if self.fused else _plain
         return self.hook_qkv(form(x, norm, linear, self.window, exact=self.exact))
+
+
+class TokenMlp(_TokenMixer):
+    """Soft split and MLP: a ``TokenPerformer`` without its attention, (B, C, H, W) to (B, N, d)."""
+
+    def __init__(
+        self, in_chans: int, dim: int, window: Window, exact: bool = False, drop: float = 0.1
+    ) -> None:
+        super().__init__(window, exact)
+        dim_in = in_chans * window.kernel**2
+        self.norm1 = nn.LayerNorm(dim_in)
+        self.value = nn.Linear(dim_in, dim)
+        self.norm2 = nn.LayerNorm(dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.Dropout(drop))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) to (B, N, d)."""
+        x = self._project(x, self.norm1, self.value)
+        return x + self.mlp(self.norm2(x))
 
 
 class TokenTransformer(_TokenMixer):
@@ -252,14 +272,30 @@ class TokenPerformer(_TokenMixer):
         return x + self.mlp(self.norm2(x))
 
 
+_MIXERS: dict[str, Any] = {
+    "performer": TokenPerformer,
+    "transformer": TokenTransformer,
+    "mlp": TokenMlp,
+}
+
+
 class T2TModule(nn.Module):
     """Image to tokens by one of ``TOKENISERS``: (B, C, H, W) to (B, N, embed_dim), N tokens in row-major order.
 
+    Shapes of weights do not tell strides. So soft splits by other windows than the paper's keep them in the state dict
+    (``geometry``: kernel, stride and padding, a row a split), and weights of other windows are refused.
+
     Parameters
     ----------
-    tokens_type : "performer" or "transformer" for the soft splits with attention, "convolution" for three chained
-        convolutions with the same windows, "hard" for one non-overlapping split of the same total stride.
+    tokens_type : "performer" or "transformer" for the soft splits with attention, "mlp" for the same without it;
+        "convolution" for three chained convolutions with the same windows, "convolution_gelu" for the same with layer
+        norm over channels and GELU after the first two; "hard" for one non-overlapping split of the same total stride,
+        "hard_norm" for the same with the T2T module's layer norm over each window's pixels before the projection.
     windows : the three soft splits; their strides multiply to the patch size.
+
+    Raises
+    ------
+    UnknownNameError : no such ``tokens_type``.
     """
 
     def __init__(
@@ -269,30 +305,48 @@ class T2TModule(nn.Module):
         in_chans: int = 3,
         embed_dim: int = 768,
         token_dim: int = 64,
-        windows: Sequence[Window] = WINDOWS,
+        windows: Sequence[Sequence[int]] = WINDOWS,
     ) -> None:
         super().__init__()
         if tokens_type not in TOKENISERS:
             raise UnknownNameError("tokens_type", tokens_type, TOKENISERS)
         self.tokens_type, self.in_chans, self.token_dim = tokens_type, in_chans, token_dim
-        first, second, last = windows
+        first, second, last = self.windows = tuple(Window(*window) for window in windows)
         self.patch_size = first.stride * second.stride * last.stride
-        self.windows = (
-            tuple(windows) if tokens_type != "hard" else (Window(self.patch_size, self.patch_size, 0),)
-        )
-        if tokens_type in ("performer", "transformer"):
-            mixer = TokenPerformer if tokens_type == "performer" else TokenTransformer
+        self.hard = tokens_type.startswith("hard")
+        if self.hard:
+            self.windows = (Window(self.patch_size, self.patch_size, 0),)
+        elif self.windows != WINDOWS:
+            self.register_buffer("geometry", torch.tensor(self.windows))
+        self.project: Any
+        if tokens_type in _MIXERS:
+            mixer = _MIXERS[tokens_type]
             # Pixels can be exactly flat over a window; tokens of the second stage, 64 channels wide, are not.
             self.attention1 = mixer(in_chans, token_dim, first, exact=True)
             self.attention2 = mixer(token_dim, token_dim, second)
-            self.project: Any = nn.Linear(token_dim * last.kernel**2, embed_dim)
-        elif tokens_type == "convolution":
-            self.soft_split0 = nn.Conv2d(in_chans, token_dim, *first)
-            self.soft_split1 = nn.Conv2d(token_dim, token_dim, *second)
+            self.project = nn.Linear(token_dim * last.kernel**2, embed_dim)
+        elif not self.hard:
+            activated = tokens_type == "convolution_gelu"
+            self.soft_split0 = _convolution(in_chans, token_dim, first, activated)
+            self.soft_split1 = _convolution(token_dim, token_dim, second, activated)
             self.project = nn.Conv2d(token_dim, embed_dim, *last)
+        elif tokens_type == "hard_norm":
+            self.norm = nn.LayerNorm(in_chans * self.patch_size**2)
+            self.project = nn.Linear(in_chans * self.patch_size**2, embed_dim)
         else:
             self.project = nn.Conv2d(in_chans, embed_dim, *self.windows[0])
         self.set_img_size(img_size)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        found = state_dict.get(f"{prefix}geometry")
+        ours = any(key.startswith(prefix) for key in state_dict)
+        if ours and "geometry" in self._buffers and (found is None or found.tolist() != _lists(self.windows)):
+            theirs = "unknown to the file" if found is None else found.tolist()
+            raise CheckpointError(
+                f"weights of soft splits {theirs}; this model has {_lists(self.windows)} (kernel, stride, "
+                "padding of each): train it again, or build it with their windows"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_img_size(self, img_size: tuple[int, int]) -> None:
         """Fix the image size that the position table is made for."""
@@ -324,17 +378,22 @@ class T2TModule(nn.Module):
         """(B, C, H, W) to (B, N, embed_dim)."""
         if x.shape[1] != self.in_chans:
             raise T2TError(f"expected images with {self.in_chans} channels, got shape {tuple(x.shape)}")
-        if self.tokens_type == "hard":
-            height, width = x.shape[-2:]
-            if height % self.patch_size or width % self.patch_size:
-                raise T2TError(f"image sides must be multiples of {self.patch_size}, got {height}x{width}")
-            return _rows(self.project(x))
-        if self.tokens_type == "convolution":
+        if self.hard:
+            return self._hard_split(x)
+        if self.tokens_type not in _MIXERS:
             return _rows(self.project(self.soft_split1(self.soft_split0(x))))
         first, second, _ = self.grids(*x.shape[-2:])
         x = _image(self.attention1(x), first)
         x = _image(self.attention2(x), second)
         return self._last_split(x)
+
+    def _hard_split(self, x: Tensor) -> Tensor:
+        height, width = x.shape[-2:]
+        if height % self.patch_size or width % self.patch_size:
+            raise T2TError(f"image sides must be multiples of {self.patch_size}, got {height}x{width}")
+        if self.tokens_type == "hard":
+            return _rows(self.project(x))
+        return normalised_split(x, self.norm, self.project, self.windows[0], exact=True)
 
     def _last_split(self, x: Tensor) -> Tensor:
         """Soft split and linear projection, without a norm between them, are one convolution."""
@@ -343,3 +402,13 @@ class T2TModule(nn.Module):
             return self.project(split(x, window))
         weight = self.project.weight.view(-1, x.shape[1], window.kernel, window.kernel)
         return _rows(F.conv2d(x, weight, self.project.bias, window.stride, window.padding))
+
+
+def _lists(windows: Sequence[Window]) -> list[list[int]]:
+    return [list(window) for window in windows]
+
+
+def _convolution(in_chans: int, dim: int, window: Window, activated: bool) -> nn.Module:
+    """One stage of a convolutional tokeniser; linear, as in the authors' code, unless ``activated``."""
+    convolution = nn.Conv2d(in_chans, dim, *window)
+    return nn.Sequential(convolution, LayerNorm2d(dim), nn.GELU()) if activated else convolution

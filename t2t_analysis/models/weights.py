@@ -28,6 +28,7 @@ from .download import fetch, file_sha256
 from .hub import hub_file, timm_file
 from .provenance import Accuracy, Provenance
 from .releases import PUBLISHED, release_url
+from .small import SMALL_WINDOWS
 
 __all__ = ["available_weights", "load_model"]
 
@@ -233,6 +234,10 @@ def _fitted(
     sizes = {key: trained.get(key) for key in ("img_size", "num_classes", "in_chans")}
     if sizes["num_classes"] is None:
         sizes["num_classes"] = _classes_in(request.name, checkpoint.state)
+    geometry = checkpoint.state.get("tokens_to_token.geometry")
+    windows = None if geometry is None else geometry.int().tolist()
+    if windows is not None and "windows" not in request.kwargs:
+        sizes["windows"] = windows
     model = request.build(**sizes)
     if request.img_size is sizes["img_size"] is None and (side := native_img_size(model, checkpoint.state)):
         model = request.build(**sizes | {"img_size": side})
@@ -244,8 +249,10 @@ def _fitted(
         old_img_size=None if old is None else (old, old) if isinstance(old, int) else tuple(old),
         drop=drop,
     )
-    entry = f"weights taken from {checkpoint.entry!r}" if checkpoint.entry else ""
-    origin = replace(origin, sha256=checkpoint.sha256, notes=(entry,) if entry else ())
+    notes = [f"weights taken from {checkpoint.entry!r}"] if checkpoint.entry else []
+    if windows is not None and windows != [list(window) for window in SMALL_WINDOWS]:
+        notes += [f"soft splits as trained: kernel, stride, padding {windows}"]
+    origin = replace(origin, sha256=checkpoint.sha256, notes=tuple(notes))
     return model, _after(origin, done)
 
 
