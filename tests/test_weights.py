@@ -9,9 +9,12 @@ import pickle
 import socket
 import threading
 import time
+import zipfile
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import timm
@@ -244,6 +247,77 @@ def test_a_diverged_checkpoint(tmp_path, state):
         load_model(SOFT, tmp_path / "a.pth")
 
 
+ODD = {
+    "expanded": (torch.zeros(1, 96).expand(10**10, 96), r"head\.weight claims the shape \(10000000000, 96\)"),
+    "without storage": (torch.empty(7, 96, device="meta"), r"head\.weight is strided float32 on meta"),
+    "complex": (torch.zeros(7, 96, dtype=torch.complex64), r"head\.weight is strided complex64"),
+    "sparse": (torch.zeros(7, 96).to_sparse(), r"head\.weight is sparse_coo float32"),
+    "quantised": (torch.zeros(7, 96, dtype=torch.int8), r"1 whole numbers .*quantised.*: head\.weight"),
+    "no dimension": (torch.zeros(()), r"head\.weight: model \(\d+, 96\), file \(\)"),
+}
+
+
+@pytest.mark.parametrize("rows", [torch.zeros(3, 3), torch.full((3, 3), 10**9), torch.ones(2, 3)])
+def test_windows_that_are_none(tmp_path, state, rows):
+    torch.save(state | {"tokens_to_token.geometry": rows}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match="geometry holds no windows of three soft splits"):
+        load_model(SOFT, tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("kind", ODD)
+def test_tensors_that_are_no_plain_numbers(tmp_path, state, kind):
+    value, said = ODD[kind]
+    torch.save(state | {"head.weight": value}, tmp_path / "a.pth")
+    with pytest.raises(CheckpointError, match=said):
+        load_model(SOFT, tmp_path / "a.pth")
+
+
+def test_harmless_values_beside_the_tensors(tmp_path, state):
+    beside = {
+        "best": np.float64(0.7),
+        "epoch": np.int64(3),
+        "out": Path("runs/a"),
+        "args": argparse.Namespace(lr=1),
+    }
+    torch.save({"state_dict": state, **beside}, tmp_path / "a.pth")
+    assert same(load_model(SOFT, tmp_path / "a.pth"), state)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "it is a Git LFS pointer"),
+        (b"\n <!doctype html><html>", "it holds a web page"),
+        (b"\x1f\x8b\x08rest", "it is compressed by gzip"),
+        (b"", "it is empty"),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_what_else_was_saved_as_weights(tmp_path, content, said, suffix):
+    (tmp_path / f"a{suffix}").write_bytes(content)
+    with pytest.raises(CheckpointError, match=said):
+        load_model(SOFT, tmp_path / f"a{suffix}")
+
+
+def test_safetensors_by_another_name(tmp_path, state):
+    safetensors.torch.save_file(state, tmp_path / "pytorch_model.bin")
+    assert same(load_model(SOFT, tmp_path / "pytorch_model.bin"), state)
+
+
+def test_a_flipped_bit_and_a_bomb(tmp_path, state):
+    path = tmp_path / "a.pth"
+    torch.save(state, path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is damaged: the checksum of its part 'a/data/"):
+        load_model(SOFT, path)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", bytes(10**7))
+    with pytest.raises(CheckpointError, match=r"is refused: its .* bytes would unpack to 10,000,000"):
+        load_model(SOFT, path)
+
+
 def test_timm_converts_older_layouts_of_its_own_models(tmp_path):
     old = random_state("test_vit", num_classes=5)
     flat = old | {"patch_embed.proj.weight": old["patch_embed.proj.weight"].flatten(1)}
@@ -260,7 +334,7 @@ def test_timm_converts_older_layouts_of_its_own_models(tmp_path):
 def test_position_tables_are_resized(tmp_path, caplog, name, size, patch):
     trained = random_state(name, num_classes=5)
     torch.save(trained, tmp_path / "a.pth")
-    wide = (size // 2, size * 2)
+    wide = (size // 2, size * 3)
     model = load_model(name, tmp_path / "a.pth", img_size=wide)
     table, old = model.pos_embed, trained["pos_embed"]
     grid = [side // patch for side in wide]
@@ -281,9 +355,51 @@ def test_a_table_that_is_not_square_fits_its_own_size_only(tmp_path):
         load_model(SOFT, tmp_path / "a.pth", img_size=48)
     said = {"model_args": {"img_size": (32, 64), "num_classes": 5}}
     torch.save({"state_dict": trained, "hyper_parameters": said}, tmp_path / "b.ckpt")
-    assert same(load_model(SOFT, tmp_path / "b.ckpt"), trained)
-    turned = load_model(SOFT, tmp_path / "b.ckpt", img_size=(64, 32)).pos_embed
-    assert torch.equal(turned, resample_abs_pos_embed(trained["pos_embed"], [16, 8], [8, 16]))
+    known = load_model(SOFT, tmp_path / "b.ckpt")
+    assert same(known, trained)
+    assert known.provenance.notes == ("weights taken from 'state_dict'",)
+    turned = load_model(SOFT, tmp_path / "b.ckpt", img_size=(64, 32))
+    assert torch.equal(turned.pos_embed, resample_abs_pos_embed(trained["pos_embed"], [16, 8], [8, 16]))
+    assert "position table resized from 8x16 to 16x8 tokens" in turned.provenance.notes
+
+
+@pytest.mark.parametrize(
+    ("name", "size"), [(SOFT, (16, 64)), ("test_vit", (80, 320)), ("test_vit", (64, 128))]
+)
+def test_a_table_of_the_same_shape_is_kept_and_what_else_it_could_be_is_said(tmp_path, name, size):
+    """A square has as many rows as 1:4, so the number of rows does not tell."""
+    trained = random_state(name, num_classes=5, img_size=size)
+    torch.save(trained, tmp_path / "a.pth")
+    model = load_model(name, tmp_path / "a.pth", img_size=size)
+    assert same(model, trained)
+    rows, columns = (side // (4 if name == SOFT else 16) for side in size)
+    note = model.provenance.notes[-1]
+    assert f"taken as {rows}x{columns} tokens, which the file does not say" in note
+    assert f"{columns}x{rows}" in note
+    turned = load_model(name, tmp_path / "a.pth", img_size=size[::-1])
+    assert f"taken as {columns}x{rows} tokens" in turned.provenance.notes[-1]
+
+
+def test_an_image_size_that_the_table_contradicts(tmp_path, state):
+    said = {"model_args": {"img_size": 48}}
+    torch.save({"state_dict": state, "hyper_parameters": said}, tmp_path / "a.ckpt")
+    model = load_model(SOFT, tmp_path / "a.ckpt")
+    assert same(model, state)
+    assert model.provenance.notes[-1] == "a position table of 64 rows, though the file says 12x12 tokens"
+
+
+@pytest.mark.parametrize(
+    ("said", "size"),
+    [
+        ({"num_classes": 10**10}, 32),
+        ({"img_size": 10**9}, 32),
+        ({"img_size": (32, "x")}, 32),
+        ({"in_chans": 10**9, "img_size": [32, 32, 32]}, 32),
+    ],
+)
+def test_what_a_file_says_of_itself_is_not_built_unseen(tmp_path, state, said, size):
+    torch.save({"state_dict": state, "hyper_parameters": {"model_args": said}}, tmp_path / "a.ckpt")
+    assert same(load_model(SOFT, tmp_path / "a.ckpt"), state)
 
 
 @pytest.mark.parametrize(("name", "size"), [(SOFT, 48), ("test_vit", 96)])

@@ -12,11 +12,12 @@ import pickletools
 import re
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
-import safetensors
+import numpy as np
 import safetensors.torch
 import torch
 from timm.layers import resample_abs_pos_embed
@@ -32,6 +33,7 @@ __all__ = ["Checkpoint", "Fit", "fit", "grid_of", "native_img_size", "read_check
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "net", "model")
 _EMA, _PLAIN = "ema.", "model."  # how our Lightning module names its moving average and its model
 _SHOWN = 5  # names listed in an error before "and n more"
+_MOST_PER_BYTE = 10  # bytes that a byte of a file may stand for, once unpacked
 
 
 class Checkpoint(NamedTuple):
@@ -60,19 +62,64 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises
     ------
     CheckpointError
-        No such file; not a weights file, or a truncated one; it wants to import or run something; no tensors
-        in it.
+        No such file; not a weights file, a truncated or damaged one; it wants to import or run something; no
+        tensors in it, or some that claim more values than the file has.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
-        raise CheckpointError(_no_file(path))
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _unpickle(path)
+    try:
+        if not path.is_file():
+            raise CheckpointError(_no_file(path))
+        with open(path, "rb") as file:
+            start = file.read(512)
+        sha256 = file_sha256(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read the weights file {path}: {error.strerror}") from error
+    is_safetensors = path.suffix == ".safetensors" or start[8:9] == b"{"
+    if foreign := _foreign(start):
+        kind = "safetensors" if is_safetensors else "weights"
+        raise CheckpointError(f"{path} is truncated or not a {kind} file: {foreign}")
+    content = _read_safetensors(path) if is_safetensors else _unpickle(path)
     if not isinstance(content, Mapping):
         raise CheckpointError(
             f"{path} holds a {type(content).__name__}; expected a state dict or a mapping with one"
         )
     entry, state = _find_state(content, path)
-    return Checkpoint(path, state, entry, _meta(content), file_sha256(path))
+    _check_plain(state, path)
+    return Checkpoint(path, state, entry, _meta(content), sha256)
+
+
+def _foreign(start: bytes) -> str:
+    """What else a file is that begins like this, in words; empty if it may hold weights."""
+    kinds = {
+        b"version https://git-lfs": "it is a Git LFS pointer, and git lfs pull fetches what it points to",
+        b"<": "it holds a web page",
+        b"\x1f\x8b": "it is compressed by gzip, unpack it first",
+        b"\x89HDF": "it is an HDF5 file, as Keras writes them",
+    }
+    if not start.strip():
+        return "it is empty"
+    return next((words for magic, words in kinds.items() if start.lstrip().startswith(magic)), "")
+
+
+def _check_plain(state: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse tensors that are no plain numbers, or that claim more of them than the file can hold."""
+    room = _MOST_PER_BYTE * path.stat().st_size
+    for name, value in state.items():
+        plain = value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+        if not plain or value.is_complex():
+            raise CheckpointError(
+                f"{path}: {name} is {_kind(value)}; expected a plain tensor of real numbers"
+            )
+        if value.numel() * value.element_size() > room:
+            raise CheckpointError(
+                f"{path}: {name} claims the shape {tuple(value.shape)}, {value.numel():,} values, which a file "
+                f"of {path.stat().st_size:,} bytes does not hold"
+            )
+
+
+def _kind(value: Tensor) -> str:
+    where = "" if value.device.type == "cpu" else f" on {value.device.type}"
+    return f"{str(value.layout).removeprefix('torch.')} {str(value.dtype).removeprefix('torch.')}{where}"
 
 
 def _meta(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -94,20 +141,50 @@ def _no_file(path: Path) -> str:
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load_file(path, device="cpu")
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # besides its own errors: data types that torch does not know
         raise CheckpointError(f"{path} is truncated or not a safetensors file: {error}") from error
+
+
+def _harmless() -> list[Any]:
+    """What training scripts put beside the tensors and what does nothing when it is made.
+
+    Names are given where another release of Python or numpy calls the thing differently.
+    """
+    scalar, kinds = np.float64(0).__reduce__()[0], vars(np.dtypes).values()
+    paths = {"PosixPath": PurePosixPath, "WindowsPath": PureWindowsPath}
+    named = [(made, f"pathlib{part}.{name}") for name, made in paths.items() for part in ("", "._local")]
+    numbers = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [
+        argparse.Namespace, PurePosixPath, PureWindowsPath, np.dtype, *named, *numbers,
+        *(kind for kind in kinds if isinstance(kind, type)),
+    ]  # fmt: skip
 
 
 def _unpickle(path: Path) -> Any:
     try:
-        # timm's and the authors' training files carry their arguments in a Namespace, which is inert.
-        with torch.serialization.safe_globals([argparse.Namespace]), warnings.catch_warnings():
+        _check_archive(path)
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # on pickle protocols; the errors say enough
             return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
+    except CheckpointError:
         raise
     except Exception as error:  # a damaged file fails in any way: struct, zip, Unicode, index, attribute ...
         raise CheckpointError(_why_unreadable(path, error)) from error
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks to far more than it is, or whose parts differ from their checksums.
+
+    Torch looks at neither; it stores tensors uncompressed.
+    """
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        unpacked, size = sum(part.file_size for part in archive.infolist()), path.stat().st_size
+        if unpacked > _MOST_PER_BYTE * size:
+            raise CheckpointError(f"{path} is refused: its {size:,} bytes would unpack to {unpacked:,}")
+        if damaged := archive.testzip():
+            raise CheckpointError(f"{path} is damaged: the checksum of its part {damaged!r} is wrong")
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:
@@ -155,14 +232,20 @@ def _find_state(content: Mapping[str, Any], path: Path) -> tuple[str, dict[str, 
             return _pick_copy(entry, clean_state_dict(state))
     if state := _tensors(content):
         return _pick_copy("", clean_state_dict(state))
-    held = ", ".join(map(str, list(content)[:12])) or "nothing"
+    held = ", ".join(map(_name, list(content)[:12])) or "nothing"
     raise CheckpointError(
         f"{path} has no weights: expected tensors, or one of {', '.join(_ENTRIES)}; it has {held}"
     )
 
 
 def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    return {_name(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def _name(key: object) -> str:
+    """A key as text that can be shown: the file may come from anywhere."""
+    text = str(key)
+    return text if text.isprintable() else ascii(text)
 
 
 def _pick_copy(entry: str, state: dict[str, Tensor]) -> tuple[str, dict[str, Tensor]]:
@@ -187,15 +270,61 @@ def grid_of(model: nn.Module) -> tuple[int, int] | None:
     return None
 
 
-def native_img_size(model: nn.Module, state: Mapping[str, Tensor]) -> int | None:
-    """Side in pixels that the table in ``state`` was made for, where it is square and not the model's."""
-    grid, old, new = grid_of(model), state.get("pos_embed"), getattr(model, "pos_embed", None)
-    if grid is None or old is None or new is None or old.ndim != 3 or old.shape[1] == new.shape[1]:
+def _grid_at(model: nn.Module, img_size: tuple[int, int]) -> tuple[int, int]:
+    """The grid that images of another size (height, width) are cut into."""
+    if (tokeniser := getattr(model, "tokens_to_token", None)) is not None:
+        return tuple(tokeniser.grids(*img_size)[-1])
+    patch: Any = model.get_submodule("patch_embed").patch_size
+    return img_size[0] // patch[0], img_size[1] // patch[1]
+
+
+class _Table(NamedTuple):
+    """A position table (1, prefix + rows, D) in a file, beside the model's."""
+
+    old: Tensor
+    new: Tensor
+    grid: tuple[int, int]
+
+    @property
+    def prefix(self) -> int:
+        return self.new.shape[1] - math.prod(self.grid)
+
+    @property
+    def rows(self) -> int:
+        return self.old.shape[1] - self.prefix
+
+    @property
+    def square(self) -> tuple[int, int] | None:
+        side = math.isqrt(max(self.rows, 0))
+        return (side, side) if side * side == self.rows > 0 else None
+
+
+def _table(model: nn.Module, state: Mapping[str, Tensor]) -> _Table | None:
+    """None where there are none to compare: no table, other widths, no grid."""
+    grid, old, new = grid_of(model), state.get("pos_embed"), model.state_dict().get("pos_embed")
+    if grid is None or old is None or new is None or old.ndim != 3 or old.shape[-1] != new.shape[-1]:
         return None
-    side = math.isqrt(positions := old.shape[1] - (new.shape[1] - math.prod(grid)))
-    tokeniser = getattr(model, "tokens_to_token", None) or model.get_submodule("patch_embed")
-    size: Any = getattr(tokeniser, "img_size", None)
-    return side * (size[0] // grid[0]) if size and side > 0 and side * side == positions else None
+    return _Table(old, new, grid)
+
+
+def native_img_size(
+    model: nn.Module, state: Mapping[str, Tensor], said: tuple[int, int] | None = None
+) -> tuple[int, int] | None:
+    """Image size that ``state`` was trained at, or None: the model's own, or not known.
+
+    What the file says of itself counts where its position table has as many rows; else the table is taken for a
+    square's.
+    """
+    if (table := _table(model, state)) is None:
+        return said
+    if said is not None and math.prod(_grid_at(model, said)) == table.rows:
+        return None if _grid_at(model, said) == table.grid else said
+    tokeniser: Any = getattr(model, "tokens_to_token", None) or model.get_submodule("patch_embed")
+    size = getattr(tokeniser, "img_size", None)
+    if size is None or table.square is None or table.old.shape == table.new.shape:
+        return None
+    side = table.square[0] * (size[0] // table.grid[0])
+    return side, side
 
 
 def fit(
@@ -241,7 +370,7 @@ def _adapt(
     model: nn.Module, state: dict[str, Tensor], replace_head: bool, old_img_size: tuple[int, int] | None
 ) -> tuple[dict[str, Tensor], list[str], bool]:
     state, own = dict(state), model.state_dict()
-    notes = _resize_positions(model, state, own, old_img_size) + _adapt_channels(state, own)
+    notes = _resize_positions(model, state, old_img_size) + _adapt_channels(state, own)
     head = _replace_head(model, state, own) if replace_head else []
     return state, notes + head, bool(head) and bool(_head_keys(model, own))
 
@@ -257,7 +386,7 @@ def _replace_head(model: nn.Module, state: dict[str, Tensor], own: dict[str, Ten
     in_file, in_model = _head_keys(model, state), _head_keys(model, own)
     if all(key in state and state[key].shape == own[key].shape for key in in_model) and in_model:
         return []
-    rows = max((state.pop(key).shape[0] for key in in_file), default=0)
+    rows = max(((state.pop(key).shape or (1,))[0] for key in in_file), default=0)
     state |= {key: own[key] for key in in_model}
     if not in_model:
         return [f"classifier of {rows} classes dropped"] if in_file else []
@@ -266,37 +395,36 @@ def _replace_head(model: nn.Module, state: dict[str, Tensor], own: dict[str, Ten
 
 
 def _resize_positions(
-    model: nn.Module, state: dict[str, Tensor], own: dict[str, Tensor], old_img_size: tuple[int, int] | None
+    model: nn.Module, state: dict[str, Tensor], old_img_size: tuple[int, int] | None
 ) -> list[str]:
-    grid, old, new = grid_of(model), state.get("pos_embed"), own.get("pos_embed")
-    if grid is None or old is None or new is None or old.ndim != 3 or old.shape[-1] != new.shape[-1]:
+    if (table := _table(model, state)) is None:
         return []
-    prefix = new.shape[1] - math.prod(grid)
-    old_grid = _old_grid(model, old.shape[1] - prefix, old_img_size)
-    if old_grid is None and old.shape == new.shape:
-        old_grid = grid  # not square, and just as many: the same grid
+    said = old_img_size and _grid_at(model, old_img_size)
+    exact = table.grid if table.old.shape == table.new.shape else None
+    fits = said if said and math.prod(said) == table.rows else None
+    notes = []
+    if said and not fits:
+        notes.append(f"a position table of {table.rows} rows, though the file says {_by(said)} tokens")
+    grid, old_grid = table.grid, fits or exact or table.square
     if old_grid is None:
         raise CheckpointError(
-            f"the position table in the file has {old.shape[1]} rows, which are no square grid and {prefix} "
-            f"prefix tokens; expected {new.shape[1]} rows for {grid[0]}x{grid[1]} tokens"
+            f"the position table in the file has {table.old.shape[1]} rows, which are no square grid and "
+            f"{table.prefix} prefix tokens; expected {table.new.shape[1]} rows for {_by(grid)} tokens"
         )
-    if old_grid == grid:
-        return []
-    state["pos_embed"] = resample_abs_pos_embed(old, list(grid), list(old_grid), prefix)
-    return [f"position table resized from {old_grid[0]}x{old_grid[1]} to {grid[0]}x{grid[1]} tokens"]
+    if old_grid != grid:
+        state["pos_embed"] = resample_abs_pos_embed(table.old, list(grid), list(old_grid), table.prefix)
+        return [*notes, f"position table resized from {_by(old_grid)} to {_by(grid)} tokens"]
+    if grid[0] != grid[1] and not fits:
+        others = " or ".join(_by(other) for other in (grid[::-1], table.square) if other)
+        notes.append(
+            f"position table of {table.rows} rows taken as {_by(grid)} tokens, which the file does not say: one "
+            f"trained at {others} tokens would be transposed or garbled"
+        )
+    return notes
 
 
-def _old_grid(model: nn.Module, positions: int, img_size: tuple[int, int] | None) -> tuple[int, int] | None:
-    """The grid of ``positions`` tokens: that of ``img_size``, or a square; None if it has not as many."""
-    tokeniser: Any = getattr(model, "tokens_to_token", None)
-    if img_size is not None and tokeniser is not None:
-        grid = tuple(tokeniser.grids(*img_size)[-1])
-    elif img_size is not None:
-        patch = model.get_submodule("patch_embed").patch_size
-        grid = (img_size[0] // patch[0], img_size[1] // patch[1])  # type: ignore[index]
-    else:
-        grid = (math.isqrt(max(positions, 0)),) * 2
-    return grid if math.prod(grid) == positions else None
+def _by(size: tuple[int, ...]) -> str:
+    return f"{size[0]}x{size[1]}"
 
 
 def _adapt_channels(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[str]:
@@ -334,7 +462,9 @@ def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     own = model.state_dict()
     missing = [key for key in own if key not in state]
     extra = [key for key in state if key not in own]
-    other = [key for key in own if key in state and own[key].shape != state[key].shape]
+    common = [key for key in own if key in state]
+    other = [key for key in common if own[key].shape != state[key].shape]
+    coded = [key for key in common if own[key].is_floating_point() and not state[key].is_floating_point()]
     shapes = [f"{key}: model {tuple(own[key].shape)}, file {tuple(state[key].shape)}" for key in other]
     lines = [
         f"{len(missing)} of {len(own)} missing from the file: {_some(missing)}" if missing else "",
@@ -342,6 +472,9 @@ def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
         if extra
         else "",
         f"{len(shapes)} of other shape: {_some(shapes, '; ')}" if shapes else "",
+        f"{len(coded)} whole numbers where the model has real ones (quantised?): {_some(coded)}"
+        if coded
+        else "",
         _hint(model, missing, other, extra),
     ]
     return [line for line in lines if line]
@@ -378,6 +511,7 @@ def _some(names: list[str], separator: str = ", ") -> str:
 
 
 def _check_finite(model: nn.Module, path: Path) -> None:
-    bad = [name for name, p in model.named_parameters() if p.is_floating_point() and not p.isfinite().all()]
+    held = model.state_dict().items()
+    bad = [name for name, value in held if value.is_floating_point() and not value.isfinite().all()]
     if bad:
         raise CheckpointError(f"{path} holds values that are not finite (a diverged run?), in {_some(bad)}")

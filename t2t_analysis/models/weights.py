@@ -34,6 +34,8 @@ __all__ = ["available_weights", "load_model"]
 
 _log = logging.getLogger("t2t_analysis")
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
+# What a file may say of itself: channels and sides of an image, sides of a window.
+_MOST_CHANNELS, _MOST_PIXELS, _MOST_WINDOW = 64, 8192, 64
 
 
 class _NothingPublishedError(CheckpointError):
@@ -230,25 +232,23 @@ def _fitted(
     origin: Provenance,
     drop: tuple[str, ...] = (),
 ) -> tuple[nn.Module, Provenance]:
-    """Build the model as the weights were trained unless the caller says otherwise, and load them."""
-    sizes = {key: trained.get(key) for key in ("img_size", "num_classes", "in_chans")}
-    if sizes["num_classes"] is None:
-        sizes["num_classes"] = _classes_in(request.name, checkpoint.state)
-    geometry = checkpoint.state.get("tokens_to_token.geometry")
-    windows = None if geometry is None else geometry.int().tolist()
+    """Build the model as the weights were trained unless the caller says otherwise, and load them.
+
+    What a file says of itself is believed only as far as its tensors bear it out.
+    """
+    said = _as_size(trained.get("img_size"))
+    channels = trained.get("in_chans")
+    windows = _windows_in(checkpoint)
+    sizes: dict[str, Any] = {
+        "num_classes": _classes_in(request.name, checkpoint.state, trained.get("num_classes")),
+        "in_chans": channels if isinstance(channels, int) and 0 < channels <= _MOST_CHANNELS else None,
+    }
     if windows is not None and "windows" not in request.kwargs:
         sizes["windows"] = windows
     model = request.build(**sizes)
-    if request.img_size is sizes["img_size"] is None and (side := native_img_size(model, checkpoint.state)):
-        model = request.build(**sizes | {"img_size": side})
-    old = sizes["img_size"]
-    done = fit(
-        model,
-        checkpoint,
-        replace_head=request.num_classes is not None,
-        old_img_size=None if old is None else (old, old) if isinstance(old, int) else tuple(old),
-        drop=drop,
-    )
+    if request.img_size is None and (size := native_img_size(model, checkpoint.state, said)):
+        model = request.build(**sizes, img_size=size[0] if size[0] == size[1] else size)
+    done = fit(model, checkpoint, replace_head=request.num_classes is not None, old_img_size=said, drop=drop)
     notes = [f"weights taken from {checkpoint.entry!r}"] if checkpoint.entry else []
     if windows is not None and windows != [list(window) for window in SMALL_WINDOWS]:
         notes += [f"soft splits as trained: kernel, stride, padding {windows}"]
@@ -256,16 +256,37 @@ def _fitted(
     return model, _after(origin, done)
 
 
+def _windows_in(checkpoint: Checkpoint) -> list[list[int]] | None:
+    """Kernel, stride and padding of the soft splits, a row each, where the file holds them."""
+    if (geometry := checkpoint.state.get("tokens_to_token.geometry")) is None:
+        return None
+    least = torch.tensor([1, 1, 0])
+    if geometry.shape != (3, 3) or not ((geometry >= least) & (geometry <= _MOST_WINDOW)).all():
+        raise CheckpointError(
+            f"{checkpoint.path}: tokens_to_token.geometry holds no windows of three soft splits"
+        )
+    return geometry.int().tolist()
+
+
+def _as_size(said: Any) -> tuple[int, int] | None:
+    """Height and width that a card or a file gives, None if it gives none that an image could have."""
+    pair = (said, said) if isinstance(said, int) else said
+    fine = isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(side, int) for side in pair)
+    return (pair[0], pair[1]) if fine and 0 < min(pair) <= max(pair) <= _MOST_PIXELS else None
+
+
 def _after(origin: Provenance, done: Fit) -> Provenance:
     return origin.adapted(*done.notes, new_head=done.new_head) if done.notes else origin
 
 
-def _classes_in(name: str, state: Mapping[str, Tensor]) -> int | None:
-    """Number of classes of the classifier in ``state``, if it has one."""
+def _classes_in(name: str, state: Mapping[str, Tensor], said: Any) -> int | None:
+    """Number of classes of the classifier in ``state``; 0 where it has none and says so."""
     config = timm.get_pretrained_cfg(name)
     names = (config.classifier if config else None) or "head"
     weight = state.get(f"{names if isinstance(names, str) else names[0]}.weight")
-    return None if weight is None else weight.shape[0]
+    if weight is not None and weight.ndim:
+        return weight.shape[0]
+    return 0 if said == 0 else None
 
 
 # --- bundled ----------------------------------------------------
