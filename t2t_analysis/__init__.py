@@ -15,14 +15,16 @@ _HOME = {
     "measure": "measures",
     "explore": "explorer",
     "Measure": "measures",
+    "difference": "differences",
+    "quantity": "quantities",
     "Result": "results",
     "Results": "results",
     "progress": "_progress",
     "T2TError": "errors",
 }
 _MODULES = {
-    "capture", "cli", "data", "errors", "measures", "models", "notebooks", "plots", "reports",
-    "results", "stats", "training",
+    "capture", "cli", "data", "differences", "errors", "estimates", "measures", "models", "notebooks", "plots",
+    "quantities", "reports", "results", "stats", "training",
 }  # fmt: skip
 
 __all__ = ["__version__", *_HOME]

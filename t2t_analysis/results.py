@@ -2,27 +2,37 @@
 
 Every row is one number with its 95 % interval, its null, its ceiling, how many units it rests on, which unit was
 resampled, which estimator and which tokens. Columns that do not apply are missing (``NaN`` or ``None``), never filled.
+
+Beside its rows a result keeps what each value is without each group of units, so that the difference between two
+models (`difference`), or any other function of rows (`Result.estimates`), gets its interval from the same images.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
-from .errors import T2TError
+from .errors import T2TError, UnknownNameError
+from .estimates import Estimate
 
-__all__ = ["COLUMNS", "Result", "Results", "enough_digits"]
+__all__ = ["COLUMNS", "Result", "Results", "joined"]
 
 #: column -> (dtype, meaning). The order is the order in every frame and file.
 COLUMNS: dict[str, tuple[str, str]] = {
     "measure": ("string", "name of the measure"),
     "quantity": ("string", "what the value is, for example cosine_centred"),
+    "variant": (
+        "string",
+        "which of several that share a quantity: kind of ablation, order of pruning, method, mode",
+    ),
     "model": ("string", "model that was observed"),
     "weights": ("string", "where its weights came from; says UNTRAINED in words"),
     "place": ("string", "observed place, for example blocks.3.attn"),
@@ -64,6 +74,81 @@ def tidy(rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
     return frame.reindex(columns=list(COLUMNS)).astype({name: dtype for name, (dtype, _) in COLUMNS.items()})
 
 
+def _tabulated(rows: Iterable[Mapping[str, Any]]) -> tuple[pd.DataFrame, Estimate]:
+    """Tidy frame of ``rows``, and the estimate of each.
+
+    A row may hold an Estimate for itself, its null and its p. If that has axes it stands for many rows, and the other
+    columns are broadcast against it; a column that is given as well is kept as given.
+    """
+    blocks = [_flat(row) for row in rows]
+    stops = np.cumsum([size for size, _ in blocks], dtype=int)
+    where = [slice(stop - size, stop) for stop, (size, _) in zip(stops, blocks, strict=True)]
+    total = sum(size for size, _ in blocks)
+    columns: dict[str, np.ndarray] = {}
+    for role in _FILLS:
+        found = [
+            (at, block[role]) for at, (_, block) in zip(where, blocks, strict=True) if _held(block, role)
+        ]
+        _fill(columns, role, found, total)
+    for at, (_, block) in zip(where, blocks, strict=True):
+        for name, value in block.items():
+            if not isinstance(value, Estimate):
+                columns.setdefault(name, np.full(total, None, dtype=object))[at] = value
+    held = [
+        (at, block["estimate"]) for at, (_, block) in zip(where, blocks, strict=True) if "estimate" in block
+    ]
+    return tidy(pd.DataFrame(columns)), _aligned(held, total)
+
+
+def _held(block: Mapping[str, Any], role: str) -> bool:
+    return isinstance(block.get(role), Estimate)
+
+
+def _flat(row: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
+    """How many rows a row stands for, and its columns with arrays and estimates flat."""
+    arrays = {k: v for k, v in row.items() if isinstance(v, np.ndarray) and v.ndim}
+    estimates = {k: v for k, v in row.items() if isinstance(v, Estimate)}
+    shapes = {e.value.shape for e in estimates.values()}
+    if len(shapes) > 1:
+        raise T2TError(f"estimates of shapes {sorted(shapes)} in one row of a result")
+    shape = np.broadcast_shapes(*shapes, *(v.shape for v in arrays.values()))
+    flat: dict[str, Any] = {k: np.broadcast_to(v, shape).reshape(-1) for k, v in arrays.items()}
+    flat |= {k: Estimate.concatenate([e]) for k, e in estimates.items()}
+    return math.prod(shape), dict(row) | flat
+
+
+#: what an Estimate fills, by where it stands in a row
+_FILLS: dict[str, dict[str, str]] = {
+    "estimate": {k: k for k in ("value", "low", "high", "interval", "n", "unit")},
+    "null": {"null": "value", "null_low": "low", "null_high": "high"},
+    "p": {"p": "p"},
+}
+
+
+def _fill(columns: dict[str, np.ndarray], role: str, found: list[tuple[slice, Estimate]], total: int) -> None:
+    """Fill the columns of estimates, all of one kind at once."""
+    for kind in dict.fromkeys((e.unit, e.logarithm, e.paired) for _, e in found):
+        some = [(at, e) for at, e in found if (e.unit, e.logarithm, e.paired) == kind]
+        rows = np.concatenate([np.arange(at.start, at.stop) for at, _ in some])
+        whole = Estimate.concatenate([e for _, e in some])
+        for name, attribute in _FILLS[role].items():
+            column = columns.setdefault(name, np.full(total, None, dtype=object))
+            column[rows] = getattr(whole, attribute)
+
+
+def _aligned(found: list[tuple[slice, Estimate]], size: int) -> Estimate:
+    """One estimate for every row; without groups where a row has none."""
+    groups = max((len(e.sizes) for _, e in found), default=0)
+    value, left, sizes = np.full(size, np.nan), np.full((groups, size), np.nan), np.zeros((groups, size))
+    for where, e in found:
+        value[where], left[: len(e.sizes), where], sizes[: len(e.sizes), where] = (
+            e.value,
+            e.leave_out,
+            e.sizes,
+        )
+    return Estimate(value, left, sizes)
+
+
 def _write_whole(path: Path, write: Any) -> None:
     """Write beside ``path`` and move into place, so that a killed run leaves the old file whole."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -81,21 +166,70 @@ class Result:
     Parameters
     ----------
     measure : name of the measure.
-    frame : tidy table with the columns of ``COLUMNS``.
+    frame : tidy table with the columns of ``COLUMNS``, or rows of it. A row (a mapping) may hold an `Estimate` as
+        ``estimate``, as ``null`` and as ``p``: it fills value, low, high, interval, n and unit; null, null_low and
+        null_high; p. Estimates with axes, and arrays in other columns, make several rows.
     meta : what else a reader needs to repeat it: data set, n, seed, model provenance, versions. JSON values only.
     notes : warnings in words: layers that were not finite, estimators that fell back, untrained weights.
+    replicates : (R,), the estimate of every row; made from the rows where they hold estimates.
     """
 
     measure: str
     frame: pd.DataFrame
     meta: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    replicates: Estimate | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "frame", tidy(self.frame))
+        replicates = self.replicates
+        if isinstance(self.frame, pd.DataFrame):
+            frame = tidy(self.frame)
+        else:
+            frame, replicates = _tabulated(self.frame)
+        if replicates is not None and len(replicates.value) != len(frame):
+            raise T2TError(
+                f"{len(replicates.value)} estimates beside {len(frame)} rows of {self.measure}; choose them by `where`"
+            )
+        object.__setattr__(self, "frame", frame)
+        object.__setattr__(self, "replicates", replicates)
+
+    def where(self, **columns: Any) -> Result:
+        """The rows with these values: one value, a list of them, or None for a missing one.
+
+        Raises
+        ------
+        UnknownNameError : no such column, or no row with a value that was asked for.
+        """
+        keep = np.ones(len(self.frame), dtype=bool)
+        for name, wanted in columns.items():
+            if name not in self.frame:
+                raise UnknownNameError("column", name, list(COLUMNS))
+            values = self.frame[name]
+            known = values[keep].dropna().unique().tolist()
+            asked = list(wanted) if isinstance(wanted, list | tuple | set) else [wanted]
+            for one in asked:
+                if one is not None and one not in known:
+                    raise UnknownNameError(name, str(one), [str(k) for k in known], hint=f"in {self.measure}")
+            found = values.isin([one for one in asked if one is not None]).to_numpy(bool)
+            keep &= found | (values.isna().to_numpy() & (None in asked))
+        return self.rows(np.flatnonzero(keep))
+
+    def rows(self, at: Any) -> Result:
+        """The rows at these positions, with their replicates."""
+        at = np.asarray(at, dtype=int)
+        kept = None if self.replicates is None else self.replicates[at]
+        return Result(self.measure, self.frame.iloc[at].reset_index(drop=True), self.meta, self.notes, kept)
+
+    def estimates(self, **columns: Any) -> Estimate:
+        """The estimates (R,) of the rows that `where` finds, for functions of them; missing where a row has none."""
+        found = self.where(**columns)
+        units = found.frame["unit"].dropna().unique().tolist()
+        if found.replicates is None or len(units) > 1:
+            raise T2TError(f"the rows of {self.measure} keep no replicates of one unit; units: {units}")
+        return Estimate(*(getattr(found.replicates, k) for k in ("value", "leave_out", "sizes")), *units)
 
     def save(self, path: str | Path) -> Path:
-        """Write ``path`` (.parquet or .csv) and, beside it, ``path``.json with ``meta`` and ``notes``."""
+        """Write ``path`` (.parquet or .csv), beside it ``path``.json (``meta``, ``notes``) and .npz (replicates)."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix == ".csv":
@@ -107,6 +241,8 @@ class Result:
         side = {"measure": self.measure, "meta": self.meta, "notes": list(self.notes)}
         text = json.dumps(side, indent=1, sort_keys=True) + "\n"
         _write_whole(path.with_name(path.name + ".json"), lambda p: p.write_text(text, encoding="utf-8"))
+        if (kept := self.replicates) is not None:
+            _write_whole(path.with_name(path.name + ".npz"), lambda p: _write_replicates(p, kept))
         return path
 
     @classmethod
@@ -115,7 +251,22 @@ class Result:
         path = Path(path)
         frame = pd.read_csv(path) if path.suffix == ".csv" else pd.read_parquet(path)
         side = json.loads(path.with_name(path.name + ".json").read_text(encoding="utf-8"))
-        return cls(side["measure"], frame, side["meta"], tuple(side["notes"]))
+        arrays = path.with_name(path.name + ".npz")
+        kept = Estimate(*np.load(arrays).values()) if arrays.exists() else None
+        return cls(side["measure"], frame, side["meta"], tuple(side["notes"]), kept)
+
+
+def _write_replicates(path: Path, kept: Estimate) -> None:
+    with path.open("wb") as file:  # given a name, numpy would append .npz to it
+        np.savez_compressed(file, value=kept.value, leave_out=kept.leave_out, sizes=kept.sizes)
+
+
+def joined(results: Sequence[Result]) -> tuple[pd.DataFrame, Estimate | None]:
+    """Rows of several results one after the other, with their replicates."""
+    frame = pd.concat([r.frame for r in results], ignore_index=True)
+    missing = [(r.replicates or _aligned([], len(r.frame))) for r in results]
+    kept = Estimate.concatenate(missing) if any(r.replicates is not None for r in results) else None
+    return frame, kept
 
 
 @dataclass(frozen=True)
@@ -139,7 +290,7 @@ class Results(Mapping[str, Result]):
     @property
     def frame(self) -> pd.DataFrame:
         """All rows of all results."""
-        return tidy(pd.concat([r.frame for r in self.results], ignore_index=True))
+        return joined(self.results)[0]
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -149,14 +300,3 @@ class Results(Mapping[str, Result]):
     def save(self, folder: str | Path, suffix: str = ".parquet") -> list[Path]:
         """Write one file per measure into ``folder``."""
         return [r.save(Path(folder) / f"{r.measure}{suffix}") for r in self.results]
-
-
-def enough_digits(digits: int, *values: float) -> int:
-    """Return ``digits``, or one more where a value that is not 0 would read as 0.
-
-    Whether an interval holds 0 has to be seen.
-
-    >>> enough_digits(3, 0.0011, 0.0002, 0.0021), enough_digits(3, 0.1, 0.0, 0.2)
-    (4, 3)
-    """
-    return digits + any(round(x, digits) == 0 != round(x, digits + 1) for x in values)

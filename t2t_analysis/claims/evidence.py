@@ -238,7 +238,8 @@ def _counted(quantity: str, value: float, model: str, model_b: str, estimator: s
     return {
         "measure": "evidence", "quantity": quantity, "model": model, "model_b": model_b, "value": value,
         "low": value, "high": value, "interval": "none needed: counted", "null": 0.0, "null_kind": "equal",
-        "n": 1, "unit": "model", "estimator": estimator, "weights": "no weights: counted on shapes",
+        "n": 1, "unit": "model", "variant": "counted", "estimator": estimator,
+        "weights": "no weights: counted on shapes",
     }  # fmt: skip
 
 

@@ -91,6 +91,7 @@ def _base(measure: str, one: Explained, method: str) -> dict[str, Any]:
         "measure": measure,
         "model": one.label,
         "weights": one.weights,
+        "variant": method,
         "estimator": method,
         "tokens": "patch" if METHODS[method].by_token else None,
     }

@@ -316,7 +316,7 @@ def token_stages(models: Mapping[str, nn.Module], img_size: int | tuple[int, int
 # ------------------------------------------------------------------------------------------ as a result
 
 
-_EXACT = {"interval": "none: counted, not sampled", "n": 1, "unit": "model"}
+_EXACT = {"interval": "none: counted, not sampled", "n": 1, "unit": "model", "variant": "counted"}
 _UNITS = {
     "parameters": ("parameters", "all, the frozen position table included"),
     "trainable": ("parameters", "those that need a gradient"),

@@ -208,6 +208,7 @@ def _rows(found: _Curves, method: str, resamples: int, seed: int) -> Iterator[di
         "measure": "attribution_faithfulness",
         "model": one.label,
         "weights": one.weights,
+        "variant": method,
         "estimator": method,
         "tokens": "patch" if METHODS[method].by_token else None,
         "value_unit": "probability",

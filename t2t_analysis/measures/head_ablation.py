@@ -258,7 +258,9 @@ class HeadAblation(AblationMeasure):
         self.note(value.note)
         p = t_test(paired if against_null else value)
         test = "p: against the null, paired" if against_null else "p: no change, paired"
-        base = self.base(quantity, unit, estimator=f"{self.mode} ablation of one head; {test}")
+        base = self.base(
+            quantity, unit, variant=self.mode, estimator=f"{self.mode} ablation of one head; {test}"
+        )
         if quantity == "kl":
             value, null = value.positive(), null.positive()
         return [head_rows(base, self.index, value, p=p, **_null(null)), self._holm(base, p)]
@@ -284,8 +286,12 @@ class HeadAblation(AblationMeasure):
         value, null, _ = self._means("accuracy_change")
         estimate = Estimate(ends[0], ends[1], ends[2], value.n, value.groups)
         p = np.array([test.p for test in tests])
-        base = self.base("accuracy_change", "fraction",
-                          estimator=f"{self.mode} ablation of one head; p: exact McNemar")  # fmt: skip
+        base = self.base(
+            "accuracy_change",
+            "fraction",
+            variant=self.mode,
+            estimator=f"{self.mode} ablation of one head; p: exact McNemar",
+        )
         rows = head_rows(base, self.index, estimate, p=p, **_null(null)).assign(interval="Agresti-Min")
         return [rows, self._holm(base, p)]
 
@@ -304,8 +310,12 @@ class HeadAblation(AblationMeasure):
         )
         of = "logits" if self.classifier else "pooled features"
         how = f"E|o' - o|^2 / E|o - mean o|^2 of the {of} o; p: against the null, paired"
-        base = self.base("output_shift", "fraction of variance",
-                          estimator=f"{self.mode} ablation of one head; {how}")  # fmt: skip
+        base = self.base(
+            "output_shift",
+            "fraction of variance",
+            variant=self.mode,
+            estimator=f"{self.mode} ablation of one head; {how}",
+        )
         p = t_test(paired)
         value, null = value.positive(), null.positive()
         return [head_rows(base, self.index, value, p=p, **_null(null)), self._holm(base, p)]
@@ -353,8 +363,12 @@ class HeadAblation(AblationMeasure):
         value, null = value.positive(), null.positive()
         kind = "sum over the layer's heads taken out one by one; 95 % interval of it"
         layers = np.array(self.index.layers)
-        base = self.base("kl_layer", "nats",
-                          estimator=f"{self.mode} ablation of all heads of a layer; p: against the null")  # fmt: skip
+        base = self.base(
+            "kl_layer",
+            "nats",
+            variant=self.mode,
+            estimator=f"{self.mode} ablation of all heads of a layer; p: against the null",
+        )
         frame = pd.DataFrame(estimate_columns(value, np.arange(len(layers))))
         frame = frame.assign(layer=layers, p=t_test(paired), **_null(null)).assign(null_kind=kind, **base)
         frame["place"] = "blocks." + frame["layer"].astype(str) + ".attn"
@@ -367,8 +381,12 @@ class HeadAblation(AblationMeasure):
         firsts = np.repeat([w.start for w in self.where.values()], self.index.heads)
         value = grouped_estimate(mean_of, (sums, counts), counts).positive()
         null = grouped_estimate(mean_of, tuple(x[:, firsts] for x in layer), layer[1][:, firsts]).positive()
-        base = self.base("kl_all_but_one", "nats",
-                          estimator=f"{self.mode} ablation of all heads of a layer but this one")  # fmt: skip
+        base = self.base(
+            "kl_all_but_one",
+            "nats",
+            variant=self.mode,
+            estimator=f"{self.mode} ablation of all heads of a layer but this one",
+        )
         bands = _null(null) | {"null_kind": "this head taken out too; 95 % interval of its mean"}
         return head_rows(base, self.index, value, **bands)
 

@@ -190,7 +190,8 @@ def _rows(
             yield {
                 **_shared(label, batch), "quantity": quantity, "value": value, "low": low, "high": high,
                 "interval": f"order statistics of the median, {len(values)} repeats" if low == low else None,
-                "n": len(values), "unit": "repeat", "value_unit": unit, "estimator": f"median, {step}",
+                "n": len(values), "unit": "repeat", "value_unit": unit,
+                "variant": "training" if training else "inference", "estimator": f"median, {step}",
                 "null": float(np.median(reference)), "null_kind": f"as {first}",
             }  # fmt: skip
 

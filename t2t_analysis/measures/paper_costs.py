@@ -207,5 +207,6 @@ def _tidy(line: Printed, beside: dict[str, Any]) -> Iterator[dict[str, Any]]:
             "measure": "paper_costs", "model": line.name, "weights": "no weights: counted on shapes",
             "place": f"{line.table}: {line.label}", "quantity": quantity, "value": beside[quantity],
             "value_unit": unit, "estimator": estimator, "interval": "none: counted, not sampled", "n": 1,
+            "variant": "counted",
             "unit": "model", "null": printed, "null_kind": f"printed in {line.table}" if printed else "not printed",
         }  # fmt: skip

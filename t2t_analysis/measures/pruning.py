@@ -550,7 +550,7 @@ class PruningCurves(AblationMeasure):
         self, quantity: str, unit: str, name: str, o: int, value: Estimate, at: Array
     ) -> list[dict[str, Any]]:
         null, low, high = null_summary(value.value[len(self.named) :])
-        base = self.base(quantity, unit, estimator=self._how(name), at_unit="fraction of heads removed",
+        base = self.base(quantity, unit, variant=name, estimator=self._how(name), at_unit="fraction of heads removed",
                          null_kind=f"{self.random} random orders")  # fmt: skip
         return [
             base | value.at(o, f) | {"at": x, "null": null[f], "null_low": low[f], "null_high": high[f]}
@@ -578,7 +578,7 @@ class PruningCurves(AblationMeasure):
         estimator = (
             f"{self._how(name)}; area to the mean of random orders, trapezoids; p: one more random order"
         )
-        base = self.base(what, f"{unit} x fraction of heads", estimator=estimator,
+        base = self.base(what, f"{unit} x fraction of heads", variant=name, estimator=estimator,
                          null_kind=f"{self.random} random orders, each against the others")  # fmt: skip
         p = one_more_p(area.value[o], area.value[len(self.named) :])
         return base | area.at(o) | {"null": null, "null_low": low, "null_high": high, "p": p}
@@ -589,7 +589,7 @@ class PruningCurves(AblationMeasure):
         value, low, high = index
         null, null_low, null_high = null_summary(value[len(self.named) :])
         base = self.base(quantity.replace("pruned_", "removable_by_"), "fraction of heads",
-                         estimator=f"{self._how(name)}; until {words}",
+                         variant=name, estimator=f"{self._how(name)}; until {words}",
                          null_kind=f"{self.random} random orders")  # fmt: skip
         return base | {
             "value": value[o], "low": low[o], "high": high[o], "n": n, "unit": "image",

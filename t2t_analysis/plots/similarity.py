@@ -15,7 +15,8 @@ from matplotlib.image import AxesImage
 
 from .._names import TWIN
 from ..errors import UnknownNameError
-from ..results import Result, enough_digits
+from ..quantities import enough_digits
+from ..results import Result
 from .base import DIVERGING, SEQUENTIAL, Figure, estimated, finish, new_axes, title_block, use_style
 
 __all__ = ["QUANTITIES", "Quantity", "cka_map", "head_map", "layer_map", "number", "rows_of"]

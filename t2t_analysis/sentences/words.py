@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..claims.rule import place
 from ..errors import T2TError
-from ..results import enough_digits
+from ..quantities import enough_digits
 
 __all__ = ["NO_VERDICT", "found", "interval", "listed", "number", "one", "percent", "side", "untrained_in"]
 

@@ -1,0 +1,116 @@
+"""A number with its replicates: what is done to it is done to them, and a result keeps them beside its rows."""
+
+import numpy as np
+import pytest
+
+from t2t_analysis.differences import difference, twin_differences
+from t2t_analysis.errors import T2TError, UnknownNameError
+from t2t_analysis.estimates import Estimate
+from t2t_analysis.results import Result, joined
+
+RNG = np.random.default_rng(0)
+
+
+def of_mean(x, groups=8):
+    """Mean of x (n, ...) with groups of images left out."""
+    x = np.asarray(x, dtype=float)
+    which = np.arange(len(x)) % groups
+    left = np.array([x[which != g].mean(0) for g in range(groups)])
+    return Estimate(x.mean(0), left, np.bincount(which, minlength=groups))
+
+
+def found(**samples):
+    """A result with a row per layer, of samples (n, layers) by model."""
+    rows = [
+        {
+            "measure": "m", "quantity": "q", "model": model, "weights": "file", "estimator": "mean", "tokens": "patch",
+            "place": np.array([f"blocks.{i}" for i in range(x.shape[1])]), "layer": np.arange(x.shape[1]),
+            "estimate": of_mean(x), "null": of_mean(0 * x), "value_unit": "none",
+        }
+        for model, x in samples.items()
+    ]  # fmt: skip
+    return Result("m", rows)
+
+
+def test_functions_of_an_estimate_are_estimates_of_functions():
+    x = RNG.normal(2, 1, (40, 3))
+    e = of_mean(x)
+    for made, direct in (
+        (e.mean(), of_mean(x.mean(1))),
+        (e[1] - e[0], of_mean(x[:, 1] - x[:, 0])),
+        (e[2] - 1.0, of_mean(x[:, 2] - 1)),
+        (e / 2.0, of_mean(x / 2)),
+        (e.map(lambda v: v[..., -1] - v[..., 0]), of_mean(x[:, 2] - x[:, 0])),
+    ):
+        for part in ("value", "low", "high", "se", "p", "n", "df"):
+            assert getattr(made, part) == pytest.approx(getattr(direct, part)), part
+
+
+def test_a_log_interval_stays_above_zero():
+    e = Estimate(np.array([0.5]), np.array([[0.9], [0.1], [0.5]]), np.ones(3))
+    assert (
+        float(e.low[0])
+        < 0
+        < float(e.positive().low[0])
+        < 0.5
+        < float(e.high[0])
+        < float(e.positive().high[0])
+    )
+    assert e.positive().interval.tolist() == ["t of the logarithm, delete-a-group jackknife, 3 groups"]
+
+
+def test_without_two_groups_there_is_no_interval():
+    e = Estimate(np.array([0.5]), np.array([[np.nan], [0.5]]), np.array([4, 0]))
+    assert np.isnan([e.low, e.high, e.se, e.p]).all()
+    assert e.interval.tolist() == [None]
+    assert e.note
+
+
+def test_rows_keep_their_replicates_through_files_choices_and_joins(tmp_path):
+    result = found(a=RNG.normal(size=(16, 2)), b=RNG.normal(size=(16, 3)))
+    assert result.frame["n"].tolist() == [16] * 5
+    assert (result.frame["null_low"] == 0).all()
+    again = Result.load(result.save(tmp_path / "r.parquet"))
+    for one in (again, Result("m", *joined([result])[:1], {}, (), joined([result])[1])):
+        chosen = one.where(model="b", layer=[1, 2])
+        assert chosen.frame["place"].tolist() == ["blocks.1", "blocks.2"]
+        assert chosen.estimates().low == pytest.approx(chosen.frame["low"].to_numpy(float))
+    with pytest.raises(T2TError, match="5 estimates beside 2 rows"):
+        Result("m", result.frame.head(2), replicates=result.replicates)
+    with pytest.raises(UnknownNameError, match="'c'"):
+        result.where(model="c")
+
+
+def test_a_difference_is_that_of_the_paired_samples():
+    x, y = RNG.normal(size=(2, 24, 3))
+    row = difference(found(a=x, b=y[:, :2]), "a", "b").frame
+    direct = of_mean(x[:, :2] - y[:, :2])
+    assert row["quantity"].tolist() == ["q_difference"] * 2
+    assert row["weights"].iloc[0] == "file | file"
+    for part in ("value", "low", "high", "p"):
+        assert row[part].to_numpy(float) == pytest.approx(getattr(direct, part))
+    assert row["interval"].unique().tolist() == ["t, delete-a-group jackknife paired over images, 8 groups"]
+    other = difference(found(a=x, b=y), "a", "b", "blocks.0", "blocks.2").frame.iloc[0]
+    assert other["value"] == pytest.approx((x[:, 0] - y[:, 2]).mean())
+    assert other["place_b"] == "blocks.2"
+
+
+def test_what_cannot_be_paired_is_refused():
+    x = RNG.normal(size=(24, 1))
+    with pytest.raises(T2TError, match="different images: 24 of a and 16 of b"):
+        difference(found(a=x, b=x[:16]), "a", "b")
+    with pytest.raises(UnknownNameError, match="'aa'"):
+        difference(found(a=x, b=x), "aa", "b")
+    asked = Result(
+        "m", *[found(a=x, b=x).frame], {"conditions": {"a": 1, "b": 2}}, (), found(a=x, b=x).replicates
+    )
+    with pytest.raises(T2TError, match="1 of a and 2 of b"):
+        difference(asked, "a", "b")
+
+
+def test_a_twin_is_compared_with_its_model():
+    x = RNG.normal(size=(24, 1))
+    result = found(**{"a": x, "a, random": x + 1, "b": x})
+    (one,) = twin_differences(result, ["a", "b"])
+    assert one.frame["value"].tolist() == pytest.approx([-1.0])
+    assert one.frame["model_b"].tolist() == ["a, random"]
