@@ -95,14 +95,14 @@ class Estimate:
 
     @property
     def df(self) -> np.ndarray:
-        """Degrees of freedom of Student's t: groups less one."""
-        return self.groups - 1
+        """Degrees of freedom of Student's t: groups less one; NaN without an interval."""
+        return np.where(self.groups >= 2, self.groups - 1.0, np.nan)
 
     @property
     def p(self) -> np.ndarray:
         """Two-sided p of "it is 0"; 1 where neither the value nor any replicate differs from 0."""
         with np.errstate(divide="ignore", invalid="ignore"):
-            p = 2 * sps.t.sf(np.abs(self.value) / self.se, np.maximum(self.df, 1))
+            p = 2 * sps.t.sf(np.abs(self.value) / self.se, np.maximum(self.groups - 1, 1))
         p = np.where(self.se == 0, np.where(self.value == 0, 1.0, 0.0), p)
         return np.where(np.isfinite(self.se), p, np.nan)
 

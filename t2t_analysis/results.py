@@ -119,7 +119,7 @@ def _flat(row: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:
 
 #: what an Estimate fills, by where it stands in a row
 _FILLS: dict[str, dict[str, str]] = {
-    "estimate": {k: k for k in ("value", "low", "high", "interval", "n", "unit")},
+    "estimate": {k: k for k in ("value", "low", "high", "interval", "se", "df", "n", "unit")},
     "null": {"null": "value", "null_low": "low", "null_high": "high"},
     "p": {"p": "p"},
 }
