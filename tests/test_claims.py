@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binom, t
 
 from t2t_analysis.claims import headlines
-from t2t_analysis.claims.base import Claim, Effect
+from t2t_analysis.claims.base import KINDS, Claim, Effect
 from t2t_analysis.claims.evidence import controlled_evidence, cost_rows, gather, seed_evidence, seed_ledgers
 from t2t_analysis.claims.headlines import HEADLINES, Headline, read_headlines
-from t2t_analysis.claims.ledger import all_claims, judge, ledger, overall, summary
-from t2t_analysis.claims.rule import SMALLEST
+from t2t_analysis.claims.ledger import all_claims, effect_verdict, ledger, summary
+from t2t_analysis.claims.rule import SMALLEST, judge, overall
 from t2t_analysis.errors import DataError, UnknownNameError
 from t2t_analysis.plots import verdict_plot
 from t2t_analysis.results import Result, tidy
@@ -74,12 +76,11 @@ def soft(model: str) -> bool:
 
 def as_claimed(name: str, model: str) -> float:
     """Every headline as the paper would have it."""
-    return {
-        "head_cosine_change": -0.3,
-        "head_cka_change": -0.3,
-        "invalid_area": -0.1,
-        "rank_pooled": 0.0,
-    }.get(name, 0.2) * soft(model) - 0.5 * (name == "similar_is_redundant")
+    if name.startswith("head_"):
+        return -0.3 * ("deep" in model)
+    return {"invalid_area": -0.1, "rank_pooled": 0.0, "rank_tokens": 0.0}.get(name, 0.2) * soft(
+        model
+    ) - 0.7 * (name == "similar_is_redundant")
 
 
 # ------------------------------------------------------------------------------------------------- the entries
@@ -112,34 +113,70 @@ def test_an_effect_without_a_rule_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "p", "direction", "expected"),
+    ("value", "se", "direction", "expected"),
     [
-        (0.06, 0.2, 0.001, 1, "supported"),
-        (-0.2, -0.06, 0.001, 1, "contradicted"),
-        (-0.2, -0.06, 0.001, -1, "supported"),
-        (0.06, 0.2, 0.06, 1, "inconclusive"),  # beyond, but not after correction
-        (0.01, 0.2, 0.001, 1, "inconclusive"),  # leaves out 0, reaches across the smallest effect
-        (0.01, 0.02, 0.001, 1, "null"),  # leaves out 0, too small to matter
-        (-0.01, 0.02, 0.5, 0, "supported"),
-        (0.06, 0.2, 0.001, 0, "contradicted"),
-        (0.06, 0.06, math.nan, 1, "supported"),  # counted: no p
-        (math.nan, math.nan, math.nan, 1, "not tested"),
+        (0.12, 0.02, 1, "supported"),
+        (-0.12, 0.02, 1, "contradicted"),
+        (-0.12, 0.02, -1, "supported"),
+        (0.08, 0.02, 1, "open"),  # leaves out 0, and reaches across the smallest effect
+        (0.01, 0.01, 1, "no difference that counts"),
+        (0.03, 0.001, 1, "no difference that counts"),  # far from 0, too small to matter
+        (-0.05, 0.01, 1, "claimed effect excluded"),  # below what is claimed, perhaps the contrary
+        (0.05, 0.01, -1, "claimed effect excluded"),
+        (0.05, 0.1, 1, "not testable"),  # 95 % interval wider than 5 smallest effects
+        (0.9, 0.1, 1, "supported"),  # as wide, but far beyond
+        (0.0, 0.01, 0, "supported"),
+        (0.12, 0.02, 0, "contradicted"),
+        (0.06, 0.0, 1, "supported"),  # counted
+        (0.06, math.nan, 1, "not tested"),
+        (math.nan, 0.01, 1, "not tested"),
     ],
 )
-def test_one_rule_for_all(low: float, high: float, p: float, direction: int, expected: str) -> None:
-    assert judge(low, high, p, direction, 0.05) == expected
+def test_one_rule_for_all(value: float, se: float, direction: int, expected: str) -> None:
+    assert judge({"value": value, "se": se, "df": 30}, direction=direction, smallest=0.05).verdict == expected
+
+
+def test_what_decides_agrees_with_the_tests_in_use() -> None:
+    """p of the minimal-effect null and of equivalence against the t distribution, by hand."""
+    found = judge({"value": 0.12, "se": 0.02, "df": 9}, direction=1, smallest=0.05, family=4)
+    assert found.p == pytest.approx(t.sf(3.5, 9) + t.sf(8.5, 9))
+    assert found.p_same == pytest.approx(t.sf(-3.5, 9))
+    assert (found.low, found.high) == pytest.approx(t.interval(1 - 0.05 / 4, 9, 0.12, 0.02))
+    of_ends = judge({"value": 0.12, "low": 0.02, "high": 0.42}, direction=1, smallest=0.05)
+    assert of_ends.low == pytest.approx(0.02)  # skewed: each side has its own error
+    assert of_ends.high == pytest.approx(0.42)
+
+
+@pytest.mark.parametrize("family", [1, 5, 30])
+def test_a_settled_effect_is_significant_after_holm_too(family: int) -> None:
+    for value, df in product(np.linspace(-0.4, 0.4, 33), (2, 8, 60)):
+        found = judge({"value": value, "se": 0.03, "df": df}, direction=1, smallest=0.05, family=family)
+        if found.verdict in ("supported", "contradicted"):
+            assert found.p * family < 0.05
+        if found.verdict == "no difference that counts":
+            assert found.p_same * family < 0.05
+
+
+def test_a_bound_is_crossed_or_not_and_holds_for_either_side() -> None:
+    effect = Effect("mean cosine", "threshold", premise="q", bound=0.5)
+    for value, expected in ((0.9, "supported"), (0.51, "open"), (0.1, "contradicted")):
+        row = {"value": value, "low": value - 0.05, "high": value + 0.05, "weights": "file"}
+        assert effect_verdict(effect, "premise", row).verdict == expected
 
 
 def test_holms_correction_runs_over_the_deciding_effects_only() -> None:
     effects = tuple(Effect(f"e{i}", "accuracy", controlled=f"q{i}", deciding=i < 3) for i in range(4))
     rows = [
-        {"quantity": f"q{i}", "value": 0.1, "low": 0.05, "high": 0.15, "p": p, "weights": "made", "n": 5}
-        for i, p in enumerate((0.01, 0.02, 0.04, 0.5))
+        {"quantity": f"q{i}", "value": 0.005 + se * z, "se": se, "df": 1e9, "weights": "made", "n": 5}
+        for i, (se, z) in enumerate(((0.02, 2.326348), (0.02, 2.053749), (0.02, 1.750686), (0.02, 0.0)))
     ]
     claim = Claim("c", "s", "here", effects, "nothing", "claims")
     found = ledger(Result("evidence", pd.DataFrame(rows)), claims=[claim])
-    # Holm by hand: 3 x 0.01, then 2 x 0.02, then 0.04; the fourth takes no part.
-    assert found["p_holm"].tolist()[:3] == pytest.approx([0.03, 0.04, 0.04])
+    p = found["p"].to_numpy()
+    assert (p[:3] > [0.0099, 0.0199, 0.0399]).all()  # the other tail adds a little
+    assert found["p_holm"].tolist()[:3] == pytest.approx(
+        [3 * p[0], max(3 * p[0], 2 * p[1]), max(2 * p[1], p[2])]
+    )
     assert math.isnan(found["p_holm"][3])
 
 
@@ -155,14 +192,19 @@ def test_the_table_of_seeds_puts_each_number_under_its_cell_and_leaves_out_what_
         cells[cell] = ledger(Result("evidence", pd.DataFrame(rows)), claims=[claim])
     shown = seed_table(cells).set_index("effect")
     assert list(shown.index) == ["c: e0", "c: e1"]
-    assert shown.loc["c: e0", "one"] == "0.125 [−0.375, 0.625], inconclusive"
-    assert shown.loc["c: e1", "one"] == "−0.250 [−0.750, 0.250], inconclusive"
-    assert shown.loc["c: e0", "two"] == "0.375 [−0.125, 0.875], inconclusive"
+    assert shown.loc["c: e0", "one"] == "0.125 [−0.375, 0.625], not testable"
+    assert shown.loc["c: e1", "one"] == "−0.250 [−0.750, 0.250], not testable"
+    assert shown.loc["c: e0", "two"] == "0.375 [−0.125, 0.875], not testable"
     assert pd.isna(shown.loc["c: e1", "two"])
 
 
 @pytest.mark.parametrize(
-    ("n", "unit", "expected"), [(96, "image", "inconclusive"), (400, "image", "null"), (20, "run", "null")]
+    ("n", "unit", "expected"),
+    [
+        (96, "image", "open"),
+        (400, "image", "no difference that counts"),
+        (20, "run", "no difference that counts"),
+    ],
 )
 def test_images_that_all_agree_settle_nothing_unless_they_are_many(n: int, unit: str, expected: str) -> None:
     """An interval [0, 0] of 96 images leaves up to 3 % of images free to differ: more than the 1 % that counts."""
@@ -170,14 +212,18 @@ def test_images_that_all_agree_settle_nothing_unless_they_are_many(n: int, unit:
     claim = Claim("c", "s", "here", (Effect("e", "channel_share", controlled="q"),), "nothing", "claims")
     row = ledger(Result("evidence", pd.DataFrame([{"quantity": "q"} | columns])), claims=[claim]).iloc[0]
     assert row["verdict"] == expected
-    assert ("3.1 % of images" in row["reason"]) == (expected == "inconclusive")
+    assert ("3.1 % of images" in row["reason"]) == (expected == "open")
 
 
-def test_a_verdict_needs_every_deciding_effect_and_disagreement_is_inconclusive() -> None:
+def test_what_holds_for_support_holds_for_contradiction() -> None:
+    turned = {"supported": "contradicted", "contradicted": "supported"}
+    words = ("supported", "contradicted", "open", "not testable", "not tested")
+    for several in product(words, repeat=3):
+        back = overall([turned.get(word, word) for word in several])
+        assert turned.get(back, back) == overall(several), several
     assert overall(["supported", "supported"]) == "supported"
-    assert overall(["supported", "null"]) == "inconclusive"
-    assert overall(["contradicted", "null"]) == "contradicted"
-    assert overall(["contradicted", "supported"]) == "inconclusive"
+    assert overall(["contradicted", "open"]) == overall(["supported", "open"]) == "open"
+    assert overall(["contradicted", "no difference that counts"]) == "claimed effect excluded"
 
 
 # ------------------------------------------------------------------------------------------------ the evidence
@@ -191,7 +237,7 @@ def test_planted_effects_are_found_and_nothing_more(tmp_path: Path) -> None:
         verdicts["local-structure"] == verdicts["dead-channels"] == verdicts["head-similarity"] == "supported"
     )
     assert verdicts["similarity-is-redundancy"] == verdicts["t2t-helps"] == "supported"
-    assert verdicts["deep-narrow"] == "contradicted"  # planted: -5 points; no rank or head effect
+    assert verdicts["deep-narrow"] == "claimed effect excluded"  # planted: -5 points, no effect on ranks
     assert verdicts["soft-split-not-conv"] == verdicts["transfer"] == "not tested"
     row = frame[frame["effect"].str.startswith("top-1 accuracy, over both")].iloc[0]
     assert row["low"] < 0.1 < row["high"]
@@ -200,14 +246,42 @@ def test_planted_effects_are_found_and_nothing_more(tmp_path: Path) -> None:
     assert "small_conv_deep" in reason
 
 
+def test_no_effect_is_hardly_ever_found_and_three_smallest_effects_nearly_always(tmp_path: Path) -> None:
+    """Through the whole path, from tables of runs to verdicts, with the spread that trained runs have.
+
+    False: any deciding effect supported or contradicted where nothing differs, in at most 5 % of studies. Found: a
+    deciding effect of three times the smallest that counts, in at least 80 %. STUDIES=200 gives the rates to a point.
+    """
+    studies = int(os.environ.get("STUDIES", 8))
+    claims = [claim for claim in all_claims() if claim.name in ("local-structure", "t2t-helps")]
+    alarms, found = 0, []
+    for k in range(studies):
+        folder = write_study(tmp_path / f"null{k}", lambda m: 0.5, lambda n, m: 0.0, draw=k)
+        alarms += _alarm(ledger(controlled_evidence(folder=folder), claims=claims))
+        folder = write_study(
+            tmp_path / f"real{k}",
+            lambda m: 0.5 + 0.015 * soft(m),
+            lambda n, m: 0.06 * soft(m),
+            noise=0.004,
+            draw=k,
+        )
+        frame = ledger(controlled_evidence(folder=folder), claims=claims)
+        found += list(frame.loc[frame["deciding"], "verdict"] == "supported")
+    assert alarms <= binom.ppf(0.99, studies, 0.05)
+    assert np.mean(found) >= 0.8
+
+
+def _alarm(frame: pd.DataFrame) -> bool:
+    return bool(frame.loc[frame["deciding"], "verdict"].isin(["supported", "contradicted"]).any())
+
+
 def test_seeds_of_one_architecture_raise_no_more_alarms_than_they_may(tmp_path: Path) -> None:
-    """A false alarm needs a deciding effect beyond its band AND significant after Holm: at most one study in twenty."""
+    claims = [claim for claim in all_claims() if claim.name != "cost"]
     alarms = 0
-    for k in range(20):
+    for k in range(12):
         folder = write_study(tmp_path / str(k), lambda m: 0.5, lambda n, m: 0.0, noise=0.05, draw=k)
-        frame = ledger(seed_evidence(CORNERS[k % 4], folder=folder))
-        alarms += frame.loc[frame["deciding"], "verdict"].isin(["supported", "contradicted"]).any()
-    assert alarms <= 3  # 20 studies at 5 %: four or more come once in sixty times
+        alarms += _alarm(ledger(seed_evidence(CORNERS[k % 4], folder=folder), claims=claims))
+    assert alarms <= 2  # 12 studies at 5 %: three or more come once in fifty times
 
 
 def test_seed_ledgers_say_who_is_compared_and_need_four_seeds(tmp_path: Path) -> None:
@@ -254,7 +328,7 @@ def test_random_weights_are_not_even_measured(tmp_path: Path) -> None:
     evidence = gather(pair, _Made(False))
     frame = ledger(evidence)
     assert set(frame.loc[frame["claim"] != "cost", "verdict"]) == {"not tested"}
-    reasons = frame.loc[frame["claim"] == "head-similarity", "reason"]
+    reasons = frame.loc[frame["claim"] == "local-structure", "reason"]
     assert set(reasons) == {"random weights in t2t_vit_14: not measured"}
     assert evidence.meta["about"] == "t2t_vit_14 against deit_small_patch16_224, 4 images of photos"
     # And if rows from random weights came all the same:
@@ -330,10 +404,10 @@ def test_words_tables_and_figure_follow_the_ledger(tmp_path: Path) -> None:
     evidence = controlled_evidence(folder=folder)
     frame = ledger(evidence)
     findings = claim_findings(frame, "made runs")
-    counts = summary(frame)["verdict"].value_counts()
-    assert f"{counts['supported']} supported (local-structure" in findings[0]
-    assert "This holds for made runs." in findings[0]
-    assert len(findings) == 1 + (summary(frame)["verdict"] != "not tested").sum()
+    assert "supported local-structure" in findings[0]
+    assert "This rests on made runs." in findings[0]
+    unsettled = ("open", "not testable", "not tested")
+    assert len(findings) == 1 + (~summary(frame)["verdict"].isin(unsettled)).sum()
     shown = effects_table(frame)
     assert len(shown) == len(frame)
     reasons = shown["verdict"].str.strip("()").str.startswith("not tested: ")
@@ -342,6 +416,8 @@ def test_words_tables_and_figure_follow_the_ledger(tmp_path: Path) -> None:
     rows = verdict_rows(frame)
     assert [row["claim"] for row in rows] == list(NAMES)
     assert all(len(set(row["numbers"])) == len(row["numbers"]) for row in rows)
+    assert all(row["size"] for row in rows if row["verdict"] != "not tested")
+    assert all(row["basis"] == KINDS["controlled"] for row in rows)
     assert "deep backbone minus wide backbone: " in rows[NAMES.index("deep-narrow")]["numbers"][0]
     assert len(what_would_change(frame)) == len(NAMES)
     figure = verdict_plot(frame)
@@ -359,11 +435,10 @@ def test_disagreement_and_alarms_are_said(tmp_path: Path) -> None:
         lambda n, m: turned.get(n, 0.2) * soft(m) if n in ("edge_own", "edge_neighbour") else 0.2 * soft(m),
     )
     frame = ledger(controlled_evidence(folder=folder))
-    (sentence,) = [s for s in claim_findings(frame, "made runs") if s.startswith("**local-structure**")]
-    assert sentence.startswith("**local-structure**: inconclusive.")
-    assert sentence.endswith("Its measures disagree.")
+    assert summary(frame).set_index("claim")["verdict"]["local-structure"] == "open"
+    assert "local-structure" in claim_findings(frame, "made runs")[0]
     assert "raises false alarms" in seed_sentences({"cell": frame})[0]  # as if both sides were seeds
-    quiet = frame.assign(verdict="null")
+    quiet = frame.assign(verdict="open")
     assert "No claim raises a false alarm" in seed_sentences({"cell": quiet})[0]
     assert "was not tried" in seed_sentences({})[0]
 
@@ -380,4 +455,5 @@ def test_the_smallest_effects_are_those_of_the_protocol() -> None:
         "backbone_accuracy": 0.01,
         "convolution_accuracy": 0.003,
         "cost": 0.01,
+        "threshold": 0.0,
     }

@@ -2,37 +2,60 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from ..errors import UnknownNameError
 from .rule import SMALLEST
 
-__all__ = ["Claim", "Effect"]
+__all__ = ["KINDS", "Claim", "Effect", "Kind", "Printed"]
+
+#: Where evidence comes from; never mixed. The words say what a verdict from it rests on.
+KINDS = {
+    "premise": "one model alone, over images",
+    "controlled": "models that differ in one factor, over training seeds",
+    "pair": "two models as they are, over images",
+}
+Kind = Literal["premise", "controlled", "pair"]
 
 
 @dataclass(frozen=True)
 class Effect:
     """One number that speaks for or against a claim.
 
-    Attributes
+    Parameters
     ----------
-    words : what is compared, as a table says it.
-    controlled : name of the row in the evidence of the study's runs; a contrast of accuracies ("tokeniser_effect"), the
-        same of a headline ("tokeniser_effect:edge_own"), or any other row of it. Empty if the study cannot say.
-    pair : name of the row in the evidence of two given models, a headline. Empty if two models cannot say.
-    direction : +1 or -1, what the claim says of the sign; 0 if it says that there is no effect.
-    smallest : key of ``rule.SMALLEST``.
-    deciding : whether the verdict rests on it; others are shown beside it.
+    words
+        What is compared, as a table says it.
+    smallest
+        Key of ``rule.SMALLEST``.
+    controlled
+        Name of its row in the evidence of the study's runs: a contrast of accuracies ("tokeniser_effect"), the same of
+        a headline ("tokeniser_effect:edge_own"), or any other row of it. Empty if the study cannot say.
+    pair
+        Name of its row in the evidence of two given models, a headline. Empty if two models cannot say.
+    premise
+        Name of its row in the evidence of one model, see ``premise.ENDPOINTS``. Empty if one model cannot say.
+    direction
+        +1 or -1, what the claim says of the sign; 0 if it says that there is no effect.
+    bound
+        What the value is measured from, for effects that ask whether it lies above or below a bound.
+    deciding
+        Whether the verdict rests on it; others are shown beside it.
 
-    Raises ``UnknownNameError`` for a smallest effect that the rule does not know.
+    Raises
+    ------
+    UnknownNameError
+        For a smallest effect that the rule does not know.
     """
 
     words: str
     smallest: str
     controlled: str = ""
     pair: str = ""
+    premise: str = ""
     direction: Literal[-1, 0, 1] = 1
+    bound: float = 0.0
     deciding: bool = True
 
     def __post_init__(self) -> None:
@@ -41,18 +64,37 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Printed:
+    """A difference that the paper prints or that is quoted from it, in points, and where it comes from."""
+
+    points: float
+    where: str
+
+
+@dataclass(frozen=True)
 class Claim:
     """One entry of the ledger.
 
-    Attributes
+    Parameters
     ----------
-    name : short and stable, as it stands in tables.
-    statement : the claim in one sentence, as its authors would sign it.
-    said : where.
-    effects : what it rests on; every deciding one must point the same way.
-    change : what would change the verdict.
-    notebook : the notebook whose figures show it.
-    order : place in the ledger.
+    name
+        Short and stable, as it stands in tables.
+    statement
+        The claim in one sentence, as its authors would sign it.
+    said
+        Where.
+    effects
+        What it rests on; every deciding one of a kind of evidence must point the same way.
+    change
+        What would change the verdict.
+    notebook
+        The notebook whose figures show it.
+    premise
+        What it takes for granted of a single model, in one sentence; empty if nothing.
+    printed
+        What the paper's tables say, beside ours.
+    order
+        Place in the ledger.
     """
 
     name: str
@@ -61,4 +103,10 @@ class Claim:
     effects: tuple[Effect, ...]
     change: str
     notebook: str
+    premise: str = ""
+    printed: tuple[Printed, ...] = field(default=())
     order: int = 100
+
+    def of_kind(self, kind: Kind) -> tuple[Effect, ...]:
+        """Effects that evidence of a kind can speak to."""
+        return tuple(effect for effect in self.effects if getattr(effect, kind))

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ SIDES = {
     "se_effect": ("with gates", "plain"),
     "dense_effect": ("dense", "plain"),
     "ghost_effect": ("ghost", "plain"),
-    "resnext_effect": ("twice the heads", "plain"),
+    "resnext_effect": ("more heads", "plain"),
 }
 #: contrasts that are taken of every headline
 OF_HEADLINES = ("tokeniser_effect", "backbone_effect", "t2t_minus_vit")
@@ -112,16 +112,9 @@ def _of_headline(runs: pd.DataFrame, name: str) -> tuple[list[dict[str, Any]], l
             continue
         rows.append(_seed_row(f"{quantity}:{name}", **estimate.columns(), **sides(quantity)))
     corners = known[known["model"].isin(CORNERS)]
-    for part, chosen in (("mean", corners), *_by_tokeniser(corners)):
-        if len(chosen) > 1:
-            words = {"mean": "all corner cells", "performer": "soft split", "hard": "hard split"}[part]
-            rows.append(_mean_row(f"{part}:{name}", chosen[name].to_numpy(dtype=float), words))
+    if len(corners) > 1:
+        rows.append(_mean_row(f"mean:{name}", corners[name].to_numpy(dtype=float)))
     return rows, notes
-
-
-def _by_tokeniser(runs: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
-    for tokeniser in ("hard", "performer"):
-        yield tokeniser, runs[runs["tokeniser"] == tokeniser]
 
 
 def _seed_row(quantity: str, **columns: Any) -> dict[str, Any]:
@@ -129,12 +122,13 @@ def _seed_row(quantity: str, **columns: Any) -> dict[str, Any]:
     return common | {"null_kind": "no effect"} | columns
 
 
-def _mean_row(quantity: str, values: np.ndarray, words: str) -> dict[str, Any]:
-    """Mean over runs against 0, by Student's t; runs of several cells count alike."""
-    ci = stats.mean_ci(values, unit="seed")
-    test = stats.paired_t(values, np.zeros_like(values), unit="seed")
-    columns = {"value": ci.value, "low": ci.low, "high": ci.high, "p": test.p, "n": ci.n, "unit": "run"}
-    return _seed_row(quantity, **columns, interval="t over runs", estimator="mean over runs", model=words)
+def _mean_row(quantity: str, values: np.ndarray) -> dict[str, Any]:
+    """Mean over the runs of all corner cells, which count alike, with Student's t."""
+    ci = stats.mean_ci(values, unit="run")
+    columns = {"value": ci.value, "low": ci.low, "high": ci.high, "n": ci.n, "unit": "run"}
+    columns |= {"se": float(values.std(ddof=1) / np.sqrt(ci.n)), "df": ci.n - 1}
+    words = {"interval": "t over runs", "estimator": "mean over runs", "model": "all corner cells"}
+    return _seed_row(quantity, **columns, **words)
 
 
 def _transfer(table: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:

@@ -106,9 +106,6 @@ HEADLINES: dict[str, Headline] = {
         {"quantity": "invalid_area", "place": _BLOCKS, "tokens": "patch"},
         "invalid_difference",
     ),
-    "flat_by_shortcut": Headline(
-        "shortcut_share", {"quantity": "flat_area_made_by_shortcut", "tokens": "patch"}, choose="last"
-    ),
     "rank_pooled": Headline(
         "effective_rank",
         {"quantity": "effective_rank_over_null", "place": _BLOCKS, "tokens": "pooled"},
@@ -135,7 +132,6 @@ def _measures(seed: int) -> list[Any]:
         m.RectifiedEdgeDecodability(),
         m.BoundaryBlindness(),
         m.InvalidChannels(),
-        m.ShortcutShare(),
         m.EffectiveRank(),
         m.HeadAblation(),
     ]

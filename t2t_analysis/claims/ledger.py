@@ -1,33 +1,36 @@
-"""The ledger: evidence in, verdicts out, by one rule.
+"""The ledger: evidence in, verdicts out, by one rule (`rule.judge`), for every kind of evidence by itself.
 
-An effect is *supported* if its 95 % interval lies beyond the smallest effect of interest in the direction of the claim
-and Holm's corrected p is below 0.05; *contradicted* if the same holds for the other direction; *null* if the interval
-lies within plus or minus the smallest effect; else *inconclusive*. Without a number, without an interval, or from
-random weights, it is *not tested*. A claim is supported if all its deciding effects are. One that is contradicted
-contradicts it, unless another one is supported: then its measures disagree, and it is inconclusive.
+The number of effects that are judged together is known before anything is measured: all deciding effects that evidence
+of this kind could speak to. So an effect gets the same verdict wherever it is shown, in the ledger or alone on the page
+of its notebook.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from dataclasses import asdict
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from .. import stats
 from ..results import Result
 from . import entries
-from .base import Claim, Effect
-from .rule import SMALLEST, place, too_few_agree, unseen_share
+from .base import KINDS, Claim, Effect, Kind
+from .rule import NOT_TESTED, SMALLEST, VERDICTS, Judgement, Row, judge, overall
 
-__all__ = ["VERDICTS", "all_claims", "judge", "ledger", "overall", "summary"]
+__all__ = ["VERDICTS", "all_claims", "claim_named", "effect_verdict", "family", "ledger", "summary"]
 
-VERDICTS = ("supported", "contradicted", "null", "inconclusive", "not tested")
-Evidence = Literal["controlled", "pair"]
+_CANNOT = {
+    "premise": "one model alone cannot say",
+    "controlled": "the study's runs cannot say",
+    "pair": "two models cannot say: it takes training runs",
+}
+_NUMBERS = ("value", "low", "high", "se", "df", "null", "p")
 
 
 @cache
@@ -37,137 +40,113 @@ def all_claims() -> tuple[Claim, ...]:
     return tuple(sorted(found, key=lambda claim: (claim.order, claim.name)))
 
 
-def judge(low: float, high: float, p: float, direction: int, smallest: float) -> str:
-    """Verdict on one effect; ``p`` is the corrected one, NaN for a count.
+def claim_named(name: str) -> Claim:
+    """The claim of a name; raises ``UnknownNameError`` for any other."""
+    from ..errors import UnknownNameError
 
-    >>> judge(0.1, 0.2, 0.01, +1, 0.05), judge(0.1, 0.2, 0.01, -1, 0.05), judge(0.1, 0.2, 0.2, +1, 0.05)
-    ('supported', 'contradicted', 'inconclusive')
-    >>> judge(-0.01, 0.01, 0.9, 1, 0.05), judge(-0.01, 0.01, 0.9, 0, 0.05), judge(0.0, 0.2, 0.04, 1, 0.05)
-    ('null', 'supported', 'inconclusive')
+    for claim in all_claims():
+        if claim.name == name:
+            return claim
+    raise UnknownNameError("claim", name, [claim.name for claim in all_claims()])
+
+
+def family(kind: Kind) -> int:
+    """How many effects evidence of a kind is asked for at once: the deciding ones of all claims."""
+    return sum(effect.deciding for claim in all_claims() for effect in claim.of_kind(kind))
+
+
+def effect_verdict(effect: Effect, kind: Kind, row: Row) -> Judgement:
+    """Judge one effect as the ledger does; ``row`` has the columns of a result.
+
+    Random weights get no verdict. An effect that decides nothing is judged by itself.
     """
-    if math.isnan(low) or math.isnan(high):
-        return "not tested"
-    where = place(low, high, smallest)
-    if where == "within":
-        return "null" if direction else "supported"
-    if where == "across" or p >= 0.05:
-        return "inconclusive"
-    claimed = {1: "above", -1: "below"}.get(direction)
-    return "supported" if where == claimed else "contradicted"
+    if "UNTRAINED" in str(row.get("weights")):
+        return Judgement(NOT_TESTED, reason="random weights")
+    less: dict[str, Any] = dict(row) | {
+        name: _number(row, name) - effect.bound for name in ("value", "low", "high")
+    }
+    size = family(kind) if effect.deciding else 1
+    return judge(less, direction=effect.direction, smallest=SMALLEST[effect.smallest], family=size)
 
 
-def overall(verdicts: Sequence[str]) -> str:
-    """What the deciding effects of a claim say together.
-
-    >>> overall(["supported", "supported"]), overall(["supported", "contradicted"]), overall(["null", "null"])
-    ('supported', 'inconclusive', 'null')
-    >>> overall(["contradicted", "inconclusive"]), overall(["supported", "not tested"]), overall(["not tested"])
-    ('contradicted', 'inconclusive', 'not tested')
-    """
-    kinds = set(verdicts)
-    if len(kinds) == 1:
-        return verdicts[0]
-    if "contradicted" in kinds and "supported" not in kinds:
-        return "contradicted"
-    return "inconclusive"
-
-
-def ledger(
-    evidence: Result, which: Evidence | None = None, claims: Iterable[Claim] | None = None
-) -> pd.DataFrame:
+def ledger(evidence: Result, kind: Kind | None = None, claims: Iterable[Claim] | None = None) -> pd.DataFrame:
     """One row per effect of every claim.
 
     Parameters
     ----------
-    evidence : of `controlled_evidence`, `pair_evidence` or `seed_evidence`.
-    which : the names by which effects ask for their rows; by default the evidence's own kind, else those of the study.
+    evidence
+        Of `controlled_evidence`, `pair_evidence`, `seed_evidence` or `premise_evidence`.
+    kind
+        The names by which effects ask for their rows; by default the evidence's own, else those of the study.
+    claims
+        Instead of all.
 
     Returns
     -------
-    Columns claim, statement, said, effect, deciding, compared, value, low, high, null, p, p_holm, n, unit, direction,
-    smallest, verdict, reason (why it was not tested, or settles nothing), notebook, change. Holm's correction runs over
-    all deciding effects that have a p, of all claims at once.
+    DataFrame
+        Columns claim, statement, said, kind, basis (what the verdict rests on), effect, deciding, compared, value, low,
+        high (95 %), low_all, high_all (for all effects at once), null, bound, p (of the minimal-effect null), p_holm
+        (corrected over the deciding effects), p_same (of equivalence), n, unit, direction, smallest, verdict, reason
+        (what an unsettled effect lacks), notebook, change.
     """
-    which = which or evidence.meta.get("kind", "controlled")
-    rows = [
-        _about(claim, effect) | _found(evidence, getattr(effect, str(which)))
-        for claim in (all_claims() if claims is None else claims)
-        for effect in claim.effects
-    ]
+    kind = kind or evidence.meta.get("kind", "controlled")
+    rows = []
+    for claim in all_claims() if claims is None else claims:
+        effects = claim.of_kind(kind) or (Effect("", next(iter(SMALLEST))),)
+        rows += [_about(claim, effect, kind) | _judged(evidence, effect, kind) for effect in effects]
     frame = pd.DataFrame(rows)
-    family = frame["deciding"] & frame["p"].notna() & frame["low"].notna()
+    counted = frame["deciding"] & frame["p"].notna()
     frame["p_holm"] = math.nan
-    if family.any():
-        frame.loc[family, "p_holm"] = stats.holm(frame.loc[family, "p"].to_numpy(dtype=float))
-    frame["verdict"] = [_verdict(row) for _, row in frame.iterrows()]
-    alike = frame.apply(_without_spread, axis=1)
-    frame.loc[alike != "", "verdict"] = "inconclusive"
-    frame["reason"] = frame["reason"].where(alike == "", alike)
+    frame.loc[counted, "p_holm"] = stats.holm(frame.loc[counted, "p"].to_numpy(dtype=float))
     return frame
 
 
-def _about(claim: Claim, effect: Effect) -> dict[str, Any]:
+def _about(claim: Claim, effect: Effect, kind: Kind) -> dict[str, Any]:
     return {
-        "claim": claim.name, "statement": claim.statement, "said": claim.said, "effect": effect.words,
+        "claim": claim.name, "statement": claim.premise if kind == "premise" and claim.premise else claim.statement,
+        "said": claim.said, "kind": kind, "basis": KINDS[kind], "effect": effect.words,
         "deciding": effect.deciding, "direction": effect.direction, "smallest": SMALLEST[effect.smallest],
-        "notebook": claim.notebook, "change": claim.change,
+        "bound": effect.bound, "notebook": claim.notebook, "change": claim.change,
     }  # fmt: skip
 
 
-_NUMBERS = ("value", "low", "high", "null", "p")
-
-
-def _found(evidence: Result, quantity: str) -> dict[str, Any]:
-    """The numbers of one row of the evidence, or why there are none."""
-    empty = dict.fromkeys(_NUMBERS, math.nan) | {"n": 0, "unit": "", "compared": "", "weights": ""}
-    if not quantity:
-        return empty | {"reason": "two models cannot say: it takes training runs"}
-    rows = evidence.frame[evidence.frame["quantity"] == quantity]
-    if len(rows) != 1 or pd.isna(rows.iloc[0]["value"]):
-        return empty | {"reason": _why_absent(evidence, quantity)}
-    row = rows.iloc[0]
-    numbers = {name: math.nan if pd.isna(row[name]) else float(row[name]) for name in _NUMBERS}
+def _judged(evidence: Result, effect: Effect, kind: Kind) -> dict[str, Any]:
+    """Numbers of the effect's row in the evidence, and the verdict; or why there are none."""
+    row = _found(evidence, getattr(effect, kind))
+    if isinstance(row, str):
+        empty = dict.fromkeys(_NUMBERS, math.nan) | {"n": 0, "unit": "", "compared": "", "weights": ""}
+        return empty | _columns(Judgement(NOT_TESTED, reason=row if effect.words else _CANNOT[kind]))
+    found = effect_verdict(effect, kind, row)
+    if found.verdict == NOT_TESTED and pd.notna(row["interval"]) and found.reason == "no interval":
+        found = Judgement(NOT_TESTED, reason=str(row["interval"]))
     sides = [str(row[name]) for name in ("model", "model_b") if pd.notna(row[name])]
-    joined = " over " if "counted" in str(row["interval"]) else " minus "  # costs are ratios
-    reason = "random weights" if "UNTRAINED" in str(row["weights"]) else ""
-    if not reason and math.isnan(numbers["low"]):
-        reason = str(row["interval"]) if pd.notna(row["interval"]) else "no interval"
-    count = 0 if pd.isna(row["n"]) else int(row["n"])
     unit = "" if pd.isna(row["unit"]) else str(row["unit"])
-    return numbers | {
-        "n": count, "unit": unit, "compared": joined.join(sides), "reason": reason, "weights": str(row["weights"])
+    joined = " over " if unit == "model" else " minus "  # costs are ratios
+    return {name: _number(row, name) for name in _NUMBERS} | _columns(found) | {
+        "n": 0 if pd.isna(row["n"]) else int(row["n"]), "unit": unit,
+        "compared": joined.join(sides), "weights": str(row["weights"]),
     }  # fmt: skip
 
 
-def _without_spread(row: pd.Series) -> str:
-    """Why an interval over images that has no width settles nothing; empty where it does, or has a width."""
-    if (
-        row["reason"]
-        or row["unit"] != "image"
-        or not too_few_agree(row["low"], row["high"], row["n"], row["smallest"])
-    ):
-        return ""
-    return f"all {row['n']} images agree; up to {100 * unseen_share(row['n']):.1f} % of images could differ unseen"
+def _columns(found: Judgement) -> dict[str, Any]:
+    said = asdict(found)
+    return said | {"low_all": said.pop("low"), "high_all": said.pop("high")}
 
 
-def _why_absent(evidence: Result, quantity: str) -> str:
-    """The note that says it, of the row itself or of its contrast."""
+def _number(row: Row, name: str) -> float:
+    given = row.get(name)
+    return math.nan if given is None or pd.isna(given) else float(given)
+
+
+def _found(evidence: Result, quantity: str) -> pd.Series | str:
+    """The one row of a name, or why there is none."""
+    rows = evidence.frame[evidence.frame["quantity"] == quantity]
+    if len(rows) == 1 and pd.notna(rows.iloc[0]["value"]):
+        return rows.iloc[0]
     contrast, _, of = quantity.partition(":")
-    for start in (f"{contrast} of {of} not", f"{contrast} not"):
-        for note in evidence.notes:
-            if note.startswith(start):
-                return note
-    for note in evidence.notes:
-        if note.startswith("random weights"):
-            return note
-    return f"no {quantity} in the evidence"
-
-
-def _verdict(row: pd.Series) -> str:
-    if row["reason"]:
-        return "not tested"
-    p = row["p_holm"] if row["deciding"] else row["p"]
-    return judge(row["low"], row["high"], p, row["direction"], row["smallest"])
+    starts = (f"{contrast} of {of} not", f"{contrast} not", "random weights", "no runs")
+    said = (note for start in starts for note in evidence.notes if note.startswith(start))
+    return next(said, f"no {quantity} in the evidence")
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
@@ -176,15 +155,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
     for claim, effects in frame.groupby("claim", sort=False):
         deciding = effects[effects["deciding"]]
         counts = deciding["verdict"].value_counts()
-        rows.append(
-            {
-                "claim": claim,
-                "statement": effects["statement"].iloc[0],
-                "said": effects["said"].iloc[0],
-                "verdict": overall(list(deciding["verdict"])),
-                "votes": ", ".join(f"{counts[v]} {v}" for v in VERDICTS if v in counts),
-                "notebook": effects["notebook"].iloc[0],
-                "change": effects["change"].iloc[0],
-            }
-        )
+        votes = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if v in counts)
+        first = effects.iloc[0][["statement", "said", "kind", "basis", "notebook", "change"]].to_dict()
+        rows.append({"claim": claim, "verdict": overall(list(deciding["verdict"])), "votes": votes} | first)
     return pd.DataFrame(rows)

@@ -17,8 +17,10 @@ __all__ = ["verdict_plot"]
 _LOOKS = {
     "supported": (PALETTE["blue"], "o"),
     "contradicted": (PALETTE["vermillion"], "X"),
-    "null": (PALETTE["black"], "D"),
-    "inconclusive": (PALETTE["grey"], "s"),
+    "no difference that counts": (PALETTE["black"], "D"),
+    "claimed effect excluded": (PALETTE["orange"], "v"),
+    "open": (PALETTE["grey"], "s"),
+    "not testable": (PALETTE["grey"], "x"),
 }
 
 
@@ -52,7 +54,8 @@ def verdict_plot(frame: pd.DataFrame, title: str = "Effects, in the direction of
 
 
 def _scaled(row: pd.Series, name: str) -> float:
-    return float(row[name]) / float(row["smallest"]) * (int(row["direction"]) or 1)
+    away = float(row[name]) - float(row["bound"])
+    return away / (float(row["smallest"]) or abs(float(row["bound"])) or 1) * (int(row["direction"]) or 1)
 
 
 def _interval(ax: Axes, y: int, row: pd.Series) -> None:

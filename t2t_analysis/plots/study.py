@@ -104,7 +104,7 @@ _EFFECTS = {
     "se_effect_performer": "squeeze-and-excitation, soft",
     "dense_effect_performer": "dense, soft",
     "ghost_effect_performer": "ghost, soft",
-    "resnext_effect_performer": "twice the heads, soft",
+    "resnext_effect_performer": "more heads, soft",
     "gap_growth_per_halving": "growth of the gap per halving of the data",
 }
 

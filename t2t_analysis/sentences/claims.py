@@ -6,13 +6,14 @@ from typing import Any
 
 import pandas as pd
 
-from ..claims.ledger import VERDICTS, overall, summary
+from ..claims.ledger import VERDICTS, claim_named, overall, summary
 from ..claims.rule import SMALLEST
 from .words import interval, listed, number
 
 __all__ = [
     "claim_findings",
     "effects_table",
+    "printed_table",
     "rule_sentences",
     "seed_sentences",
     "seed_table",
@@ -20,28 +21,24 @@ __all__ = [
     "what_would_change",
 ]
 
-_SAID = {
-    "supported": "supported",
-    "contradicted": "contradicted",
-    "null": "null, that is, too small an effect to matter",
-    "inconclusive": "inconclusive",
-    "not tested": "not tested",
-}
+#: of these the reader gets the numbers; of the others it is enough to say which they are
+_SETTLED = ("supported", "contradicted", "no difference that counts", "claimed effect excluded")
 
 
 def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
-    """How many claims got which verdict, then every claim that got one, with its deciding numbers.
+    """How many claims got which verdict, then every claim that is settled, with its deciding numbers.
 
     Parameters
     ----------
-    frame : of `claims.ledger.ledger`.
-    about : what the verdicts hold for, in words.
+    frame
+        Of `claims.ledger.ledger`.
+    about
+        What the verdicts hold for, in words.
     """
     verdicts = summary(frame)
-    counts = verdicts["verdict"].value_counts()
-    parts = [f"{counts[v]} {_SAID[v]} ({listed(_names(verdicts, v))})" for v in VERDICTS if v in counts]
-    first = f"Of {len(verdicts)} claims {'; '.join(parts)}. This holds for {about}."
-    return [first, *(_claim(row, frame) for _, row in verdicts.iterrows() if row["verdict"] != "not tested")]
+    parts = [f"{v} {listed(names)}" for v in VERDICTS if (names := _names(verdicts, v))]
+    first = f"Of {len(verdicts)} claims: {'; '.join(parts)}. This rests on {about}."
+    return [first, *(_claim(row, frame) for row in _rows(verdicts) if row["verdict"] in _SETTLED)]
 
 
 def _names(verdicts: pd.DataFrame, verdict: str) -> list[str]:
@@ -50,8 +47,7 @@ def _names(verdicts: pd.DataFrame, verdict: str) -> list[str]:
 
 def _claim(row: pd.Series, frame: pd.DataFrame) -> str:
     effects = frame[(frame["claim"] == row["claim"]) & frame["deciding"]]
-    disagree = " Its measures disagree." if {"supported", "contradicted"} <= set(effects["verdict"]) else ""
-    return f"**{row['claim']}**: {row['verdict']}. {' '.join(map(_effect, _rows(effects)))}{disagree}"
+    return f"**{row['claim']}**: {row['verdict']}. {' '.join(map(_effect, _rows(effects)))}"
 
 
 def _rows(frame: pd.DataFrame) -> list[pd.Series]:
@@ -63,13 +59,13 @@ def _effect(row: pd.Series) -> str:
     words = words[0].upper() + words[1:]
     if row["verdict"] == "not tested":
         return f"{words}: not tested, {row['reason']}."
-    counted = (
-        "counted" if pd.isna(row["p"]) else f"p {_p(row['p'])}, corrected {_p(row['p_holm'])}, {_units(row)}"
-    )
-    return (
-        f"{words}, {row['compared']}: {_shown(row)} ({counted}; smallest effect that counts {row['smallest']:g}): "
-        f"{row['verdict']}."
-    )
+    counted = "counted" if row["unit"] == "model" else f"corrected p {_p(row['p_holm'])}, {_units(row)}"
+    return f"{words}, {row['compared']}: {_shown(row)} ({counted}; {_against(row)}): {row['verdict']}."
+
+
+def _against(row: pd.Series) -> str:
+    """What the effect is held against."""
+    return f"bound {row['bound']:g}" if row["bound"] else f"smallest effect that counts {row['smallest']:g}"
 
 
 def _units(row: pd.Series) -> str:
@@ -82,34 +78,30 @@ def _p(p: float) -> str:
 
 def effects_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Every effect with its numbers, for the eye: one row an effect, verdicts that decide nothing in brackets."""
+    rows = [row for row in _rows(frame) if row["effect"]]
     return pd.DataFrame(
         {
-            "claim": frame["claim"],
-            "effect": [
-                f"{row['effect']}{': ' * bool(row['compared'])}{row['compared']}" for row in _rows(frame)
+            "claim": [row["claim"] for row in rows],
+            "effect": [f"{row['effect']}{': ' * bool(row['compared'])}{row['compared']}" for row in rows],
+            "claimed": [_claimed(row) for row in rows],
+            "value [95 %]": ["" if pd.isna(row["value"]) else _shown(row) for row in rows],
+            "null": ["" if pd.isna(row["null"]) else number(row["null"]) for row in rows],
+            "p (Holm)": [
+                "" if pd.isna(row["p"]) else f"{_p(row['p'])} ({_p(row['p_holm'])})" for row in rows
             ],
-            "claimed": [_claimed(row) for row in _rows(frame)],
-            "value [95 %]": ["" if pd.isna(row["value"]) else _shown(row) for row in _rows(frame)],
-            "null": [_number(x) for x in frame["null"]],
-            "p (Holm)": [_both(row) for row in _rows(frame)],
-            "n": [f"{n} {unit}s" if n else "" for n, unit in zip(frame["n"], frame["unit"], strict=True)],
-            "verdict": [
-                _with_reason(row) if row["deciding"] else f"({_with_reason(row)})" for row in _rows(frame)
-            ],
+            "p of equivalence": [_p(row["p_same"]) if pd.notna(row["p_same"]) else "" for row in rows],
+            "n": [f"{row['n']} {row['unit']}s" if row["n"] else "" for row in rows],
+            "verdict": [_with_reason(row) if row["deciding"] else f"({_with_reason(row)})" for row in rows],
         }
     )
 
 
 def _claimed(row: pd.Series) -> str:
     """What the claim says of the number, in terms of the smallest effect that counts."""
-    smallest = f"{row['smallest']:g}"
-    return {1: f"above {smallest}", -1: f"below −{smallest}", 0: f"within ±{smallest}"}[int(row["direction"])]
-
-
-def _both(row: pd.Series) -> str:
-    if pd.isna(row["p"]):
-        return ""
-    return _p(row["p"]) if pd.isna(row["p_holm"]) else f"{_p(row['p'])} ({_p(row['p_holm'])})"
+    if not row["direction"]:
+        return f"within ±{row['smallest']:g}"
+    bound = number(row["bound"] + row["direction"] * row["smallest"])
+    return f"{'above' if row['direction'] > 0 else 'below'} {bound}"
 
 
 def seed_table(ledgers: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -122,12 +114,22 @@ def seed_table(ledgers: dict[str, pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(columns).rename_axis("effect").reset_index()
 
 
+def printed_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """What the paper's tables say to each claim, in points of accuracy."""
+    rows = [
+        (name, printed) for name in dict.fromkeys(frame["claim"]) for printed in claim_named(name).printed
+    ]
+    return pd.DataFrame(
+        {
+            "claim": [name for name, _ in rows],
+            "points": [f"{printed.points:+.1f}".replace("-", "−") for _, printed in rows],
+            "where": [printed.where for _, printed in rows],
+        }
+    )
+
+
 def _shown(row: pd.Series) -> str:
     return number(row["value"]) if row["low"] == row["high"] else interval(row)
-
-
-def _number(x: float) -> str:
-    return "" if pd.isna(x) else number(x)
 
 
 def _with_reason(row: pd.Series) -> str:
@@ -135,34 +137,41 @@ def _with_reason(row: pd.Series) -> str:
 
 
 def verdict_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """One entry a claim for the index of the reports: statement, verdict, numbers, notebook."""
+    """One entry a claim for the index of the reports.
+
+    Keys claim, statement, said, kind and basis of the evidence, verdict, size (the first deciding number in words), why
+    (what an unsettled claim lacks), numbers (a line an effect), notebook.
+    """
     return [
         {
-            "claim": str(row["claim"]),
-            "statement": str(row["statement"]),
-            "said": str(row["said"]),
-            "verdict": str(row["verdict"]),
-            "numbers": _numbers(frame, str(row["claim"])),
-            "notebook": str(row["notebook"]),
+            name: str(row[name])
+            for name in ("claim", "statement", "said", "kind", "basis", "verdict", "notebook")
         }
+        | _numbers(frame[(frame["claim"] == row["claim"]) & frame["deciding"]])
         for row in _rows(summary(frame))
     ]
 
 
-def _numbers(frame: pd.DataFrame, claim: str) -> list[str]:
-    """The deciding effects of a claim, a line each; why one was not tested is in the report itself."""
-    effects = frame[(frame["claim"] == claim) & frame["deciding"]]
-    return [
-        f"{row['effect']}: not tested"
-        if row["verdict"] == "not tested"
-        else f"{row['effect']}, {row['compared']}: {_shown(row)}, {row['verdict']}"
-        for row in _rows(effects)
-    ]
+def _numbers(effects: pd.DataFrame) -> dict[str, Any]:
+    """The deciding effects of a claim; why one was not tested is in the report itself."""
+    rows = [row for row in _rows(effects) if row["effect"]]
+    tested = [row for row in rows if row["verdict"] != "not tested"]
+    reasons = dict.fromkeys(str(row["reason"]) for row in _rows(effects) if row["reason"])
+    return {
+        "size": f"{_shown(tested[0])}, {_units(tested[0])}" if tested else "",
+        "why": "; ".join(reasons),
+        "numbers": [
+            f"{row['effect']}: not tested"
+            if row["verdict"] == "not tested"
+            else f"{row['effect']}, {row['compared']}: {_shown(row)}, {row['verdict']}"
+            for row in rows
+        ],
+    }
 
 
 def rule_sentences() -> list[str]:
     """The smallest effects that count, as the rule has them."""
-    each = ", ".join(f"{name.replace('_', ' ')} {size:g}" for name, size in SMALLEST.items())
+    each = ", ".join(f"{name.replace('_', ' ')} {size:g}" for name, size in SMALLEST.items() if size)
     return [f"The smallest effects that count, fixed before the numbers were seen: {each}."]
 
 
@@ -171,7 +180,8 @@ def seed_sentences(ledgers: dict[str, pd.DataFrame]) -> list[str]:
 
     Parameters
     ----------
-    ledgers : cell -> ledger of its `claims.evidence.seed_evidence`.
+    ledgers
+        Cell -> ledger of its `claims.evidence.seed_evidence`.
     """
     if not ledgers:
         return [

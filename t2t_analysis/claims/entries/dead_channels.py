@@ -8,6 +8,7 @@ CLAIM = Claim(
     name="dead-channels",
     statement="ViT has channels that are zero or too large, T2T-ViT fewer.",
     said="Figure 2",
+    premise="More than one in a hundred channels of this model are zero or too large.",
     effects=(
         Effect(
             "invalid channels of the residual stream (area under the curve)",
@@ -24,10 +25,10 @@ CLAIM = Claim(
             deciding=False,
         ),
         Effect(
-            "flat channels that the released notebooks' path makes, last block",
-            smallest="channel_share",
-            controlled="mean:flat_by_shortcut",
-            deciding=False,
+            "invalid channels of the residual stream (area under the curve)",
+            smallest="threshold",
+            premise="invalid_area",
+            bound=0.01,
         ),
     ),
     change="Invalid channels beyond one in a hundred in a model trained on more data; the authors' own weights.",

@@ -1,4 +1,4 @@
-"""head-similarity, introduction."""
+"""head-similarity: heads repeat each other."""
 
 from ..base import Claim, Effect
 
@@ -7,21 +7,37 @@ __all__ = ["CLAIM"]
 CLAIM = Claim(
     name="head-similarity",
     statement="The heads of ViT's later layers are nearly identical, those of T2T-ViT less so.",
-    said="introduction",
+    said="abstract, of a redundant attention backbone; the deep and narrow one is said to mend it",
+    premise="The heads of this model's later layers are nearly identical.",
     effects=(
-        Effect(
-            "centred cosine of attention maps, change from the first to the last third",
-            smallest="similarity",
-            controlled="tokeniser_effect:head_cosine_change",
-            pair="head_cosine_change",
-            direction=-1,
+        *(
+            Effect(
+                f"{words}, change from the first to the last third{beside}",
+                smallest="similarity",
+                controlled=f"{contrast}:{headline}",
+                pair=headline if contrast == "t2t_minus_vit" else "",
+                direction=-1,
+            )
+            for contrast, beside in (("backbone_effect", ""), ("t2t_minus_vit", ", T2T against ViT"))
+            for headline, words in (
+                ("head_cosine_change", "centred cosine of attention maps"),
+                ("head_cka_change", "CKA of head outputs"),
+            )
         ),
-        Effect(
-            "CKA of head outputs, change from the first to the last third",
-            smallest="similarity",
-            controlled="tokeniser_effect:head_cka_change",
-            pair="head_cka_change",
-            direction=-1,
+        *(
+            effect
+            for endpoint, words in (
+                ("late_cosine", "centred cosine of attention maps, last third"),
+                ("late_cka", "CKA of head outputs, last third"),
+            )
+            for effect in (
+                Effect(words, smallest="threshold", premise=endpoint, bound=0.5),
+                Effect(
+                    f"{words}, less the untrained control's",
+                    smallest="similarity",
+                    premise=f"{endpoint}_trained",
+                ),
+            )
         ),
     ),
     change="Deeper or longer trained models, in which likeness may rise with depth.",

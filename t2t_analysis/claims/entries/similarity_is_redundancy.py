@@ -1,4 +1,4 @@
-"""similarity-is-redundancy, assumed throughout."""
+"""similarity-is-redundancy, taken for granted by readers."""
 
 from ..base import Claim, Effect
 
@@ -7,20 +7,14 @@ __all__ = ["CLAIM"]
 CLAIM = Claim(
     name="similarity-is-redundancy",
     statement="A head that resembles another one of its layer can be removed at little loss.",
-    said="assumed throughout",
+    said="taken for granted where heads are called redundant because they are alike",
+    premise="A head of this model that resembles another one of its layer can be removed at little loss.",
     effects=(
         Effect(
             "rank correlation, within layers, of a head's likeness with the loss of removing it",
             smallest="rank_correlation",
-            controlled="hard:similar_is_redundant",
-            pair="similar_is_redundant:baseline",
-            direction=-1,
-        ),
-        Effect(
-            "rank correlation, within layers, of a head's likeness with the loss of removing it",
-            smallest="rank_correlation",
-            controlled="performer:similar_is_redundant",
-            pair="similar_is_redundant:model",
+            controlled="mean:similar_is_redundant",
+            premise="similar_is_redundant",
             direction=-1,
         ),
     ),
