@@ -364,7 +364,7 @@ for _name, _words, _smallest, _claimed in (
     ("se_effect", "squeeze-and-excitation minus plain", ACCURACY, 1),
     ("dense_effect", "dense connections minus plain", ACCURACY, -1),
     ("ghost_effect", "ghost blocks minus plain", ACCURACY, -1),
-    ("resnext_effect", "twice the heads minus plain", ACCURACY, 0),
+    ("resnext_effect", "more heads minus plain", ACCURACY, 0),
 ):
     _add(_name, _words, smallest=_smallest, claimed=_claimed, **_POINTS)
 
