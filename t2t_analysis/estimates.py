@@ -6,6 +6,7 @@ error, interval and p are then those of a delete-a-group jackknife.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -141,7 +142,7 @@ class Estimate:
         out = np.asarray(fn(np.concatenate([self.value[None], self.leave_out])))
         if sizes is None:
             same = out.shape[1:] == self.value.shape
-            sizes = self.sizes if same else self.sizes.reshape(len(self.sizes), -1).max(-1, initial=0)
+            sizes = self.sizes if same else self.sizes.max(tuple(range(1, self.sizes.ndim)), initial=0)
         return replace(self, value=out[0], leave_out=out[1:], sizes=sizes, logarithm=False)
 
     def mean(self, axis: int = -1) -> Estimate:
@@ -188,7 +189,7 @@ class Estimate:
         groups = max(len(part.sizes) for part in parts)
 
         def padded(array: np.ndarray, fill: float) -> np.ndarray:
-            flat = array.reshape(len(array), -1)
+            flat = array.reshape(len(array), math.prod(array.shape[1:]))
             rest = groups - len(flat)
             return np.concatenate([flat, np.full((rest, flat.shape[1]), fill)]) if rest else flat
 
