@@ -6,8 +6,10 @@ import gc
 import io
 import itertools
 import math
+import os
 import pickle
 import random
+import shutil
 import struct
 import tarfile
 import zlib
@@ -58,6 +60,13 @@ def tree(tmp_path: Path) -> Path:
         for number in range(count):
             _noise().save(tmp_path / "tree" / folder / f"{number}.png")
     return tmp_path / "tree"
+
+
+@pytest.fixture
+def trainable(tree: Path) -> Path:
+    """The same without the class that only val has."""
+    shutil.rmtree(tree / "val" / "owl")
+    return tree
 
 
 @pytest.fixture
@@ -369,6 +378,131 @@ def test_every_block_gives_one_crop_before_any_gives_two():
     assert "blocks" not in " ".join(few.info.notes)
 
 
+def test_splits_in_capitals(tree, tmp_path):
+    (tree / "train").rename(tree / "Train")
+    (tree / "val").rename(tree / "TESTING")
+    info = load_images(tree).dataset.info
+    assert (info.n, info.classes) == (6, ("cat", "dog", "owl"))
+    assert load_images(tree, split="train").dataset.info.n == 9
+    shutil.copytree(tree / "Train", tree / "train")
+    with pytest.raises(DataError, match="differ in capitals only: TESTING, Train, train"):
+        load_images(tree)
+
+
+def test_folders_beside_those_of_splits(tree):
+    shutil.copytree(tree / "val", tree / "__MACOSX")
+    with pytest.raises(DataError, match=r"folders beside those of its splits \(.*\): __MACOSX"):
+        load_images(tree)
+    shutil.rmtree(tree / "val")  # now "train" may be a class of vehicles
+    assert load_images(tree).dataset.info.classes == ("__MACOSX", "train")
+
+
+def test_unlabelled_test_images_beside_labelled_training_images(trainable, tmp_path):
+    for image in list((trainable / "val").rglob("*.png")):
+        image.rename(trainable / "val" / f"{image.parent.name}{image.name}")
+    info = load_images(trainable).dataset.info
+    assert (info.n, info.classes) == (5, ())
+    assert load_images(trainable, split="train").dataset.info.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_tiny_imagenet_s_own_layout(tmp_path, packed):
+    root = tmp_path / "tiny"
+    lines = []
+    for number, wnid in enumerate(["n02124075", "n04067472", "n04067472"]):
+        for folder in (f"train/{wnid}/images", "val/images", "test/images"):
+            (root / folder).mkdir(parents=True, exist_ok=True)
+            _noise().save(root / folder / f"{folder.split('/')[0]}_{number}.JPEG")
+        lines.append(f"val_{number}.JPEG\t{wnid}\t0\t0\t10\t10\n")
+    annotations = root / "val" / "val_annotations.txt"
+    annotations.write_text("".join(lines))
+    (root / "wnids.txt").write_text("n02124075\n")
+    data = _tar(root, tmp_path / "tiny.tar", "tiny") if packed else root
+    loader = load_images(data, img_size=32)
+    info = loader.dataset.info
+    assert _all(loader)[1].tolist() == [0, 1, 1]
+    assert info.classes == ("n02124075", "n04067472")
+    assert info.notes[:2] == (
+        "test/ has no labels: val/ is used",
+        "files that are not read: 1 .txt",
+    )
+    assert len(train_data(data)) == 3
+    assert train_data(data, split="test").info.classes == info.classes
+    annotations.write_text(lines[0])
+    with pytest.raises(DataError, match=r"2 images are not in val_annotations\.txt"):
+        load_images(root)
+
+
+def test_class_folders_that_are_numbers_come_in_their_order(tmp_path):
+    for number in range(12):
+        (tmp_path / str(number)).mkdir()
+        _noise().save(tmp_path / str(number) / "a.png")
+    loader = load_images(tmp_path, img_size=32)
+    assert loader.dataset.info.classes == tuple(map(str, range(12)))
+    assert "order of their numbers: 0, 1, 2" in loader.dataset.info.notes[-1]
+
+
+def test_a_folder_that_holds_the_folder_of_the_classes(tree, tmp_path):
+    above = tmp_path / "above"
+    shutil.copytree(tree / "train", above / "set")
+    assert load_images(above).dataset.info.classes == ("cat", "dog")
+
+
+def test_every_file_is_read_or_counted(tmp_path):
+    names = [
+        "a.jpg",
+        "b.JPE",
+        "c.jfif",
+        "d.jp2",
+        "e.heic",
+        "f.heic",
+        "notes",
+        "._a.jpg",
+        ".ipynb_checkpoints/a.png",
+    ]
+    (tmp_path / ".ipynb_checkpoints").mkdir()
+    for name in names:
+        kind = {".jp2": "JPEG2000", ".png": "PNG"}.get(Path(name).suffix, "JPEG")
+        (tmp_path / name).write_bytes(_saved(_noise(), kind))
+    loader = load_images(tmp_path, img_size=32)
+    assert len(_all(loader)[0]) == 4
+    wanted = "files that are not read: 2 .heic, 2 hidden, 1 without extension"
+    assert loader.dataset.info.notes[-1] == wanted
+    (tmp_path / "only").mkdir()
+    (tmp_path / "e.heic").rename(tmp_path / "only" / "e.heic")
+    with pytest.raises(DataError, match=r"holds no images .*; files that are not read: 1 \.heic"):
+        load_images(tmp_path / "only")
+
+
+def test_links_inside_a_tar(tmp_path):
+    _noise().save(tmp_path / "a.png")
+    with tarfile.open(tmp_path / "t.tar", "w") as tar:
+        tar.add(tmp_path / "a.png", arcname="./x/a.png")
+        for name, kind, target in [
+            ("x/b.png", tarfile.LNKTYPE, "x/a.png"),
+            ("y/c.png", tarfile.SYMTYPE, "../x/b.png"),
+            ("y/d.png", tarfile.SYMTYPE, "nowhere.png"),
+            ("y/e.png", tarfile.SYMTYPE, "e.png"),
+        ]:
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, target
+            tar.addfile(link)
+    loader = load_images(tmp_path / "t.tar", img_size=32)
+    images, labels, _ = _all(loader)
+    assert labels.tolist() == [0, 1, 0]
+    assert torch.equal(images[0], images[1])
+    assert torch.equal(images[0], images[2])
+    assert loader.dataset.info.notes[-1] == "files that are not read: 2 broken link or sparse file"
+
+
+def test_names_that_do_not_print(tmp_path):
+    for name in (b"caf\xe9.png", "日本.png".encode(), b"two\nlines.png"):
+        (tmp_path / os.fsdecode(name)).write_bytes(_saved(_noise(), "PNG"))
+    info = load_images(tmp_path, img_size=32).dataset.info
+    assert [Path(name).name for name in info.names] == ["caf\\udce9.png", "two\\nlines.png", "日本.png"]
+    "".join(info.names).encode()
+
+
 # ---- ImageNet's class names ------------------------------------------------------------------------------
 
 
@@ -473,6 +607,15 @@ def test_16_bit_is_scaled_not_clipped():
     assert _read(grey)[0].tolist() == [[128] * 3, [255] * 3]
     colour = _png(1, 1, 16, 2, b"\0" + struct.pack(">HHH", 0x4040, 0x8080, 0xFFFF))
     assert _read(colour)[0, 0].tolist() == [64, 128, 255]
+
+
+@pytest.mark.parametrize("mode", [np.int32, np.uint16])
+def test_values_of_8_bits_in_a_wider_type_are_not_black(mode):
+    values = np.array([[0, 100, 255]], dtype=mode)
+    assert _read(_saved(Image.fromarray(values), "TIFF"))[0, :, 0].tolist() == [0, 100, 255]
+    assert _read(_saved(Image.fromarray(values * 257), "TIFF"))[0, :, 0].tolist() == [0, 100, 255]
+    with pytest.raises(DataError, match="mode I with values from -5 to"):
+        _read(_saved(Image.fromarray(np.array([[-5, 7]], dtype=np.int32)), "TIFF"))
 
 
 @pytest.mark.parametrize(
@@ -586,6 +729,12 @@ def test_missing_paths_name_the_nearest(tree, monkeypatch):
     monkeypatch.chdir(tree.parent)
     with pytest.raises(UnknownNameError, match="did you mean 'tree'"):
         load_images("treee")
+
+
+@pytest.mark.parametrize("data", ["", " ", "a\0b", "x" * 5000])
+def test_names_that_no_file_can_have(data):
+    with pytest.raises((DataError, UnknownNameError)):
+        load_images(data)
 
 
 def test_nothing_inside(tmp_path):
@@ -759,8 +908,8 @@ def test_hub_sets_fall_back_to_validation_and_never_swap_images(monkeypatch):
 
 
 @pytest.mark.parametrize("img_size", [32, (64, 80)])
-def test_augmentation_replays_and_leaves_the_global_generators_alone(tree, img_size):
-    data, again = (train_data(tree, img_size=img_size, seed=1) for _ in range(2))
+def test_augmentation_replays_and_leaves_the_global_generators_alone(trainable, img_size):
+    data, again = (train_data(trainable, img_size=img_size, seed=1) for _ in range(2))
     states = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
     data.set_epoch(2)
     wanted = [data[i] for i in range(4)]
@@ -777,14 +926,20 @@ def test_augmentation_replays_and_leaves_the_global_generators_alone(tree, img_s
     assert wanted[0][0].shape[1:] == ((32, 32) if img_size == 32 else img_size)
 
 
-def test_training_and_test_share_classes_and_nothing_else(tree):
-    train, test = train_data(tree), train_data(tree, split="test")
-    assert train.info.classes == test.info.classes == ("cat", "dog", "owl")
+def test_training_and_test_share_classes_and_nothing_else(trainable):
+    train, test = train_data(trainable), train_data(trainable, split="test")
+    assert train.info.classes == test.info.classes == ("cat", "dog")
     assert not set(train.info.names) & set(test.info.names)
     assert torch.equal(test[0][0], test[0][0])
-    plain = load_images(tree, img_size=32)
+    plain = load_images(trainable, img_size=32)
     number = plain.dataset.info.names.index(test.info.names[0])
     assert torch.equal(plain.dataset[number].images, test[0][0])
+
+
+def test_a_class_without_an_image_to_train_on_is_refused(tree):
+    for split in ("train", "test"):
+        with pytest.raises(DataError, match=r"1 classes of val/ have no image to train on: owl"):
+            train_data(tree, split=split)
 
 
 def test_training_needs_labels_and_split_folders(flat, tree):
@@ -794,6 +949,7 @@ def test_training_needs_labels_and_split_folders(flat, tree):
         train_data(tree / "train")
     with pytest.raises(DataError, match="no split folders"):
         train_data(flat)
+    shutil.rmtree(tree / "val" / "owl")
     with pytest.raises(DataError, match=r"fraction=1\.5"):
         train_data(tree, fraction=1.5)
 

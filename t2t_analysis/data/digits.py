@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
 from PIL import Image
 
 from ..errors import UnknownNameError
+from .info import Source
 
 __all__ = ["DigitsSource", "digits_source"]
 
@@ -16,23 +17,14 @@ SPLITS = ("train", "test")
 
 
 @dataclass(frozen=True)
-class DigitsSource:
-    """One split of the digits, by number."""
+class DigitsSource(Source):
+    """One split of the digits; ``pixels`` (n, 8, 8) in 0..255."""
 
-    pixels: np.ndarray  # (n, 8, 8) in 0..255
-    labels: np.ndarray
-    name: str = "digits"
-    classes: tuple[str, ...] = tuple("0123456789")
-    licence: str = "CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits; E. Alpaydin and C. Kaynak)"
-    notes: tuple[str, ...] = ("8x8 pixels enlarged; the same writers may be in both splits",)
+    pixels: np.ndarray = field(default_factory=lambda: np.empty((0, 8, 8), np.uint8))
 
     def image(self, number: int) -> Image.Image:
         """Digit ``number`` as RGB, 8x8."""
         return Image.fromarray(self.pixels[number]).convert("RGB")
-
-    def label_of(self, number: int) -> str:
-        """What to call it."""
-        return f"digits[{number}]"
 
 
 @cache
@@ -53,4 +45,11 @@ def digits_source(split: str) -> DigitsSource:
         members = np.flatnonzero(bunch.target == label)
         test[members[round(len(members) * 2 / 3) :]] = True
     chosen = test if split == "test" else ~test
-    return DigitsSource(pixels[chosen], bunch.target[chosen])
+    return DigitsSource(
+        "digits",
+        bunch.target[chosen],
+        classes=tuple("0123456789"),
+        notes=("8x8 pixels enlarged; the same writers may be in both splits",),
+        licence="CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits; E. Alpaydin and C. Kaynak)",
+        pixels=pixels[chosen],
+    )

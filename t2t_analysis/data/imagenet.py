@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from ..errors import DataError
-from .sources import FileSource, Source
+from .info import Source
 
 __all__ = ["number_as_head"]
 
@@ -30,7 +30,7 @@ def number_as_head(source: Source, model: nn.Module | None) -> Source:
     """
     outputs = getattr(model, "num_classes", None)
     named = source.classes and all(_WNID.fullmatch(name) for name in source.classes)
-    if not isinstance(source, FileSource) or not named:
+    if not named:
         return source
     from timm.data import infer_imagenet_subset
 

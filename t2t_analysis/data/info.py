@@ -1,12 +1,32 @@
-"""What a result must say about the images that it rests on."""
+"""What a source of images offers, and what a result must say about the images that it rests on."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from PIL import Image
 
-__all__ = ["DataInfo", "chance_level"]
+__all__ = ["DataInfo", "Source", "chance_level"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Images by number: what the user called them, labels (n,), -1 without, and class names by label."""
+
+    name: str
+    labels: np.ndarray
+    classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    licence: str = "see where the files came from"
+
+    def image(self, number: int) -> Image.Image:
+        """Image ``number`` as RGB; raises ``DataError`` naming it if it cannot be read."""
+        raise NotImplementedError
+
+    def label_of(self, number: int) -> str:
+        """What to call image ``number``."""
+        return f"{self.name}[{number}]"
 
 
 @dataclass(frozen=True)

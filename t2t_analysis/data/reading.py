@@ -21,16 +21,22 @@ MAX_ASPECT = 8
 
 
 def _to_8_bit(image: Image.Image, name: str) -> Image.Image:
-    """Scale by the range of the type (65535 becomes 255), where Pillow's own conversion would clip."""
+    """Scale by the range that the values use, 255, 65535 or 1, where Pillow's own conversion would clip.
+
+    Types of 16 and 32 bits often hold values of 8; as parts of their own range those would be black.
+    """
     values = np.asarray(image)
-    if image.mode == "F" and np.isfinite(values).all() and values.min() >= 0 and values.max() <= 1:
-        return Image.fromarray(np.rint(values * 255).astype(np.uint8))
-    if image.mode.startswith("I") and values.min() >= 0 and values.max() <= 65535:
-        return Image.fromarray(np.rint(values.astype(np.float64) / 257).astype(np.uint8))
-    raise DataError(
-        f"{name}: mode {image.mode} with values from {values.min()} to {values.max()}; expected 8 or 16 "
-        "bits, or floats from 0 to 1"
-    )
+    low, high = values.min(), values.max()  # of a NaN both are NaN, and nothing below is true
+    if image.mode == "F" and low >= 0 and high <= 1:
+        full = 1
+    elif image.mode.startswith("I") and low >= 0 and high <= 65535:
+        full = 255 if high <= 255 else 65535
+    else:
+        raise DataError(
+            f"{name}: mode {image.mode} with values from {low} to {high}; expected 8 or 16 bits, or floats "
+            "from 0 to 1"
+        )
+    return Image.fromarray(np.rint(values.astype(np.float64) * (255 / full)).astype(np.uint8))
 
 
 def _cut_strip(image: Image.Image) -> Image.Image:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import os
-import tarfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple, Protocol
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,6 +14,8 @@ from torch.utils.data import IterableDataset
 from .._paths import cache_dir
 from ..errors import DataError, UnknownNameError, nearest
 from .digits import digits_source
+from .files import EXTENSIONS, FileSource, files_source
+from .info import Source
 from .photos import PHOTOS, load_photo
 from .reading import read_rgb, to_rgb
 
@@ -23,115 +23,26 @@ __all__ = ["EMBEDDED", "TIMM_PREFIXES", "Source", "find_source"]
 
 EMBEDDED = ("photos", "photo_crops", "digits")
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
-EXTENSIONS = frozenset([".png", ".jpg", ".jpeg", ".bmp", ".ppm", ".pgm", ".tif", ".tiff", ".webp", ".gif"])
-_SPLITS = {
-    "train": ("train", "training"),
-    "test": ("test", "val", "valid", "validation", "eval", "evaluation"),
-}
-_SPLIT_FOLDERS = frozenset(name for names in _SPLITS.values() for name in names)
-_SEE_PATH = "see where the files came from"
+_TIMM_LICENCE = "see the data set's own page"
 
 
-class Source(Protocol):
-    """Images by number, with labels (-1 where there are none), names, class names and a licence note."""
-
-    @property
-    def name(self) -> str:
-        """What the user called it."""
-        ...
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Class of every image, (n,), -1 where there is none."""
-        ...
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes, by label."""
-        ...
-
-    @property
-    def licence(self) -> str:
-        """A note on the licence."""
-        ...
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What else a reader should know."""
-        ...
-
-    def image(self, number: int) -> Image.Image:
-        """Image ``number`` as RGB; raises ``DataError`` naming it if it cannot be read."""
-        ...
-
-    def label_of(self, number: int) -> str:
-        """What to call image ``number``."""
-        ...
-
-
-class TarMember(NamedTuple):
-    """A file inside an uncompressed tar, read by its place, so that workers need not share an open tar."""
-
-    tar: Path
-    path: str
-    start: int
-    size: int
-
-
-@dataclass(frozen=True)
-class PhotoSource:
+class PhotoSource(Source):
     """The embedded photographs, in the order of ``PHOTOS``; they have no class labels."""
 
-    name: str = "photos"
-    classes: tuple[str, ...] = ()
-    licence: str = "each its own, see data/README.md"
-    notes: tuple[str, ...] = ()
-
-    @property
-    def labels(self) -> np.ndarray:
-        return np.full(len(PHOTOS), -1)
-
     def image(self, number: int) -> Image.Image:
+        """Photograph ``number`` as RGB."""
         return load_photo(PHOTOS[number].name)
 
     def label_of(self, number: int) -> str:
+        """Its name."""
         return PHOTOS[number].name
 
 
 @dataclass(frozen=True)
-class FileSource:
-    """Images of a folder or tar."""
-
-    name: str
-    files: tuple[Path | TarMember, ...]
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    licence: str = _SEE_PATH
-
-    def image(self, number: int) -> Image.Image:
-        file = self.files[number]
-        if isinstance(file, Path):
-            return read_rgb(file, str(file))
-        with file.tar.open("rb") as stream:
-            stream.seek(file.start)
-            return read_rgb(io.BytesIO(stream.read(file.size)), self.label_of(number))
-
-    def label_of(self, number: int) -> str:
-        file = self.files[number]
-        return str(file) if isinstance(file, Path) else f"{file.tar}:{file.path}"
-
-
-@dataclass(frozen=True)
-class TimmSource:
+class TimmSource(Source):
     """A map-style data set made by timm's ``create_dataset``."""
 
-    name: str
-    dataset: Any
-    labels: np.ndarray
-    classes: tuple[str, ...]
-    notes: tuple[str, ...] = ()
-    licence: str = "see the data set's own page"
+    dataset: Any = None
 
     def image(self, number: int) -> Image.Image:
         reader = getattr(self.dataset, "reader", None)
@@ -139,9 +50,6 @@ class TimmSource:
             return to_rgb(self.dataset[number][0], self.label_of(number))
         # Not through timm's ImageDataset: that returns the next image, silently, when one cannot be read.
         return read_rgb(reader[number][0], self.label_of(number))
-
-    def label_of(self, number: int) -> str:
-        return f"{self.name}[{number}]"
 
 
 @dataclass(frozen=True)
@@ -153,93 +61,11 @@ class StreamSource:
     notes: tuple[str, ...] = ()
 
 
-def _is_image(path: PurePosixPath) -> bool:
-    hidden = any(part.startswith(".") for part in path.parts)
-    return path.suffix.lower() in EXTENSIONS and not hidden
-
-
-def _refuse(error: OSError) -> None:
-    raise DataError(f"cannot list {error.filename}: {error.strerror}") from error
-
-
-def _scan_folder(root: Path) -> dict[PurePosixPath, Path | TarMember]:
-    """Images below ``root``, through links to folders too (subsets are made of those), each folder once."""
-    found: dict[PurePosixPath, Path | TarMember] = {}
-    seen: set[str] = set()
-    for folder, below, files in os.walk(root, followlinks=True, onerror=_refuse):
-        seen.add(os.path.realpath(folder))
-        below[:] = [name for name in sorted(below) if os.path.realpath(Path(folder, name)) not in seen]
-        for name in files:
-            path = Path(folder, name)
-            relative = PurePosixPath(path.relative_to(root).as_posix())
-            if _is_image(relative):
-                found[relative] = path
-    return found
-
-
-def _scan_tar(path: Path) -> dict[PurePosixPath, Path | TarMember]:
-    """Members by path, less the folders that all of them share."""
-    try:
-        with tarfile.open(path, "r:") as tar:
-            members = [(m.name, m.offset_data, m.size) for m in tar if m.isreg() and not m.issparse()]
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataError(f"cannot read {path} as an uncompressed tar: {error}") from error
-    found: dict[PurePosixPath, Path | TarMember] = {}
-    for name, start, size in members:
-        relative = PurePosixPath(name.removeprefix("./"))
-        if _is_image(relative):
-            found[relative] = TarMember(path, name, start, size)
-    while found and all(len(relative.parts) > 1 for relative in found):
-        tops = {relative.parts[0] for relative in found}
-        if len(tops) > 1 or tops <= _SPLIT_FOLDERS:
-            break
-        found = {PurePosixPath(*relative.parts[1:]): member for relative, member in found.items()}
-    return found
-
-
-def _keep_split(
-    found: dict[PurePosixPath, Any], split: str, where: str, strict: bool
-) -> tuple[dict[PurePosixPath, Any], tuple[str, ...], tuple[str, ...]]:
-    """Images of one split, the classes of all splits, and a note if there are no split folders."""
-    tops = {relative.parts[0] for relative in found if len(relative.parts) > 1}
-    if not tops or not tops <= _SPLIT_FOLDERS:
-        if strict:
-            raise DataError(f"{where} has no split folders; put the images under train/ and test/ (or val/)")
-        return found, _class_names(found), (f"no split folders in {where}: all its images are used",)
-    wanted = [name for name in _SPLITS.get(split, (split,)) if name in tops]
-    if not wanted:
-        raise DataError(f"{where} has no images for split {split!r}; its split folders are {sorted(tops)}")
-    classes = _class_names({PurePosixPath(*r.parts[1:]): f for r, f in found.items() if len(r.parts) > 1})
-    kept = {PurePosixPath(*r.parts[1:]): f for r, f in found.items() if r.parts[0] == wanted[0]}
-    return kept, classes, ()
-
-
-def _class_names(found: dict[PurePosixPath, Any]) -> tuple[str, ...]:
-    return tuple(sorted({relative.parts[0] for relative in found if len(relative.parts) > 1}))
-
-
-def _from_files(name: str, path: Path, split: str, strict: bool) -> FileSource:
-    found = _scan_tar(path) if path.is_file() else _scan_folder(path)
-    if not found:
-        kind = "tar" if path.is_file() else "folder"
-        raise DataError(f"the {kind} {path} holds no images (looked for {' '.join(sorted(EXTENSIONS))})")
-    found, classes, notes = _keep_split(found, split, str(path), strict)
-    loose = sum(len(relative.parts) == 1 for relative in found)
-    if classes and loose:
-        raise DataError(
-            f"{path} has {loose} images beside {len(classes)} folders of images ({', '.join(classes[:5])}): "
-            "either all images lie in class folders or none"
-        )
-    order = sorted(found)
-    labels = [classes.index(relative.parts[0]) if classes else -1 for relative in order]
-    return FileSource(name, tuple(found[relative] for relative in order), np.array(labels), classes, notes)
-
-
 def _from_path(data: str, path: Path, split: str, strict: bool) -> FileSource:
     if path.is_dir() or path.suffix.lower() == ".tar":
-        return _from_files(data, path, split, strict)
+        return files_source(data, path, split, strict)
     if path.suffix.lower() in EXTENSIONS:
-        return FileSource(data, (path,), np.array([-1]), ())
+        return FileSource(data, np.array([-1]), files=(path,))
     raise DataError(f"{path} is neither a folder, nor a .tar, nor an image ({' '.join(sorted(EXTENSIONS))})")
 
 
@@ -317,8 +143,8 @@ def _from_timm(data: str, dataset: Any, notes: tuple[str, ...]) -> TimmSource | 
     labels = _timm_labels(dataset)
     if labels is None:
         notes = (*notes, f"{data} does not list its labels: none are given, n_images is not balanced")
-        return TimmSource(data, dataset, np.full(len(dataset), -1), (), notes)
-    return TimmSource(data, dataset, labels, _timm_classes(dataset), notes)
+        return TimmSource(data, np.full(len(dataset), -1), (), notes, _TIMM_LICENCE, dataset)
+    return TimmSource(data, labels, _timm_classes(dataset), notes, _TIMM_LICENCE, dataset)
 
 
 def is_timm_name(data: str) -> bool:
@@ -348,15 +174,23 @@ def find_source(
     """Return the images that ``data`` names.
 
     ``strict`` demands split folders of a folder or tar (training may not borrow its test images).
-    Raises ``DataError`` or ``UnknownNameError``.
+
+    Raises
+    ------
+    DataError
+        No such file or folder, nothing in it, or classes and splits that contradict each other.
+    UnknownNameError
+        A name that is neither a path nor one of the known sets.
     """
     text = str(data)
+    if not text.strip():
+        raise DataError(f"data={text!r} names nothing; a full stop stands for the current folder")
     if text == "photos":
-        return PhotoSource()
+        return PhotoSource("photos", np.full(len(PHOTOS), -1), licence="each its own, see data/README.md")
     if text == "digits":
         return digits_source(split)
     path = Path(text).expanduser()
-    if path.exists():
+    if os.path.exists(path):  # which takes a name that no file can have for one that is not there
         return _from_path(text, path, split, strict)
     if is_timm_name(text):
         return _from_timm(text, *open_timm(text, split, root, download))
