@@ -402,12 +402,10 @@ def _images(source: Any, model: nn.Module, n_images: int, seed: int) -> tuple[Te
 
 
 def _preprocessed(image: Any, model: nn.Module) -> Tensor:
-    from timm.data import create_transform
-
-    from .data.loading import preprocessing
+    from .data.loading import preprocessing, transform_of
     from .data.reading import to_rgb
 
-    return create_transform(**preprocessing(model))(to_rgb(image))[None]
+    return transform_of(preprocessing(model))(to_rgb(image))[None]
 
 
 def _from_loader(loader: Any, n_images: int) -> tuple[Tensor, tuple[str, ...]]:

@@ -415,12 +415,9 @@ def test_edge_decodability_refuses_what_it_cannot_answer():
     with pytest.raises(T2TError, match="directions of at least 1"):
         RectifiedEdgeDecodability(directions=0)
     models = {"a": small(), "b": small(seed=1)}
-    models["b"].pretrained_cfg = models["b"].pretrained_cfg | {"std": (1.0, 1.0, 1.0)}
     result = run(models, EdgeDecodability(dim=8, draws=1, places=("blocks.*.resid_post",)), textures(8))[
         "edge_decodability"
     ]
-    with pytest.raises(T2TError, match="different targets"):
-        first_third_difference(result, "a", "b")
     with pytest.raises(UnknownNameError, match="'c'"):
         first_third_difference(result, "a", "c")
 

@@ -124,12 +124,12 @@ def cut_crops(pixels: Tensor, block: Tensor, top: Tensor, left: Tensor, flip: Te
     return pixels[block[:, None, None], rows[:, :, None], cols[:, None, :]]
 
 
-def _as_images(crops: Tensor, img_size: tuple[int, int]) -> Tensor:
-    """Standardise (n, 32, 32), resize if asked, and repeat the grey channel: (n, 3, H, W)."""
+def as_images(crops: Tensor, img_size: tuple[int, int], channels: int = 3) -> Tensor:
+    """Standardise (n, 32, 32), resize if asked, and repeat the grey channel: (n, channels, H, W)."""
     images = standardise(crops)[:, None]
     if tuple(img_size) != (CROP, CROP):
         images = F.interpolate(images, size=tuple(img_size), mode="bicubic", antialias=True)
-    return images.expand(-1, 3, -1, -1)
+    return images.expand(-1, channels, -1, -1)
 
 
 def crops_info(
@@ -177,13 +177,17 @@ class FixedCrops(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        images = as_images(self.cut(indices), self.img_size)
+        return list(zip(images, self.labels[list(indices)].tolist(), strict=True))
+
+    def cut(self, indices: Sequence[int]) -> Tensor:
+        """Pixels of crops, (n, 32, 32) in 0..1."""
         index = torch.as_tensor(indices)
         quarter = index % CROPS_PER_BLOCK
         no_flip = torch.zeros(len(index), dtype=torch.bool)
-        crops = cut_crops(
+        return cut_crops(
             self.pixels, index // CROPS_PER_BLOCK, quarter // 2 * CROP, quarter % 2 * CROP, no_flip
         )
-        return list(zip(_as_images(crops, self.img_size), self.labels[index].tolist(), strict=True))
 
 
 def choose_fraction(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -278,4 +282,4 @@ class EpochCrops(Dataset):
             top = left = torch.full_like(index, (BLOCK - CROP) // 2)
             flip = torch.zeros_like(index)
         crops = cut_crops(self.pixels, block, top, left, flip.bool())
-        return list(zip(_as_images(crops, self.img_size), label.tolist(), strict=True))
+        return list(zip(as_images(crops, self.img_size), label.tolist(), strict=True))

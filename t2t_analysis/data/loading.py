@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import copy
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -13,13 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
 from ..errors import DataError, UnknownNameError
-from .crops import CROP, FixedCrops, crop_classes, crops_info
+from .crops import CROP, FixedCrops, as_images, crop_classes, crops_info
 from .imagenet import number_as_head
 from .info import DataInfo, chance_level
 from .reading import to_rgb
 from .sources import Source, StreamSource, find_source
 
-__all__ = ["Batch", "load_images"]
+__all__ = ["Batch", "ImageLoader", "as_seen_by", "load_images", "seen_by"]
 
 #: Below this input size no border is cut off: a 32 px image has none to spare.
 SMALL = 64
@@ -118,26 +121,71 @@ def _choose_readable(source: Source, n_images: int | None, seed: int) -> tuple[n
                 bad[number] = str(error)
 
 
-class _Images(Dataset):
-    """Chosen images of a source, transformed."""
+@dataclass(frozen=True)
+class _Each:
+    """Several ways to prepare the same pixels, as a tuple."""
 
-    def __init__(self, source: Source, chosen: np.ndarray, transform: Any, info: DataInfo) -> None:
-        self.source, self.chosen, self.transform, self.info = source, chosen, transform, info
+    ways: tuple[Callable[[Any], Tensor], ...]
+
+    def __call__(self, pixels: Any) -> tuple[Tensor, ...]:
+        return tuple(way(pixels) for way in self.ways)
+
+
+class _Prepared:
+    """A data set whose images are prepared in one way, or in several at once."""
+
+    info: DataInfo
+    prepare: Callable[[Any], Any]
+
+    @staticmethod
+    def config(model: nn.Module | None, img_size: Any) -> dict[str, Any]:
+        """What a model wants."""
+        return preprocessing(model, img_size)
+
+    @staticmethod
+    def way(config: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+        """What makes images of pixels in the way of ``config``."""
+        return transform_of(config)
+
+    def prepared(self, configs: Sequence[Mapping[str, Any]]) -> Self:
+        """Return the same images in these ways; with several, ``Batch.images`` has a tensor for each."""
+        twin = copy.copy(self)
+        ways = tuple(self.way(config) for config in configs)
+        twin.prepare = ways[0] if len(ways) == 1 else _Each(ways)
+        return twin
+
+
+class _Images(_Prepared, Dataset):
+    """Chosen images of a source."""
+
+    def __init__(self, source: Source, chosen: np.ndarray, info: DataInfo) -> None:
+        self.source, self.chosen, self.info = source, chosen, info
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def __getitem__(self, index: int) -> Batch:
         number = int(self.chosen[index])
-        return Batch(self.transform(self.source.image(number)), int(self.source.labels[number]), index)  # type: ignore[arg-type]
+        return Batch(self.prepare(self.source.image(number)), int(self.source.labels[number]), index)  # type: ignore[arg-type]
 
 
-class _Crops(Dataset):
+class _Crops(_Prepared, Dataset):
     """Chosen crops of ``photo_crops``, a whole batch at a time."""
 
     def __init__(self, crops: FixedCrops, chosen: np.ndarray, info: DataInfo) -> None:
         self.crops, self.chosen, self.info = crops, chosen, info
         self.clusters = crops.clusters[chosen]
+
+    @staticmethod
+    def config(model: nn.Module | None, img_size: Any) -> dict[str, Any]:
+        """The size alone: crops are standardised already, so the model's mean and std are not applied."""
+        size = as_pair(img_size) if img_size is not None else _model_size(model) or (CROP, CROP)
+        return {"input_size": (3 if model is None else channels_of(model), *size)}
+
+    @staticmethod
+    def way(config: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+        channels, *size = config["input_size"]
+        return partial(as_images, img_size=tuple(size), channels=channels)
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -146,25 +194,25 @@ class _Crops(Dataset):
         return self.__getitems__([index])[0]
 
     def __getitems__(self, indices: Sequence[int]) -> list[Batch]:
-        samples = self.crops.__getitems__(self.chosen[list(indices)].tolist())
-        return [Batch(x, y, i) for (x, y), i in zip(samples, indices, strict=True)]  # type: ignore[arg-type]
+        numbers = self.chosen[list(indices)].tolist()
+        made = self.prepare(self.crops.cut(numbers))
+        images = zip(*made, strict=True) if isinstance(made, tuple) else made
+        labels = self.crops.labels[numbers].tolist()
+        return [Batch(x, y, i) for x, y, i in zip(images, labels, indices, strict=True)]  # type: ignore[arg-type]
 
 
-class _Stream(IterableDataset):
+class _Stream(_Prepared, IterableDataset):
     """The first images of a set that can only be read in its own order; whole batches are dealt to shards."""
 
-    def __init__(
-        self, dataset: Any, transform: Any, info: DataInfo, batch_size: int, shard: tuple[int, int]
-    ) -> None:
-        self.dataset, self.transform, self.info = dataset, transform, info
-        self.batch_size, self.shard = batch_size, shard
+    def __init__(self, dataset: Any, info: DataInfo, batch_size: int, shard: tuple[int, int]) -> None:
+        self.dataset, self.info, self.batch_size, self.shard = dataset, info, batch_size, shard
 
     def __iter__(self) -> Iterator[Batch]:
         rank, world = self.shard
         index = -1
         for index, (image, label) in enumerate(islice(self.dataset, self.info.n)):
             if index // self.batch_size % world == rank:
-                picture = self.transform(to_rgb(image, f"{self.info.name}[{index}]"))
+                picture = self.prepare(to_rgb(image, f"{self.info.name}[{index}]"))
                 yield Batch(picture, int(label), index)  # type: ignore[arg-type]
         if self.info.n is not None and index + 1 < self.info.n:
             raise DataError(
@@ -203,23 +251,50 @@ def _model_size(model: nn.Module | None) -> tuple[int, int] | None:
     return None
 
 
+def channels_of(model: nn.Module) -> int:
+    """Channels of the images that a model takes."""
+    embed = getattr(model, "patch_embed", None)
+    told = (getattr(owner, "in_chans", None) for owner in (model, embed))
+    kernel = getattr(getattr(embed, "proj", None), "in_channels", None)
+    config: Any = getattr(model, "pretrained_cfg", None) or {}
+    count = next((c for c in (*told, kernel) if isinstance(c, int)), config.get("input_size", (3,))[0])
+    if count not in (1, 3):
+        raise DataError(
+            f"{type(model).__name__} takes images of {count} channels; here they have 3, or 1 if grey"
+        )
+    return count
+
+
 def preprocessing(
     model: nn.Module | None = None, img_size: int | Sequence[int] | None = None
 ) -> dict[str, Any]:
     """The model's own preprocessing as timm's ``create_transform`` takes it; ImageNet's without a model.
 
     The size is ``img_size``, else what the model was built for, else its pretrained config, else 224. Under
-    64 pixels nothing is cut off the border.
+    64 pixels nothing is cut off the border. A model of grey images is given the means over the colours.
     """
     from timm.data import resolve_data_config
 
     config = resolve_data_config({"img_size": 224}) if model is None else resolve_data_config(model=model)
     size = as_pair(img_size) if img_size is not None else _model_size(model) or config["input_size"][1:]
-    config["input_size"] = (3, *size)
+    channels = 3 if model is None else channels_of(model)
+    config["input_size"] = (channels, *size)
     config["interpolation"] = "bicubic" if model is None else config["interpolation"]
+    for key in ("mean", "std"):
+        given = tuple(float(value) for value in config[key])
+        config[key] = given if len(given) == channels else (sum(given) / len(given),) * channels
     if min(size) < SMALL:
         config["crop_pct"] = 1.0
     return config
+
+
+def transform_of(config: Mapping[str, Any]) -> Callable[[Any], Tensor]:
+    """The transform of an RGB picture that `preprocessing` describes."""
+    from timm.data import create_transform
+    from torchvision.transforms import Compose, Grayscale
+
+    made: Any = create_transform(**config)
+    return Compose([Grayscale(), made]) if config["input_size"][0] == 1 else made
 
 
 def _check_loader(batch_size: int, on_error: str, shard: tuple[int, int] | None) -> tuple[int, int]:
@@ -233,12 +308,8 @@ def _check_loader(batch_size: int, on_error: str, shard: tuple[int, int] | None)
     return rank, world
 
 
-def _crops_dataset(
-    split: str, model: nn.Module | None, img_size: Any, n_images: int | None, seed: int
-) -> _Crops:
-    """Standardised already, so the model's mean and std are not applied."""
-    size = as_pair(img_size) if img_size is not None else _model_size(model) or (CROP, CROP)
-    crops = FixedCrops(split, size)
+def _crops_dataset(split: str, n_images: int | None, seed: int, size: tuple[int, int]) -> _Crops:
+    crops = FixedCrops(split)
     every = crops.labels.numpy()
     chosen = _choose(every, n_images, seed, "photo_crops", clusters=crops.clusters)
     labels = every[chosen]
@@ -265,20 +336,58 @@ def source_info(source: Source, split: str, chosen: np.ndarray, skipped: tuple[s
     )
 
 
-def _images_dataset(
-    source: Source, split: str, transform: Any, n_images: int | None, seed: int, on_error: str
-) -> _Images:
+def _images_dataset(source: Source, split: str, n_images: int | None, seed: int, on_error: str) -> _Images:
     if on_error == "skip":
         chosen, skipped = _choose_readable(source, n_images, seed)
     else:
         chosen, skipped = _choose(source.labels, n_images, seed, source.name), ()
-    return _Images(source, chosen, transform, source_info(source, split, chosen, skipped))
+    return _Images(source, chosen, source_info(source, split, chosen, skipped))
 
 
 def _stream_info(source: StreamSource, split: str, n_images: int | None) -> DataInfo:
     order = "read in its own order: n_images takes the first images, not balanced over classes"
     notes = (f"{source.name} is {order}", *source.notes)
     return DataInfo(source.name, split, n_images, (), "see the data set's own page", float("nan"), notes)
+
+
+class ImageLoader(DataLoader):
+    """What `load_images` returns: batches for one model, and the same images as any other model wants them."""
+
+    def __init__(self, dataset: Any, model: nn.Module | None, img_size: Any, **how: Any) -> None:
+        config = dataset.config(model, img_size)
+        super().__init__(dataset.prepared([config]), **how)
+        self.config, self.img_size, self._how = config, img_size, how
+
+    def config_of(self, model: nn.Module) -> dict[str, Any]:
+        """How this model wants its images; as the loader was made where the model does not tell."""
+        told = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)
+        return self.dataset.config(model, self.img_size) if told else self.config  # type: ignore[attr-defined]
+
+    def showing(self, configs: Sequence[Mapping[str, Any]]) -> DataLoader:
+        """Return a loader of the same images in the same order, each decoded once and prepared in all these ways."""
+        if list(configs) == [self.config]:
+            return self
+        return DataLoader(self.dataset.prepared(configs), **self._how)  # type: ignore[attr-defined]
+
+
+def seen_by(loader: Any, models: Sequence[nn.Module]) -> tuple[Any, list[int]]:
+    """Show images to several models, each through its own preprocessing.
+
+    Returns
+    -------
+    A loader of the same images, whose ``Batch.images`` is a list of tensors where the models want more than one
+    kind, and for each model which of them is its own. What `load_images` did not make is left as it is.
+    """
+    if not isinstance(loader, ImageLoader):
+        return loader, [0] * len(models)
+    configs = [loader.config_of(model) for model in models]
+    distinct = [config for i, config in enumerate(configs) if config not in configs[:i]]
+    return loader.showing(distinct), [distinct.index(config) for config in configs]
+
+
+def as_seen_by(loader: Any, model: nn.Module) -> Any:
+    """Return a loader of the same images, prepared as ``model`` wants them."""
+    return seen_by(loader, [model])[0]
 
 
 def load_images(
@@ -296,7 +405,7 @@ def load_images(
     shard: tuple[int, int] | None = None,
     root: str | Path | None = None,
     download: bool = True,
-) -> DataLoader:
+) -> ImageLoader:
     """Return a loader of ``Batch(images, labels, index)``; ``loader.dataset.info`` is its ``DataInfo``.
 
     Parameters
@@ -306,7 +415,9 @@ def load_images(
         factory (torch/cifar10, hfds/NAME, wds/NAME). Folders and tars may hold train/ and test/ (or val/)
         folders; without them all is used.
     model : its own preprocessing is used (size, crop, interpolation, mean and std); ImageNet's at 224
-        without one. ``photo_crops`` are standardised already and only resized. Class folders named by WordNet
+        without one. `measure` and whatever else takes models and a loader shows the same images to every model
+        through that model's own preprocessing. ``photo_crops`` are standardised already and only resized. Class
+        folders named by WordNet
         ids get the numbers that an ImageNet head has for them, also where they are only some of its classes.
     n_images : so many, balanced over classes (and over the blocks of ``photo_crops``); the first n of one order, so
         smaller choices are subsets of larger ones. Without labels the choice is drawn with ``seed`` and keeps the
@@ -324,23 +435,23 @@ def load_images(
     >>> batch.images.shape, batch.index.tolist()
     (torch.Size([4, 3, 64, 64]), [0, 1, 2, 3])
     """
-    from timm.data import create_transform
-
     shard = _check_loader(batch_size, on_error, shard)
     common: dict[str, Any] = {
+        "model": model,
+        "img_size": img_size,
         "num_workers": workers,
         "pin_memory": torch.device(device).type == "cuda",
         "generator": torch.Generator().manual_seed(seed),
     }
     if str(data) == "photo_crops":
-        dataset: Any = _crops_dataset(split, model, img_size, n_images, seed)
+        size = _Crops.config(model, img_size)["input_size"][1:]
+        dataset: Any = _crops_dataset(split, n_images, seed, size)
     else:
-        transform = create_transform(**preprocessing(model, img_size))
         source = find_source(data, split=split, root=root, download=download)
         if isinstance(source, StreamSource):
             info = _stream_info(source, split, n_images)
-            stream = _Stream(source.dataset, transform, info, batch_size, shard)
-            return DataLoader(stream, batch_size=batch_size, **{**common, "num_workers": 0})
+            stream = _Stream(source.dataset, info, batch_size, shard)
+            return ImageLoader(stream, batch_size=batch_size, **{**common, "num_workers": 0})
         source = number_as_head(source, model)
-        dataset = _images_dataset(source, split, transform, n_images, seed, on_error)
-    return DataLoader(dataset, batch_sampler=_DealtBatches(len(dataset), batch_size, shard), **common)
+        dataset = _images_dataset(source, split, n_images, seed, on_error)
+    return ImageLoader(dataset, batch_sampler=_DealtBatches(len(dataset), batch_size, shard), **common)

@@ -8,7 +8,7 @@ from .base import Measure, MeasureBatch
 from .channels import FeatureMapView, InvalidChannels, feature_map_curves, invalid_difference
 from .collapse import LayerCollapse, collapse_difference
 from .cost import costs, count, token_geometry, token_stages
-from .edge_channels import EdgeChannels, edge_difference, example_image
+from .edge_channels import EdgeChannels, edge_difference, example_image, image_for
 from .engine import accumulate, collect, measure
 from .feature_maps import ChannelMaps, channel_maps
 from .footprint import footprints
@@ -88,6 +88,7 @@ __all__ = [
     "first_third_difference",
     "footprints",
     "geometry_difference",
+    "image_for",
     "invalid_difference",
     "latencies",
     "measure",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from .. import capture
 from ..capture.attention import backbone_attention
+from ..data.loading import as_seen_by
 from ..errors import CaptureError, DataError, T2TError, UnknownNameError
 
 __all__ = [
@@ -112,11 +113,11 @@ class HeadMeans:
         ((5, 3, 64), 4)
         """
         known, total, n = sites(model), dict[int, Tensor](), 0
-        device = next(model.parameters()).device
-        for images in image_tensors(batches):
+        weight = next(model.parameters())
+        for images in image_tensors(as_seen_by(batches, model)):
             if n >= limit:
                 break
-            images = images[: limit - n].to(device)
+            images = images[: limit - n].to(weight)
             for layer, z in head_outputs(model, known, images).items():
                 _add(total, layer, z.double().sum(0))
             n += len(images)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import capture
+from ..data.loading import as_seen_by
 from ..errors import DataError, UnknownNameError
 from .ablation import MODES, HeadMeans, Replay, image_tensors
 from .base import Measure, MeasureBatch, View
@@ -70,10 +71,15 @@ class AblationMeasure(Measure):
         """Take the images for means and resampling, once."""
         if self.mode == "zero" or self.bank is not None:
             return
-        given = _rank_zero(images) if self.calibration is None else _first(self.calibration, self.limit)
-        self.bank = given[: self.limit].to(images.device)
+        view = self.views[0]
+        given = (
+            _rank_zero(images)
+            if self.calibration is None
+            else _first(as_seen_by(self.calibration, view.model), self.limit)
+        )
+        self.bank = given[: self.limit].to(images)
         if self.mode == "mean":
-            self.means = HeadMeans.of(self.views[0].model, self.bank.split(len(images)), self.limit)
+            self.means = HeadMeans.of(view.model, self.bank.split(len(images)), self.limit)
             bad = [layer for layer, mean in self.means.mean.items() if not mean.isfinite().all()]
             if bad:
                 raise DataError(f"head outputs of layer {bad[0]} are not finite for the calibration images")

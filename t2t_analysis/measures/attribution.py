@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
+from ..data.loading import ImageLoader, as_seen_by
 from ..errors import DataError, T2TError, UnknownNameError
 from .attribution_methods import METHODS, Settings, chosen_logit, evaluating, reference_images
 from .base import View
@@ -96,6 +97,7 @@ class Explained:
     ----------
     images : (n, C, H, W) as the model saw them; ``labels``, ``target`` (n,), the class attributed.
     clusters : (n,) images of one cluster (crops of one block) are not independent; else each its own.
+    frame : share of the picture's shorter side that the model's crop shows.
     maps : method -> (n, H, W), float32. A map that was not finite is all NaN, and a note says so.
     errors : method -> (2, n): completeness error, and the change of the logit it is an error of.
     """
@@ -113,6 +115,7 @@ class Explained:
     target_kind: str
     meta: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    frame: float = 1.0
 
     def usable(self, method: str) -> np.ndarray:
         """Images (n,) whose map is finite and says something: a constant map ranks nothing."""
@@ -154,15 +157,19 @@ def explain(
             raise UnknownNameError("attribution method", method, METHODS)
     if target not in ("predicted", "label"):
         raise UnknownNameError("target", target, ("predicted", "label"))
-    images, labels, clusters = gather_images(loader, n_images)
-    if target == "label" and bool((labels < 0).any()):
-        raise DataError("target='label', but there are images without a label; target='predicted' needs none")
     meta = {"data": as_json(getattr(loader.dataset, "info", None))} if hasattr(loader, "dataset") else {}
     how = settings or Settings()
-    return [
-        _explain_one(View(model, label), images, labels, clusters, methods, target, how, meta, progress)
-        for label, model in named.items()
-    ]
+    found = []
+    for label, model in named.items():
+        images, labels, clusters = gather_images(as_seen_by(loader, model), n_images)
+        if target == "label" and bool((labels < 0).any()):
+            raise DataError(
+                "target='label', but there are images without a label; target='predicted' needs none"
+            )
+        one = _explain_one(View(model, label), images, labels, clusters, methods, target, how, meta, progress)
+        config = loader.config_of(model) if isinstance(loader, ImageLoader) else {}
+        found.append(replace(one, frame=config.get("crop_pct", 1.0)))
+    return found
 
 
 def named_models(models: Any) -> dict[str, nn.Module]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
@@ -385,10 +386,10 @@ def map_agreement(first: Explained, second: Explained, *, same_class: bool = Fal
     ----------
     same_class : leave out images for which the maps are about different classes; the notes count them.
     """
-    if first.images.shape[0] != second.images.shape[0] or first.images.shape[-2:] != second.images.shape[-2:]:
+    if len(first.images) != len(second.images):
         raise DataError(
-            f"maps of {tuple(first.images.shape)} and {tuple(second.images.shape)} images do not match; "
-            "explain both models with one loader"
+            f"maps of {len(first.images)} and {len(second.images)} images do not match; explain both models "
+            "with one loader"
         )
     rows: list[dict[str, Any]] = []
     notes = [*first.notes, *second.notes]
@@ -400,7 +401,8 @@ def map_agreement(first: Explained, second: Explained, *, same_class: bool = Fal
             f"{len(kept)} images, left out of their agreement"
         )
     for method in (m for m in first.maps if m in second.maps):
-        pair = _Comparison(first.maps[method][kept], second.maps[method][kept], first.clusters[kept], seed)
+        maps = _where_both_look(first, second, method)
+        pair = _Comparison(maps[0][kept], maps[1][kept], first.clusters[kept], seed)
         notes.extend(pair.note(f"{first.label} and {second.label}, {METHODS[method].words}"))
         base = _base("attribution_agreement", first, method) | {
             "model_b": second.label,
@@ -409,6 +411,22 @@ def map_agreement(first: Explained, second: Explained, *, same_class: bool = Fal
         rows.extend(_both_signs(pair, "agreement", method, base))
     meta = {"seed": seed, "same_class": float(alike.mean()), "runs": [first.meta, second.meta]}
     return Result("attribution_agreement", rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
+
+
+def _where_both_look(first: Explained, second: Explained, method: str) -> list[Tensor]:
+    """Maps (n, H, W) of both on the pixels of the part of the picture that both see, at the lower resolution."""
+    shared = min(first.frame, second.frame)
+    found = []
+    for one in (first, second):
+        values = one.maps[method]
+        height, width = (round(side * shared / one.frame) for side in values.shape[-2:])
+        top, left = (values.shape[-2] - height) // 2, (values.shape[-1] - width) // 2
+        found.append(values[:, top : top + height, left : left + width])
+    sizes = [tuple(values.shape[-2:]) for values in found]
+    if sizes[0] == sizes[1]:
+        return found
+    least = min(sizes[0][0], sizes[1][0]), min(sizes[0][1], sizes[1][1])
+    return [F.adaptive_avg_pool2d(values.unsqueeze(1), least).squeeze(1) for values in found]
 
 
 def check_attribution(

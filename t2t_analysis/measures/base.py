@@ -51,7 +51,7 @@ class MeasureBatch:
     """
 
     index: Tensor  # (B,) number of each image in the data set
-    images: Tensor  # (B, C, H, W)
+    images: Tensor  # (B, C, H, W) as the first view sees them
     labels: Tensor  # (B,)
     seen: tuple[dict[str, Any], ...]
     views: tuple[View, ...]

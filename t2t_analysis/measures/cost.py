@@ -25,6 +25,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import models as _models  # noqa: F401 - puts the T2T family into timm's registry
 from ..capture.layout import tokeniser
+from ..data.loading import as_pair
 from ..errors import CaptureError, ParameterError, UnknownNameError
 from ..models.tokens import WINDOWS, Window
 from ..results import Result
@@ -295,20 +296,30 @@ def token_geometry(
     return pd.DataFrame(table)
 
 
-def token_stages(models: Mapping[str, nn.Module], img_size: int | tuple[int, int]) -> pd.DataFrame:
+Size = int | Sequence[int]
+
+
+def _size_of(label: str, img_size: Size | Mapping[str, Size] | None) -> tuple[int, int] | None:
+    """Height and width for one model, of a size for all or one for each label."""
+    size = img_size[label] if isinstance(img_size, Mapping) else img_size
+    return None if size is None else as_pair(size)
+
+
+def token_stages(models: Mapping[str, nn.Module], img_size: Size | Mapping[str, Size]) -> pd.DataFrame:
     """`token_geometry` of every split of ``models`` (label -> model), one below the other.
 
     Models whose tokens cannot be placed on pixels are left out: an empty table where none can.
     """
-    height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
     parts = []
     for label, model in models.items():
+        size = _size_of(label, img_size)
+        assert size is not None
         try:
             windows = split_windows(model)
         except CaptureError:
             continue
         channels = getattr(tokeniser(model), "token_dim", 0)  # of no account where there is one split
-        parts.append(token_geometry(height, width, windows, channels))
+        parts.append(token_geometry(*size, windows, channels))
         parts[-1].insert(0, "model", label)
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
 
@@ -333,7 +344,7 @@ def costs(
     models: Sequence[str] | Mapping[str, nn.Module],
     *,
     baseline: str | None = None,
-    img_size: int | tuple[int, int] | None = None,
+    img_size: Size | Mapping[str, Size] | None = None,
     batch: int = 16,
     memory: bool = True,
 ) -> Result:
@@ -344,6 +355,7 @@ def costs(
     models : registered names, or label -> model, which is then counted with the head that it has.
     baseline : one of them, default the first. The null column holds its value: what a model would cost if it
         cost the same.
+    img_size : the same for all, or by label; default each model's own.
     batch : images that memory is counted for (``at``).
 
     Raises UnknownNameError for a name that is not registered and for a baseline that is not among them.
@@ -355,7 +367,9 @@ def costs(
     if first not in names:
         raise UnknownNameError("baseline", first, names)
     made = models if isinstance(models, Mapping) else {}
-    found = {name: _costs(_shapes(name, made.get(name), img_size), batch, memory) for name in names}
+    found = {
+        name: _costs(_shapes(name, made.get(name), _size_of(name, img_size)), batch, memory) for name in names
+    }
     reference = found[first]
     rows = [
         {
@@ -368,8 +382,8 @@ def costs(
         for name, values in found.items()
         for quantity, value in values.items()
     ]  # fmt: skip
-    size = None if img_size is None else [img_size] * 2 if isinstance(img_size, int) else list(img_size)
-    return Result("cost", pd.DataFrame(rows), {"img_size": size, "batch": batch, "torch": torch.__version__})
+    sizes = {name: list(size) if (size := _size_of(name, img_size)) else None for name in names}
+    return Result("cost", pd.DataFrame(rows), {"img_size": sizes, "batch": batch, "torch": torch.__version__})
 
 
 def _shapes(name: str, model: nn.Module | None, img_size: int | tuple[int, int] | None) -> Shapes:

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import capture
+from ..data.loading import as_seen_by
 from ..errors import DataError, T2TError
 from ..models.tokens import Window
 from ..results import Result
@@ -30,7 +31,15 @@ from .head_summary import Replicates, with_p
 from .locality import FIRST_THIRD
 from .token_pixels import pixels_to_tokens, windows_to
 
-__all__ = ["INVARIANCES", "EdgeChannels", "content", "edge_difference", "example_image", "share_above"]
+__all__ = [
+    "INVARIANCES",
+    "EdgeChannels",
+    "content",
+    "edge_difference",
+    "example_image",
+    "image_for",
+    "share_above",
+]
 
 #: what a channel may follow, in the order of all states
 KINDS = ("outline", "edge", "brightness")
@@ -366,6 +375,11 @@ def edge_difference(result: Result, model: str, model_b: str, place: str = FIRST
         words = " and ".join("x".join(map(str, grid)) for grid in ends)
         return Result(found.measure, found.frame, found.meta, (*found.notes, f"token grids differ: {words}"))
     return found
+
+
+def image_for(model: nn.Module, loader: Any, number: int) -> Tensor:
+    """Image ``number`` of the loader as ``model`` sees it, (3, H, W), where the model is."""
+    return gather_images(as_seen_by(loader, model), number + 1)[0][number].to(next(model.parameters()))
 
 
 def example_image(loader: Any, number: int | None = None) -> tuple[int, Tensor]:

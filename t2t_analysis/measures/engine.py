@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import importlib.metadata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -17,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import capture
-from ..errors import DataError, T2TError
+from ..data.loading import seen_by
+from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result, Results
 from .base import Measure, MeasureBatch
 from .view import View, as_json
@@ -46,16 +48,22 @@ def measure(
     models : one model, several (the first is the baseline that pairs are made with), or label -> model. A
         measure of one model is asked of each; a comparison of two, of (first, other) for every other. A view
         may stand for a model, as `FeatureMapView` does for convolutional networks.
-    loader : batches with ``images`` (B, C, H, W), ``labels`` and ``index`` (B,), as `load_images` gives, or
-        plain (images, labels) pairs or image tensors, which are then numbered in order.
+    measures : instances of `Measure`; a class or a name ("head_similarity") for one with its default settings.
+    loader : as `load_images` gives it; then every model sees the same images, each through its own preprocessing.
+        Or batches with ``images`` (B, C, H, W), ``labels`` and ``index`` (B,), plain (images, labels) pairs or image
+        tensors, which are then numbered in order and shown to all models as they are.
     device : where the models run; they are put back afterwards. Default: where the first one is.
     labels : names of the models in the result. Default: architecture names.
     autocast : True for bfloat16, or a dtype; the measures themselves always run outside autocast.
 
-    Models run in eval mode without graph, and get back the training mode they had. Under torch.distributed
-    every process is given its own share of the images and all get the result for all images.
+    Models run in eval mode without graph, in the precision of their weights, and get back the training mode they
+    had. Under torch.distributed every process is given its own share of the images and all get the result for all
+    images.
 
-    Raises DataError for a loader without images and T2TError for a comparison that lacks a second model.
+    Raises
+    ------
+    DataError : a loader without images, or whose images are not all of one size.
+    T2TError : a comparison that lacks a second model; an argument that is none of the above.
     """
     return collect(
         accumulate(
@@ -79,22 +87,83 @@ def accumulate(
     Those of other shares of the images merge with ``a.merge_state(b)``; `collect` then makes results of them.
     """
     named = _labelled(models, labels)
-    prototypes = [measures] if isinstance(measures, Measure) else list(measures)
-    with _ready((view.model for view in named.values()), device) as target:
+    prototypes = _prototypes(measures)
+    loader, which = seen_by(_checked(loader), [view.model for view in named.values()])
+    with (
+        torch.inference_mode(False),  # some measures need gradients by the images
+        torch.no_grad(),
+        _ready((view.model for view in named.values()), device) as target,
+    ):
         batches = _numbered(loader)
         first = next(batches, None)
         if first is None:
             raise DataError("the loader gave no images; every process needs at least one batch")
-        example = first.images[:1].to(target)
-        views = [view.showing(label, example) for label, view in named.items()]
+        views = [
+            view.showing(label, _for(view, first.images[i][:1], target))
+            for i, (label, view) in zip(which, named.items(), strict=True)
+        ]
         accumulators = _bound(prototypes, views, loader, target)
         stream: Any = chain([first], batches)
         if progress:
             stream = _shown(stream, loader)
-        with torch.no_grad():
-            for batch in stream:
-                _feed(accumulators, views, batch, target, autocast)
+        for batch in stream:
+            shown = {
+                id(view): _for(view, batch.images[i], target) for i, view in zip(which, views, strict=True)
+            }
+            _feed(accumulators, views, batch, shown, autocast)
     return accumulators
+
+
+def _prototypes(measures: Any) -> list[Measure]:
+    """The measures of one call; a class, or the name of a measure, stands for one with its default settings."""
+    several = isinstance(measures, Iterable) and not isinstance(measures, str | Measure)
+    return [_prototype(one) for one in (measures if several else [measures])]
+
+
+def _prototype(one: Any) -> Measure:
+    if isinstance(one, str):
+        known = {name: cls for cls in _known() for name in (cls.name, cls.__name__) if cls.name}
+        if one not in known:
+            raise UnknownNameError("measure", one, [name for name, cls in known.items() if name == cls.name])
+        one = known[one]
+    if isinstance(one, type) and issubclass(one, Measure):
+        try:
+            return one()
+        except TypeError as error:
+            raise T2TError(f"measure {one.__name__} has no default settings, make one: {error}") from None
+    if not isinstance(one, Measure):
+        raise T2TError(f"measure of type {type(one).__name__}: expected a Measure, its class or its name")
+    return one
+
+
+def _known(of: type[Measure] = Measure) -> Iterator[type[Measure]]:
+    for cls in of.__subclasses__():
+        yield from (cls, *_known(cls))
+
+
+def _checked(loader: Any) -> Any:
+    """The loader, if it can be one."""
+    if isinstance(loader, Tensor):
+        return [loader]
+    if isinstance(loader, str | os.PathLike):
+        raise DataError(
+            f"loader {str(loader)!r}: a name; expected a loader, as load_images({str(loader)!r}) gives"
+        )
+    if not isinstance(loader, Iterable):
+        raise DataError(
+            f"loader of type {type(loader).__name__}: expected what load_images gives, or batches"
+        )
+    return loader
+
+
+def _for(view: View, images: Tensor, device: torch.device) -> Tensor:
+    """Images as one model takes them: on the device, in the precision of its weights, all of one size."""
+    if view.example is not None and images.shape[1:] != view.example.shape[1:]:
+        sizes = " and ".join("x".join(map(str, x.shape[1:])) for x in (view.example, images))
+        raise DataError(f"images of {sizes}: one measurement takes images of one size; measure them apart")
+    kinds = (weight.dtype for weight in view.model.parameters() if weight.is_floating_point())
+    images = images.clone() if images.is_inference() else images
+    return images.to(device, next(kinds, images.dtype), non_blocking=True)
 
 
 def collect(accumulators: Sequence[Measure]) -> Results:
@@ -162,11 +231,10 @@ def _feed(
     accumulators: list[Measure],
     views: list[View],
     batch: _Batch,
-    device: torch.device,
+    shown: Mapping[int, Tensor],
     autocast: bool | torch.dtype,
 ) -> None:
-    """Run every model over one batch, then update every accumulator with what its hooks reduced."""
-    images = batch.images.to(device, non_blocking=True)
+    """Run every model over its images of one batch, then update every accumulator with what its hooks reduced."""
     takers = {id(view): [_Taker(a, {}, {}) for a in accumulators if view in a.views] for view in views}
     dtype = autocast if isinstance(autocast, torch.dtype) else torch.bfloat16
     for view in views:
@@ -174,11 +242,12 @@ def _feed(
         if handlers:
             with (
                 capture.observe(view, handlers),
-                torch.autocast(device.type, dtype=dtype, enabled=bool(autocast)),
+                torch.autocast(shown[id(view)].device.type, dtype=dtype, enabled=bool(autocast)),
             ):
-                view.model(images)
+                view.model(shown[id(view)])
     for accumulator in accumulators:
         own = [next(t for t in takers[id(v)] if t.measure is accumulator) for v in accumulator.views]
+        images = shown[id(accumulator.views[0])]
         fed = MeasureBatch(
             batch.index, images, batch.labels, tuple(t.seen for t in own), accumulator.views, batch.number
         )
@@ -203,7 +272,9 @@ def _handlers(view: View, takers: list[_Taker]) -> dict[str, Callable[[capture.O
 
 
 def _handle(takers: list[_Taker], obs: capture.Observation) -> None:
-    """Hand one observation to all who want it, or count it as not finite."""
+    """Hand one observation to all who want it, half precision made single; or count it as not finite."""
+    if obs.value.is_floating_point() and obs.value.itemsize < 4:
+        obs = obs._replace(value=obs.value.float())
     bad = _count_nonfinite(obs.value)
     with torch.autocast(obs.value.device.type, enabled=False):
         for taker in takers:
@@ -222,7 +293,7 @@ def _count_nonfinite(value: Tensor) -> int:
 
 @dataclass(frozen=True, eq=False)
 class _Batch:
-    images: Tensor
+    images: Sequence[Tensor]  # one kind for each preprocessing
     labels: Tensor
     index: Tensor
     number: int
@@ -235,13 +306,14 @@ def _numbered(loader: Any) -> Iterator[_Batch]:
     for count, item in enumerate(loader):
         number = count * world + rank
         if hasattr(item, "images"):
-            yield _Batch(item.images, item.labels, item.index.long().cpu(), number)
+            kinds = [item.images] if isinstance(item.images, Tensor) else item.images
+            yield _Batch(kinds, item.labels, item.index.long().cpu(), number)
             continue
         images = item if isinstance(item, Tensor) else item[0]
         labels = torch.full((len(images),), -1) if isinstance(item, Tensor) or len(item) < 2 else item[1]
         index = (start + torch.arange(len(images))) * world + rank
         start += len(images)
-        yield _Batch(images, labels, index, number)
+        yield _Batch([images], labels, index, number)
 
 
 def _share(loader: Any) -> tuple[int, int]:

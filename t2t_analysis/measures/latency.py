@@ -18,6 +18,7 @@ import torch
 from scipy import stats as sps
 from torch import Tensor, nn
 
+from ..data.loading import channels_of
 from ..errors import ParameterError, UnknownNameError
 from ..results import Result
 
@@ -135,7 +136,7 @@ def latencies(
             model.train(training).to(device)
         rows: list[dict[str, Any]] = []
         for batch in batch_sizes:
-            work = {label: _work(model, _images(batch, label, img_size, device), training, dtype)
+            work = {label: _work(model, _images(batch, label, model, img_size, device), training, dtype)
                     for label, model in models.items()}  # fmt: skip
             seconds = interleaved(work, repeats=repeats, warmup=warmup, device=device)
             rows += _rows(seconds, first, batch, training)
@@ -154,10 +155,12 @@ def _load() -> float | None:
     return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else None
 
 
-def _images(batch: int, label: str, img_size: Any, device: str) -> Tensor:
+def _images(batch: int, label: str, model: nn.Module, img_size: Any, device: str) -> Tensor:
     size = img_size[label] if isinstance(img_size, Mapping) else img_size
     height, width = (size, size) if isinstance(size, int) else size
-    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(0)).to(device)
+    return torch.randn(
+        batch, channels_of(model), height, width, generator=torch.Generator().manual_seed(0)
+    ).to(device)
 
 
 def _work(model: nn.Module, images: Tensor, training: bool, dtype: torch.dtype) -> Callable[[], None]:

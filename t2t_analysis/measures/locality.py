@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import capture
+from ..data.loading import preprocessing
 from ..errors import T2TError, UnknownNameError
 from ..results import Result
 from .base import Measure, MeasureBatch, View, layer_of
@@ -253,16 +254,10 @@ class EdgeDecodability(Measure):
         contrasts = {f"edge_r2_{q}": kept[FIRST_THIRD][q] for q in QUANTITIES} if first else {}
         meta = {
             "contrasts": {self.views[0].label: contrasts},
-            "edge_target": self._target(),
+            "edge_target": list(self.grid),
             "cells": list(self.grid),
         }
         return Result(self.name, pd.DataFrame(rows), meta)
-
-    def _target(self) -> dict[str, Any]:
-        return {
-            "std": None if self.std is None else [round(float(s), 6) for s in self.std],
-            "grid": list(self.grid),
-        }
 
     def _first_third(self) -> list[str]:
         blocks = [name for name in self.names if layer_of(name) is not None]
@@ -425,9 +420,7 @@ def pink_noise(n: int, shape: Sequence[int], seed: int) -> Tensor:
 
 def _normalisation(view: View) -> tuple[float, ...] | None:
     """Standard deviations of the model's own preprocessing."""
-    config: Any = getattr(view.model, "pretrained_cfg", None) or {}
-    std = config.get("std")
-    return None if std is None else tuple(float(s) for s in std)
+    return preprocessing(view.model)["std"] if getattr(view.model, "pretrained_cfg", None) else None
 
 
 def first_third_difference(result: Result, model: str, model_b: str) -> Result:
@@ -441,17 +434,17 @@ def first_third_difference(result: Result, model: str, model_b: str) -> Result:
     Raises
     ------
     UnknownNameError : a label that the result does not have.
-    T2TError : other images, or targets computed differently (grid, or ``std`` of the preprocessing).
+    T2TError : other images.
     """
-    targets = [_part(result, label)["edge_target"] for label in (model, model_b)]
-    if targets[0] != targets[1]:
-        raise T2TError(
-            f"{model} and {model_b} were asked for different targets, {targets[0]} and {targets[1]}; "
-            "measure them on the same grid and give EdgeDecodability one std for both"
-        )
-    return _difference(
+    found = _difference(
         result, model, model_b, FIRST_THIRD, "difference of mean held-out ridge R^2 over blocks"
     )
+    grids = [_part(result, label)["edge_target"] for label in (model, model_b)]
+    if grids[0] == grids[1]:
+        return found
+    words = " and ".join("x".join(map(str, grid)) for grid in grids)
+    note = f"{model} and {model_b} are asked about cells of different size: grids of {words}"
+    return Result(found.measure, found.frame, found.meta, (*found.notes, note))
 
 
 def blindness_difference(result: Result, model: str, model_b: str) -> Result:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
+from ..data.loading import as_seen_by
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result
 from ..stats import proportion_ci
@@ -75,7 +76,7 @@ def collect_features(
 
     labels, index, device = [], [], next(view.model.parameters()).device
     with evaluating(view.model), torch.no_grad(), capture.observe(view, dict.fromkeys(kept, keep)):
-        for batch in loader:
+        for batch in as_seen_by(loader, view.model):
             view.model(batch.images.to(device))
             labels.append(torch.as_tensor(batch.labels).cpu())
             index.append(torch.as_tensor(batch.index).cpu())

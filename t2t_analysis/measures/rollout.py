@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
+from ..data.loading import as_seen_by
 from ..errors import DataError, T2TError
 from ..results import Result
 from .base import Measure, MeasureBatch, View
@@ -137,7 +138,7 @@ def rollout_maps(model: nn.Module, images: Tensor, layers: int | None = None) ->
 
 
 class RolloutExamples(NamedTuple):
-    """Some images (n, 3, H, W), each stretched to 0..1, with the rollouts and the weights of every model."""
+    """Some images (n, 3, H, W) as the first model sees them, each stretched to 0..1; rollouts and weights of all."""
 
     photographs: Tensor
     maps: dict[str, Tensor]  # model -> (n, h, w), each summing to 1
@@ -148,20 +149,25 @@ def example_rollouts(
     models: Mapping[str, nn.Module], loader: Iterable[Any], count: int = 4
 ) -> RolloutExamples:
     """`rollout_maps` of all ``models`` over the first ``count`` images of the loader, or all if it has fewer."""
+    shown = {name: _first(as_seen_by(loader, model), count) for name, model in models.items()}
+    maps = {
+        name: rollout_maps(model, shown[name].to(next(model.parameters()))).cpu()
+        for name, model in models.items()
+    }
+    weights = {name: View(model).weights for name, model in models.items()}
+    return RolloutExamples(stretched(next(iter(shown.values()))), maps, weights)
+
+
+def _first(loader: Iterable[Any], count: int) -> Tensor:
+    """The first ``count`` images, or all if there are fewer."""
     parts: list[Tensor] = []
     for batch in loader:
-        parts.append(batch.images[: count - sum(map(len, parts))])
+        parts.append(batch.images[: count - sum(map(len, parts))].cpu())
         if sum(map(len, parts)) >= count:
             break
     if not parts:
         raise DataError("the loader gave no images")
-    images = torch.cat(parts)
-    maps = {}
-    for name, model in models.items():
-        device = next(model.parameters()).device
-        maps[name] = rollout_maps(model, images.to(device)).cpu()
-    weights = {name: View(model).weights for name, model in models.items()}
-    return RolloutExamples(stretched(images.cpu()), maps, weights)
+    return torch.cat(parts)
 
 
 def _patterns(view: capture.ModelView) -> list[str]:

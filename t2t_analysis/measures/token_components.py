@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
+from ..data.loading import as_seen_by
 from ..errors import DataError, T2TError
 from ..results import Result
 from ..stats import delete_group_jackknife
@@ -81,9 +82,8 @@ def token_pca(
     """
     if components < 3:
         raise T2TError(f"components={components}: three are drawn as red, green and blue")
-    images, _, _ = gather_images(loader, n_images)
     return [
-        _one_pca(View(m, label), images, place, components, loader)
+        _one_pca(View(m, label), gather_images(as_seen_by(loader, m), n_images)[0], place, components, loader)
         for label, m in named_models(models).items()
     ]
 

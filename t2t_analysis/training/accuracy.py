@@ -10,6 +10,7 @@ from torch import nn
 
 from .. import stats
 from .._progress import progress
+from ..data.loading import as_seen_by
 from ..errors import DataError
 from ..results import Result
 
@@ -44,7 +45,7 @@ def score(model: nn.Module, loader: Any, device: str | torch.device = "cpu") -> 
     training = model.training
     model.eval().to(device)
     with torch.inference_mode():
-        for images, labels, _ in progress(loader, "evaluating", total=len(loader)):
+        for images, labels, _ in progress(as_seen_by(loader, model), "evaluating", total=len(loader)):
             if (labels < 0).any():
                 raise DataError(f"{loader.dataset.info.name} has no labels")
             logits = model(images.to(device)).float().cpu()
