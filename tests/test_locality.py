@@ -1,5 +1,7 @@
 """Local structure: edge targets, streamed ridge, edge decodability, input gradients, shifts; nulls, planted truths."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import skimage.filters
@@ -8,6 +10,8 @@ import torch
 from sklearn.linear_model import Ridge
 
 from t2t_analysis import load_model
+from t2t_analysis.capture import view
+from t2t_analysis.data.loading import Batch
 from t2t_analysis.errors import T2TError, UnknownNameError
 from t2t_analysis.measures import (
     BoundaryBlindness,
@@ -25,6 +29,7 @@ from t2t_analysis.measures import (
     shift,
 )
 from t2t_analysis.measures import edges as ed
+from t2t_analysis.measures import footprint as fp
 from t2t_analysis.measures import gradients as rf
 from t2t_analysis.measures import locality as lo
 from t2t_analysis.measures.head_summary import with_p
@@ -124,11 +129,115 @@ def test_luminance_and_its_errors():
 
 def test_pixel_windows_are_the_cells_and_their_fields():
     grey = torch.arange(16.0 * 16).view(1, 16, 16)
-    cells, fields = ed.pixel_windows(grey, (4, 4)), ed.pixel_windows(grey, (4, 4), wide=True)
+    cells, fields = ed.pixel_windows(grey, (4, 4)), ed.pixel_windows(grey, (4, 4), (-4, -3, 5, 6))
     assert cells.shape == (1, 4, 16)
     assert fields.shape == (1, 4, 81)
     assert torch.equal(cells[0, 3].view(4, 4), grey[0, 8:12, 8:12])
-    assert torch.equal(fields[0, 3].view(9, 9), grey[0, 4:13, 4:13])
+    assert torch.equal(fields[0, 3].view(9, 9), grey[0, 4:13, 5:14])
+    beyond = ed.pixel_windows(grey, (4, 4), (-6, 0, 4, 4))  # two rows above the image are black
+    assert beyond[0, 0].view(10, 4)[:2].abs().max() == 0
+    assert torch.equal(beyond[0, 0].view(10, 4)[2:], grey[0, :8, 4:8])
+
+
+@pytest.mark.parametrize(
+    ("place", "offset"), [("embed", -1.5), ("tokens.0.out", 0.0), ("tokens.1.out", -0.5)]
+)
+def test_footprints_say_where_the_tokens_of_every_place_look(place, offset):
+    model = load_model("small_performer_deep", "random", depth=1)
+    windows = fp.windows_to(model, place)
+    foot = fp.token_footprint(view(model), place, (32, 32), (8, 8))
+    grid = np.array([32, 32])
+    centre = np.zeros(2)  # of the first token, then of the mean token of a cell, in pixels
+    stride = 1
+    for window in windows:
+        centre += stride * ((window.kernel - 1) / 2 - window.padding)
+        stride *= window.stride
+        grid = grid // window.stride
+    inside = (4 / stride - 1) / 2 * stride
+    assert foot.offset == pytest.approx(tuple(centre + inside - 1.5))
+    assert not foot.measured
+    assert foot.shares.sum() == pytest.approx(1)
+
+
+def test_footprints_without_a_known_geometry_are_measured():
+    def later(x):  # the token of a cell is the pixels one further down and two to the left
+        return torch.nn.functional.pad(pixels(ed.moved(x, (1.0, -2.0)))[..., :16], (0, 32))
+
+    foot = fp.token_footprint(view(planted(later, known=False)), "blocks.0.resid_post", (32, 32), (8, 8))
+    assert foot.measured
+    assert foot.offset == (1.0, -2.0)
+    assert foot.field == (1, -2, 5, 2)
+
+
+def test_moved_targets_are_the_targets_of_the_moved_image():
+    grey = 100 * torch.rand(2, 40, 40, generator=rng())
+    moved = torch.roll(grey, (2, -1), (1, 2))  # what was at (y, x) is at (y + 2, x - 1)
+    for ours, theirs in zip(ed.edge_targets(moved, (5, 5), (2.0, -1.0)).view(2, 3, 3, 4, 8),
+                            ed.edge_targets(grey, (5, 5)).view(2, 3, 3, 4, 8), strict=True):  # fmt: skip
+        assert torch.allclose(ours[1, 1], theirs[1, 1], atol=1e-5)
+    half = ed.moved(grey, (0.5, 0.0))[:, :-1]
+    assert torch.allclose(half, (grey[:, 1:] + grey[:, :-1]) / 2)
+    assert torch.equal(ed.edge_targets(grey, (5, 5), (0.0, 0.0)), ed.edge_targets(grey, (5, 5)))
+
+
+def test_a_token_that_sees_moved_pixels_is_asked_about_them():
+    """Edges of the cell one further down: all of R^2 where the target moves along, less where it stays."""
+    images = ed.pink_noise(24, (3, 32, 32), seed=3)
+
+    def below(x):
+        grey = ed.luminance(x, (0.5,) * 3)
+        return torch.nn.functional.pad(ed.edge_energy(grey, (8, 8), (2.0, 0.0)).flatten(1, 2), (0, 40))
+
+    aligned, asked_elsewhere = (
+        values(
+            run(planted(below, known=known), EdgeDecodability(dim=None, places=("embed",), groups=8), images)
+            ["edge_decodability"].frame, "edge_r2_own", "embed",
+        ).value
+        for known in (False, True)
+    )  # fmt: skip
+    assert aligned > 0.95
+    assert asked_elsewhere < aligned - 0.3
+
+
+class Crops:
+    """A loader of crops of photographs: each has a colour pattern of its own and edges that go with it."""
+
+    def __init__(self, n=48, photographs=12, batch=8):
+        which = torch.arange(n) % photographs
+        contrast = torch.logspace(-2.5, 0.5, photographs)[torch.randperm(photographs, generator=rng(9))]
+        noise = torch.randn(n, 3, 32, 32, generator=rng(2))
+        self.images = noise * contrast[which, None, None, None]
+        self.names = torch.randn(photographs, 48, generator=rng(4))[which]
+        self.dataset = SimpleNamespace(photographs=which.numpy())
+        self.batches = torch.arange(n).split(batch)
+
+    def __iter__(self):
+        for index in self.batches:
+            yield Batch(self.images[index], torch.full((len(index),), -1), index)
+
+
+def test_halves_by_photograph_do_not_reward_knowing_the_photograph():
+    """A token that says which photograph it is from, and nothing else, knows the edges of its crops only."""
+    loader = Crops()
+    rest = [loader.names]
+
+    def names(x):  # in the order of the loader
+        if not x.requires_grad and rest[0] is not None and len(x) == 8:
+            now, rest[0] = rest[0][:8], rest[0][8:]
+            return now.unsqueeze(1).expand(-1, 64, -1)
+        return x.new_zeros(len(x), 64, 48)
+
+    found = {}
+    for halves in lo.HALVES:
+        rest[0] = loader.names
+        measured = EdgeDecodability(dim=None, places=("embed",), groups=8, halves=halves)
+        found[halves] = values(measure(planted(names), loader, measured, progress=False)["edge_decodability"].frame,
+                               "edge_r2_own", "embed")  # fmt: skip
+    assert found["images"].value > 0.4
+    assert found["photographs"].value < 0.1
+    assert (found["photographs"].n, found["photographs"].unit) == (12, "photograph")
+    with pytest.raises(UnknownNameError, match="did you mean"):
+        EdgeDecodability(halves="photo")
 
 
 def test_finer_stages_are_averaged_over_the_cells():
@@ -226,9 +335,10 @@ def replicates_of(x, y, groups=12):
 class Planted(torch.nn.Module):
     """A patch embedding whose tokens are given as a function of the image."""
 
-    def __init__(self, inner, tokens):
+    def __init__(self, inner, tokens, known=True):
         super().__init__()
         self.inner, self.tokens = inner, tokens
+        self.proj = inner.proj if known else None  # that of a hard split, as far as the geometry is asked
         self.grid_size, self.num_patches, self.patch_size = (
             inner.grid_size,
             inner.num_patches,
@@ -239,12 +349,12 @@ class Planted(torch.nn.Module):
         return self.tokens(x)
 
 
-def planted(tokens, width=48):
+def planted(tokens, width=48, known=True):
     torch.manual_seed(0)
     model = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=4, depth=2, embed_dim=width, num_heads=3
     )
-    model.patch_embed = Planted(model.patch_embed, tokens)
+    model.patch_embed = Planted(model.patch_embed, tokens, known)
     return model
 
 
@@ -360,8 +470,9 @@ def test_rows_of_a_model_references_and_the_first_third():
     assert frame[["value", "low", "high", "null", "null_low", "null_high", "p"]].notna().all().all()
     assert (frame.n == 24).all()
     assert set(frame.estimator[frame.place == "pixels.field"]) == {
-        "held-out ridge R^2, 81 dimensions projected to 16, 2 draws"
-    }
+        "held-out ridge R^2, 16 dimensions",
+        "held-out ridge R^2, 225 dimensions projected to 16, 2 draws",
+    }  # of the hard and of the soft split
     assert set(frame.quantity) == {f"edge_r2_{quantity}" for quantity in lo.QUANTITIES}
     difference = first_third_difference(result, "soft", "hard").frame
     row = difference[difference.quantity == "edge_r2_own_difference"].iloc[0]
@@ -465,7 +576,7 @@ def test_a_soft_split_sees_beyond_and_attention_everywhere(tokens):
     assert (found.value.iloc[:3] > 0.1).all()
     assert found.value.is_monotonic_decreasing
     assert found.low[0] > 0
-    reach = found.value[1.0]  # farther than one cell
+    reach = found.value[2.0]  # farther than two cells: the windows end within
     assert (reach == 0) if tokens == "conv" else (reach > 0)
 
 

@@ -175,6 +175,7 @@ class _Crops(_Prepared, Dataset):
     def __init__(self, crops: FixedCrops, chosen: np.ndarray, info: DataInfo) -> None:
         self.crops, self.chosen, self.info = crops, chosen, info
         self.clusters = crops.clusters[chosen]
+        self.photographs = crops.labels[chosen]
 
     @staticmethod
     def config(model: nn.Module | None, img_size: Any) -> dict[str, Any]:

@@ -48,6 +48,9 @@ class MeasureBatch:
     ``seen`` holds one dict per view: name of the place -> what `Measure.reduce` made of it. A place whose
     values were not finite in this batch is missing from the dict; its images were counted and will be
     reported.
+
+    ``photographs`` tells which images were cut from one photograph and are not independent; by default each image is
+    its own.
     """
 
     index: Tensor  # (B,) number of each image in the data set
@@ -56,6 +59,11 @@ class MeasureBatch:
     seen: tuple[dict[str, Any], ...]
     views: tuple[View, ...]
     number: int = 0  # of the batch, different in every process
+    photographs: Tensor = None  # type: ignore[assignment]  # (B,) numbers from 0
+
+    def __post_init__(self) -> None:
+        if self.photographs is None:
+            object.__setattr__(self, "photographs", self.index)
 
 
 class Measure(Metric):

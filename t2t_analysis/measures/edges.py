@@ -13,7 +13,8 @@ from ..errors import T2TError
 
 __all__ = [
     "ORIENTATIONS", "TARGETS",
-    "cell_size", "edge_energy", "edge_targets", "inner_tokens", "luminance", "oriented_gradients", "pixel_windows",
+    "cell_size", "edge_energy", "edge_targets", "inner_tokens", "luminance", "moved", "oriented_gradients",
+    "pink_noise", "pixel_windows",
     "strength_and_orientation",
 ]  # fmt: skip
 
@@ -71,43 +72,67 @@ def cell_size(size: Sequence[int], grid: tuple[int, int]) -> tuple[int, int]:
     return cell
 
 
-def _by_cell(grey: Tensor, grid: tuple[int, int]) -> Tensor:
+def moved(maps: Tensor, offset: tuple[float, float]) -> Tensor:
+    """Maps (..., H, W) read ``offset`` pixels further down and right, between pixels by halves; 0 beyond the image.
+
+    >>> moved(torch.tensor([[1.0, 2.0, 4.0]]), (0.0, -0.5))
+    tensor([[0.5000, 1.5000, 3.0000]])
+    """
+    for axis, step in ((-2, offset[0]), (-1, offset[1])):
+        whole = math.floor(step)
+        parts = [(whole, 1 - (step - whole)), (whole + 1, step - whole)]
+        maps = sum(_shifted(maps, by, axis) * share for by, share in parts if share)  # type: ignore[assignment]
+    return maps
+
+
+def _shifted(maps: Tensor, by: int, axis: int) -> Tensor:
+    """The value ``by`` places further along an axis; 0 beyond its ends."""
+    if not by:
+        return maps
+    size = maps.shape[axis]
+    kept = maps.narrow(axis, max(by, 0), max(size - abs(by), 0))
+    gap = maps.new_zeros(*maps.shape[:axis], min(abs(by), size), *maps.shape[axis:][1:])
+    return torch.cat([kept, gap] if by > 0 else [gap, kept], axis)
+
+
+def _by_cell(grey: Tensor, grid: tuple[int, int], offset: tuple[float, float] = (0, 0)) -> Tensor:
     """(B, O, H - 1, W - 1) gradients to (B, O, h, ph, w, pw); the last row and column of a cell straddle its border.
 
     The gradients that would straddle the image's own border are zero. Pixels beyond the last whole cell are dropped.
     """
     (ph, pw), (h, w) = cell_size(grey.shape[-2:], grid), grid
-    gradients = F.pad(oriented_gradients(grey), (0, 1, 0, 1))[:, :, : h * ph, : w * pw]
+    gradients = moved(F.pad(oriented_gradients(grey), (0, 1, 0, 1)), offset)[:, :, : h * ph, : w * pw]
     return gradients.unflatten(3, (w, pw)).unflatten(2, (h, ph))
 
 
-def edge_energy(grey: Tensor, grid: tuple[int, int]) -> Tensor:
+def edge_energy(grey: Tensor, grid: tuple[int, int], offset: tuple[float, float] = (0, 0)) -> Tensor:
     """Edge energy inside every cell: log1p of the mean gradient magnitude by orientation, (B, h, w, 8).
 
     ``grey`` (B, H, W) is in grey levels, so that the logarithm begins to bend at one level per pixel. Only gradients
     whose four pixels lie inside the cell count: a token that sees its own cell alone knows nothing of its neighbours'.
-    A histogram of oriented gradients (Dalal & Triggs 2005) without block normalisation.
+    ``offset`` moves all cells, in pixels down and right. A histogram of oriented gradients (Dalal & Triggs 2005)
+    without block normalisation.
     """
-    inside = _by_cell(grey, grid)[:, :, :, :-1, :, :-1].mean((3, 5))
+    inside = _by_cell(grey, grid, offset)[:, :, :, :-1, :, :-1].mean((3, 5))
     return torch.log1p(inside).movedim(1, -1)
 
 
-def _across(grey: Tensor, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+def _across(grey: Tensor, grid: tuple[int, int], offset: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Sums of gradient magnitude across each cell's right and its lower border, (B, h, w, 8) each."""
-    cells = _by_cell(grey, grid)
+    cells = _by_cell(grey, grid, offset)
     return cells[:, :, :, :-1, :, -1].sum(3).movedim(1, -1), cells[:, :, :, -1, :, :-1].sum(4).movedim(1, -1)
 
 
-def edge_targets(grey: Tensor, grid: tuple[int, int]) -> Tensor:
+def edge_targets(grey: Tensor, grid: tuple[int, int], offset: tuple[float, float] = (0, 0)) -> Tensor:
     """What the token of each inner cell is asked for: (B, H, W) to (B, (h - 2)(w - 2), 4 x 8).
 
     In the order of `TARGETS`, 8 orientations each: edges inside its own cell; in the cells before it (mean of the
-    left and the upper one); after it (right and lower one); and across its four borders. Before and after are kept
-    apart since soft splits lie askew: the field of T2T-ViT's token begins 14 pixels before its 16-pixel cell and ends 1
-    pixel after it. The outermost cells, which lack neighbours, are left out.
+    left and the upper one); after it (right and lower one); and across its four borders. The outermost cells, which
+    lack neighbours, are left out. ``offset`` moves all cells to where the tokens look: soft splits lie askew, and a
+    token that is asked about pixels beside the centre of its field loses by geometry alone.
     """
-    own = edge_energy(grey, grid)
-    right, below = _across(grey, grid)
+    own = edge_energy(grey, grid, offset)
+    right, below = _across(grey, grid, offset)
     inner = (slice(None), slice(1, -1), slice(1, -1))
     left, upper = own[:, 1:-1, :-2], own[:, :-2, 1:-1]
     next_, lower = own[:, 1:-1, 2:], own[:, 2:, 1:-1]
@@ -146,13 +171,33 @@ def inner_tokens(tokens: Tensor, grid: tuple[int, int], onto: tuple[int, int]) -
     return maps[:, :, 1:-1, 1:-1].flatten(2).mT
 
 
-def pixel_windows(grey: Tensor, grid: tuple[int, int], wide: bool = False) -> Tensor:
-    """Raw luminance in the window of every inner cell, (B, (h-2)(w-2), pixels).
+def pixel_windows(
+    grey: Tensor, grid: tuple[int, int], box: tuple[int, int, int, int] | None = None
+) -> Tensor:
+    """Raw luminance in a window around every inner cell, (B, (h-2)(w-2), pixels); 0 beyond the image.
 
-    The cell itself, or with ``wide`` also as much before it as the cell is large and one pixel after it: at least
-    what the token of a soft split sees, in the paper's sizes and in the small models'.
+    ``box`` holds its first row and column and those after its last, counted from the first pixel of the cell
+    (`Footprint.field`); by default the cell itself.
     """
     (ph, pw), (h, w) = cell_size(grey.shape[-2:], grid), grid
-    top, left, size = (0, 0, (2 * ph + 1, 2 * pw + 1)) if wide else (ph, pw, (ph, pw))
-    windows = grey[:, top:, left:].unfold(1, size[0], ph).unfold(2, size[1], pw)
+    top, left, bottom, right = box or (0, 0, ph, pw)
+    margin = max(0, -top - ph, -left - pw, bottom - 2 * ph, right - 2 * pw)
+    padded = F.pad(grey, [margin] * 4)[:, margin + ph + top :, margin + pw + left :]
+    windows = padded.unfold(1, bottom - top, ph).unfold(2, right - left, pw)
     return windows[:, : h - 2, : w - 2].flatten(3).flatten(1, 2)
+
+
+def pink_noise(n: int, shape: Sequence[int], seed: int) -> Tensor:
+    """(n, C, H, W) random images whose amplitude falls as 1/f, as in photographs; mean 0, standard deviation 1.
+
+    >>> noise = pink_noise(2, (3, 16, 16), seed=0)
+    >>> bool((noise[:, 0] == noise[:, 2]).all()), noise.mean((1, 2, 3)).abs().max().item() < 1e-6
+    (True, True)
+    """
+    channels, *size = shape
+    white = torch.randn(n, 1, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    rows, columns = torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])
+    frequency = torch.hypot(rows.expand(-1, len(columns)), columns.expand(len(rows), -1)).double()
+    frequency[0, 0] = torch.inf  # no mean
+    images = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=size)
+    return (images / images.std((-2, -1), keepdim=True)).expand(-1, channels, -1, -1).float()

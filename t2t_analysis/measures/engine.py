@@ -207,6 +207,8 @@ def _bound(prototypes: list[Measure], views: list[View], loader: Any, device: to
     """One copy of each measure for every model, or every pair, that it is asked of."""
     info = getattr(getattr(loader, "dataset", None), "info", None)
     run = {"data": as_json(info), "versions": _versions()}
+    if (photographs := _photographs(loader)) is not None:
+        run["photographs"] = int(photographs.max()) + 1
     state_device = "cpu" if device.type == "mps" else device  # no float64 there
     accumulators = []
     for prototype in prototypes:
@@ -249,8 +251,9 @@ def _feed(
         own = [next(t for t in takers[id(v)] if t.measure is accumulator) for v in accumulator.views]
         images = shown[id(accumulator.views[0])]
         fed = MeasureBatch(
-            batch.index, images, batch.labels, tuple(t.seen for t in own), accumulator.views, batch.number
-        )
+            batch.index, images, batch.labels, tuple(t.seen for t in own), accumulator.views, batch.number,
+            batch.photographs,
+        )  # fmt: skip
         accumulator.feed(fed, [t.nonfinite for t in own])
 
 
@@ -297,23 +300,32 @@ class _Batch:
     labels: Tensor
     index: Tensor
     number: int
+    photographs: Tensor
 
 
 def _numbered(loader: Any) -> Iterator[_Batch]:
     """Batches with image numbers and a number of their own that no other process uses."""
     rank, world = _share(loader)
     start = 0
+    known = _photographs(loader)
     for count, item in enumerate(loader):
         number = count * world + rank
         if hasattr(item, "images"):
             kinds = [item.images] if isinstance(item.images, Tensor) else item.images
-            yield _Batch(kinds, item.labels, item.index.long().cpu(), number)
+            index = item.index.long().cpu()
+            yield _Batch(kinds, item.labels, index, number, index if known is None else known[index])
             continue
         images = item if isinstance(item, Tensor) else item[0]
         labels = torch.full((len(images),), -1) if isinstance(item, Tensor) or len(item) < 2 else item[1]
         index = (start + torch.arange(len(images))) * world + rank
         start += len(images)
-        yield _Batch([images], labels, index, number)
+        yield _Batch([images], labels, index, number, index)
+
+
+def _photographs(loader: Any) -> Tensor | None:
+    """Which photograph each image of the data set was cut from, (n,), if it tells."""
+    known = getattr(getattr(loader, "dataset", None), "photographs", None)
+    return None if known is None else torch.as_tensor(known).long()
 
 
 def _share(loader: Any) -> tuple[int, int]:

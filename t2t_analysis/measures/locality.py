@@ -24,13 +24,14 @@ from .base import Measure, MeasureBatch, View, layer_of
 from .edges import (
     ORIENTATIONS,
     TARGETS,
-    cell_size,
     edge_targets,
     inner_tokens,
     luminance,
+    pink_noise,
     pixel_windows,
     strength_and_orientation,
 )
+from .footprint import Footprint, token_footprint
 from .grouped import add_by_group
 from .head_maps import thirds
 from .head_summary import Replicates, with_p
@@ -51,6 +52,8 @@ INVARIANCES = {"decodability": ("orthogonal", "scale", "translation", "permute_c
 ASPECTS = ("", "_strength", "_orientation")
 QUANTITIES = tuple(where + aspect for aspect in ASPECTS for where in (*TARGETS, "neighbour"))
 REFERENCES = ("pixels.cell", "pixels.field", "edges.cell")
+#: What is dealt out to the halves, of which one is predicted from the other.
+HALVES = ("photographs", "images")
 FIRST_THIRD = "first third of blocks"
 
 
@@ -82,25 +85,26 @@ def _r2(errors: Tensor, total: Tensor) -> Tensor:
 class EdgeDecodability(Measure):
     """R^2 with which edge energy is read linearly from a token, on held-out images, by place.
 
-    Targets are those of `edge_targets`, on the grid of the last tokens for every place; ridge regression with
-    intercept from streamed sums, each half of the images predicted from the other (`held_out_errors`), errors summed
-    over orientations. Quantities ``edge_r2_own``, ``_before``, ``_after``, ``_boundary`` and ``_neighbour`` (mean of
-    before and after), each also in two parts (`strength_and_orientation`): ``_strength``, how strong the edges are,
-    and ``_orientation``, which way they run, which a layer norm over the window cannot take away. Per place, and the
-    mean over the first third of the blocks.
+    Targets are those of `edge_targets`, on the grid of the last tokens for every place, around the centre of what the
+    tokens of the place see (`token_footprint`): a soft split's tokens sit half a stride off their cells. Ridge
+    regression with intercept from streamed sums, each half of the photographs predicted from the other
+    (`held_out_errors`), errors summed over orientations. Quantities ``edge_r2_own``, ``_before``, ``_after``,
+    ``_boundary`` and ``_neighbour`` (mean of before and after), each also in two parts (`strength_and_orientation`):
+    ``_strength``, how strong the edges are, and ``_orientation``, which way they run, which a layer norm over the
+    window cannot take away. Per place, and the mean over the first third of the blocks.
 
     The null pairs each image with the targets of the image that came before it, at the same position: what remains is
-    what position alone tells. The interval, and ``p`` for "no more than the null", leave each group of images out of
-    fit and test (delete-a-group jackknife). A second null is a `random_twin` measured beside the model.
+    what position alone tells. The interval, and ``p`` for "no more than the null", leave each group of photographs out
+    of fit and test (delete-a-group jackknife). A second null is a `random_twin` measured beside the model.
 
     The readout is linear and edge energy is not: an edge and its negative have the same. So raw pixels, and a hard
     split's embedding, which is linear in them, give R^2 near 0 whatever they keep. Compare what lies behind a
     nonlinearity, and see `RectifiedEdgeDecodability`.
 
-    References, as rows of their own: the same ridge on the raw pixels of the cell (``pixels.cell``) and of a wider
-    field (``pixels.field``), and on the cell's own edge energies (``edges.cell``): what edges tell of neighbouring
-    edges in natural images. ``edge_r2_own_over_reference`` and so on are the first third of the blocks minus the
-    reference that stands as second place.
+    References, as rows of their own: the same ridge on the raw pixels of the aligned cell (``pixels.cell``) and of all
+    that the embedding sees (``pixels.field``), and on the cell's own edge energies (``edges.cell``): what edges tell
+    of neighbouring edges in natural images. ``edge_r2_own_over_reference`` and so on are the first third of the blocks
+    minus the reference that stands as second place.
 
     Parameters
     ----------
@@ -110,6 +114,8 @@ class EdgeDecodability(Measure):
     places : shell-style patterns; those that a model lacks are passed over.
     std : standard deviations with which the images were normalised; by default those of the model's own
         preprocessing. Models can only be compared on the same.
+    halves : "photographs", or "images": then crops of one photograph lie on both sides, and a readout may know the
+        photograph rather than edges.
 
     Source: this package; ridge and generalised cross-validation after Golub, Heath & Wahba 1979.
     """
@@ -125,15 +131,19 @@ class EdgeDecodability(Measure):
         draws: int = 3,
         places: Sequence[str] = ("embed", "tokens.*.out", "blocks.*.resid_post"),
         std: Sequence[float] | None = None,
+        halves: str = "photographs",
         seed: int = 0,
         groups: int = 16,
     ) -> None:
         super().__init__(groups=groups)
+        if halves not in HALVES:
+            raise UnknownNameError("kind of halves", halves, HALVES)
         if (dim is not None and dim < 1) or draws < 1:
             raise T2TError(
                 f"expected dim of at least 1 (or None) and draws of at least 1, got {dim} and {draws}"
             )
         self.dim, self.draws, self.places, self.std, self.seed = dim, draws, tuple(places), std, seed
+        self.halves = halves
         self._previous: Tensor | None = None
         self._basis = strength_and_orientation()
 
@@ -144,6 +154,7 @@ class EdgeDecodability(Measure):
         (view,) = views
         self.names = self._select(view)
         self.grid = self._grid(view)
+        self.feet = self._footprints(view)
         self.std = self.std if self.std is not None else _normalisation(view)
         self.projections: dict[str, Tensor] = {}
         for i, name in enumerate((*self.names, *REFERENCES)):
@@ -157,6 +168,7 @@ class EdgeDecodability(Measure):
             self.add_sum(f"squares_{i}", self.groups, 2, 1, q)
             self.add_sum(f"count_{i}", self.groups)
         self.add_sum("dropped", dtype=torch.int64)
+        self.add_sum("photographs", self.run.get("photographs", 0))
 
     def _select(self, view: View) -> list[str]:
         found = [n for n in view.names if any(fnmatchcase(n, pattern) for pattern in self.places)]
@@ -173,15 +185,22 @@ class EdgeDecodability(Measure):
             )
         return layout.grid
 
-    def _width(self, view: View, name: str) -> int:
+    def _footprints(self, view: View) -> dict[str, Footprint]:
+        """What the tokens of every place see; those of the blocks what the embedding sees."""
         assert view.example is not None  # the engine supplies one
-        ph, pw = cell_size(view.example.shape[-2:], self.grid)
-        widths = {
-            "pixels.cell": ph * pw,
-            "pixels.field": (2 * ph + 1) * (2 * pw + 1),
-            "edges.cell": ORIENTATIONS,
+        channels, *size = view.example.shape[1:]
+        stages = [name for name in self.names if name.startswith("tokens.")]
+        found = {
+            n: token_footprint(view, n, (size[0], size[1]), self.grid, channels) for n in ("embed", *stages)
         }
-        return widths[name] if name in widths else view.shape_of(name)[-1]
+        return dict.fromkeys((*self.names, *REFERENCES), found["embed"]) | found
+
+    def _width(self, view: View, name: str) -> int:
+        boxes = {"pixels.cell": self.feet["embed"].aligned_cell, "pixels.field": self.feet["embed"].field}
+        if name in boxes:
+            top, left, bottom, right = boxes[name]
+            return (bottom - top) * (right - left)
+        return ORIENTATIONS if name == "edges.cell" else view.shape_of(name)[-1]
 
     def wants(self, view: View) -> Sequence[str]:
         """All places."""
@@ -204,34 +223,39 @@ class EdgeDecodability(Measure):
     def update(self, batch: MeasureBatch) -> None:
         """Add the products of features and targets, every image in its group and half."""
         grey = luminance(batch.images.float(), self.std)
-        own = edge_targets(grey, self.grid)
-        before = own[-1:] if self._previous is None else self._previous.to(own)
-        lone = self._previous is None and len(own) == 1
-        self._previous = own[-1:].clone()
+        before = grey[-1:] if self._previous is None else self._previous.to(grey)
+        lone = self._previous is None and len(grey) == 1
+        self._previous = grey[-1:].clone()
         if lone:  # no other image to pair it with
             self.dropped += 1
             return
-        targets = torch.cat([own, torch.cat([before, own[:-1]])], dim=-1).unsqueeze(1)  # (B, 1, T, 2 q)
-        targets = (targets.unflatten(-1, (-1, ORIENTATIONS)) @ self._basis.to(targets)).flatten(-2)
-        features = batch.seen[0] | self._references(grey, own)
+        targets = {o: self._targets(grey, before, o) for o in {foot.offset for foot in self.feet.values()}}
+        if len(self.photographs):
+            self.photographs[batch.photographs] = 1.0
+        features = batch.seen[0] | {n: self._projected(n, x) for n, x in self._windows(grey).items()}
         for i, name in enumerate((*self.names, *REFERENCES)):
             if name in features:
-                self._add(i, batch, features[name], targets)
+                self._add(i, batch, features[name], targets[self.feet[name].offset])
 
-    def _references(self, grey: Tensor, own: Tensor) -> dict[str, Tensor]:
-        return {name: self._projected(name, x) for name, x in self._windows(grey, own).items()}
+    def _targets(self, grey: Tensor, before: Tensor, offset: tuple[float, float]) -> Tensor:
+        """Edges of every image, and of the one before it: (B, 1, T, 2 q)."""
+        found = edge_targets(torch.cat([before, grey]), self.grid, offset)
+        both = torch.cat([found[1:], found[:-1]], dim=-1).unsqueeze(1)
+        return (both.unflatten(-1, (-1, ORIENTATIONS)) @ self._basis.to(both)).flatten(-2)
 
-    def _windows(self, grey: Tensor, own: Tensor) -> dict[str, Tensor]:
+    def _windows(self, grey: Tensor) -> dict[str, Tensor]:
+        """What the references are made of, (B, T, width)."""
+        foot = self.feet["embed"]
         return {
-            "pixels.cell": pixel_windows(grey, self.grid),
-            "pixels.field": pixel_windows(grey, self.grid, wide=True),
-            "edges.cell": own[..., :ORIENTATIONS],
+            "pixels.cell": pixel_windows(grey, self.grid, foot.aligned_cell),
+            "pixels.field": pixel_windows(grey, self.grid, foot.field),
+            "edges.cell": edge_targets(grey, self.grid, foot.offset)[..., :ORIENTATIONS],
         }
 
     def _add(self, i: int, batch: MeasureBatch, x: Tensor, targets: Tensor) -> None:
         products, squares = moments(x, targets)
-        group = batch.index // 2 % self.groups  # a pair of images, one of each half, stays together
-        slot = group * 2 + pair_half(batch.index)
+        group = batch.photographs // 2 % self.groups  # a pair of them, one of each half, stays together
+        slot = group * 2 + pair_half(batch.photographs if self.halves == "photographs" else batch.index)
         add_by_group(getattr(self, f"products_{i}").flatten(0, 1), slot, products)
         add_by_group(getattr(self, f"squares_{i}").flatten(0, 1), slot, squares)
         add_by_group(getattr(self, f"count_{i}"), group, torch.ones(len(group)))
@@ -281,8 +305,12 @@ class EdgeDecodability(Measure):
         return torch.cat(parts, -1)
 
     def _replicates(self, r2: Tensor, count: Tensor) -> dict[str, Replicates]:
-        """By quantity, and by quantity with "null": value, values without each group, images per group."""
-        sizes = count.cpu().long().tolist()
+        """By quantity, and by quantity with "null": value, values without each group, photographs per group."""
+        sizes, unit = count.cpu().long(), "image"
+        if len(self.photographs):
+            group = torch.arange(len(self.photographs)) // 2 % self.groups
+            seen = torch.zeros(self.groups).index_add_(0, group, (self.photographs.cpu() > 0).float())
+            sizes, unit = torch.where(sizes > 0, seen.long(), 0), "photograph"
         kept = {}
         for kind, suffix in enumerate(("", "|null")):
             for i, quantity in enumerate(QUANTITIES):
@@ -290,8 +318,8 @@ class EdgeDecodability(Measure):
                 kept[quantity + suffix] = {
                     "value": values[0],
                     "leave_out": values[1:],
-                    "sizes": sizes,
-                    "unit": "image",
+                    "sizes": sizes.tolist(),
+                    "unit": unit,
                 }
         return kept
 
@@ -383,8 +411,7 @@ class RectifiedEdgeDecodability(EdgeDecodability):
             part = part.to(view.example)
             with torch.no_grad(), capture.capture(view, self.names) as seen:
                 view.model(part)
-            grey = luminance(part.float(), self.std)
-            found = self._windows(grey, edge_targets(grey, self.grid))
+            found = self._windows(luminance(part.float(), self.std))
             for name in self.names:
                 layout = seen.layout(name)
                 assert layout is not None  # reduce refuses places without
@@ -400,22 +427,6 @@ class RectifiedEdgeDecodability(EdgeDecodability):
 
     def _estimator(self, name: str) -> str:
         return f"{super()._estimator(name)}; with absolute values of {self.directions} random directions"
-
-
-def pink_noise(n: int, shape: Sequence[int], seed: int) -> Tensor:
-    """(n, C, H, W) random images whose amplitude falls as 1/f, as in photographs; mean 0, standard deviation 1.
-
-    >>> noise = pink_noise(2, (3, 16, 16), seed=0)
-    >>> bool((noise[:, 0] == noise[:, 2]).all()), noise.mean((1, 2, 3)).abs().max().item() < 1e-6
-    (True, True)
-    """
-    channels, *size = shape
-    white = torch.randn(n, 1, *size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    rows, columns = torch.fft.fftfreq(size[0])[:, None], torch.fft.rfftfreq(size[1])
-    frequency = torch.hypot(rows.expand(-1, len(columns)), columns.expand(len(rows), -1)).double()
-    frequency[0, 0] = torch.inf  # no mean
-    images = torch.fft.irfft2(torch.fft.rfft2(white) / frequency, s=size)
-    return (images / images.std((-2, -1), keepdim=True)).expand(-1, channels, -1, -1).float()
 
 
 def _normalisation(view: View) -> tuple[float, ...] | None:

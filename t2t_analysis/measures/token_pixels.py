@@ -14,7 +14,14 @@ from ..capture.layout import tokeniser
 from ..errors import CaptureError, DataError
 from ..models.tokens import Window
 
-__all__ = ["pixels_to_tokens", "split_windows", "token_to_pixel_weights", "tokens_to_pixels", "windows_to"]
+__all__ = [
+    "pixels_to_tokens",
+    "shares_of",
+    "split_windows",
+    "token_to_pixel_weights",
+    "tokens_to_pixels",
+    "windows_to",
+]
 
 
 def split_windows(model: nn.Module) -> tuple[Window, ...]:
@@ -101,9 +108,23 @@ def tokens_to_pixels(
     >>> tokens = torch.zeros(1, 8, 8); tokens[0, 4, 4] = 1
     >>> pixels = tokens_to_pixels(model, tokens, (32, 32))
     >>> round(float(pixels.sum()), 6), int((pixels > 0).sum())
-    (1.0, 81)
+    (1.0, 225)
     """
     windows = split_windows(model)
+    pixels = shares_of(tokens, windows, img_size)
+    if not even:
+        return pixels
+    covered = shares_of(torch.ones_like(tokens[:1]), windows, img_size)  # 0 where no window reaches
+    return pixels / covered.where(covered > 0, 1.0) * (tokens[0].numel() / pixels[0].numel())
+
+
+def shares_of(tokens: Tensor, windows: Sequence[Window], img_size: tuple[int, int]) -> Tensor:
+    """Back through all splits: (B, h, w) to (B, H, W), every total kept.
+
+    Raises
+    ------
+    DataError : ``tokens`` do not lie on the grid that ``windows`` make of ``img_size``.
+    """
     sizes: list[tuple[int, ...]] = [tuple(img_size)]
     for window in windows:
         sizes.append(window.grid(*sizes[-1]))
@@ -112,15 +133,6 @@ def tokens_to_pixels(
             f"tokens of shape {tuple(tokens.shape)}: an image of {img_size[0]}x{img_size[1]} px gives a grid "
             f"of {sizes[-1][0]}x{sizes[-1][1]}"
         )
-    pixels = _spread_all(tokens, windows, sizes)
-    if not even:
-        return pixels
-    covered = _spread_all(torch.ones_like(tokens[:1]), windows, sizes)  # 0 where no window reaches
-    return pixels / covered.where(covered > 0, 1.0) * (tokens[0].numel() / pixels[0].numel())
-
-
-def _spread_all(tokens: Tensor, windows: tuple[Window, ...], sizes: list[tuple[int, ...]]) -> Tensor:
-    """Back through all splits: (B, h, w) to (B, H, W)."""
     values = tokens[:, None]  # (B, 1, h, w)
     for window, size in zip(reversed(windows), reversed(sizes[:-1]), strict=True):
         values = _spread(values, window, size)
