@@ -17,7 +17,7 @@ from t2t_analysis._paths import data_dir
 from t2t_analysis.data import load_images, train_data
 from t2t_analysis.errors import DataError, ParameterError
 from t2t_analysis.models import load_model
-from t2t_analysis.training import Recipe, design, effects, runner, study, table
+from t2t_analysis.training import Recipe, design, effects, rates, rows, runner, study, table
 from t2t_analysis.training.design import CORNERS, Run, plan, recipe_for
 from t2t_analysis.training.resident import PAD, resident_loader, resident_train
 
@@ -32,26 +32,32 @@ def parsed(*words):
 
 def test_the_whole_plan_is_the_design():
     runs = study.planned(parsed())
-    seeds = {}
+    seeds, fractions, lengths = ({} for _ in range(3))
     for run in runs:
+        fractions.setdefault(run.model, set()).add(run.recipe.fraction)
         if run.recipe.fraction == 1:
             seeds.setdefault(run.model, set()).add(run.recipe.seed)
+            lengths.setdefault(run.model, set()).add(run.recipe.epochs)
     assert set(seeds) == set(design.GROUPS["all"])
     assert all(len(found) == (5 if model in CORNERS else 3) for model, found in seeds.items())
-    fractions = {run.model: set() for run in runs}
-    for run in runs:
-        fractions[run.model].add(run.recipe.fraction)
     assert fractions["small_hard_deep"] == fractions["small_performer_deep"] == {0.1, 0.25, 0.5, 1.0}
     assert fractions["small_conv_deep"] == {1.0}
+    every = {3, 6, 12, 24}
+    assert {model for model, found in lengths.items() if found == every} == {*CORNERS, *design.PARTS}
+    assert lengths["small_conv_deep"] == {24}
     assert len({run.name for run in runs}) == len(runs)
-    assert [run.model for run in runs[:4]] == list(CORNERS)  # a study that is cut short has whole seeds
-    assert {run.recipe.seed for run in runs[:4]} == {0}
+    # A study that is cut short has whole seeds, and the shorter runs that longer ones go on from.
+    assert [(run.model, run.recipe.epochs) for run in runs[:8]] == list(product(CORNERS, (3, 6)))[::2] + list(
+        product(CORNERS, (3, 6))
+    )[1::2]
+    assert {run.recipe.seed for run in runs[:16]} == {0}
 
 
 def test_a_run_plans_itself_and_no_other():
     runs = [
-        *plan(["small_hard_deep"], "photo_crops", epochs=4, seeds=[1], sweep={"lr": [5e-4, 2e-3]}),
+        *plan(["small_hard_deep"], "photo_crops", epochs=[4], seeds=[1], sweep={"lr": [5e-4, 3e-3]}),
         *plan(["small_conv_wide"], "torch/cifar10", fractions=[0.25], seeds=[2]),
+        *plan(["small_hard_wide"], "photo_crops", epochs=[24], seeds=[2], optimizer="adamw"),
         *plan(["small_hard_deep"], "digits", seeds=[0], task="probe", source="photo_crops"),
     ]
     for run in runs:
@@ -59,21 +65,22 @@ def test_a_run_plans_itself_and_no_other():
         assert run.command().startswith(
             f"python -m t2t_analysis study --data {run.data} --cells {run.model} "
         )
-    assert [run.sweep for run in runs] == [True, True, False, False]
-    assert [run.reduced for run in runs] == [True, True, False, False]
+    assert [run.sweep for run in runs] == [True, True, False, False, False]
+    assert [run.reduced for run in runs] == [True, True, False, False, False]
 
 
 def test_what_identifies_a_run():
     run = Run("small_hard_deep", "photo_crops", Recipe())
     others = [
         dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, **change))
-        for change in ({"seed": 1}, {"fraction": 0.5}, {"epochs": 4}, {"lr": 5e-4}, {"clip": 1.0})
+        for change in ({"seed": 1}, {"fraction": 0.5}, {"epochs": 4}, {"lr": 5e-4}, {"optimizer": "adamw"})
     ]
     others += [dataclasses.replace(run, model="small_hard_wide"), dataclasses.replace(run, data="digits")]
     assert len({r.name for r in [run, *others]}) == 8
     # The fixed recipe of a data set with one learning rate of a sweep is the study's own run.
-    swept = plan([run.model], run.data, sweep={"lr": [1e-3]})
-    assert [r.name for r in swept] == [run.name]
+    usual = recipe_for(run.model, run.data)
+    swept = plan([run.model], run.data, sweep={"lr": [usual.lr]}, epochs=[usual.epochs])
+    assert [r.name for r in swept] == [Run(run.model, run.data, usual).name]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ def test_paths_are_shortened_in_what_is_recorded(tmp_path):
     run = Run("small_hard_deep", str(tmp_path / "sets" / "stripes.tar"), Recipe())
     assert "--data stripes.tar" in run.command()
     assert str(tmp_path) not in run.command() + run.name
-    assert recipe_for("torch/cifar10").epochs == 60
+    assert recipe_for("small_hard_deep", "torch/cifar10").epochs == 12
 
 
 # --- images on the device ------------------------------------------------------------------------------------------
@@ -249,10 +256,10 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_left_alone(stripes, tmp_path
         raise Killed
 
     with monkeypatch.context() as patch:  # killed in the second epoch, after the first checkpoint
-        patch.setattr("t2t_analysis.training.module.Classifier.on_train_epoch_start", _at_epoch(1, dies))
+        patch.setattr("t2t_analysis.training.module.Classifier.on_train_epoch_start", _at_leg(4, dies))
         with pytest.raises(Killed):
             do(stripes, tmp_path / "killed", "--test-curve")
-    (folder,) = (tmp_path / "killed" / "runs").iterdir()
+    (folder,) = (tmp_path / "killed" / "runs").glob("small*")
     assert (folder / "last.ckpt").exists()
     assert table.finished(tmp_path / "killed" / "table") == set()
     assert do(stripes, tmp_path / "killed", "--test-curve") == 0
@@ -284,13 +291,13 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_left_alone(stripes, tmp_path
     assert "nothing to do" in capsys.readouterr().out
 
 
-def _at_epoch(epoch, dies):
+def _at_leg(leg, dies):
     from t2t_analysis.training.module import Classifier
 
     before = Classifier.on_train_epoch_start
 
     def hook(self):
-        if self.current_epoch == epoch:
+        if self.current_epoch == leg:
             dies()
         before(self)
 
@@ -300,7 +307,7 @@ def _at_epoch(epoch, dies):
 def test_two_processes_never_do_the_same_run(tmp_path):
     from filelock import FileLock
 
-    run = Run("small_hard_wide", "photo_crops", Recipe())
+    run = Run("small_hard_wide", "digits", Recipe())
     folder = tmp_path / "runs" / run.name
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"), pytest.raises(runner.BusyError, match="another process"):
@@ -326,7 +333,9 @@ class Process:
 
 
 def test_a_crew_keeps_its_slots_busy_and_goes_on_after_a_failure(tmp_path, capsys):
-    runs = plan(["small_hard_deep", "small_hard_wide"], "photo_crops", seeds=[0, 1, 2], fractions=[1.0])
+    runs = plan(
+        ["small_hard_deep", "small_hard_wide"], "photo_crops", seeds=[0, 1, 2], epochs=[3], fractions=[1.0]
+    )
     started, at_once = [], []
 
     def launch(run, device, log):
@@ -349,7 +358,7 @@ def test_a_crew_keeps_its_slots_busy_and_goes_on_after_a_failure(tmp_path, capsy
 
 
 def test_a_run_that_another_process_is_at_has_not_failed(tmp_path, capsys):
-    runs = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], fractions=[1.0])
+    runs = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], epochs=[12], fractions=[1.0])
     crew = study.Crew(runs, ["cpu"], tmp_path, lambda run, *_: Process(study.BUSY if run.recipe.seed else 0))
     assert crew.work(pause=0.0) == []
     assert ([run.recipe.seed for run in crew.ended], [run.recipe.seed for run in crew.elsewhere]) == (
@@ -360,7 +369,7 @@ def test_a_run_that_another_process_is_at_has_not_failed(tmp_path, capsys):
 
 
 def test_an_interrupted_crew_ends_its_processes(tmp_path):
-    runs = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], fractions=[1.0])
+    runs = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], epochs=[12], fractions=[1.0])
     processes = []
 
     def launch(*_):
@@ -375,7 +384,7 @@ def test_an_interrupted_crew_ends_its_processes(tmp_path):
 
 
 def test_a_dry_run_prints_what_is_missing_and_what_it_costs(tmp_path, capsys):
-    done, todo = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], fractions=[1.0])
+    done, todo = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], epochs=[12], fractions=[1.0])
     table.add_row(made_row(done, 0.6, images_per_second=100.0), [], tmp_path)
     words = [
         "study",
@@ -385,6 +394,8 @@ def test_a_dry_run_prints_what_is_missing_and_what_it_costs(tmp_path, capsys):
         "0,1",
         "--fractions",
         "1",
+        "--epochs",
+        "12",
         "--devices",
         "cpu",
         "--dry-run",
@@ -404,9 +415,9 @@ def test_a_dry_run_prints_what_is_missing_and_what_it_costs(tmp_path, capsys):
 
 def made_row(run, accuracy, **columns):
     """A row as a run with this accuracy would leave."""
-    row = dict.fromkeys(table.COLUMNS) | runner._identity(run)
+    row = dict.fromkeys(table.COLUMNS) | rows.identity(run)
     row |= {"test_accuracy": accuracy, "chance": 0.1, "data_hash": "abc", "device": "made", "commit": "none"}
-    return row | {"precision": "32-true"} | columns
+    return row | {"precision": "32-true, made"} | columns
 
 
 def test_rows_keep_their_types_and_replace_their_like(tmp_path):
@@ -438,12 +449,14 @@ def test_the_readme_documents_every_column():
 # --- effects -------------------------------------------------------------------------------------------------------
 
 
-def made_table(truth, seeds=5, noise=0.01, fractions=(1.0,), epochs=12, lr=1e-3):
+def made_table(truth, seeds=5, noise=0.01, fractions=(1.0,), epochs=24, **changes):
     """Runs with accuracy truth(model, fraction) plus normal noise."""
     rng = np.random.default_rng(0)
     rows = []
     for model, fraction, seed in product(truth.cells, fractions, range(seeds)):
-        run = Run(model, "photo_crops", Recipe(epochs=epochs, seed=seed, fraction=fraction, lr=lr))
+        usual = recipe_for(model, "photo_crops")
+        recipe = dataclasses.replace(usual, epochs=epochs, seed=seed, fraction=fraction, **changes)
+        run = Run(model, "photo_crops", recipe)
         rows.append(made_row(run, truth(model, fraction) + noise * rng.standard_normal()))
     return table._typed(pd.DataFrame(rows), table.COLUMNS, "made")
 
@@ -596,9 +609,9 @@ def trained(stripes, tmp_path_factory):
     """A table with one run on the stripes, and its weights."""
     root = tmp_path_factory.mktemp("trained")
     out, runs = ["--out", str(root / "table")], ["--runs", str(root / "runs")]
-    words = ["study", "--data", str(stripes), "--cells", "hard_wide", "--seeds", "0", "--fractions", "1"]
+    words = ["study", "--data", str(stripes), "--cells", "hard_wide", "--seeds", "0", "--epochs", "2"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(design, "recipe_for", lambda data: Recipe(epochs=2, batch_size=16))
+        patch.setattr(design, "recipe_for", lambda *_: Recipe(epochs=2, batch_size=16))
         assert cli.main([*words, "--devices", "cpu", *out, *runs]) == 0
     return root
 
@@ -606,7 +619,7 @@ def trained(stripes, tmp_path_factory):
 @pytest.fixture
 def brief(monkeypatch):
     """Three steps of fine-tuning in place of the recipe's."""
-    monkeypatch.setattr(design, "tuning_recipe_for", lambda data: Recipe(epochs=1, batch_size=4, lr=5e-4))
+    monkeypatch.setattr(design, "tuning_recipe_for", lambda *_: Recipe(epochs=1, batch_size=4, lr=5e-4))
 
 
 def read(root, task):
@@ -695,7 +708,7 @@ def test_fine_tuning_trains_every_parameter_from_the_weights_given(trained, stri
     run = Run(
         "small_hard_wide", str(stripes), Recipe(epochs=1, batch_size=48), "finetune", weights=str(weights)
     )
-    model = start(run, weights, runner.Place(tmp_path, tmp_path), 2)
+    model = start(run, weights, "cpu", 2)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     source = load_model("small_hard_wide", weights).state_dict()
     assert all(torch.equal(before[key], source[key]) for key in before if not key.startswith("head."))

@@ -16,7 +16,10 @@ from t2t_analysis.models import Provenance, load_model
 from t2t_analysis.training import Recipe
 from t2t_analysis.training.accuracy import accuracy, calibration_error
 from t2t_analysis.training.export import rounded
-from t2t_analysis.training.module import AtomicCheckpointIO, Classifier, EpochSampler
+from t2t_analysis.training.module import AtomicCheckpointIO, Classifier, LegSampler, Length, Trunk
+from t2t_analysis.training.optimiser import Muon, make_optimiser
+from t2t_analysis.training.precision import LINEAR, native_bf16, usual, with_bf16_products
+from t2t_analysis.training.recipe import rate_at
 from t2t_analysis.training.train import train
 
 RECIPE = Recipe(epochs=3, batch_size=8, drop_path=0.2, ema=0.9, mixup=0.2)
@@ -51,12 +54,14 @@ class Killed(BaseException):
     """Stands for a kill: nothing in Lightning catches it."""
 
 
-class KillAfter(L.Callback):
-    def __init__(self, epoch):
-        self.epoch = epoch
+class KillAt(L.Callback):
+    """Kill before the first step of a leg; with 24 images in batches of 8 an epoch has three legs of one step."""
+
+    def __init__(self, leg):
+        self.leg = leg
 
     def on_train_batch_start(self, trainer, module, batch, index):
-        if trainer.current_epoch == self.epoch and index == 1:
+        if trainer.current_epoch == self.leg:
             raise Killed
 
 
@@ -68,18 +73,117 @@ def run(out, **kwargs):
 def test_a_killed_run_ends_with_the_same_weights(tmp_path):
     whole = run(tmp_path / "whole")
     with pytest.raises(Killed):
-        run(tmp_path / "killed", callbacks=(KillAfter(2),))
+        run(tmp_path / "killed", callbacks=(KillAt(7),))  # inside the third epoch
     curve = (tmp_path / "killed" / "curve.csv").read_text().splitlines()
     assert len(curve) == 3  # head and two epochs
     resumed = run(tmp_path / "killed")
     for key, value in whole.state_dict().items():
         assert torch.equal(value, resumed.state_dict()[key]), key
-    rows = [{k: v for k, v in row.items() if k != "images_per_second"} for row in resumed.history]
-    assert rows == [{k: v for k, v in row.items() if k != "images_per_second"} for row in whole.history]
+    rows = learned(resumed)
+    assert rows == learned(whole)
     assert [row["epoch"] for row in rows] == [0, 1, 2]
     # The average moved, and is not the last weights.
     state = whole.state_dict()
     assert not torch.equal(state["model.head.weight"], state["ema.module.head.weight"])
+
+
+class Legs(L.Callback):
+    def __init__(self):
+        self.seen = []
+
+    def on_train_epoch_start(self, trainer, module):
+        self.seen.append(trainer.current_epoch)
+
+
+def learned(module):
+    return [
+        {k: v for k, v in row.items() if k not in ("images_per_second", "cpu_seconds")}
+        for row in module.history
+    ]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "adamw"])
+def test_a_branch_of_a_shorter_runs_trunk_is_the_run_itself(tmp_path, optimizer):
+    short, long = (Recipe(epochs=n, batch_size=8, optimizer=optimizer, warmup=1.0) for n in (2, 3))
+    alone = run(tmp_path / "alone", recipe=long)
+    run(tmp_path / "short", recipe=short, trunks=tmp_path / "trunks")
+    (trunk,) = (tmp_path / "trunks").iterdir()
+    assert trunk.stem.endswith("_5")  # of six legs; it decays over the last
+    legs = Legs()
+    branch = run(tmp_path / "long", recipe=long, trunks=tmp_path / "trunks", callbacks=(legs,))
+    assert legs.seen == [5, 6, 7, 8]  # the shorter run did the first five
+    for key, value in alone.state_dict().items():
+        assert torch.equal(value, branch.state_dict()[key]), key
+    assert learned(alone) == learned(branch)
+    other = Classifier(**dict(branch.hparams) | {"recipe": long.as_dict() | {"lr": 1e-4}})
+    assert Trunk(tmp_path / "trunks").find(other) is None
+    half = Classifier(**dict(branch.hparams) | {"recipe": long.as_dict() | {"epochs": 1}})
+    assert Trunk(tmp_path / "trunks").find(half) is None  # it decays before that trunk ends
+
+
+def test_the_decay_is_a_fifth_of_any_length_and_ends_at_zero():
+    for epochs in (3, 6, 12, 24):
+        length = Length.of(6080, Recipe(epochs=epochs))
+        assert length.total == 95 * epochs
+        assert length.branch_leg * length.steps == pytest.approx(0.8 * length.total)
+        rates = [rate_at(step, 28, length.branch_leg * 19, length.total) for step in range(length.total + 1)]
+        assert max(rates) == rates[28] == rates[length.branch_leg * 19] == 1
+        assert rates[-1] == 0 < rates[-2] < 0.15
+        assert np.diff(rates[length.branch_leg * 19 :]).max() < 0
+
+
+def test_muon_steps_as_timms_does():
+    from timm.optim import Muon as Timms
+
+    torch.manual_seed(0)
+    start, grads = torch.randn(2, 32, 48), torch.randn(3, 2, 32, 48)
+    ours, theirs = ([torch.nn.Parameter(w.clone()) for w in start] for _ in range(2))
+    made = (
+        Muon([{"params": ours, "matrices": True, "weight_decay": 0.1}], lr=0.01),
+        Timms(theirs, lr=0.01, weight_decay=0.1),
+    )
+    for grad in grads:
+        for optimiser, params in zip(made, (ours, theirs), strict=True):
+            for p, g in zip(params, grad, strict=True):
+                p.grad = g.clone()
+            optimiser.step()
+    for a, b, before in zip(ours, theirs, start, strict=True):
+        moved = (b - before).norm()
+        assert (a - b).norm() < 0.02 * moved  # theirs works in bfloat16
+
+
+def test_muon_takes_the_matrices_inside_the_network_and_leaves_no_parameter_out():
+    model = Classifier("small_performer_wide", {"num_classes": 4}, Recipe().as_dict(), 640).model
+    optimiser = make_optimiser(model, Recipe())
+    names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
+    matrices = {names[id(p)] for g in optimiser.param_groups if g["matrices"] for p in g["params"]}
+    assert {names.pop(id(p)) for g in optimiser.param_groups for p in g["params"]} >= matrices
+    assert not names
+    assert "blocks.0.attn.qkv.weight" in matrices
+    assert not {"head.weight", "cls_token", "norm.weight"} & matrices
+    with pytest.raises(ValueError, match="did you mean 'adamw'"):
+        make_optimiser(model, Recipe(optimizer="adamwe"))
+
+
+def test_products_in_bfloat16_stay_near_those_in_float32(tmp_path):
+    torch.manual_seed(0)
+    plain = torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.GELU(), torch.nn.Linear(48, 8, bias=False))
+    other = torch.nn.Sequential(torch.nn.Linear(64, 48), torch.nn.GELU(), torch.nn.Linear(48, 8, bias=False))
+    other.load_state_dict(plain.state_dict())
+    with_bf16_products(other)
+    x = torch.randn(5, 7, 64)
+    for model in (plain, other):
+        model(x).square().sum().backward()
+    for a, b in zip(plain.parameters(), other.parameters(), strict=True):
+        assert b.dtype == b.grad.dtype == torch.float32
+        assert 0 < (a.grad - b.grad).norm() < 0.02 * a.grad.norm()
+    assert torch.equal(plain.eval()(x), other.eval()(x))  # evaluation is float32
+    assert usual(cuda=False) == (LINEAR if native_bf16() else "32-true")
+    module = run(tmp_path, recipe=Recipe(epochs=1, batch_size=8), precision=LINEAR)
+    assert (
+        module.state_dict().keys()
+        == Classifier(**module.hparams | {"precision": "32-true"}).state_dict().keys()
+    )
 
 
 def test_a_finished_run_is_not_trained_further(tmp_path):
@@ -104,23 +208,26 @@ def test_a_kill_while_writing_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert (tmp_path / "last.ckpt").read_bytes() == before
 
 
-def test_the_sampler_depends_on_seed_and_epoch_only_and_shares_out():
+def test_legs_make_up_a_permutation_of_seed_and_epoch_and_are_shared_out():
     data = Stripes(23)
-    whole = EpochSampler(data, seed=1)
-    whole.set_epoch(4)
+    whole = LegSampler(data, seed=1, legs=2, images=10)
+
+    def leg(sampler, number):
+        sampler.set_epoch(number)
+        return list(sampler)
+
+    first, second = leg(whole, 8), leg(whole, 9)
     assert data.epoch == 4
-    order = list(whole)
-    assert sorted(order) == list(range(23))
-    parts = [EpochSampler(Stripes(23), 1, rank, 2) for rank in (0, 1)]
-    for part in parts:
-        part.set_epoch(4)
-    first, second = map(list, parts)
-    assert len(first) == len(second) == 11
-    assert sorted(first + second) == sorted(order[:22])
+    assert len({*first, *second}) == 20
+    assert leg(whole, 8) == first
+    assert leg(whole, 6) != first
+    parts = [leg(LegSampler(Stripes(23), 1, 2, 10, rank, 3), 8) for rank in range(3)]
+    assert [len(part) for part in parts] == [3, 3, 3]
+    assert {*parts[0], *parts[1], *parts[2]} < set(first)
 
 
 def test_smoothed_targets_sum_to_one():
-    module = Classifier("small_hard_wide", {"num_classes": 4}, Recipe(smoothing=0.2).as_dict(), 10)
+    module = Classifier("small_hard_wide", {"num_classes": 4}, Recipe(smoothing=0.2).as_dict(), 640)
     targets = module._targets(torch.tensor([0, 3]))
     assert targets.sum(1).tolist() == pytest.approx([1.0, 1.0])
     assert targets[0, 0].item() == pytest.approx(0.85)
@@ -212,6 +319,8 @@ def test_train_command_exports_weights_that_load_with_a_true_card(tmp_path, caps
         "1",
         "--batch-size",
         "16",
+        "--optimizer",
+        "adamw",
         "--fraction",
         "0.02",
     ]

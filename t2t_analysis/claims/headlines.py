@@ -205,7 +205,7 @@ def measure_runs(
 
     Returns the names of the runs whose weights are not there. Raises ``DataError`` if none are.
     """
-    from ..training.runner import WEIGHTS
+    from ..training.design import WEIGHTS
 
     known = set(read_headlines(out)["model"].dropna())
     todo = [(str(r.run), str(r.model), str(r.data)) for r in runs.itertuples() if r.run not in known]

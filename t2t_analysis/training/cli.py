@@ -16,9 +16,10 @@ __all__ = ["add_arguments", "run"]
 _HELP = {
     "epochs": "passes over the training set",
     "batch_size": "images per step, over all devices",
+    "optimizer": "muon or adamw",
     "lr": "peak learning rate",
-    "min_lr": "first and last learning rate",
-    "warmup": "share of the steps that warm up",
+    "warmup": "epochs in which the rate rises",
+    "decay": "share of the run in which it falls to 0 at the end",
     "weight_decay": "not for biases, norms and the class token",
     "smoothing": "of the labels",
     "mixup": "alpha of mixup; 0 is off",
@@ -43,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, metavar="FOLDER", help="run folder; a run that was killed goes on from there")
     add("--img-size", type=int, metavar="PX", help="image side; default: the model's own")
     add("--devices", default="auto", help="number of devices; more than one trains by DDP")
-    add("--precision", help="Lightning's name; default: bf16-mixed on CUDA, else 32-true")
+    add("--precision", help="Lightning's name or bf16-linear; default: what suits the device")
     add("--workers", type=int, default=0, help="processes that load images")
     add("--compile", action="store_true", help="torch.compile the model")
     add("--restart", action="store_true", help="throw away a checkpoint in the run folder")

@@ -1,4 +1,4 @@
-"""What the study runs: cells, recipes, seeds and fractions, and the name under which each run is known.
+"""What the study runs: cells, recipes, lengths, seeds and fractions, and the name under which each run is known.
 
 Loads no torch, so that a plan is there at once.
 """
@@ -11,27 +11,40 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from .._names import our_models
 from ..errors import ParameterError, UnknownNameError
+from . import rates
 from .recipe import Recipe
 
-__all__ = ["CORNERS", "GROUPS", "Cell", "Run", "cell_of", "choose_cells", "data_label", "plan", "recipe_for"]
+__all__ = [
+    "CORNERS", "GROUPS", "HORIZONS", "WEIGHTS", "Cell", "Run", "cell_of", "choose_cells", "data_label", "design_hash",
+    "horizons_of", "plan", "rates_cell", "recipe_for",
+]  # fmt: skip
 
 TOKENISERS, BACKBONES = ("hard", "performer", "transformer", "conv"), ("deep", "wide")
 IDEAS = ("se", "dense", "resnext", "ghost")
 #: The factorial at the heart of the study.
 CORNERS = tuple(f"small_{tokens}_{shape}" for tokens in ("hard", "performer") for shape in BACKBONES)
+#: One part of the T2T module each, beside the wide corners: its layer norm, its overlap, overlap with nonlinearity, all
+#: but its attention.
+PARTS = tuple(f"small_{tokens}_wide" for tokens in ("hardnorm", "conv", "convgelu", "mlp"))
 MATCHED = tuple(f"small_{tokens}_{shape}" for tokens in TOKENISERS for shape in BACKBONES)
 VARIANTS = tuple(f"small_{tokens}_deep_{idea}" for tokens in ("hard", "performer") for idea in IDEAS)
 #: Words that ``--cells`` understands besides patterns of names.
-GROUPS = {"corner": CORNERS, "matched": MATCHED, "cnn": VARIANTS, "all": (*MATCHED, *VARIANTS)}
+GROUPS = {"corner": CORNERS, "parts": PARTS, "matched": MATCHED, "cnn": VARIANTS}
+GROUPS["all"] = tuple(dict.fromkeys(name for group in GROUPS.values() for name in group))
 FRACTIONS = (0.1, 0.25, 0.5, 1.0)
 #: Cells that also train on fractions of the data.
 FRACTION_CELLS = ("small_hard_deep", "small_performer_deep")
 TASKS = ("train", "finetune", "probe")
+#: data -> epochs at which runs end, each with its own decay; effects are judged at the last.
+HORIZONS = {"photo_crops": (3, 6, 12, 24), "cifar10": (3, 6, 12), "torch/cifar10": (3, 6, 12)}
+#: Weights of a finished run, in its folder.
+WEIGHTS = "weights.safetensors"
 
 
 class Cell(NamedTuple):
@@ -54,30 +67,69 @@ def cell_of(model: str) -> Cell:
     return Cell(words[0], words[1], words[2] if len(words) > 2 else "plain")
 
 
-def recipe_for(data: str) -> Recipe:
-    """The recipe that was fixed for a data set before any run.
+def horizons_of(data: str) -> tuple[int, ...]:
+    """Lengths at which runs on ``data`` end; sets outside the design have one.
 
-    ``photo_crops``: the default. ``digits``: more epochs of fewer images. Anything else (CIFAR-10 and its like): 60
-    epochs, larger batches, a slower average.
+    >>> horizons_of("photo_crops"), horizons_of("digits")
+    ((3, 6, 12, 24), (40,))
     """
-    if data == "photo_crops":
-        return Recipe()
-    if data == "digits":
-        return Recipe(epochs=40)
-    return Recipe(epochs=60, batch_size=256, ema=0.999)
+    return HORIZONS.get(data_label(data), (40,) if data == "digits" else (12,))
 
 
-def tuning_recipe_for(data: str) -> Recipe:
+def recipe_for(model: str, data: str, optimizer: str = "muon") -> Recipe:
+    """The recipe that was fixed before any run, at the last horizon; the rate is what ``rates`` chose for the cell."""
+    rate = rates.chosen(rates_cell(model), data_label(data), optimizer) or rates.START[optimizer]
+    return Recipe(epochs=horizons_of(data)[-1], optimizer=optimizer, lr=rate)
+
+
+def demand_rate(run: Run) -> None:
+    """Refuse a run of the design whose rate was not chosen yet.
+
+    Raises
+    ------
+    ParameterError
+        with the command that chooses it.
+    """
+    cell, data, optimizer = rates_cell(run.model), data_label(run.data), run.recipe.optimizer
+    inside = run.model in GROUPS["all"] and data in HORIZONS and run.task == "train" and not run.sweep
+    if inside and rates.chosen(cell, data, optimizer) is None:
+        words = [
+            "--rates",
+            "--cells",
+            cell,
+            "--data",
+            data,
+            *(["--optimizer", optimizer] * (optimizer != "muon")),
+        ]
+        raise ParameterError(
+            f"no {optimizer} rate was chosen for {cell} on {data}: "
+            f"{shlex.join(['python', '-m', 't2t_analysis', 'study', *words])}"
+        )
+
+
+def rates_cell(model: str) -> str:
+    """The corner cell whose rate a model takes: same backbone, and the T2T one unless the split is hard.
+
+    >>> rates_cell("small_conv_wide"), rates_cell("small_hard_deep_se"), rates_cell("t2t_vit_14")
+    ('small_performer_wide', 'small_hard_deep', 't2t_vit_14')
+    """
+    cell = cell_of(model)
+    if not cell.backbone:
+        return model
+    return f"small_{'hard' if cell.tokeniser.startswith('hard') else 'performer'}_{cell.backbone}"
+
+
+def tuning_recipe_for(model: str, data: str, optimizer: str = "muon") -> Recipe:
     """Fine-tuning: a quarter of the epochs at half the learning rate, nothing else changed."""
-    base = recipe_for(data)
+    base = recipe_for(model, data, optimizer)
     return replace(base, epochs=max(1, base.epochs // 4), lr=base.lr / 2)
 
 
-def usual_recipe(data: str, task: str = "train") -> Recipe:
-    """What is done if nothing is varied; a probe has no epochs."""
-    if task == "train":
-        return recipe_for(data)
-    return tuning_recipe_for(data) if task == "finetune" else replace(recipe_for(data), epochs=0)
+def usual_recipe(model: str, data: str, task: str = "train", optimizer: str = "muon") -> Recipe:
+    """What is done if nothing is varied; a probe has no epochs, and no rate."""
+    if task == "probe":
+        return Recipe(epochs=0)
+    return (recipe_for if task == "train" else tuning_recipe_for)(model, data, optimizer)
 
 
 def data_label(data: str) -> str:
@@ -116,13 +168,13 @@ class Run:
 
     @property
     def fixed(self) -> Recipe:
-        """What the recipe would be if nothing were varied but seed and fraction."""
-        base = usual_recipe(self.data, self.task)
+        """What the recipe would be if nothing were varied but seed, fraction and optimiser."""
+        base = usual_recipe(self.model, self.data, self.task, self.recipe.optimizer)
         return replace(base, seed=self.recipe.seed, fraction=self.recipe.fraction)
 
     @property
     def reduced(self) -> bool:
-        """Whether it has fewer epochs than the fixed recipe."""
+        """Whether it ends before the last horizon."""
         return self.recipe.epochs < self.fixed.epochs
 
     @property
@@ -132,7 +184,7 @@ class Run:
 
     @property
     def changes(self) -> dict[str, float]:
-        """Fields of the recipe, other than epochs, that differ from the fixed one."""
+        """Numbers of the recipe, other than epochs, that differ from the fixed one."""
         pairs = {f.name: (getattr(self.recipe, f.name), getattr(self.fixed, f.name)) for f in fields(Recipe)}
         return {name: ours for name, (ours, usual) in pairs.items() if ours != usual and name != "epochs"}
 
@@ -141,7 +193,7 @@ class Run:
         """Readable and unique: the same words always mean the same run.
 
         >>> Run("small_hard_deep", "photo_crops", Recipe(epochs=4)).name
-        'small_hard_deep__photo_crops__f100__e4__s0__8be8e226'
+        'small_hard_deep__photo_crops__f100__e4__s0__XXX'
         """
         recipe, label = self.recipe, data_label(self.data)
         identity = [
@@ -156,6 +208,7 @@ class Run:
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
         words = [self.model, label.replace("/", "-"), f"f{100 * recipe.fraction:g}"]
         words += [] if self.task == "train" else [self.task, "from", self.origin.replace("/", "-")]
+        words += [recipe.optimizer] if recipe.optimizer != "muon" else []
         words += [f"e{recipe.epochs}", f"s{recipe.seed}", *(f"{k}{v:g}" for k, v in self.changes.items())]
         return "__".join([*words, digest])
 
@@ -164,6 +217,7 @@ class Run:
         words = ["--data", data or self.data, "--cells", self.model, "--seeds", str(self.recipe.seed)]
         words += ["--fractions", f"{self.recipe.fraction:g}"]
         words += ["--epochs", str(self.recipe.epochs)] if self.recipe.epochs else []
+        words += ["--optimizer", self.recipe.optimizer] if self.recipe.optimizer != "muon" else []
         for key, number in self.changes.items():
             words += ["--sweep", f"{key}={number:g}"]
         if self.task != "train":
@@ -210,6 +264,12 @@ def fractions_of(model: str) -> tuple[float, ...]:
     return FRACTIONS if model in FRACTION_CELLS else (1.0,)
 
 
+def lengths_of(model: str, data: str, fraction: float) -> tuple[int, ...]:
+    """All horizons for the corners and the parts on the whole data, the last elsewhere."""
+    every = horizons_of(data)
+    return every if fraction == 1 and model in (*CORNERS, *PARTS) else every[-1:]
+
+
 def _recipes(base: Recipe, sweep: Mapping[str, Sequence[float]]) -> list[Recipe]:
     """``base`` with each value of each field in turn; without a sweep just ``base``."""
     if not sweep:
@@ -224,29 +284,42 @@ def plan(
     *,
     seeds: Sequence[int] | None = None,
     fractions: Sequence[float] | None = None,
-    epochs: int | None = None,
+    epochs: Sequence[int] | None = None,
     sweep: Mapping[str, Sequence[float]] | None = None,
     task: str = "train",
     source: str = "",
     weights: str = "",
+    optimizer: str = "muon",
 ) -> list[Run]:
-    """All runs, in the order in which they are worth having: corners first, whole data first, seed by seed.
+    """All runs, in the order in which they are worth having: corners first, whole data first, seed by seed, shorter
+    first, since a longer run goes on where a shorter one began to decay.
 
     With a sweep each cell gets one seed, the first.
     """
-    base = usual_recipe(data, task)
-    base = replace(base, epochs=epochs if epochs and task != "probe" else base.epochs)
     runs = []
     for model in models:
-        chosen = tuple(seeds or seeds_of(model))
+        base, chosen = usual_recipe(model, data, task, optimizer), tuple(seeds or seeds_of(model))
         for fraction in fractions or (fractions_of(model) if task == "train" and not sweep else (1.0,)):
-            for seed in chosen[:1] if sweep else chosen:
-                for recipe in _recipes(replace(base, seed=seed, fraction=fraction), sweep or {}):
-                    runs.append(Run(model, data, recipe, task, source, weights))
+            lengths = epochs or (lengths_of(model, data, fraction) if task == "train" else (base.epochs,))
+            for seed, length in product(chosen[:1] if sweep else chosen, lengths):
+                one = replace(base, seed=seed, fraction=fraction, epochs=length if task != "probe" else 0)
+                runs += [
+                    Run(model, data, recipe, task, source, weights) for recipe in _recipes(one, sweep or {})
+                ]
     order = {name: i for i, name in enumerate(GROUPS["all"])}
     return sorted(runs, key=lambda run: _worth(run, order))
 
 
 def _worth(run: Run, order: dict[str, int]) -> tuple[float, ...]:
     first = 0 if run.model in CORNERS else 1
-    return first, -run.recipe.fraction, run.recipe.seed, order.get(run.model, len(order)), run.recipe.lr
+    recipe = run.recipe
+    return first, -recipe.fraction, recipe.seed, recipe.epochs, order.get(run.model, len(order)), recipe.lr
+
+
+def design_hash() -> str:
+    """Twelve digits of the design as ``docs/study.md`` has it; "unknown" in a wheel, which has no docs."""
+    path = Path(__file__).resolve().parents[2] / "docs" / "study.md"
+    if not path.exists():
+        return "unknown"
+    written = path.read_text(encoding="utf-8").partition("## Design")[2].partition("\n## ")[0]
+    return hashlib.sha256(written.encode()).hexdigest()[:12]

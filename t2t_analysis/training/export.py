@@ -12,8 +12,9 @@ from .._commit import commit
 from .._paths import data_dir
 from ..data import load_images
 from ..models import save_weights
-from .accuracy import accuracy
+from .accuracy import score
 from .module import Classifier
+from .rows import card, quality
 
 __all__ = ["export", "rounded"]
 
@@ -35,29 +36,14 @@ def export(
     path : of the safetensors file; the default is where ``load_model`` finds bundled weights.
     command : what a reader types to train the same again.
     """
-    name, recipe = module.hparams["model"], module.recipe
+    name, recipe, length = module.hparams["model"], module.recipe, module.length
     model: Any = rounded(module.averaged())
     loader: Any = load_images(data, model=model, batch_size=256)
-    top1: Any = accuracy(model, loader, device).frame.set_index("quantity").loc["top1"]
+    scores = score(model, loader, device)
+    row = quality(scores, scores) | {"model": name, "data": data, "recipe": recipe.describe()}
+    row |= {"seed": recipe.seed, "commit": commit(), "command": command, "steps": length.total}
+    row |= {"images_seen": length.total * recipe.batch_size}
+    row |= {"parameters": sum(p.numel() for p in model.parameters() if p.requires_grad)}
     suffix = "" if data == "photo_crops" else f"__{Path(data).name}"
-    card: dict[str, Any] = {
-        "model": name,
-        "data": data,
-        "recipe": recipe.describe(),
-        "seed": recipe.seed,
-        "commit": commit(),
-        "command": command,
-        "test_accuracy": {key: round(float(top1[key]), 4) for key in ("value", "low", "high")}
-        | {"n": int(top1["n"]), "unit": str(top1["unit"]), "interval": str(top1["interval"])},
-        "chance": round(loader.dataset.info.chance, 4),
-        "classes": list(loader.dataset.info.classes),
-        "steps": module.total_steps,
-        "images_seen": module.total_steps * recipe.batch_size,
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "num_classes": module.num_classes,
-        "img_size": model.tokens_to_token.img_size[0] if hasattr(model, "tokens_to_token") else None,
-        "in_chans": getattr(model, "in_chans", 3),
-        "data_licence": loader.dataset.info.licence,
-    }
     target = Path(path) if path else data_dir() / "weights" / f"{name}{suffix}.safetensors"
-    return save_weights(model.state_dict(), target, card)
+    return save_weights(model.state_dict(), target, card(row, model, loader.dataset.info))

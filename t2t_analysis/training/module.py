@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import hashlib
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
@@ -17,64 +19,117 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
-from timm.optim import create_optimizer_v2
-from timm.scheduler import CosineLRScheduler
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 
-from .recipe import Recipe
+from ..errors import T2TError
+from .optimiser import make_optimiser
+from .precision import LINEAR, with_bf16_products
+from .recipe import Recipe, rate_at
 
-__all__ = ["AtomicCheckpointIO", "Classifier", "EpochSampler", "History"]
+__all__ = ["LEGS", "AtomicCheckpointIO", "Classifier", "History", "LegSampler", "Length"]
 
 
-class EpochSampler(Sampler[int]):
-    """A permutation that depends on (seed, epoch) only; Lightning tells it the epoch, it tells the data set.
+#: An epoch is cut into so many legs, each with a checkpoint at its end: a fifth of any number of epochs is whole legs.
+LEGS = 5
+
+
+class Length(NamedTuple):
+    """Of a run, in steps: an epoch's legs, the steps of one, and the leg after which the rate decays."""
+
+    legs: int
+    steps: int
+    epochs: int
+    branch_leg: int
+
+    @classmethod
+    def of(cls, images: int, recipe: Recipe) -> Length:
+        """Of a run on so many images an epoch; images that fill no whole leg are left out, others in each epoch.
+
+        >>> Length.of(6080, Recipe(epochs=3)), Length.of(6080, Recipe(epochs=3)).total
+        (Length(legs=5, steps=19, epochs=3, branch_leg=12), 285)
+        """
+        batches = images // recipe.batch_size
+        if batches == 0:
+            raise T2TError(
+                f"batch_size={recipe.batch_size} is larger than the training set ({images} images)"
+            )
+        legs = min(LEGS, batches)
+        return cls(legs, batches // legs, recipe.epochs, round((1 - recipe.decay) * legs * recipe.epochs))
+
+    @property
+    def per_epoch(self) -> int:
+        """Steps of an epoch."""
+        return self.legs * self.steps
+
+    @property
+    def total(self) -> int:
+        """Steps of the run."""
+        return self.epochs * self.per_epoch
+
+
+class LegSampler(Sampler[int]):
+    """One leg of a permutation that depends on (seed, epoch) only; Lightning tells it the leg, it tells the data set.
 
     With several processes each takes every ``world``-th index, and what does not divide is left out, so that all
     processes make the same number of steps.
     """
 
-    def __init__(self, dataset: Sized, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.dataset, self.seed, self.rank, self.world = dataset, seed, rank, world
+    def __init__(
+        self, dataset: Sized, seed: int, legs: int, images: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.dataset, self.seed, self.legs, self.images = dataset, seed, legs, images
+        self.rank, self.world = rank, world
         self.set_epoch(0)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the permutation, and the crops or augmentations of the data set."""
-        self.epoch = epoch
+    def set_epoch(self, leg: int) -> None:
+        """Choose the leg, counted from the first epoch on, and the crops or augmentations of the data set."""
+        self.epoch, self.leg = divmod(leg, self.legs)
         if hasattr(self.dataset, "set_epoch"):
-            self.dataset.set_epoch(epoch)
+            self.dataset.set_epoch(self.epoch)
 
     def __len__(self) -> int:
-        return len(self.dataset) // self.world
+        return self.images // self.world
 
     def __iter__(self) -> Iterator[int]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.dataset))
-        return iter(order[: len(self) * self.world][self.rank :: self.world].tolist())
+        leg = order[self.leg * self.images : (self.leg + 1) * self.images]
+        return iter(leg[self.rank :: self.world][: len(self)].tolist())
 
 
 class Classifier(L.LightningModule):
     """A classifier under ``recipe``; ``state_dict`` holds the weights (``model.``) and their average (``ema.``).
 
-    Every random choice of a step is seeded by (seed, epoch, step), so that a run that was killed and resumed ends with
-    the same weights as one that was not.
+    Every random choice of a step is seeded by (seed, step), so that a run that was killed and resumed ends with the
+    same weights as one that was not. What Lightning calls an epoch is a leg of ours.
     """
 
     def __init__(
-        self, model: str, model_args: dict[str, Any], recipe: dict[str, Any], total_steps: int
+        self,
+        model: str,
+        model_args: dict[str, Any],
+        recipe: dict[str, Any],
+        images: int,
+        precision: str = "32-true",
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
-        self.recipe, self.total_steps = Recipe(**recipe), total_steps
+        self.recipe = Recipe(**recipe)
+        self.length = Length.of(images, self.recipe)
         self.num_classes = model_args["num_classes"]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.recipe.seed)
             self.model = timm.create_model(model, drop_path_rate=self.recipe.drop_path, **model_args)
+        if precision == LINEAR:
+            with_bf16_products(self.model)
         self.ema = ModelEmaV3(self.model, decay=self.recipe.ema, use_warmup=True)
         self.mix = self._make_mix()
         self.loss = SoftTargetCrossEntropy()
         self.history: list[dict[str, float]] = []
         self._sums = torch.zeros(3)  # loss, hits, images of this epoch
+        self._seconds = [0.0, 0.0]  # of this epoch up to its last leg: by the clock, by this process
 
     def start_from(self, model: nn.Module) -> None:
         """Take the weights of ``model``, head included, and let the average start there too."""
@@ -92,13 +147,15 @@ class Classifier(L.LightningModule):
         )
 
     def on_train_epoch_start(self) -> None:
-        """Start this epoch's sums."""
-        self._sums = torch.zeros(3, device=self.device)
-        self._started = time.perf_counter()
+        """Start this epoch's sums, if it is its first leg."""
+        if self.current_epoch % self.length.legs == 0:
+            self._sums, self._seconds = torch.zeros(3), [0.0, 0.0]
+        self._sums = self._sums.to(self.device)
+        self._began = time.perf_counter(), time.process_time()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed dropout, drop path and mixup by (seed, epoch, step, rank): loaders also draw from these generators."""
-        key = [self.recipe.seed, self.current_epoch, batch_idx, self.global_rank]
+        """Seed dropout, drop path and mixup by (seed, step, rank): loaders also draw from these generators."""
+        key = [self.recipe.seed, self.global_step, self.global_rank]
         seed = int(np.random.SeedSequence(key).generate_state(1)[0])
         torch.manual_seed(seed)
         np.random.seed(seed)  # timm's Mixup draws from numpy's global generator
@@ -128,43 +185,40 @@ class Classifier(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.model, step=self.global_step)
 
-    def epoch_row(self) -> dict[str, float]:
-        """What the epoch did; loss and accuracy are of the training images as augmented, by the moving weights."""
+    def end_leg(self) -> bool:
+        """Add up a leg's time; at the end of an epoch add its row to the history, and say so."""
+        ended = time.perf_counter(), time.process_time()
+        self._seconds = [s + b - a for s, a, b in zip(self._seconds, self._began, ended, strict=True)]
+        if (self.current_epoch + 1) % self.length.legs:
+            return False
         loss, hits, images = self._sums.tolist()
-        return {
-            "epoch": self.current_epoch,
-            "train_loss": loss / images,
-            "train_accuracy": hits / images,
-            "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
-            "images_per_second": images / (time.perf_counter() - self._started),
-        }
+        self.history.append(
+            {
+                "epoch": self.current_epoch // self.length.legs,
+                "train_loss": loss / images,
+                "train_accuracy": hits / images,
+                "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
+                "images_per_second": images / self._seconds[0],
+                "cpu_seconds": self._seconds[1],
+            }
+        )
+        return True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The learning curve travels in the checkpoint, so that a resumed run has all of it."""
-        checkpoint["history"] = self.history
+        checkpoint |= {"history": self.history, "sums": self._sums.cpu(), "seconds": self._seconds}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the learning curve where it ended."""
-        self.history = checkpoint["history"]
+        self.history, self._sums, self._seconds = (checkpoint[key] for key in ("history", "sums", "seconds"))
 
     def configure_optimizers(self) -> Any:
-        """AdamW and a cosine that moves every step."""
-        recipe = self.recipe
-        optimizer = create_optimizer_v2(self.model, "adamw", lr=recipe.lr, weight_decay=recipe.weight_decay)
-        scheduler = CosineLRScheduler(
-            optimizer,
-            t_initial=self.total_steps,
-            lr_min=recipe.min_lr,
-            warmup_t=max(1, round(recipe.warmup * self.total_steps)),
-            warmup_lr_init=recipe.min_lr,
-            warmup_prefix=False,
-            t_in_epochs=False,
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Timm's schedulers are told the step."""
-        scheduler.step_update(self.global_step)
+        """The recipe's optimiser, and a rate that moves every step."""
+        optimiser, length = make_optimiser(self.model, self.recipe), self.length
+        warm = max(1, round(self.recipe.warmup * length.per_epoch))
+        branch = length.branch_leg * length.steps
+        schedule = LambdaLR(optimiser, lambda step: rate_at(step, warm, branch, length.total))
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def averaged(self) -> nn.Module:
         """The averaged weights in evaluation mode: what is evaluated and exported."""
@@ -182,10 +236,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class History(L.Callback):
-    """The learning curve as CSV, and one line an epoch on stderr with the time that is left."""
+    """The learning curve as CSV, and one line an epoch on stderr with the time that is left.
 
-    def __init__(self, path: Path, quiet: bool = False) -> None:
-        self.path, self.quiet = path, quiet
+    ``test``, if given, tells the test accuracy of a module after each epoch.
+    """
+
+    def __init__(
+        self, path: Path, quiet: bool = False, test: Callable[[Classifier], float] | None = None
+    ) -> None:
+        self.path, self.quiet, self.test = path, quiet, test
         self._began = 0.0
         self._first: int | None = None
 
@@ -198,14 +257,49 @@ class History(L.Callback):
         """Add a row, write the curve, say where we are; checkpoints are written after this."""
         assert isinstance(module, Classifier)
         assert self._first is not None
-        module.history.append(module.epoch_row())
+        if not module.end_leg():
+            return
+        if self.test:
+            module.history[-1]["test_accuracy"] = self.test(module)
         if not trainer.is_global_zero:
             return
         write_curve(module.history, self.path)
         if not self.quiet:
             done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
             left = (time.perf_counter() - self._began) / (done - self._first) * (total - done)
-            print(_line(module.history[-1], done, total, left), file=sys.stderr, flush=True)
+            legs = module.length.legs
+            print(_line(module.history[-1], done // legs, total // legs, left), file=sys.stderr, flush=True)
+
+
+class Trunk(L.Callback):
+    """Keeps the checkpoint at which the decay begins: longer runs of the same recipe go on from there.
+
+    Parameters
+    ----------
+    folder : where runs that differ in their length alone find each other's checkpoints.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @staticmethod
+    def key(module: Classifier) -> str:
+        """Twelve digits of everything about a run but its number of epochs."""
+        same = dict(module.hparams) | {"recipe": dict(module.hparams["recipe"]) | {"epochs": None}}
+        return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:12]
+
+    def find(self, module: Classifier) -> Path | None:
+        """The longest trunk that ``module`` has not yet branched from."""
+        legs = {int(path.stem.rpartition("_")[2]): path for path in self.folder.glob(f"{self.key(module)}_*")}
+        fitting = [leg for leg in legs if leg <= module.length.branch_leg]
+        return legs[max(fitting)] if fitting else None
+
+    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Write the checkpoint at the last leg before the decay."""
+        assert isinstance(module, Classifier)
+        if trainer.current_epoch + 1 == module.length.branch_leg:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trainer.save_checkpoint(self.folder / f"{self.key(module)}_{module.length.branch_leg}.ckpt")
 
 
 def _line(row: dict[str, float], done: int, total: int, left: float) -> str:

@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import sqrt
 from typing import Any
 
-__all__ = ["Recipe"]
+__all__ = ["OPTIMISERS", "Recipe", "rate_at"]
+
+#: name -> how it is written
+OPTIMISERS = {"muon": "Muon", "adamw": "AdamW"}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """AdamW, linear warm-up, cosine decay, label smoothing, drop path, EMA; mixup and cutmix on request.
+    """Warm-up, constant rate, decay; label smoothing, drop path, moving average; mixup and cutmix on request.
 
     Attributes
     ----------
     epochs, batch_size : length of the run and images per step, over all devices.
-    lr, min_lr, warmup : peak and final learning rate, and the share of all steps that warm up from ``min_lr``.
+    optimizer : "muon" for the matrices inside the network and AdamW for the rest, or "adamw" for all.
+    lr : peak learning rate.
+    warmup : epochs in which it rises from 0. Not a share of the run, so that runs that differ in length alone are the
+        same until the shorter one decays.
+    decay : share of the run in which it falls to 0 at the end.
     weight_decay : not applied to biases, norms and what the model's ``no_weight_decay`` names.
     smoothing : of the labels.
     mixup, cutmix : their alphas; off by default, since the class of a 32 px crop is its texture.
@@ -27,15 +35,16 @@ class Recipe:
 
     epochs: int = 12
     batch_size: int = 64
-    lr: float = 1e-3
-    min_lr: float = 1e-6
-    warmup: float = 0.1
+    optimizer: str = "muon"
+    lr: float = 2e-3
+    warmup: float = 0.3
+    decay: float = 0.2
     weight_decay: float = 0.05
     smoothing: float = 0.1
     mixup: float = 0.0
     cutmix: float = 0.0
     drop_path: float = 0.05
-    ema: float = 0.99
+    ema: float = 0.95
     clip: float = 0.0
     fraction: float = 1.0
     seed: int = 0
@@ -48,14 +57,30 @@ class Recipe:
         """One line for a card.
 
         >>> Recipe(epochs=3).describe()
-        'AdamW, 3 epochs, batch 64, lr 0.001 cosine, warm-up 0.1, weight decay 0.05, smoothing 0.1, drop path 0.05, \
-EMA 0.99'
+        'Muon, 3 epochs, batch 64, lr 0.002, warm-up 0.3 epochs, decay over the last 0.2, weight decay 0.05, \
+smoothing 0.1, drop path 0.05, EMA 0.95'
         """
         text = (
-            f"AdamW, {self.epochs} epochs, batch {self.batch_size}, lr {self.lr:g} cosine, warm-up {self.warmup:g}, "
+            f"{OPTIMISERS[self.optimizer]}, {self.epochs} epochs, batch {self.batch_size}, lr {self.lr:g}, "
+            f"warm-up {self.warmup:g} epochs, decay over the last {self.decay:g}, "
             f"weight decay {self.weight_decay:g}, smoothing {self.smoothing:g}, drop path {self.drop_path:g}, "
             f"EMA {self.ema:g}"
         )
         extras = {"mixup": self.mixup, "cutmix": self.cutmix, "gradient clipping": self.clip}
         extras |= {"training fraction": self.fraction} if self.fraction < 1 else {}
         return text + "".join(f", {name} {value:g}" for name, value in extras.items() if value)
+
+
+def rate_at(step: int, warm: int, branch: int, total: int) -> float:
+    """Share of the peak rate at a step: linear warm-up, constant, 1 - sqrt to zero (Hägele et al., 2024).
+
+    Parameters
+    ----------
+    warm, branch, total : first step after the warm-up, first step of the decay, number of steps.
+
+    >>> [round(rate_at(step, 2, 6, 10), 2) for step in range(10)]
+    [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.5, 0.29, 0.13]
+    """
+    if step < warm:
+        return (step + 1) / warm
+    return 1.0 if step <= branch else max(0.0, 1 - sqrt((step - branch) / (total - branch)))

@@ -248,16 +248,19 @@ def resident_loader(
     model: torch.nn.Module | None = None,
     device: str | torch.device = "cpu",
     most: int | None = None,
+    rest: bool = False,
 ) -> ResidentLoader:
     """Images to evaluate on, not augmented, on ``device``.
 
     ``fraction`` and ``seed`` choose the training images that ``resident_train`` trains on; ``most`` keeps at most about
-    so many, balanced over classes.
+    so many, balanced over classes; ``rest`` takes the training images that were not chosen in place of those.
     """
     size = as_pair(img_size)
     crops = str(data) == "photo_crops"
     all_labels = blocks(split).labels.numpy() if crops else _decoded(str(data), split, size)[1]
     kept = choose_fraction(all_labels, fraction, seed)
+    if rest:
+        kept = np.setdiff1d(np.arange(len(all_labels)), kept)
     if most is not None:
         kept = np.sort(
             kept[balanced_order(all_labels[kept], 0)[: most // CROPS_PER_BLOCK if crops else most]]

@@ -13,14 +13,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 from ..errors import ParameterError, UnknownNameError
-from .design import GROUPS, TASKS, Run, choose_cells, plan
-from .recipe import Recipe
+from . import rates
+from .design import GROUPS, TASKS, Run, choose_cells, data_label, plan, rates_cell
+from .recipe import OPTIMISERS, Recipe
 
 __all__ = ["add_arguments", "run"]
 
@@ -46,7 +47,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--fractions",
         help="of the training images, as 0.1,1 (default: four for hard_deep, performer_deep, else 1)",
     )
-    add("--epochs", type=int, help="default: the recipe's; fewer are marked as reduced")
+    add("--epochs", help="lengths, as 3,6 (default: the horizons of the design)")
+    add("--optimizer", default="muon", choices=tuple(OPTIMISERS), help="default: muon")
+    add(
+        "--rates",
+        action="store_true",
+        help="choose the rate of each cell on held-out training images, and train nothing else",
+    )
     add(
         "--sweep",
         action="append",
@@ -99,7 +106,7 @@ def sweep_of(words: Sequence[str] | None) -> dict[str, tuple[float, ...]]:
     >>> sweep_of(["lr=5e-4,1e-3"])
     {'lr': (0.0005, 0.001)}
     """
-    known = [f.name for f in fields(Recipe) if f.name not in ("seed", "fraction", "epochs")]
+    known = [f.name for f in fields(Recipe) if f.name not in ("seed", "fraction", "epochs", "optimizer")]
     found = {}
     for word in words or ():
         key, _, values = word.partition("=")
@@ -116,25 +123,31 @@ def planned(arguments: argparse.Namespace) -> list[Run]:
         raise ParameterError(
             f"--task {arguments.task} " + ("needs --source or --weights" if transfer else "takes no weights")
         )
-    seeds = numbers(arguments.seeds, "--seeds") if arguments.seeds else None
-    if seeds and any(int(seed) != seed for seed in seeds):
-        raise ParameterError(f"--seeds {arguments.seeds}: whole numbers only")
     fractions = numbers(arguments.fractions, "--fractions") if arguments.fractions else None
     if fractions and not all(0 < fraction <= 1 for fraction in fractions):
         raise ParameterError(f"--fractions {arguments.fractions}: each above 0 and at most 1")
-    if arguments.epochs is not None and arguments.epochs < 1:
-        raise ParameterError(f"--epochs {arguments.epochs}: at least 1")
     return plan(
         choose_cells(arguments.cells),
         arguments.data,
-        seeds=[int(seed) for seed in seeds] if seeds else None,
+        seeds=_whole(arguments.seeds, "--seeds", 0),
         fractions=fractions and [float(fraction) for fraction in fractions],
-        epochs=arguments.epochs,
+        epochs=_whole(arguments.epochs, "--epochs", 1),
         sweep=sweep_of(arguments.sweep),
         task=arguments.task,
         source=arguments.source or "",
         weights=arguments.weights or "",
+        optimizer=arguments.optimizer,
     )
+
+
+def _whole(text: str | None, what: str, least: int) -> list[int] | None:
+    """Whole numbers as typed; None if nothing was."""
+    if text is None:
+        return None
+    found = numbers(text, what)
+    if any(int(number) != number or number < least for number in found):
+        raise ParameterError(f"{what} {text}: whole numbers only, at least {least}")
+    return [int(number) for number in found]
 
 
 def devices_of(text: str) -> list[str]:
@@ -157,9 +170,13 @@ def devices_of(text: str) -> list[str]:
 # ------------------------------------------------------------------------------------------ what it costs
 
 
-def images_of(task: Run, sizes: dict[str, int]) -> int:
-    """Training images that a run goes through; evaluation counts a third, having no backward pass."""
-    return sizes["train"] * task.recipe.epochs + (min(sizes["train"], 10_000) + sizes["test"]) // 3
+def images_of(task: Run, sizes: dict[str, int], shorter: int = 0) -> float:
+    """Training images that a run goes through; evaluation counts a third, having no backward pass.
+
+    A run that goes on from one of ``shorter`` epochs leaves out what that one did before it began to decay.
+    """
+    epochs = task.recipe.epochs - (1 - task.recipe.decay) * shorter
+    return sizes["train"] * epochs + (min(sizes["train"], 10_000) + sizes["test"]) / 3
 
 
 def sizes_of(data: str) -> dict[str, int]:
@@ -181,7 +198,7 @@ def measured_speeds(folder: Path, precision: str) -> dict[str, float]:
     from .table import read_runs
 
     rows = read_runs(folder)
-    rows = rows[(rows["precision"] == precision) & rows["images_per_second"].notna()]
+    rows = rows[rows["precision"].str.startswith(precision) & rows["images_per_second"].notna()]
     return {str(model): float(group.median()) for model, group in rows.groupby("model")["images_per_second"]}
 
 
@@ -207,16 +224,29 @@ def calibrate(model: str, batch_size: int, device: str, seconds: float = 2.0) ->
 
 def costs(runs: Sequence[Run], folder: Path, device: str) -> dict[str, tuple[float, str]]:
     """Name of a run -> seconds, and where the speed comes from."""
+    from .precision import usual
+
     if not runs:
         return {}
-    known = measured_speeds(folder, "bf16-mixed" if device.startswith("cuda") else "32-true")
+    known = measured_speeds(folder, usual(device.startswith("cuda")))
     sizes, found = sizes_of(runs[0].data), {}
     speeds = {model: (speed, "rows of the table") for model, speed in known.items()}
     for one in runs:
         if one.model not in speeds:
             speeds[one.model] = calibrate(one.model, one.recipe.batch_size, device), "two seconds of steps"
         speed, why = speeds[one.model]
-        found[one.name] = images_of(one, sizes) / speed, f"{speed:.0f} images/s by {why}"
+        lengths = [
+            r.recipe.epochs
+            for r in runs
+            if replace(r.recipe, epochs=0) == replace(one.recipe, epochs=0)
+            and r.model == one.model
+            and r.recipe.epochs < one.recipe.epochs
+            and r.task == "train"
+        ]
+        found[one.name] = (
+            images_of(one, sizes, max(lengths, default=0)) / speed,
+            f"{speed:.0f} images/s by {why}",
+        )
     return found
 
 
@@ -369,18 +399,41 @@ def _one(one: Run, arguments: argparse.Namespace, out: Path, device: str) -> int
     return 0
 
 
+def choose_rates(arguments: argparse.Namespace, out: Path, device: str) -> None:
+    """Try rates for every cell of the plan until each has a best one with both neighbours.
+
+    Cells that take the rate of another are not tried. The trials go to ``rates.csv`` in ``out``.
+    """
+    from .runner import Place, trial
+
+    optimizer, data = arguments.optimizer, arguments.data
+    for cell in dict.fromkeys(map(rates_cell, choose_cells(arguments.cells))):
+        known = (cell, data_label(data), optimizer, out)
+        while rate := rates.next_rate(rates.tried(*known), rates.START[optimizer]):
+            row = trial(cell, data, Recipe(optimizer=optimizer, lr=rate), Place(out, arguments.runs, device))
+            loss, hits = (float(row[f"held_out_{key}"]) for key in ("loss", "accuracy"))
+            print(
+                f"{cell}, {optimizer}, rate {rate:g}: held-out loss {loss:.4f}, accuracy {hits:.4f}",
+                flush=True,
+            )
+        print(f"{cell}, {optimizer}: rate {rates.chosen(*known):g}", flush=True)
+
+
 def run(arguments: argparse.Namespace) -> int:
     """Do what is missing of the plan."""
     from .._paths import data_dir
     from .table import finished
 
     out = arguments.out or data_dir() / "study"
+    slots = devices_of(arguments.devices) * max(1, arguments.jobs)
+    if arguments.rates:
+        choose_rates(arguments, out, slots[0])
+        return 0
     runs, there = planned(arguments), finished(out)
     todo = [one for one in runs if one.name not in there]
     if not todo and not arguments.dry_run:
         print(f"nothing to do: {len(runs)} of {len(runs)} planned runs are in {out}")
         return 0
-    slots = devices_of(arguments.devices) * max(1, arguments.jobs)
     if arguments.dry_run:
         _dry_run(todo, len(runs) - len(todo), out, slots)
         return 0

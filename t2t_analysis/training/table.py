@@ -26,7 +26,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "run": ("string", "name of the run: the factors, and eight digits of everything that identifies it"),
     "task": ("string", "train (from random weights), finetune or probe (from weights trained on `source`)"),
     "model": ("string", "registered name of the model"),
-    "tokeniser": ("string", "hard, performer, transformer or conv; empty for a model outside the design"),
+    "tokeniser": ("string", "hard, performer, transformer, conv, hardnorm, convgelu, mlp; empty outside the design"),
     "backbone": ("string", "deep or wide"),
     "variant": ("string", "plain, or se, dense, resnext, ghost: an idea from convolutional networks"),
     "data": ("string", "data set; of a folder or tar the last part of its path"),
@@ -40,8 +40,9 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "train_images": ("Int64", "how many different training images"),
     "train_unit": ("string", "what such an image is: for photo_crops a block that crops are cut from"),
     "epochs": ("Int64", "passes over as many images as the whole training set has; 0 for a probe"),
-    "reduced": ("boolean", "fewer epochs than the recipe says for these data"),
+    "reduced": ("boolean", "it ends, fully annealed, before the last horizon, at which effects are judged"),
     "sweep": ("boolean", "the recipe differs from the fixed one in more than its epochs: left out of the effects"),
+    "optimizer": ("string", "muon, or adamw as a sensitivity"),
     "lr": ("Float64", "peak learning rate"),
     "batch_size": ("Int64", "images per step"),
     "recipe": ("string", "the whole recipe in words"),
@@ -64,14 +65,16 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "test_unit": ("string", "what they are: images, or blocks of which four test crops are cut"),
     "calibration_error": ("Float64", "expected calibration error, 15 bins, on the test images"),
     "wall_seconds": ("Float64", "training alone, all sessions of a resumed run together"),
+    "cpu_seconds": ("Float64", "of the process while it trained: on a shared machine the measure of time"),
     "device": ("string", "name of the processor"),
     "threads": ("Int64", "CPU threads of the process"),
-    "precision": ("string", "of training, by Lightning's name"),
+    "precision": ("string", "of training; on a CPU without native bfloat16 it says so"),
     "compiled": ("boolean", "whether torch.compile was on"),
     "versions": ("string", "Python and the libraries that training rests on"),
     "commit": ("string", "of the checkout; + if the package had changes"),
     "date": ("string", "day on which the run ended, UTC"),
     "command": ("string", "repeats the run into a table of its own"),
+    "design": ("string", "twelve digits of the design in docs/study.md by which it was run"),
 }  # fmt: skip
 
 #: The learning curves: one row per run and epoch.
@@ -82,6 +85,7 @@ CURVE_COLUMNS: dict[str, tuple[str, str]] = {
     "train_accuracy": ("Float64", "of the moving weights on the augmented images of the epoch"),
     "lr": ("Float64", "learning rate at its end"),
     "images_per_second": ("Float64", "training images per second"),
+    "cpu_seconds": ("Float64", "of the process, for the epoch"),
     "test_accuracy": ("Float64", "of the averaged weights at its end; missing unless asked for with --test-curve"),
 }  # fmt: skip
 

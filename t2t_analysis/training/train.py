@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from .. import models
 from ..data import train_data
 from ..errors import T2TError, UnknownNameError
-from .module import AtomicCheckpointIO, Classifier, EpochSampler, History
+from .module import AtomicCheckpointIO, Classifier, History, LegSampler, Trunk
+from .precision import LINEAR, usual
 from .recipe import Recipe
 
 __all__ = ["model_args", "train"]
@@ -26,17 +27,19 @@ __all__ = ["model_args", "train"]
 class _Data(L.LightningDataModule):
     """The training loader; the sampler is made here so that Lightning need not replace it under DDP."""
 
-    def __init__(self, dataset: Any, recipe: Recipe, workers: int) -> None:
+    def __init__(self, dataset: Any, module: Classifier, workers: int) -> None:
         super().__init__()
-        self.dataset, self.recipe, self.workers = dataset, recipe, workers
+        self.dataset, self.module, self.workers = dataset, module, workers
 
     def train_dataloader(self) -> DataLoader:
         trainer = self.trainer
         assert trainer is not None
-        sampler = EpochSampler(self.dataset, self.recipe.seed, trainer.global_rank, trainer.world_size)
+        recipe, length = self.module.recipe, self.module.length
+        leg = length.legs, length.steps * recipe.batch_size
+        sampler = LegSampler(self.dataset, recipe.seed, *leg, trainer.global_rank, trainer.world_size)
         return DataLoader(
             self.dataset,
-            batch_size=self.recipe.batch_size // trainer.world_size,
+            batch_size=recipe.batch_size // trainer.world_size,
             sampler=sampler,
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
@@ -72,7 +75,13 @@ def _hushed() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for text in (".*many workers.*", ".*not empty.*", ".*eval mode.*", ".*isinstance.treespec.*"):
+            for text in (
+                ".*many workers.*",
+                ".*not empty.*",
+                ".*eval mode.*",
+                ".*isinstance.treespec.*",
+                ".*dirpath has changed.*",
+            ):
                 warnings.filterwarnings("ignore", text)
             yield
     finally:
@@ -100,10 +109,12 @@ def train(
     quiet: bool = False,
     compile: bool = False,
     callbacks: tuple[L.Callback, ...] = (),
+    test: Callable[[Classifier], float] | None = None,
+    trunks: Path | None = None,
     init: torch.nn.Module | None = None,
     dataset: Callable[..., Any] = train_data,
 ) -> Classifier:
-    """Train ``model`` on ``data`` and return the Lightning module; ``out/last.ckpt`` is written after every epoch.
+    """Train ``model`` on ``data`` and return the Lightning module; ``out/last.ckpt`` is written five times an epoch.
 
     If ``out`` holds a checkpoint of the same run, training goes on from there and ends with the same weights as an
     uninterrupted run; a checkpoint of another run is an error, and ``restart`` throws it away.
@@ -112,8 +123,12 @@ def train(
     ----------
     out : run folder: ``last.ckpt``, ``curve.csv``.
     img_size : default is the model's own.
-    precision : Lightning's name; default is "bf16-mixed" on CUDA and "32-true" elsewhere.
+    precision : Lightning's name, or "bf16-linear" (see ``precision``); default is "bf16-mixed" on CUDA, "bf16-linear"
+        on a CPU that has bfloat16, "32-true" elsewhere.
     devices, accelerator : more than one device means DDP; ``recipe.batch_size`` is shared out.
+    test : test accuracy of the module, for the learning curve.
+    trunks : folder of checkpoints that runs of other lengths left where they began to decay: the run starts from the
+        longest that is also its own beginning, and ends with the same weights as without.
     init : start from the weights of this model, which has the same parts and a head for these classes; every
         parameter is trained. A run that goes on from its checkpoint takes the weights from there.
     """
@@ -123,26 +138,23 @@ def train(
     images: Any = dataset(
         data, split="train", img_size=size, fraction=recipe.fraction, seed=recipe.seed, model=blank
     )
-    steps = len(images) // recipe.batch_size
-    if steps == 0:
-        raise T2TError(
-            f"batch_size={recipe.batch_size} is larger than the training set ({len(images)} images)"
-        )
     args = model_args(model, len(images.info.classes), img_size)
-    module = Classifier(model, args, recipe.as_dict(), steps * recipe.epochs)
+    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+    precision = precision or usual(cuda)
+    module = Classifier(model, args, recipe.as_dict(), len(images), precision)
     if init is not None:
         module.start_from(init)
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = _checkpoint_of(out, module, restart)
+    trunk = Trunk(trunks) if trunks else None
+    checkpoint = _checkpoint_of(out, module, restart) or (trunk.find(module) if trunk else None)
     if compile:
         module.model.compile()
-    cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     with _hushed():
         trainer = L.Trainer(
-            max_epochs=recipe.epochs,
+            max_epochs=recipe.epochs * module.length.legs,
             accelerator=accelerator,
             devices=devices if cuda or devices != "auto" else 1,
-            precision=precision or ("bf16-mixed" if cuda else "32-true"),
+            precision="32-true" if precision == LINEAR else precision,
             gradient_clip_val=recipe.clip or None,
             logger=False,
             enable_progress_bar=False,
@@ -151,17 +163,18 @@ def train(
             default_root_dir=out,
             plugins=[AtomicCheckpointIO()],
             callbacks=[
-                History(out / "curve.csv", quiet),
+                History(out / "curve.csv", quiet, test),
+                *([trunk] if trunk else []),
                 *callbacks,
                 ModelCheckpoint(dirpath=out, filename="last", save_top_k=1, enable_version_counter=False),
             ],
         )
-        trainer.fit(module, _Data(images, recipe, workers), ckpt_path=checkpoint, weights_only=True)
+        trainer.fit(module, _Data(images, module, workers), ckpt_path=checkpoint, weights_only=True)
     _finite(trainer)
     return module
 
 
-def _checkpoint_of(out: Path, module: Classifier, restart: bool) -> str | None:
+def _checkpoint_of(out: Path, module: Classifier, restart: bool) -> Path | None:
     """Path of this run's checkpoint, None if there is none."""
     path = out / "last.ckpt"
     if restart or not path.exists():
@@ -173,4 +186,4 @@ def _checkpoint_of(out: Path, module: Classifier, restart: bool) -> str | None:
     if differ:
         details = "; ".join(f"{key}: {found.get(key)} there, {wanted[key]} asked for" for key in differ)
         raise T2TError(f"{path} belongs to another run ({details}); choose another folder or restart")
-    return str(path)
+    return path

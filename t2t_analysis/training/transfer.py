@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import nn
 
@@ -17,37 +18,42 @@ from .._progress import progress
 from ..errors import DataError
 from ..models import load_model
 from .accuracy import Scores
-from .design import Run, data_label
-from .runner import WEIGHTS, Images, Place, _about_data, _cost, _identity, _quality, trained_row
-from .table import read_runs
+from .design import WEIGHTS, Run, data_label
 
-__all__ = ["features", "linear_probe", "start", "transfer_row"]
+__all__ = ["PENALTY", "features", "linear_probe", "start", "weights_of"]
 
 #: Inverse strength of the probe's L2 penalty on standardised features (scikit-learn's C), the same for all models.
 PENALTY = 1.0
 
 
-def own_weights(run: Run, place: Place) -> Path:
+def weights_of(run: Run, rows: pd.DataFrame, runs: Path) -> Path:
     """Weights of the study's longest run of this model and seed on the source data, all of them.
 
-    Raises ``DataError`` with the command that makes them.
+    Parameters
+    ----------
+    rows : the table of runs.
+    runs : folder of run folders.
+
+    Raises
+    ------
+    DataError
+        with the command that makes them, if they are not there.
     """
-    rows = read_runs(place.out)
     same = (rows["task"] == "train") & (rows["model"] == run.model) & (rows["data"] == data_label(run.source))
     rows = rows[same & (rows["seed"] == run.recipe.seed) & (rows["fraction"] == 1.0) & ~rows["sweep"]]
     for name in rows.sort_values("epochs", ascending=False)["run"]:
-        if (path := place.runs / str(name) / WEIGHTS).exists():
+        if (path := runs / str(name) / WEIGHTS).exists():
             return path
     words = f"--data {run.source} --cells {run.model} --seeds {run.recipe.seed} --fractions 1"
     raise DataError(
-        f"no weights of {run.model}, seed {run.recipe.seed}, from {run.source!r} in {place.runs}; "
+        f"no weights of {run.model}, seed {run.recipe.seed}, from {run.source!r} in {runs}; "
         f"python -m t2t_analysis study {words} makes them, --weights takes others"
     )
 
 
-def start(run: Run, weights: str | Path, place: Place, num_classes: int) -> Any:
+def start(run: Run, weights: str | Path, device: str, num_classes: int) -> Any:
     """The model that a transfer starts from: trained features, a fresh classifier drawn with the run's seed."""
-    model: Any = load_model(run.model, weights, device=place.device, seed=run.recipe.seed)
+    model: Any = load_model(run.model, weights, device=device, seed=run.recipe.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(run.recipe.seed)
         model.reset_classifier(num_classes)
@@ -100,20 +106,3 @@ def linear_probe(model: nn.Module, train: Any, test: Any, device: str = "cpu") -
     return _scores(probe.predict_proba(x_test), y_test, cluster), _scores(
         probe.predict_proba(x), y, np.arange(len(y))
     )
-
-
-def transfer_row(run: Run, place: Place, images: Images, folder: Path) -> tuple[dict[str, Any], Any]:
-    """The row and the learning curve of a probe or of fine-tuning."""
-    info = images.test.dataset.info
-    weights = run.weights or own_weights(run, place)
-    model = start(run, weights, place, len(info.classes))
-    origin = {"source_run": data_label(run.weights) if run.weights else Path(weights).parent.name}
-    if run.task == "finetune":
-        row, curve = trained_row(run, place, images, folder, init=model.cpu())
-        return row | origin, curve
-    quality = _quality(*linear_probe(model, images.all_seen(), images.test, place.device))
-    row = _identity(run) | _about_data(run, images, model.default_cfg["input_size"][-1]) | quality
-    row |= {"steps": None, "images_seen": None, "recipe": f"logistic regression, C {PENALTY:g}, standardised"}
-    row |= {"lr": None, "batch_size": None} | _cost(place, model, [], 0)
-    trainable = (model.num_features + 1) * len(info.classes)
-    return row | origin | {"parameters": trainable, "precision": "32-true", "compiled": False}, []

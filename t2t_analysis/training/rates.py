@@ -1,0 +1,104 @@
+"""Learning rates, chosen per cell on training images that were held out; no test image is looked at.
+
+Rates are powers of two times a start. From the start on, the neighbours of the best so far are tried until the best has
+both, so that the optimum never lies at the edge. What was tried is in ``rates.csv``, a row per trial.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from .._paths import data_dir
+
+__all__ = ["COLUMNS", "EPOCHS", "SHARE", "START", "add", "chosen", "next_rate", "tried"]
+
+TABLE = "rates.csv"
+#: of a trial: the shortest length at which rates can be told apart, as each cell needs three or more of them
+EPOCHS = 2
+#: of the training images (blocks) of every class that a trial trains on; the others are held out
+SHARE = 0.8
+#: first rate by optimiser
+START = {"muon": 2e-3, "adamw": 1e-3}
+
+#: column -> meaning
+COLUMNS = {
+    "data": "data set",
+    "data_hash": "as in the table of runs",
+    "model": "registered name of the model",
+    "optimizer": "muon or adamw",
+    "lr": "peak learning rate",
+    "seed": "of weights, order and of which images are held out",
+    "epochs": "passes over as many images as the whole training set has",
+    "held_out_loss": "cross-entropy in nats on the held-out training images: the lowest is chosen",
+    "held_out_accuracy": "top-1 on the same, as a fraction",
+    "held_out_images": "how many",
+    "train_loss": "cross-entropy in nats on training images of the trial, not augmented",
+    "cpu_seconds": "of the process while it trained",
+    "precision": "of training",
+    "versions": "Python and the libraries that training rests on",
+    "commit": "of the checkout; + if the package had changes",
+    "design": "twelve digits of the design in docs/study.md",
+    "date": "day on which the trial ended, UTC",
+}
+
+
+@lru_cache(maxsize=8)
+def _rows(path: Path, stamp: float) -> tuple[dict[str, str], ...]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return tuple(csv.DictReader(file))
+
+
+def tried(model: str, data: str, optimizer: str = "muon", folder: Path | None = None) -> dict[float, float]:
+    """Rate -> held-out loss of every trial of a cell.
+
+    >>> tried("small_hard_deep", "no such data")
+    {}
+    """
+    path = (folder or data_dir() / "study") / TABLE
+    if not path.exists():
+        return {}
+    wanted = {"model": model, "data": data, "optimizer": optimizer}
+    rows = [row for row in _rows(path, path.stat().st_mtime) if wanted.items() <= row.items()]
+    return {float(row["lr"]): float(row["held_out_loss"]) for row in rows}
+
+
+def next_rate(losses: Mapping[float, float], start: float) -> float | None:
+    """The rate to try next; None once the best has both neighbours.
+
+    >>> next_rate({}, 2e-3), next_rate({2e-3: 1.0}, 2e-3), next_rate({2e-3: 1.0, 1e-3: 1.1, 4e-3: 0.9}, 2e-3)
+    (0.002, 0.001, 0.008)
+    >>> next_rate({2e-3: 1.0, 1e-3: 1.1, 4e-3: 1.2}, 2e-3)
+    """
+    if not losses:
+        return start
+    best = min(losses, key=lambda rate: losses[rate])
+    return next((rate for rate in (best / 2, best * 2) if rate not in losses), None)
+
+
+def chosen(model: str, data: str, optimizer: str = "muon", folder: Path | None = None) -> float | None:
+    """The rate with the lowest held-out loss; None while its neighbours were not tried."""
+    losses = tried(model, data, optimizer, folder)
+    if not losses or next_rate(losses, START[optimizer]) is not None:
+        return None
+    return min(losses, key=lambda rate: losses[rate])
+
+
+def add(row: Mapping[str, Any], folder: Path) -> None:
+    """Add a trial; the file is replaced whole, under a lock."""
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / TABLE
+    with FileLock(folder / ".lock"):
+        old = list(_rows(path, path.stat().st_mtime)) if path.exists() else []
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
+            writer.writeheader()
+            writer.writerows([*old, {name: row[name] for name in COLUMNS}])
+        os.replace(temporary, path)

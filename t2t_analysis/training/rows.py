@@ -1,0 +1,165 @@
+"""What a row of the study says of a run: who it is, how good, what it saw and what it cost."""
+
+from __future__ import annotations
+
+import platform
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import nn
+
+from .._commit import commit
+from .accuracy import Scores, calibration, proportion
+from .design import Run, cell_of, data_label, design_hash
+
+__all__ = ["card", "cost", "identity", "macs", "matrix_rate", "quality", "today", "versions"]
+
+
+def macs(model: nn.Module, size: int) -> int:
+    """Multiply-accumulates of one forward pass of one RGB image: half of the FLOPs of all matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    training = model.training
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(torch.zeros(1, 3, size, size, device=next(model.parameters()).device))
+    model.train(training)
+    return counter.get_total_flops() // 2
+
+
+def matrix_rate(device: str, seconds: float = 0.3) -> float:
+    """FLOP/s of a large matrix product on ``device``: bf16 with 8192 rows on CUDA, float32 with 1024 elsewhere."""
+    cuda = device.startswith("cuda")
+    side, dtype = (8192, torch.bfloat16) if cuda else (1024, torch.float32)
+    a = torch.randn(side, side, device=device, dtype=dtype)
+
+    def timed() -> float:
+        begun = time.perf_counter()
+        a @ a
+        if cuda:
+            torch.cuda.synchronize(device)
+        return time.perf_counter() - begun
+
+    timed()
+    spent: list[float] = []
+    while sum(spent) < seconds:
+        spent.append(timed())
+    return 2 * side**3 / median(spent)
+
+
+def _peak_memory(device: str) -> tuple[int, str]:
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device), "allocated on the device"
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "resident set of the process"
+
+
+def _device_name(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
+    named = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()
+
+
+def versions() -> str:
+    """Python and the libraries that training rests on."""
+    known = {name: version(name) for name in ("torch", "timm", "lightning", "numpy")}
+    return "; ".join([f"python {platform.python_version()}", *(f"{k} {v}" for k, v in known.items())])
+
+
+def today() -> str:
+    """The day in UTC, as ISO writes it."""
+    return datetime.now(UTC).date().isoformat()
+
+
+def quality(scores: Scores, seen: Scores) -> dict[str, Any]:
+    """Columns on the test images and on training images."""
+    top1 = proportion(scores.top1, scores.cluster)
+    return {
+        "train_loss": float(seen.loss.mean()),
+        "train_accuracy": float(seen.top1.mean()),
+        "test_loss": float(scores.loss.mean()),
+        "test_accuracy": top1.value,
+        "test_low": max(0.0, top1.low),
+        "test_high": min(1.0, top1.high),
+        "test_n": top1.n,
+        "test_unit": top1.unit,
+        "calibration_error": calibration(scores).value,
+    }
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """Columns that say which run it is."""
+    recipe = run.recipe
+    return {
+        "run": run.name,
+        "task": run.task,
+        "model": run.model,
+        **cell_of(run.model)._asdict(),
+        "data": data_label(run.data),
+        "source": run.origin,
+        "source_run": "",
+        "seed": recipe.seed,
+        "fraction": recipe.fraction,
+        "epochs": recipe.epochs,
+        "reduced": run.reduced,
+        "sweep": run.sweep,
+        "optimizer": recipe.optimizer,
+        "lr": recipe.lr,
+        "batch_size": recipe.batch_size,
+        "recipe": recipe.describe(),
+        "command": run.command(),
+        "design": design_hash(),
+    }
+
+
+def cost(
+    model: nn.Module, history: Sequence[Mapping[str, float]], per_epoch: int, device: str
+) -> dict[str, Any]:
+    """What the run took; the time is added up from the epochs, so that it holds for a resumed run too."""
+    products = macs(model, model.default_cfg["input_size"][-1])  # type: ignore[index, arg-type]
+    speeds = [row["images_per_second"] for row in history]
+    speed, rate = (median(speeds) if speeds else None), matrix_rate(device)
+    memory, kind = _peak_memory(device)
+    return {
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "macs": products,
+        "images_per_second": speed,
+        "matrix_rate": rate,
+        "matrix_share": 6 * products * speed / rate if speed else None,
+        "peak_memory": memory,
+        "memory_kind": kind,
+        "wall_seconds": sum(per_epoch / s for s in speeds) if speeds else None,
+        "cpu_seconds": sum(row["cpu_seconds"] for row in history) if history else None,
+        "device": _device_name(device),
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+        "commit": commit(),
+        "date": today(),
+    }
+
+
+def card(row: Mapping[str, Any], model: Any, info: Any) -> dict[str, Any]:
+    """The card of a row's weights; ``info`` is that of the test images."""
+    same = ("model", "data", "recipe", "seed", "commit", "command", "steps", "images_seen", "parameters")
+    ends = {key: round(float(row[f"test_{key}"]), 4) for key in ("low", "high")}
+    accuracy = {"value": round(float(row["test_accuracy"]), 4), **ends}
+    return {key: row[key] for key in same} | {
+        "test_accuracy": accuracy | {"n": int(row["test_n"]), "unit": str(row["test_unit"])},
+        "chance": round(info.chance, 4),
+        "classes": list(info.classes),
+        "num_classes": len(info.classes),
+        "img_size": model.default_cfg["input_size"][-1],
+        "in_chans": 3,
+        "data_licence": info.licence,
+    }
