@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 from itertools import product
 from types import SimpleNamespace
 
@@ -312,6 +313,46 @@ def test_two_processes_never_do_the_same_run(tmp_path):
     folder.mkdir(parents=True)
     with FileLock(folder / ".lock"), pytest.raises(runner.BusyError, match="another process"):
         runner.execute(run, runner.Place(tmp_path / "out", tmp_path / "runs"))
+
+
+# --- rates ---------------------------------------------------------------------------------------------------------
+
+
+def test_rates_are_tried_until_the_best_has_both_neighbours_and_never_on_test_images(
+    stripes, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(rates, "EPOCHS", 1)
+    monkeypatch.setattr(study, "Recipe", functools.partial(Recipe, batch_size=16))
+    seen = []
+
+    def loader(data, **kwargs):
+        assert kwargs["split"] == "train"
+        seen.append(resident_loader(data, **kwargs))
+        return seen[-1]
+
+    monkeypatch.setattr(runner, "resident_loader", loader)
+    words = ["study", "--rates", "--data", str(stripes), "--cells", "hard_wide", "--devices", "cpu"]
+    words += ["--out", str(tmp_path / "table"), "--runs", str(tmp_path / "runs")]
+    assert cli.main(words) == 0
+    losses = rates.tried("small_hard_wide", "stripes", folder=tmp_path / "table")
+    best = rates.chosen("small_hard_wide", "stripes", folder=tmp_path / "table")
+    assert losses[best] == min(losses.values())
+    assert {best / 2, best * 2} <= set(losses)
+    held_out, used = seen[0], resident_train(str(stripes), fraction=rates.SHARE, seed=0)
+    assert (len(held_out.labels), used.different) == (10, 38)
+    raw = used._pixels[:, :, PAD:-PAD, PAD:-PAD].float().flatten(1) / 255
+    mean, std = (torch.tensor(v)[:, None, None] for v in ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))
+    assert torch.cdist((held_out.images * std + mean).flatten(1), raw).min() > 0.1
+    capsys.readouterr()
+    assert cli.main(words) == 0  # what was tried is not tried again
+    assert capsys.readouterr().out == f"small_hard_wide, muon: rate {best:g}\n"
+
+
+def test_a_run_of_the_design_waits_for_its_rate(tmp_path, monkeypatch):
+    monkeypatch.setattr(rates, "chosen", lambda *_: None)
+    run = plan(["small_conv_wide"], "torch/cifar10", seeds=[0])[0]
+    with pytest.raises(ParameterError, match=r"--rates --cells small_performer_wide --data torch/cifar10"):
+        runner.execute(run, runner.Place(tmp_path, tmp_path))
 
 
 # --- many runs -----------------------------------------------------------------------------------------------------
