@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ from t2t_analysis.sentences.claims import (
     verdict_rows,
     what_would_change,
 )
-from t2t_analysis.training import runner, table
-from t2t_analysis.training.design import CORNERS, Run
+from t2t_analysis.training import rows as study_rows
+from t2t_analysis.training import table
+from t2t_analysis.training.design import CORNERS, Run, recipe_for
 from t2t_analysis.training.effects import CONTRASTS
-from t2t_analysis.training.recipe import Recipe
 
 # The twelve claims, and where the paper or its readers say them; a claim that is lost must be missed.
 NAMES = (
@@ -57,8 +58,8 @@ def write_study(
     rng = np.random.default_rng(draw)
     rows, found = [], []
     for model, seed in product(CORNERS, range(seeds)):
-        run = Run(model, "photo_crops", Recipe(epochs=4, seed=seed))
-        row = dict.fromkeys(table.COLUMNS) | runner._identity(run)
+        run = Run(model, "photo_crops", replace(recipe_for(model, "photo_crops"), epochs=4, seed=seed))
+        row = dict.fromkeys(table.COLUMNS) | study_rows.identity(run)
         row |= {"test_accuracy": accuracy(model) + noise * rng.standard_normal(), "chance": 0.1}
         rows.append(row | {"data_hash": "abc", "device": "made", "commit": "none", "precision": "32-true"})
         for name in HEADLINES:

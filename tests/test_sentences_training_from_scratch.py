@@ -81,7 +81,7 @@ def test_an_effect_within_the_band_is_too_small_and_one_across_is_open() -> None
 
 def test_a_sweep_is_told_only_where_there_is_one(made: pd.DataFrame) -> None:
     assert recipe_sentences(effects(made))[0].startswith("No learning rate was swept")
-    swept = made_table(Planted(), seeds=1, noise=0.0, epochs=4, lr=2e-3)
+    swept = made_table(Planted(), seeds=1, noise=0.0, epochs=4, lr=3e-3)
     result = effects(pd.concat([made, swept], ignore_index=True))
     lines = recipe_sentences(result)
     assert lines[0].startswith("Best of the swept learning rates, one seed each: small_")
