@@ -172,6 +172,21 @@ _add(
 )
 _add("position_prior", "cosine of a head's maps of two images", "cosine of two images", **_COSINE)
 _add("logit_spread", "spread of the attention logits", "standard deviation of logits", **_UP)
+_add("sink_likeness", "likeness of heads that attention sinks make", "fall of the centred cosine", **_COSINE)
+_add("sink_columns", "attention sinks of an image", unit="columns", digits=1, **_UP)
+_add("sink_attention", "attention that the sinks get", **_SHARE)
+_add("sink_value_ratio", "size of what sinks write over that of other patches", "value norm / others'", **_UP)
+_add("sink_position", "images in which a patch is a sink", **_SHARE)
+_add("dominant_mass", "attention that the most attended token gets", **_SHARE)
+_add("dominant_queries", "queries that give half of their attention to one token", **_SHARE)
+_add("column_peak", "attention of the most attended token over that of the median one", digits=1, **_UP)
+_add("dominant_prefix", "images whose most attended token is a prefix token", **_SHARE)
+_add("dominant_same", "pairs of images with the same most attended token", **_SHARE)
+_add("dominant_value_ratio", "size of what the most attended token writes over that of the others", **_UP)
+_add("update_stable_rank", "stable rank of what a head writes", digits=2, bounds=(1.0, None))
+_add("sink_events", "images in which nine queries in ten look at one token", **_SHARE)
+_add("sinks_that_do_nothing", "images in which that token writes next to nothing", **_SHARE)
+_add("sinks_that_broadcast", "images in which that token writes the same everywhere", **_SHARE)
 _add("js_divergence", "Jensen-Shannon divergence of attention maps", "divergence", unit="nats",
      bounds=(0.0, math.log(2)), smallest=SIMILARITY, claimed=1)  # fmt: skip
 _add(

@@ -35,6 +35,7 @@ from .redundancy import Redundancy
 from .reference import paired, random_twin, random_twins, twin_differences
 from .rollout import AttentionRollout, example_rollouts
 from .shift import ShiftConsistency
+from .sinks import Sinks
 from .spectrum import Spectrum
 from .token_components import pca_result, token_pca
 
@@ -66,6 +67,7 @@ __all__ = [
     "Redundancy",
     "ShiftConsistency",
     "ShortcutShare",
+    "Sinks",
     "Spectrum",
     "ablated",
     "accumulate",

@@ -26,6 +26,7 @@ from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy
 from .rollout import AttentionRollout
 from .shift import ShiftConsistency
+from .sinks import Sinks
 from .spectrum import Spectrum
 
 __all__ = ["ALL", "COMPARISONS", "page"]
@@ -33,6 +34,7 @@ __all__ = ["ALL", "COMPARISONS", "page"]
 #: One of each measure of a single model, with its defaults.
 ALL: tuple[Measure, ...] = (
     HeadSimilarity(),
+    Sinks(),
     HeadDivergence(),
     HeadOutputCKA(),
     LayerCKA(),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
+from ..capture.attention import Attention
 from ..errors import T2TError
 from ..results import Result
 from ..stats import max_statistic_p, null_summary
@@ -34,6 +35,22 @@ def head_output_weights(block: nn.Module, proj: nn.Module, num_heads: int) -> Te
     scale: Any = getattr(getattr(block, "ls1", None), "gamma", None)
     weight = weight if scale is None else weight * scale[:, None]
     return weight.detach().T.unflatten(0, (num_heads, -1))
+
+
+def backbone_output_weights(view: View, layer: int, attention: Attention) -> Tensor:
+    """W_O of every head of one layer, as `head_output_weights`.
+
+    Raises
+    ------
+    T2TError : a norm or gate mixes the heads before they are projected.
+    """
+    mixed = attention.z is not attention.proj and not isinstance(attention.z, nn.Identity)
+    if mixed or getattr(attention.module, "gate", None) is not None:
+        raise T2TError(
+            f"{view.label}: a norm or gate mixes the heads of blocks.{layer} before "
+            "they are projected, so what one head adds to the residual stream is not defined"
+        )
+    return head_output_weights(view.blocks[layer], attention.proj, attention.num_heads)
 
 
 def permutation_band(value: np.ndarray, null: np.ndarray, tested: np.ndarray) -> dict[str, Any]:
@@ -88,21 +105,14 @@ class HeadOutputCKA(HeadMeasure):
         """Inner products of U-centred Gram matrices, and the same for every permutation."""
         layout = view.layout_of(self.sources[self.index.layers[0]][0])
         self.tokens = ("pooled", "class") if layout is not None and layout.prefix else ("pooled",)
-        self.weights = {layer: self._weights(view, layer) for layer in self.index.layers}
+        self.weights = {
+            layer: backbone_output_weights(view, layer, self.attention(view, layer))
+            for layer in self.index.layers
+        }
         self.add_sum("skipped", dtype=torch.int64)
         for tokens in self.tokens:
             self.add_sum(tokens, self.groups + 1, heads, heads)
             self.add_sum(f"null_{tokens}", self.permutations, heads * (heads - 1) // 2)
-
-    def _weights(self, view: View, layer: int) -> Tensor:
-        attention = self.attention(view, layer)
-        mixed = attention.z is not attention.proj and not isinstance(attention.z, nn.Identity)
-        if mixed or getattr(attention.module, "gate", None) is not None:
-            raise T2TError(
-                f"{view.label}: a norm or gate mixes the heads of blocks.{layer} before "
-                "they are projected, so what one head adds to the residual stream is not defined"
-            )
-        return head_output_weights(view.blocks[layer], attention.proj, attention.num_heads)
 
     def reduce(self, obs: capture.Observation) -> dict[str, Tensor]:
         """U-centred Gram matrices (H, B, B) of every head, for the mean patch and for the class token."""

@@ -36,6 +36,7 @@ _HOME = {
     "feature_map_grid": "channels",
     "finish": "base",
     "footprint_panels": "attribution",
+    "sink_curves": "sinks",
     "fraction_curves": "study",
     "head_effects": "ablation",
     "head_map": "similarity",

@@ -1,0 +1,72 @@
+"""Attention sinks in words: whether they are why heads are alike."""
+
+from __future__ import annotations
+
+from .._show import code
+from ..claims.likeness import ALIKE, BY_SINKS, IN_CONTENT, NOT_ALIKE, NOT_TESTED, why_alike
+from ..measures.sinks import LAST_THIRD
+from ..quantities import quantity
+from ..results import Result
+
+__all__ = ["sink_findings"]
+
+_ANSWERS = {
+    BY_SINKS: "are alike by attention sinks: all look at the same few patches",
+    IN_CONTENT: "are alike in content: they stay alike without attention sinks",
+    NOT_ALIKE: "are not alike",
+    NOT_TESTED: "have random weights, so nothing was learned that could be explained",
+}
+
+
+def sink_findings(sinks: Result, *models: str) -> list[str]:
+    """Two sentences a model: why the heads of its late layers are alike, and what the sinks are.
+
+    Parameters
+    ----------
+    sinks : of `Sinks`.
+    models : labels in it.
+    """
+    return [sentence for model in models for sentence in _of_model(sinks, model)]
+
+
+def _of_model(sinks: Result, model: str) -> list[str]:
+    late = sinks.where(model=model, place=LAST_THIRD)
+    cosine = quantity("cosine_centred")
+    patch, without, random = (
+        late.where(quantity="cosine_centred", variant=variant).frame.iloc[0]
+        for variant in ("patch keys", "without sinks", "without random columns")
+    )
+    verdict = why_alike(sinks, model)
+    answer = _ANSWERS.get(
+        verdict, f"are neither clearly above {ALIKE:g} nor below, with or without attention sinks"
+    )
+    first = (
+        f"The heads of the last third of the layers of {code(model)} {answer}. Centred cosine "
+        f"{cosine.interval(patch)}, without the sinks {cosine.interval(without)}, without as many random columns "
+        f"{cosine.number(random['value'])}; between heads on different images {cosine.number(patch['null'])} and, "
+        f"without the sinks, {cosine.number(without['null'])}."
+    )
+    count, share, ratio = (
+        late.where(quantity=name).frame.iloc[0]
+        for name in ("sink_columns", "sink_attention", "sink_value_ratio")
+    )
+    if not count["value"] > 0:
+        return [first, f"No patch of {code(model)} stands apart as a sink there."]
+    second = (
+        f"Per image and layer {quantity('sink_columns').number(count['value'], unit=False)} patches stand apart there, "
+        f"which get {quantity('sink_attention').interval(share)} of the attention (random columns "
+        f"{quantity('sink_attention').number(share['null'])})"
+    )
+    if ratio["n"] == 0:
+        return [first, f"{second}."]
+    writes = quantity("sink_value_ratio")
+    return [
+        first,
+        f"{second} and write {writes.interval(ratio)} of what other patches write.{_what(verdict, ratio)}",
+    ]
+
+
+def _what(verdict: str, ratio: object) -> str:
+    """What likeness by sinks that write little amounts to."""
+    quiet = verdict == BY_SINKS and ratio["high"] < 0.5  # type: ignore[index]
+    return " So heads look at next to nothing together, rather than doing the same." if quiet else ""
