@@ -34,6 +34,9 @@ COMMANDS = {
     "train": Command("training.cli", "train a model"),
     "evaluate": Command("training.evaluate", "measure the accuracy of a model on a data set"),
     "study": Command("commands.study", "train and compare the matched small models over seeds"),
+    "evidence": Command(
+        "commands.evidence", "measure real weights for the verdicts, into a table that is kept"
+    ),
     "bench": Command("commands.bench", "run the benchmarks of a checkout"),
 }
 

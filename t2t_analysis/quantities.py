@@ -394,6 +394,9 @@ ENDPOINTS = {
     "rank_pooled": "effective_rank_over_null",
     "rank_tokens": "effective_rank_over_null",
     "similar_is_redundant": "similarity_effect_spearman_within_layers",
+    "late_cosine": "cosine_centred",
+    "late_cka": "head_output_cka",
+    "edges_over_pixels": "edge_r2_own_over_reference",
 }
 
 # ------------------------------------------------------------------------------------------ what follows by a rule
@@ -425,6 +428,7 @@ _UNCLAIMED: dict[str, Any] = {"smallest": None, "claimed": None}
 _ENDINGS: dict[str, Callable[[Quantity], Quantity]] = {
     "_difference": _changed("{}, difference"),
     "_last_minus_first": _changed("{}, change from first to last third of layers"),
+    "_trained": _changed("{}, more than in the untrained control"),
     "_over_reference": _changed("{}, more than in the reference"),
     "_made_by_shortcut": _changed("{}, made by the short cut"),
     "_made_with_normalise": _changed("{}, made by the short cut with mean and deviation"),

@@ -14,13 +14,16 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, t
 
-from t2t_analysis.claims import headlines
+from t2t_analysis.claims import headlines, recorded
 from t2t_analysis.claims.base import KINDS, Claim, Effect
 from t2t_analysis.claims.evidence import controlled_evidence, cost_rows, gather, seed_evidence, seed_ledgers
 from t2t_analysis.claims.headlines import HEADLINES, Headline, read_headlines
 from t2t_analysis.claims.ledger import all_claims, effect_verdict, ledger, summary
+from t2t_analysis.claims.premise import ENDPOINTS
+from t2t_analysis.claims.recorded import premise_ledgers, published_ledger, read_models, record
 from t2t_analysis.claims.rule import SMALLEST, judge, overall
-from t2t_analysis.errors import DataError, UnknownNameError
+from t2t_analysis.errors import DataError, T2TError, UnknownNameError
+from t2t_analysis.models.provenance import Provenance
 from t2t_analysis.plots import verdict_plot
 from t2t_analysis.results import Result, tidy
 from t2t_analysis.sentences.claims import (
@@ -101,6 +104,8 @@ def test_the_ledger_has_the_twelve_claims_and_every_row_they_ask_for_can_exist()
             elif headline and contrast != "cost":
                 assert headline in HEADLINES
                 assert contrast in {*CONTRASTS, "mean", "hard", "performer"}
+            if effect.premise:
+                assert effect.premise in ENDPOINTS
             if effect.pair and not effect.pair.startswith("cost:"):
                 assert effect.pair.partition(":")[0] in HEADLINES
 
@@ -319,19 +324,21 @@ def test_counted_costs_are_those_of_the_papers_lines() -> None:
 class _Made:
     """What `gather` asks of a model and of a loader."""
 
-    def __init__(self, untrained: bool) -> None:
-        self.provenance = type("P", (), {"untrained": untrained})
+    def __init__(self, untrained: bool, model: str = "") -> None:
+        self.provenance = Provenance("random" if untrained else "file", "made", model=model)
         self.dataset = type("D", (), {"info": type("I", (), {"n": 4, "name": "photos"})})
 
 
 def test_random_weights_are_not_even_measured(tmp_path: Path) -> None:
     pair = {"t2t_vit_14": _Made(True), "deit_small_patch16_224": _Made(False)}
-    evidence = gather(pair, _Made(False))
+    evidence, one = gather(pair, _Made(False))
     frame = ledger(evidence)
+    assert one.meta["about"] == "deit_small_patch16_224 alone, 4 images of photos"  # the trained one is asked
     assert set(frame.loc[frame["claim"] != "cost", "verdict"]) == {"not tested"}
     reasons = frame.loc[frame["claim"] == "local-structure", "reason"]
     assert set(reasons) == {"random weights in t2t_vit_14: not measured"}
-    assert evidence.meta["about"] == "t2t_vit_14 against deit_small_patch16_224, 4 images of photos"
+    assert evidence.meta["about"].startswith("t2t_vit_14 against deit_small_patch16_224, 4 images of photos")
+    assert "data not known of both" in evidence.meta["about"]
     # And if rows from random weights came all the same:
     row = {
         "quantity": "q",
@@ -349,9 +356,112 @@ def test_random_weights_are_not_even_measured(tmp_path: Path) -> None:
 
 def test_small_models_are_judged_by_the_study(tmp_path: Path) -> None:
     folder = write_study(tmp_path, lambda m: 0.5 + 0.1 * soft(m), as_claimed)
-    found = gather({"small_performer_deep": None, "small_hard_deep": None}, None, folder=folder)
+    pair = {"first": _Made(True, "small_performer_deep"), "second": _Made(True, "small_hard_deep")}
+    (found,) = gather(pair, _Made(False), folder=folder)
     assert found.meta["kind"] == "controlled"
     assert "4 epochs, fewer than the recipe has" in found.meta["about"]
+
+
+# ------------------------------------------------------------------------------------------------ one model alone
+
+
+def premises(rows: dict[str, float], width: float = 0.02) -> pd.DataFrame:
+    """Ledger of one model whose endpoints have these values."""
+    made = [
+        {
+            "quantity": name,
+            "model": "m",
+            "weights": "file",
+            "value": value,
+            "se": width / 4,
+            "df": 31,
+            "unit": "image",
+        }
+        for name, value in rows.items()
+    ]
+    return ledger(Result("evidence", pd.DataFrame(made), {"kind": "premise"}))
+
+
+def test_the_premise_of_one_model_follows_the_bounds_that_were_fixed() -> None:
+    alike = {"late_cosine": 0.9, "late_cosine_trained": 0.6, "late_cka": 0.8, "late_cka_trained": 0.2}
+    frame = premises(alike | {"invalid_area": 0.05, "edges_over_pixels": -0.2})
+    verdicts = summary(frame).set_index("claim")["verdict"]
+    assert (
+        verdicts["head-similarity"] == verdicts["dead-channels"] == verdicts["local-structure"] == "supported"
+    )
+    assert verdicts["t2t-helps"] == "not tested"
+    assert set(frame.loc[frame["claim"] == "t2t-helps", "reason"]) == {"one model alone cannot say"}
+    unlike = alike | {"late_cka": 0.1, "late_cka_trained": -0.8}
+    frame = premises(unlike | {"invalid_area": 0.001, "edges_over_pixels": 0.3}, width=0.001)
+    verdicts = summary(frame).set_index("claim")["verdict"]
+    assert verdicts["head-similarity"] == "open"  # maps alike, what is written unlike
+    assert verdicts["dead-channels"] == verdicts["local-structure"] == "contradicted"
+
+
+def test_real_weights_are_recorded_once_and_a_killed_run_keeps_what_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def measured(label: str, model: Any, images: Any, group: str, **kwargs: Any) -> list[dict[str, Any]]:
+        asked.append(group)
+        if group == "edges" and len(asked) == 2:
+            raise KeyboardInterrupt
+        if group == "rank":
+            raise DataError("too few images")
+        return [
+            {
+                "quantity": {"heads": "late_cosine"}.get(group, group),
+                "value": 0.9,
+                "low": 0.8,
+                "high": 1.0,
+                "n": 4,
+            }
+        ]
+
+    monkeypatch.setattr(recorded, "measure_endpoints", measured)
+    given = ("small_hard_deep", "bundled", "photo_crops")
+    with pytest.raises(KeyboardInterrupt):
+        list(record(*given, n_images=4, folder=tmp_path))
+    assert read_models(tmp_path)["endpoint"].tolist() == ["late_cosine"]
+    asked.clear()
+    list(record(*given, n_images=4, folder=tmp_path, remark="seen in training"))
+    assert asked == ["edges", "channels", "rank", "redundancy"]  # the heads were there
+    table = read_models(tmp_path)
+    assert table["sha256"].str.len().eq(64).all()
+    assert table["accuracy"].between(0, 1).all()
+    assert table.set_index("endpoint").loc["rank", "note"] == "too few images"
+    assert not table["command"].str.contains("/").any()
+    assert all(line.endswith("is there") for line in record(*given, n_images=4, folder=tmp_path))
+    (frame,) = premise_ledgers(tmp_path).values()
+    assert "late_cosine" in read_models(tmp_path)["endpoint"].tolist()
+    assert frame.loc[frame["effect"] == "centred cosine of attention maps, last third", "value"].tolist() == [
+        0.9
+    ]
+    with pytest.raises(T2TError, match="random weights say nothing"):
+        list(record("small_hard_deep", "random", "photo_crops", n_images=4, folder=tmp_path))
+
+
+def test_published_models_are_compared_where_both_sides_are_recorded(tmp_path: Path) -> None:
+    rows = []
+    for model, value in (("t2t_vit_14", 0.1), ("vit_small_patch16_224", 0.3)):
+        about = {
+            "model": model,
+            "label": model,
+            "weights": "file",
+            "data": "d",
+            "n_images": 9,
+            "unit": "image",
+        }
+        rows.append(about | {"endpoint": "head_cosine_change", "value": value, "se": 0.01, "df": 30, "n": 9})
+        assert published_ledger(tmp_path) == {}
+        recorded._add(rows[-1:], tmp_path)
+    ((about, frame),) = published_ledger(tmp_path).items()
+    assert about == "t2t_vit_14 against vit_small_patch16_224 as published; their recipes differ too"
+    row = frame[frame["value"].notna() & (frame["claim"] == "head-similarity")].iloc[0]
+    assert row["value"] == pytest.approx(-0.2)
+    assert (row["se"], row["df"]) == pytest.approx((0.01 * 2**0.5, 60))
+    assert row["verdict"] == "supported"
 
 
 # ------------------------------------------------------------------------------------------------- headlines

@@ -10,7 +10,13 @@ from t2t_analysis.training.effects import CONTRASTS, PUBLISHED
 
 
 def test_whatever_a_claim_or_the_study_names_is_described():
-    names = {name for claim in all_claims() for e in claim.effects for name in (e.controlled, e.pair) if name}
+    names = {
+        name
+        for claim in all_claims()
+        for e in claim.effects
+        for name in (e.controlled, e.pair, e.premise)
+        if name
+    }
     names |= set(CONTRASTS) | {f"{name}_published" for name in PUBLISHED} | set(HEADLINES) | set(ENDPOINTS)
     names |= {str(headline.where["quantity"]) for headline in HEADLINES.values()}
     assert {name for name in names if not quantity(name).words} == set()

@@ -16,10 +16,12 @@ import pandas as pd
 
 from .. import stats
 from ..errors import DataError
+from ..models.provenance import confounds
 from ..results import Result
 from ..training.design import CORNERS, cell_of
 from ..training.effects import CONTRASTS, contrast, effects, runs_of
 from .headlines import HEADLINES, as_dict, models_headlines, pair_differences, read_headlines
+from .premise import premise_evidence
 
 __all__ = ["controlled_evidence", "cost_rows", "gather", "pair_evidence", "seed_evidence", "seed_ledgers"]
 
@@ -242,23 +244,41 @@ def _counted(quantity: str, value: float, model: str, model_b: str, estimator: s
 
 def gather(
     models: Mapping[str, Any], images: Any, *, seed: int = 0, folder: str | Path | None = None
-) -> Result:
-    """The evidence that suits a pair: training runs where the study has them, else the two models as they are.
+) -> list[Result]:
+    """The evidence that suits one or two models, each kind by itself; what the first says comes first.
 
     Parameters
     ----------
-    models : name -> model, the model and its baseline.
-    images : loader, used for the two models as they are.
-    folder : of the study's tables.
+    models
+        Label -> model, the model and its baseline if it has one.
+    images
+        Loader, used for the models as they are.
+    folder
+        Of the study's tables.
 
-    ``meta["kind"]`` says which names of effects apply, ``meta["about"]`` in words what the evidence holds for. From
-    random weights nothing is measured: it would get no verdict.
+    Returns
+    -------
+    list of Result
+        For two models the study's training runs where it has them, else the two as they are; then every trained model
+        alone. ``meta["kind"]`` says which names of effects apply, ``meta["about"]`` in words what evidence holds for.
     """
-    if all(cell_of(name).tokeniser for name in models):
+    alone = [premise_evidence(label, model, images, seed=seed) for label, model in models.items()]
+    trained = [
+        found for found, model in zip(alone, models.values(), strict=True) if not model.provenance.untrained
+    ]
+    if len(models) < 2:
+        return alone
+    return [_of_pair(models, images, seed, folder), *trained]
+
+
+def _of_pair(models: Mapping[str, Any], images: Any, seed: int, folder: str | Path | None) -> Result:
+    if all(cell_of(model.provenance.model).tokeniser for model in models.values()):
         found = controlled_evidence(folder=folder)
         return _labelled(found, "controlled", _about_study(found.meta))
-    untrained = [name for name, model in models.items() if model.provenance.untrained]
     about = f"{' against '.join(models)}, {images.dataset.info.n} images of {images.dataset.info.name}"
+    confounded = confounds(*(model.provenance for model in models.values()))
+    about += f"; more than the architecture may differ: {', '.join(confounded)}" if confounded else ""
+    untrained = [name for name, model in models.items() if model.provenance.untrained]
     if untrained:
         note = f"random weights in {' and '.join(untrained)}: not measured"
         return _labelled(Result("evidence", pd.DataFrame(list(cost_rows())), {}, (note,)), "pair", about)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -13,10 +14,13 @@ from .words import interval, listed, number
 __all__ = [
     "claim_findings",
     "effects_table",
+    "missing_weights",
     "printed_table",
     "rule_sentences",
     "seed_sentences",
     "seed_table",
+    "side_by_side",
+    "side_by_side_table",
     "verdict_rows",
     "what_would_change",
 ]
@@ -150,6 +154,62 @@ def verdict_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
         | _numbers(frame[(frame["claim"] == row["claim"]) & frame["deciding"]])
         for row in _rows(summary(frame))
     ]
+
+
+def side_by_side(ledgers: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
+    """One entry a claim, with what every kind of evidence says of it; never mixed.
+
+    Parameters
+    ----------
+    ledgers
+        What the evidence is about, in words -> its ledger. The first gives the order and the claim's own verdict.
+
+    Returns
+    -------
+    list of dict
+        As of `verdict_rows` for the first ledger, with ``evidence``: for each ledger that can speak to the claim a dict
+        with about, kind, basis, statement, verdict, size, why and numbers.
+    """
+    entries = [
+        (about, {row["claim"]: row for row in verdict_rows(frame)}) for about, frame in ledgers.items()
+    ]
+    first = entries[0][1]
+    return [
+        row
+        | {"evidence": [{"about": about} | rows[name] for about, rows in entries if _speaks(rows.get(name))]}
+        for name, row in first.items()
+    ]
+
+
+def _speaks(row: dict[str, Any] | None) -> bool:
+    """Whether evidence of this kind can speak to the claim at all."""
+    return row is not None and bool(row["numbers"])
+
+
+def side_by_side_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """What every kind of evidence says, a line each."""
+    return pd.DataFrame(
+        [
+            {
+                "claim": row["claim"],
+                "asked of": said["about"],
+                "what": said["statement"],
+                "verdict": said["verdict"],
+                "first number": said["size"],
+                "rests on": said["basis"],
+            }
+            for row in rows
+            for said in row["evidence"]
+        ]
+    )
+
+
+def missing_weights(known: Sequence[str], command: str) -> str:
+    """Which real weights the premises were asked of, and how others are added."""
+    there = (
+        f"Real weights that are recorded: {listed(known)}." if known else "No real weights are recorded here."
+    )
+    return f"{there} No weights here of any other model; this adds it: `{command}`."
 
 
 def _numbers(effects: pd.DataFrame) -> dict[str, Any]:

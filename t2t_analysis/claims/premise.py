@@ -1,0 +1,180 @@
+"""What claims take for granted of a single model: endpoints of one model alone, beside its untrained control.
+
+The bounds that turn them into verdicts stand in ``entries/`` and were fixed before any model was looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from .._names import TWIN
+from ..errors import T2TError
+from ..estimates import Estimate
+from ..results import Result
+from .headlines import HEADLINES, as_dict
+
+__all__ = ["ENDPOINTS", "GROUPS", "endpoint_rows", "measure_endpoints", "premise_evidence"]
+
+#: what is measured together: name -> names of the measures. A killed run loses the one at work, no more.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "heads": ("HeadSimilarity", "HeadOutputCKA"),
+    "edges": ("EdgeDecodability", "RectifiedEdgeDecodability"),
+    "channels": ("InvalidChannels",),
+    "rank": ("EffectiveRank",),
+    "redundancy": ("HeadSimilarity", "HeadAblation"),
+}
+#: groups that are measured of the untrained control too
+_WITH_CONTROL = ("heads",)
+_FROM_HEADLINES = {
+    "head_cosine_change": "heads", "head_cka_change": "heads", "edge_own": "edges", "edge_neighbour": "edges",
+    "edge_own_rectified": "edges", "invalid_area": "channels", "rank_pooled": "rank", "rank_tokens": "rank",
+    "similar_is_redundant": "redundancy",
+}  # fmt: skip
+
+Results = Mapping[str, Result]
+Row = dict[str, Any]
+
+
+def _late(results: Results, label: str, measure: str, quantity: str, tokens: str) -> Estimate | None:
+    """Similarity of the heads within a layer, mean over the last third of the layers."""
+    from ..measures.head_maps import thirds
+
+    whole = results[measure].where(model=label, quantity=quantity, tokens=tokens)
+    frame = whole.frame
+    within = np.flatnonzero(
+        (frame["layer"] == frame["layer_b"]) & frame["head"].isna() & frame["value"].notna()
+    )
+    layers = frame["layer"].iloc[within].to_numpy()
+    if len(layers) < 2:
+        return None
+    last = thirds(len(layers))[1]
+    order = within[np.argsort(layers)]
+    return whole.rows(order[list(last)]).estimates().mean()
+
+
+def _likeness(
+    measure: str, quantity: str, tokens: str, trained: bool
+) -> Callable[[Results, str], Row | None]:
+    def row(results: Results, label: str) -> Row | None:
+        late = _late(results, label, measure, quantity, tokens)
+        words: Row = {"place": "last third of blocks", "tokens": tokens, "value_unit": "none"}
+        if late is None or not trained:
+            return None if late is None else words | {"estimate": late, "estimator": "mean over layers"}
+        control = _late(results, label + TWIN, measure, quantity, tokens)
+        assert control is not None  # the same architecture
+        words |= {
+            "null": 0.0,
+            "null_kind": "untrained control",
+            "estimator": "mean over layers less the control's",
+        }
+        return words | {"estimate": late - control}
+
+    return row
+
+
+def _over_pixels(results: Results, label: str) -> Row | None:
+    frame = results["rectified_edge_decodability"].frame
+    at = {"quantity": "edge_r2_own_over_reference", "model": label, "place_b": "pixels.cell"}
+    for name, value in at.items():
+        frame = frame[(frame[name] == value).fillna(False)]
+    return as_dict(frame.iloc[0]) if len(frame) == 1 else None
+
+
+def _headline(name: str) -> Callable[[Results, str], Row | None]:
+    def row(results: Results, label: str) -> Row | None:
+        found = HEADLINES[name].row(results[HEADLINES[name].measure].frame, label)
+        return None if found is None else as_dict(found)
+
+    return row
+
+
+_COSINE, _CKA = (
+    ("head_similarity", "cosine_centred", "patch"),
+    ("head_output_cka", "head_output_cka", "pooled"),
+)
+#: name of an endpoint -> the group that it is measured with, and its row
+ENDPOINTS: dict[str, tuple[str, Callable[[Results, str], Row | None]]] = {
+    "late_cosine": ("heads", _likeness(*_COSINE, trained=False)),
+    "late_cosine_trained": ("heads", _likeness(*_COSINE, trained=True)),
+    "late_cka": ("heads", _likeness(*_CKA, trained=False)),
+    "late_cka_trained": ("heads", _likeness(*_CKA, trained=True)),
+    "edges_over_pixels": ("edges", _over_pixels),
+    **{name: (group, _headline(name)) for name, group in _FROM_HEADLINES.items()},
+}
+
+
+def measure_endpoints(
+    label: str, model: Any, images: Any, group: str, *, seed: int = 0, progress: bool = True
+) -> list[Row]:
+    """Rows of the endpoints of one group, one pass over the images.
+
+    Parameters
+    ----------
+    label
+        What the model is called.
+    group
+        Key of `GROUPS`.
+    seed
+        Of nulls; the untrained control has the next one.
+
+    Raises
+    ------
+    T2TError
+        If none of the group's measures fits the model; it says why.
+    """
+    from .. import measures as m
+
+    made = [getattr(m, name)() for name in GROUPS[group]]
+    models = {label: model}
+    if group in _WITH_CONTROL:
+        models |= m.random_twins(models, seed=seed + 1)
+    found = m.measure(models, images, made, progress=progress)
+    results = {name: found[name] for name in found}
+    if group == "redundancy":
+        heads, loss = results["head_similarity"], results["head_ablation"]
+        results["similarity_redundancy"] = m.similarity_is_redundancy(heads, loss, model=label, seed=seed)
+    return endpoint_rows(label, model, results, group)
+
+
+def endpoint_rows(label: str, model: Any, results: Results, group: str | None = None) -> list[Row]:
+    """Rows of every endpoint that ``results`` hold, named by the endpoint; of one group, or of all."""
+    rows = []
+    for name, (belongs, row) in ENDPOINTS.items():
+        if group not in (None, belongs):
+            continue
+        try:
+            found = row(results, label)
+        except KeyError:  # its measure was not asked for, or does not fit this model
+            continue
+        if found is not None:
+            about = {
+                "measure": "evidence",
+                "quantity": name,
+                "model": label,
+                "weights": model.provenance.label,
+            }
+            rows.append(found | about)
+    return rows
+
+
+def premise_evidence(
+    label: str, model: Any, images: Any, *, seed: int = 0, groups: Iterable[str] = GROUPS
+) -> Result:
+    """Endpoints of one trained model over the images, for `ledger`; nothing is measured of random weights."""
+    about = {
+        "kind": "premise",
+        "about": f"{label} alone, {images.dataset.info.n} images of {images.dataset.info.name}",
+    }
+    if model.provenance.untrained:
+        return Result("evidence", [], about, (f"random weights in {label}: not measured",))  # type: ignore[arg-type]
+    rows: list[Row] = []
+    notes = []
+    for group in groups:
+        try:
+            rows += measure_endpoints(label, model, images, group, seed=seed)
+        except T2TError as error:
+            notes.append(f"{group} not measured: {error}")
+    return Result("evidence", rows, about, tuple(notes))  # type: ignore[arg-type]

@@ -1,0 +1,293 @@
+"""Evidence from real weights: one row per endpoint and model, kept in ``data/evidence/models.csv``.
+
+The weights themselves are not kept. Where a model has no rows, the ledger says so, and which command adds them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats as sps
+
+from .._commit import commit
+from .._names import has_soft_split
+from .._paths import data_dir
+from ..errors import T2TError
+from ..results import Result, tidy
+from .headlines import as_dict
+from .ledger import ledger
+from .premise import GROUPS, measure_endpoints
+
+__all__ = ["COLUMNS", "command_for", "premise_ledgers", "published_ledger", "read_models", "record"]
+
+#: table in the folder of evidence
+TABLE = "models.csv"
+#: numbers of an endpoint, as in a result
+_NUMBERS = (
+    *(
+        "value",
+        "low",
+        "high",
+        "interval",
+        "se",
+        "df",
+        "null",
+        "null_kind",
+        "n",
+        "unit",
+        "estimator",
+        "place",
+        "tokens",
+    ),
+)
+COLUMNS: dict[str, str] = {
+    "endpoint": "name in premise.ENDPOINTS, or the name of a group of which nothing could be measured",
+    "model": "registered name",
+    "label": "what it is called",
+    "weights": "where they come from",
+    "sha256": "of the file of weights",
+    "accuracy": "top-1 on these images, as a fraction; empty where labels and head do not fit",
+    "accuracy_low": "lower end of its 95 % interval",
+    "accuracy_high": "upper end",
+    "data": "name of the images",
+    "data_hash": "twelve digits of the SHA-256 of pixels, as the model sees them, and labels",
+    "n_images": "how many",
+    "remark": "what a reader must know of these images",
+    "seed": "of choices and nulls",
+    **dict.fromkeys(_NUMBERS, "as in every result"),
+    "note": "why there is no value",
+    "commit": "of this package, with + where it was changed",
+    "versions": "of the packages that make the numbers",
+    "date": "of the measurement",
+    "command": "that repeats it",
+}
+
+
+def read_models(folder: str | Path | None = None) -> pd.DataFrame:
+    """The table; empty where there is none.
+
+    Parameters
+    ----------
+    folder
+        Of the evidence; the default ships with the package.
+    """
+    path = Path(folder or data_dir() / "evidence") / TABLE
+    if not path.exists():
+        return pd.DataFrame(columns=list(COLUMNS))
+    return pd.read_csv(
+        path, dtype={"sha256": "string", "data_hash": "string", "commit": "string", "note": "string"}
+    )
+
+
+def command_for(model: str = "MODEL=WEIGHTS", data: str = "FOLDER", n_images: int | None = None) -> str:
+    """The command that adds a model's rows."""
+    images = "" if n_images is None else f" --n-images {n_images}"
+    return f"python -m t2t_analysis evidence --models {model} --data {data}{images}"
+
+
+def record(
+    name: str,
+    weights: str,
+    data: str,
+    *,
+    n_images: int | None = None,
+    seed: int = 0,
+    device: str = "cpu",
+    remark: str = "",
+    folder: str | Path | None = None,
+) -> Iterator[str]:
+    """Measure what is missing of one model and add its rows, group by group; yields a line about each.
+
+    Parameters
+    ----------
+    name, weights
+        As ``load_model`` takes them.
+    data, n_images, seed
+        As ``load_images`` takes them.
+    remark
+        What a reader must know of these images, such as that the model was trained on them.
+    folder
+        Of the evidence.
+
+    Raises
+    ------
+    T2TError
+        If the weights are random: there would be nothing to learn from them.
+    """
+    from .. import load_images, load_model
+
+    out = Path(folder or data_dir() / "evidence")
+    model = load_model(name, weights, device=device)
+    if model.provenance.untrained:
+        raise T2TError(
+            f"{name}: random weights say nothing of what a model learned; name a file: {name}=FILE"
+        )
+    images = load_images(data, model=model, n_images=n_images, device=device, seed=seed)
+    about = _about(name, model, images, device, seed) | {
+        "command": command_for(f"{name}={_plain(weights)}", _plain(data), n_images), "remark": remark
+    }  # fmt: skip
+    same = read_models(out)
+    for column in ("model", "sha256", "data_hash", "seed"):
+        same = same[same[column].astype("string") == str(about[column])]
+    done = set(_groups_of(same["endpoint"]))
+    for group in GROUPS:
+        if group in done:
+            yield f"{name}: {group} is there"
+            continue
+        try:
+            rows = measure_endpoints(about["label"], model, images, group, seed=seed)
+        except T2TError as error:
+            rows = [{"quantity": group, "note": str(error)}]
+        rows = rows or [{"quantity": group, "note": "does not fit this model"}]
+        _add([_entry(row, about) for row in rows], out)
+        yield f"{name}: {group}, {len(rows)} rows"
+
+
+def _groups_of(endpoints: pd.Series) -> Iterator[str]:
+    from .premise import ENDPOINTS
+
+    for name in endpoints:
+        yield ENDPOINTS[name][0] if name in ENDPOINTS else str(name)
+
+
+def _about(name: str, model: Any, images: Any, device: str, seed: int) -> dict[str, Any]:
+    """What every row of a model has in common."""
+    from ..reports.fingerprint import versions
+
+    info, provenance = images.dataset.info, model.provenance
+    found = _accuracy(model, images, device)
+    return {
+        "model": name, "label": name, "weights": provenance.label, "sha256": provenance.sha256,
+        "accuracy": found.get("value"), "accuracy_low": found.get("low"), "accuracy_high": found.get("high"),
+        "data": _plain(info.name), "data_hash": _digest(images), "n_images": info.n, "seed": seed, "commit": commit(),
+        "versions": "; ".join(f"{key} {value}" for key, value in versions().items() if key in _SAID),
+        "date": date.today().isoformat(),
+    }  # fmt: skip
+
+
+def _plain(path: str) -> str:
+    """The last part of a path, any other name as it is."""
+    return Path(path).name if os.sep in path and Path(path).exists() else path
+
+
+_SAID = ("python", "torch", "timm", "numpy")
+
+
+def _accuracy(model: Any, images: Any, device: str) -> Mapping[str, Any]:
+    """Top-1, where the labels are those of the model's head."""
+    from ..training.accuracy import accuracy
+
+    try:
+        frame = accuracy(model, images, device).frame
+    except T2TError:
+        return {}
+    return as_dict(frame[frame["quantity"] == "top1"].iloc[0])
+
+
+def _digest(images: Any) -> str:
+    sha = hashlib.sha256()
+    for batch in images:
+        sha.update(batch.images.cpu().numpy().astype(np.float32).tobytes())
+        sha.update(batch.labels.cpu().numpy().astype(np.int64).tobytes())
+    return sha.hexdigest()[:12]
+
+
+def _entry(row: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the table from a row of a result, which may hold an estimate."""
+    note = {"note": row["note"]} if "note" in row else {}
+    whole = Result("evidence", [{k: v for k, v in row.items() if k != "note"}])  # type: ignore[arg-type]
+    (frame,) = whole.frame.to_dict("records")
+    numbers = {name: frame[name] for name in _NUMBERS}
+    return {"endpoint": row["quantity"], **numbers, **note, **about}
+
+
+def _add(rows: list[dict[str, Any]], folder: Path) -> None:
+    """Append to the table; written beside it and moved, so that a killed command leaves the old one whole."""
+    from filelock import FileLock
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        old, new = read_models(folder), pd.DataFrame(rows).convert_dtypes()
+        whole = pd.concat([old, new], ignore_index=True) if len(old) else new
+        temporary = folder / f".{TABLE}.{os.getpid()}"
+        whole.reindex(columns=list(COLUMNS)).to_csv(temporary, index=False, float_format="%.6g")
+        os.replace(temporary, folder / TABLE)
+
+
+# ------------------------------------------------------------------------------------------ as evidence
+
+
+def _evidence(rows: pd.DataFrame, kind: str, about: str) -> Result:
+    shared = [name for name in _NUMBERS if name in rows]
+    frame = rows[shared].assign(
+        measure="evidence", quantity=rows["endpoint"], model=rows["label"], weights=rows["weights"]
+    )
+    return Result("evidence", tidy(frame[frame["value"].notna()]), {"kind": kind, "about": about})
+
+
+def premise_ledgers(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
+    """What each recorded model says of the premises: "label, n images of data" -> ledger."""
+    return {
+        f"{label}, {n} images of {data}": ledger(_evidence(rows, "premise", str(label)))
+        for (label, data, n, _, _), rows in read_models(folder).groupby(
+            ["label", "data", "n_images", "sha256", "seed"], sort=False
+        )
+    }
+
+
+def published_ledger(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
+    """Recorded T2T-ViT against recorded ViT, as they are: their recipes differ, so that effects are confounded.
+
+    Not paired: the standard errors of the two add up, which errs on the wide side. Empty where one side is missing.
+    """
+    table = read_models(folder)
+    soft = table["model"].map(has_soft_split).astype(bool)
+    ours, theirs = (
+        side.drop_duplicates("endpoint").set_index("endpoint") for side in (table[soft], table[~soft])
+    )
+    both = [name for name in ours.index if name in theirs.index and not pd.isna(ours.loc[name, "se"])]
+    if not both:
+        return {}
+    rows = []
+    for name in both:
+        a, b = ours.loc[name], theirs.loc[name]
+        se = float(np.hypot(a["se"], b["se"]))
+        df = se**4 / (a["se"] ** 4 / a["df"] + b["se"] ** 4 / b["df"]) if se else float(a["df"])
+        rows.append({
+            "measure": "evidence", "quantity": name, "model": a["label"], "model_b": b["label"],
+            "weights": f"{a['weights']} | {b['weights']}", "value": a["value"] - b["value"], "se": se, "df": df,
+            **_ends(a["value"] - b["value"], se, df), "n": min(a["n"], b["n"]), "unit": a["unit"],
+            "interval": "t, not paired", "null": 0.0, "null_kind": "no difference between the models",
+        })  # fmt: skip
+    about = f"{rows[0]['model']} against {rows[0]['model_b']} as published; their recipes differ too"
+    return {about: ledger(Result("evidence", pd.DataFrame(rows), {"kind": "pair"}))}
+
+
+def _ends(value: float, se: float, df: float) -> dict[str, float]:
+    half = float(sps.t.ppf(0.975, df)) * se
+    return {"low": value - half, "high": value + half}
+
+
+def main(arguments: Any) -> int:
+    """Record every model that is named; the status is 1 if one could not be."""
+    failed = 0
+    for entry in arguments.models.split(","):
+        name, _, weights = entry.partition("=")
+        try:
+            for line in record(
+                name, weights or "auto", arguments.data, n_images=arguments.n_images, seed=arguments.seed,
+                device=arguments.device, remark=arguments.remark, folder=arguments.out,
+            ):  # fmt: skip
+                print(line, flush=True)
+        except T2TError as error:
+            print(f"{name}: {error}", file=sys.stderr)
+            failed = 1
+    return failed
