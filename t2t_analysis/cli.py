@@ -82,7 +82,7 @@ def _available() -> dict[str, Command]:
     return {name: command for name, command in COMMANDS.items() if command.exists}
 
 
-def parsers(*chosen: str | None) -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
+def parsers(*chosen: str | None) -> tuple[_Parser, dict[str, _Parser]]:
     """The parser, and that of each command; only chosen commands are imported to say what they take."""
     options: dict[str, Any] = {
         "allow_abbrev": False,

@@ -65,7 +65,7 @@ def facts(name: str) -> dict[str, Any]:
     from ..models import PUBLISHED
 
     with torch.device("meta"):  # shapes only: nothing is drawn at random or held in memory
-        model = timm.create_model(name)
+        model: Any = timm.create_model(name)
     tokens = getattr(model, "tokens_to_token", None)
     return {
         "parameters": sum(weight.numel() for weight in model.parameters()),
