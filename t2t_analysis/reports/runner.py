@@ -277,11 +277,11 @@ def run_report(
         **(params or {}),
     }
     planned = plan(notebooks, models, given, folder, threads=_threads(jobs), timeout=timeout)
+    writable_folder(folder)
     if list_only:
         for job in planned:
             echo(papermill_line(job))
         return 0
-    writable_folder(folder)
     return _sweep(planned, jobs, scheduler, force, folder, echo)
 
 
