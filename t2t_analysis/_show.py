@@ -74,7 +74,7 @@ def say(markdown: str, role: str = "text") -> None:
 
 def findings(sentences: Iterable[str]) -> None:
     """Show computed sentences as a list; the index of the reports quotes the first."""
-    sentences = list(sentences)
+    sentences = [sentence.strip() for sentence in sentences if sentence.strip()]
     text = "\n".join(f"- {sentence}" for sentence in sentences)
     _publish({"text/markdown": text, "text/plain": text}, "findings", sentences=sentences)
 
@@ -114,14 +114,15 @@ def verdicts(rows: Sequence[dict[str, Any]], about: str) -> None:
 
 def title_block(run: Run) -> None:
     """Show what is compared on what; say UNTRAINED in words where weights are random, and what else differs."""
-    parts = ["model", "baseline"][: len(run.models)] + ["reference"] * len(run.reference)
+    second = "untrained control" if run.alone else "baseline"
+    parts = ["model", second, *["reference"] * len(run.reference)]
     named = run.models | run.reference
     lines = ["| | name | weights | parameters |", "|:--|:--|:--|--:|"]
     for part, (name, model) in zip(parts, named.items(), strict=True):
         count = sum(weight.numel() for weight in model.parameters())
         lines.append(f"| {part} | {code(name)} | {plain(model.provenance.label)} | {count:,} |")
-    untrained = [name for name, model in named.items() if model.provenance.untrained]
-    warnings = [*_untrained(untrained, run.models), *_confounded(run.models)]
+    untrained = [name for name in run.asked | run.reference if named[name].provenance.untrained]
+    warnings = [*_untrained(untrained, run.asked), *_confounded(run.asked)]
     text = "\n".join([*warnings, *lines, "", *_images(run)])
     _publish({"text/markdown": text, "text/plain": text}, "title", untrained=untrained)
 
@@ -157,6 +158,9 @@ def _images(run: Run) -> list[str]:
     if info.classes:
         parts.append(f"{len(info.classes)} class{'es' * (len(info.classes) != 1)}")
     about = f"{', '.join(parts)}; batches of {run.params.batch_size}; seed {run.params.seed}."
+    about += " All networks see the same ones, in the same order, each through its own preprocessing."
+    if run.alone:
+        about += " The untrained control is the same architecture with random weights: it shows what was not learned."
     return [about, *(f"\nNote on the images: {plain(note)}." for note in info.notes)]
 
 

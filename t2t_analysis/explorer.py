@@ -344,7 +344,7 @@ def explore(
     if n_images < 1:
         raise DataError(f"n_images={n_images} must be at least 1")
     given = model.items() if isinstance(model, Mapping) else ((None, one) for one in (model, baseline))
-    named = [(label, _loaded(one)) for label, one in given if one is not None]
+    named = [(label, _loaded(one)) for label, one in given if one is not None or one is model]
     models = [one for _, one in named]
     source = _default_images(models[0]) if image is None else image
     chosen = [_images(source, one, n_images, seed) for one in models]

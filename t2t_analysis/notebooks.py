@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ._names import TWIN, Label
 from ._show import code, findings, plain, reproduce, save, say, show, table, title_block, verdicts
 from .errors import ParameterError, nearest
 from .parameters import CommonParams
@@ -132,7 +133,8 @@ class Run:
 
     Attributes
     ----------
-    models : label -> model: the model in question first, then the baseline if there is one.
+    models : label -> model: the model in question first, then what it is compared with: the baseline or, of a model
+        alone, its untrained control (the same architecture with random weights).
     images : loader of the images that all see.
     reference : a further network by its label, where the parameters name one.
     """
@@ -141,6 +143,16 @@ class Run:
     models: dict[str, Any]
     images: Any
     reference: dict[str, Any]
+
+    @property
+    def alone(self) -> bool:
+        """Whether there is no baseline."""
+        return len(self.params.names) == 1
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """The models that the parameters name, without a control."""
+        return {label: self.models[label] for label in self.params.labels}
 
     def more_images(self, **changes: Any) -> Any:
         """Return another loader of the same data, as ``load_images`` with ``changes``."""
@@ -168,7 +180,14 @@ def set_up(params: CommonParams) -> Run:
             f"baseline_weights={params.baseline_weights!r}: these are the weights of the model, "
             f"{loaded[0].provenance.label}; give others, or baseline=none for the model alone"
         )
-    models = dict(zip(params.labels, loaded, strict=True))
+    models: dict[str, Any] = {
+        Label(label, name): model
+        for label, name, model in zip(params.labels, params.names, loaded, strict=True)
+    }
+    if len(loaded) == 1:
+        from .measures import random_twin
+
+        models[params.labels[0] + TWIN] = random_twin(loaded[0], seed=seed + 1)
     third = getattr(params, "reference", "none")
     reference = {} if third == "none" else {third: load_model(third, device=device, seed=seed)}
     run = Run(params, models, _images(params, models), reference)

@@ -17,7 +17,7 @@ from pydantic import Field
 from t2t_analysis._names import known_models, our_models
 from t2t_analysis._paths import notebooks_dir
 from t2t_analysis.errors import ParameterError
-from t2t_analysis.notebooks import check, validate
+from t2t_analysis.notebooks import Run, check, set_up, validate
 from t2t_analysis.parameters import PARAMS, CommonParams, HeadRedundancyParams, IntList
 
 NOTEBOOKS = sorted(notebooks_dir().glob("*.ipynb"))
@@ -157,6 +157,47 @@ def test_names_that_are_no_parameters_do_no_harm() -> None:
 def test_the_paths_that_papermill_injects_are_no_parameters() -> None:
     space = _namespace(PLAIN, "# Parameters\nPAPERMILL_INPUT_PATH = 'a.ipynb'\nseed = 3\n")
     assert check(CommonParams, space).seed == 3
+
+
+def _set_up(monkeypatch: pytest.MonkeyPatch, **given: Any) -> tuple[Run, str]:
+    """What a notebook works with, and its title."""
+    said: list[str] = []
+    monkeypatch.setattr(
+        "t2t_analysis._show._publish", lambda data, role, **_: said.append(data["text/plain"])
+    )
+    made = set_up(validate(HeadRedundancyParams, {"n_images": 2} | given))
+    return made, "\n".join(said)
+
+
+def test_a_model_alone_is_set_up_beside_its_untrained_control(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, title = _set_up(monkeypatch, model="small_hard_deep", baseline="none")
+    assert list(made.models) == ["small_hard_deep", "small_hard_deep, random"]
+    assert made.alone
+    assert list(made.asked) == ["small_hard_deep"]
+    assert [model.provenance.untrained for model in made.models.values()] == [False, True]
+    assert "untrained control" in title
+    assert "**UNTRAINED" not in title
+    assert made.params.subject == "small_hard_deep"
+
+
+def test_labels_tell_the_architecture_and_differences_of_training_are_said(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pair = {"model": "small_hard_wide", "baseline": "small_hard_deep"}
+    made, title = _set_up(monkeypatch, model_label="T2T <$x_1$>", **pair)
+    label = next(iter(made.models))
+    assert (label, label.architecture) == ("T2T <$x_1$>", "small_hard_wide")
+    assert "`T2T <$x_1$>`" in title
+    recipes = {model.provenance.recipe for model in made.models.values()}
+    assert ("More than the models differs: recipe" in title) == (len(recipes) > 1)
+    with pytest.raises(ParameterError, match="these are the weights of the model"):
+        _set_up(
+            monkeypatch,
+            model="small_hard_deep",
+            baseline="small_hard_deep",
+            weights="bundled",
+            baseline_weights="auto",
+        )
 
 
 def test_names_read_from_the_sources_are_those_that_timm_registers() -> None:

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from timm.data import create_transform
 
-from t2t_analysis import load_images, measure
+from t2t_analysis import explore, load_images, load_model, measure
 from t2t_analysis.data.loading import as_seen_by, preprocessing, seen_by
-from t2t_analysis.errors import DataError, T2TError, UnknownNameError
+from t2t_analysis.errors import DataError, ParameterError, T2TError, UnknownNameError
 from t2t_analysis.measures import (
     EdgeDecodability,
     EffectiveRank,
@@ -202,3 +202,32 @@ def test_gradients_are_had_inside_inference_mode_too():
         images = [torch.rand(2, 3, 64, 64)]
         found = measure(model, images, EffectiveReceptiveField(), progress=False)
     assert found["effective_receptive_field"].frame["value"].notna().any()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"n_images": 2.0}, "n_images=2.0: expected a whole number"),
+        ({"batch_size": True}, "batch_size=True: expected a whole number"),
+        ({"seed": -1}, "seed=-1: expected 0 or more"),
+        ({"device": "cudda"}, "did you mean 'cuda'"),
+        ({"data": None}, 'expected a name or a path, as "photos"'),
+        ({"data": ""}, "expected a name or a path"),
+        ({"model": "t2t_vit_7"}, "as load_model.'t2t_vit_7'. gives it"),
+    ],
+)
+def test_arguments_of_load_images_are_checked(given, words):
+    with pytest.raises(DataError, match=words):
+        load_images(**{"data": "photos"} | given)
+
+
+def test_what_is_no_model_is_named():
+    for given in (None, 7):
+        with pytest.raises(UnknownNameError, match="unknown model"):
+            load_model(given)
+        with pytest.raises(T2TError, match="expected a model, or a name"):
+            explore(given)
+    with pytest.raises(UnknownNameError, match="unknown weights None"):
+        load_model("small_hard_deep", None)
+    with pytest.raises(ParameterError, match="seed=-1"):
+        load_model("small_hard_deep", "random", seed=-1)

@@ -240,14 +240,15 @@ def _headlines_of(
 
 def _add(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
     """Append to the table; written beside it and moved, so that a killed command leaves the old one whole."""
-    from filelock import FileLock
+    import os
 
-    from .._files import whole_file
+    from filelock import FileLock
 
     folder.mkdir(parents=True, exist_ok=True)
     new = tidy(list(rows))
     with FileLock(folder / ".lock"):
         old = read_headlines(folder)
         whole = pd.concat([old, new], ignore_index=True) if len(old) else new
-        with whole_file(folder / TABLE) as temporary:
-            whole[list(COLUMNS)].to_csv(temporary, index=False, float_format="%.6g")
+        temporary = folder / f".{TABLE}.{os.getpid()}"
+        whole[list(COLUMNS)].to_csv(temporary, index=False, float_format="%.6g")
+        os.replace(temporary, folder / TABLE)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
 
-from ..errors import DataError, UnknownNameError
+from ..errors import DataError, UnknownNameError, nearest
 from .crops import CROP, FixedCrops, as_images, crop_classes, crops_info
 from .imagenet import number_as_head
 from .info import DataInfo, chance_level
@@ -298,6 +298,28 @@ def transform_of(config: Mapping[str, Any]) -> Callable[[Any], Tensor]:
     return Compose([Grayscale(), made]) if config["input_size"][0] == 1 else made
 
 
+def _check_types(data: Any, model: Any, device: Any, **counts: Any) -> None:
+    """Refuse what could only fail later, and less clearly; ``counts`` are whole numbers or None."""
+    if not isinstance(data, str | Path) or not str(data):
+        raise DataError(f'data={data!r}: expected a name or a path, as "photos"')
+    if not isinstance(model, nn.Module | None):
+        name = f", as load_model({model!r}) gives it" if isinstance(model, str) else ""
+        raise DataError(f"model={model!r}: expected a model{name}, or None")
+    for name, count in counts.items():
+        if count is None and name == "n_images":
+            continue
+        if isinstance(count, bool) or not isinstance(count, int | np.integer):
+            raise DataError(f"{name}={count!r}: expected a whole number")
+        if name in ("seed", "workers") and count < 0:
+            raise DataError(f"{name}={count}: expected 0 or more")
+    try:
+        torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        close = nearest(device, ("cpu", "cuda", "mps"), n=1)
+        guess = f"; did you mean {close[0]!r}?" if close else ""
+        raise DataError(f"device={device!r}: no device of torch{guess}") from error
+
+
 def _check_loader(batch_size: int, on_error: str, shard: tuple[int, int] | None) -> tuple[int, int]:
     if batch_size < 1:
         raise DataError(f"batch_size={batch_size} must be at least 1")
@@ -436,6 +458,7 @@ def load_images(
     >>> batch.images.shape, batch.index.tolist()
     (torch.Size([4, 3, 64, 64]), [0, 1, 2, 3])
     """
+    _check_types(data, model, device, n_images=n_images, batch_size=batch_size, seed=seed, workers=workers)
     shard = _check_loader(batch_size, on_error, shard)
     common: dict[str, Any] = {
         "model": model,

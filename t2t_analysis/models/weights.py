@@ -89,6 +89,10 @@ def load_model(
     'UNTRAINED (random weights, seed 0)'
     """
     device = _device(device)
+    if not isinstance(weights, str | os.PathLike):
+        raise UnknownNameError("weights", weights, ("auto", "random", "bundled", "published"), "or a path")
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
+        raise ParameterError(f"seed={seed!r}: expected a whole number, 0 or more")
     request = _Request(name, img_size, num_classes, in_chans, seed, timeout, kwargs)
     _check_name(name)
     model, provenance = _resolve(request, os.fspath(weights))
@@ -167,6 +171,10 @@ def _device(device: str | torch.device) -> torch.device:
 
 
 def _check_name(name: str) -> None:
+    if not isinstance(name, str):
+        from . import MODELS
+
+        raise UnknownNameError("model", name, MODELS)
     if name.startswith(_HUB):
         return
     arch, _, tag = name.partition(".")

@@ -162,11 +162,17 @@ class Figure:
 
 
 def _untrained_names(frame: pd.DataFrame) -> Iterator[str]:
-    """Models whose weights say UNTRAINED; a comparison of two names both weights, with a bar between."""
+    """Models whose weights say UNTRAINED, but for controls drawn beside their own model.
+
+    A comparison of two names both weights, with a bar between.
+    """
+    drawn = {*frame["model"].dropna(), *frame["model_b"].dropna()}
+    controls = {name + TWIN for name in drawn}
     for row in frame[["model", "model_b", "weights"]].drop_duplicates().itertuples(index=False):
         names = [name for name in (row.model, row.model_b) if isinstance(name, str)]
         labels = str(row.weights).split(" | ") if len(names) == 2 else [str(row.weights)]
-        yield from (n for n, label in zip(names, labels, strict=False) if "UNTRAINED" in label)
+        random = (n for n, label in zip(names, labels, strict=False) if "UNTRAINED" in label)
+        yield from (name for name in random if name not in controls)
 
 
 def untrained_note(frame: pd.DataFrame) -> str:

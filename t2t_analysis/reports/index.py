@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
-
-from .._files import whole_file
 
 __all__ = ["write_index"]
 
@@ -95,6 +94,7 @@ def write_index(folder: str | Path) -> Path:
         ledgers=_ledgers(done),
     )
     path = folder / "index.html"
-    with whole_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    temporary = folder / f".index.html.{os.getpid()}"
+    temporary.write_text(text + "\n", encoding="utf-8")
+    os.replace(temporary, path)
     return path

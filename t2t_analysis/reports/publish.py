@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,6 @@ from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
 from .._commit import commit
-from .._files import whole_file
 from .export import Page, outputs_with_role, to_html
 from .fingerprint import page_fingerprint, versions
 from .plan import Job, portable_papermill_line, report_line
@@ -26,9 +26,10 @@ def notebook_text(nb: NotebookNode) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a file so that nobody sees half of it."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    """Write beside ``path`` and move into place, so that nobody sees half a file."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def _page(job: Job, nb: NotebookNode, failure: str = "") -> Page:

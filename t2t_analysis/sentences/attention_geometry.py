@@ -12,7 +12,7 @@ import pandas as pd
 from .._names import TWIN
 from .._show import code
 from ..results import Result
-from .words import NO_VERDICT, found, interval, listed, number, percent, untrained_in
+from .words import found, interval, listed, no_verdict, number, percent, untrained_in
 
 __all__ = ["geometry_conclusions", "geometry_findings"]
 
@@ -95,7 +95,8 @@ def _distance(geometry: Result, difference: Result, models: Sequence[str]) -> st
 
 def _caveat(result: Result, models: Sequence[str]) -> str:
     frame = result.frame[result.frame["model"].isin(list(models))]
-    return "No verdict: at least one of the two has random weights. " if untrained_in(frame) else ""
+    words = "No verdict: at least one of the two has random weights. "
+    return no_verdict(frame, words=words) if untrained_in(frame) else ""
 
 
 def _against_uniform(row: Any) -> str:
@@ -292,6 +293,6 @@ def geometry_conclusions(difference: Result, model: str, baseline: str) -> list[
     if not lines:
         return ["Nothing can be concluded: none of the differences could be measured."]
     if untrained_in(difference.frame):
-        return [*lines, NO_VERDICT]
+        return [*lines, no_verdict(difference.frame)]
     why = "The paper makes no claim about them and no smallest difference was fixed, so there is no verdict."
     return [*lines, f"These say how {code(model)} and {code(baseline)} differ. {why}"]

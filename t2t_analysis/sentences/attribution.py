@@ -11,7 +11,7 @@ from .._show import code
 from ..claims.rule import SMALLEST, place
 from ..results import Result, Results
 from ..stats import holm
-from .words import NO_VERDICT, interval, listed, number, percent, untrained_in
+from .words import interval, listed, no_verdict, number, percent, untrained_in
 
 __all__ = ["attribution_card", "attribution_conclusions", "attribution_findings"]
 
@@ -82,7 +82,7 @@ def attribution_conclusions(
     """
     lines = [_verdict(rows) for _, rows in attribution_card(results).groupby("method", sort=False)]
     if _untrained(results):
-        lines = [NO_VERDICT]
+        lines = [line for line in (_unjudged(results),) if line] or lines
     return [*lines, *_permuted(labels, learned)]
 
 
@@ -106,6 +106,10 @@ def _models(results: Results) -> list[str]:
 
 def _untrained(results: Results) -> bool:
     return any(untrained_in(result.frame) for result in results.values())
+
+
+def _unjudged(results: Results) -> str:
+    return no_verdict(*(result.frame for result in results.values()))
 
 
 def _faithful(results: Results) -> pd.DataFrame:
@@ -173,7 +177,7 @@ def _forgets(row: Any) -> str:
 
 def _answered(results: Results) -> str:
     if _untrained(results):
-        return NO_VERDICT
+        return _unjudged(results)
     card = attribution_card(results)
     models = _models(results)
     parts = [_standing(card[card["model"] == model], model) for model in models]

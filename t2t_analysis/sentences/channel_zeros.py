@@ -12,7 +12,7 @@ from .._show import code
 from ..claims.rule import SMALLEST, place, too_few_agree, unseen_share
 from ..results import Result
 from .feature_maps import expected
-from .words import NO_VERDICT, found, interval, listed, number, untrained_in
+from .words import found, interval, listed, no_verdict, number, untrained_in
 
 __all__ = ["path_findings", "small", "zero_conclusions", "zero_findings"]
 
@@ -105,7 +105,7 @@ def _verdict(row: Any, difference: Result, rows: Mapping[str, Any]) -> str:
     """The answer in words; ``rows`` are the shares of model and baseline, in this order."""
     model, baseline = rows
     if untrained_in(difference.frame):
-        return "No verdict: at least one of the two has random weights."
+        return no_verdict(difference.frame, words="No verdict: at least one of the two has random weights.")
     if pd.isna(row["low"]):
         return "No verdict: too few images for an interval of the difference."
     if too_few_agree(row["low"], row["high"], row["n"], SMALLEST_EFFECT):
@@ -355,7 +355,7 @@ def zero_conclusions(invalid: Result, differences: Sequence[Result], model: str,
     """
     lines = [_place_words(result) for result in differences]
     if any(untrained_in(result.frame) for result in differences):
-        return [*(line for line in lines if line), NO_VERDICT]
+        return [*(line for line in lines if line), no_verdict(*(result.frame for result in differences))]
     row = found(differences[0].frame, quantity="invalid_area_difference") if differences else None
     rows = {name: _area(invalid, "invalid_area", name) for name in (model, baseline)}
     if row is not None:

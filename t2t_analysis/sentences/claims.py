@@ -7,14 +7,18 @@ from typing import Any
 
 import pandas as pd
 
-from ..claims.ledger import VERDICTS, claim_named, overall, summary
+from .._show import code
+from ..claims.ledger import VERDICTS, all_claims, claim_named, ledger, overall, summary
+from ..claims.premise import endpoint_rows
 from ..claims.rule import SMALLEST
+from ..results import Result
 from .words import interval, listed, number
 
 __all__ = [
     "claim_findings",
     "effects_table",
     "missing_weights",
+    "premise_findings",
     "printed_table",
     "rule_sentences",
     "seed_sentences",
@@ -43,6 +47,32 @@ def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
     parts = [f"{v} {listed(names)}" for v in VERDICTS if (names := _names(verdicts, v))]
     first = f"Of {len(verdicts)} claims: {'; '.join(parts)}. This rests on {about}."
     return [first, *(_claim(row, frame) for row in _rows(verdicts) if row["verdict"] in _SETTLED)]
+
+
+def premise_findings(models: Mapping[str, Any], results: Mapping[str, Result], notebook: str) -> list[str]:
+    """What each trained model says by itself to what the notebook's claim takes for granted.
+
+    Parameters
+    ----------
+    models
+        Label -> model. Random weights get no verdict.
+    results
+        By the name of the measure; from them come the endpoints.
+    notebook
+        Claims whose evidence it shows are judged.
+    """
+    claims = [claim for claim in all_claims() if claim.notebook == notebook and claim.premise]
+    lines = []
+    for label, model in models.items():
+        rows = [] if model.provenance.untrained else endpoint_rows(label, model, results)
+        if not rows:
+            continue
+        evidence = Result("evidence", rows, {})  # type: ignore[arg-type]
+        frame = ledger(evidence, "premise", claims)
+        for row in _rows(summary(frame)):
+            effects = " ".join(map(_effect, _rows(frame[frame["claim"] == row["claim"]])))
+            lines.append(f"Of {code(label)} alone, “{row['statement']}”: **{row['verdict']}**. {effects}")
+    return lines
 
 
 def _names(verdicts: pd.DataFrame, verdict: str) -> list[str]:

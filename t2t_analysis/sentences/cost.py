@@ -11,6 +11,7 @@ from .._show import code
 from ..claims.rule import SMALLEST, place
 from ..measures.latency import machine_words
 from ..measures.paper_costs import agreeing
+from ..quantities import quantity as described
 from ..results import Result
 from .words import interval, listed, number, percent
 
@@ -25,7 +26,7 @@ _TRANSFORMER = "Table 3: T2T-ViT_t-14"
 
 
 def cost_findings(
-    printed: Result, counted: Result, timed: Result, step: Result, model: str, baseline: str
+    printed: Result, counted: Result, timed: Result, step: Result, model: str, baseline: str = ""
 ) -> list[str]:
     """Sentences on costs, first the one that answers the question.
 
@@ -34,26 +35,28 @@ def cost_findings(
     printed : of `printed_costs`.
     counted : of `costs` for both models, against ``baseline``.
     timed, step : of `latencies` against ``baseline``, of forward passes and of training steps.
+    baseline : empty for one model alone.
     """
+    own = _pair(counted, timed, model, baseline) if baseline else _alone(counted, timed, model)
     lines = [
-        f"{_half(printed, _OURS, _PAPER)} {_pair(counted, timed, model, baseline)}",
+        f"{_half(printed, _OURS, _PAPER)} {own}",
         *_beside(printed),
         *_tables(printed),
         *_twice(printed),
-        *_memory(counted, model, baseline),
+        *(_memory(counted, model, baseline) if baseline else ()),
         *_times(timed, step, model, baseline),
     ]
     return [line for line in lines if line]
 
 
 def cost_conclusions(
-    printed: Result, counted: Result, timed: Result, step: Result, model: str, baseline: str
+    printed: Result, counted: Result, timed: Result, step: Result, model: str, baseline: str = ""
 ) -> list[str]:
     """The claim under both conventions, the print, and whether counts foretell the clock."""
     return [
         *_claim(printed),
         *_fit(printed),
-        *(_against_macs(result, counted, model, baseline) for result in (timed, step)),
+        *(_against_macs(result, counted, model, baseline) for result in (timed, step) if baseline),
     ]
 
 
@@ -124,6 +127,21 @@ def _pair(counted: Result, timed: Result, model: str, baseline: str) -> str:
     rows = _ratios(timed, model)
     time = f"takes {_time(rows.iloc[-1], baseline)}" if len(rows) else "was not timed"
     return f"{code(model)} has {has or 'no cost that was counted'} of {code(baseline)} and {time}."
+
+
+def _alone(counted: Result, timed: Result, model: str) -> str:
+    """What one model has and takes."""
+    has = listed(
+        f"{described(name).number(value)} {words}" if name != "parameters" else f"{value:,.0f} {words}"
+        for name, words in _WORDS.items()
+        if (value := _value(counted, name, model)) is not None
+    )
+    rows = timed.frame[(timed.frame["quantity"] == "latency") & (timed.frame["model"] == model)]
+    if rows.empty:
+        return f"{code(model)} has {has}; it was not timed."
+    row = rows.sort_values("at").iloc[-1]
+    time = described("latency").interval(row)
+    return f"{code(model)} has {has} and takes {time} for a batch of {int(row['at'])} (median of {row['n']} repeats)."
 
 
 def _time(row: Any, baseline: str) -> str:

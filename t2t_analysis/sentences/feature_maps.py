@@ -11,7 +11,7 @@ from .._names import TWIN, has_soft_split
 from .._show import code
 from ..claims.rule import SMALLEST, place
 from ..results import Result
-from .words import NO_VERDICT, found, interval, listed, number, percent, side, untrained_in
+from .words import found, interval, listed, no_verdict, number, percent, side, untrained_in
 
 __all__ = ["example_words", "expected", "map_conclusions", "map_findings", "path_words", "share"]
 
@@ -148,7 +148,7 @@ def _shares(edges: Result, pair: tuple[str, str]) -> str:
 def _verdict(early: Result, model: str, baseline: str) -> str:
     """The answer by both kinds of channels that the paper's claim is about, or why there is none."""
     if untrained_in(early.frame):
-        return "No verdict: at least one of the two has random weights."
+        return no_verdict(early.frame, words="No verdict: at least one of the two has random weights.")
     rows = [found(early.frame, quantity=f"{kind}_difference") for kind in _JUDGED]
     known = [row for row in rows if row is not None and not pd.isna(row["low"])]
     if len(known) < len(rows):
@@ -319,7 +319,7 @@ def _spectrum_words(read: Result, model: str, baseline: str) -> str:
 
 def _agreement(differences: Sequence[Result], model: str, baseline: str) -> str:
     if any(untrained_in(result.frame) for result in differences):
-        return NO_VERDICT
+        return no_verdict(*(result.frame for result in differences))
     rows = [
         row
         for result in differences

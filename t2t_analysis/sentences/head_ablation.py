@@ -14,7 +14,7 @@ from ..claims.rule import SMALLEST, place
 from ..plots.differences import p_words
 from ..results import Result
 from ..stats import holm, proportion_ci
-from .words import NO_VERDICT, interval, listed, number, percent, side, untrained_in
+from .words import interval, listed, no_verdict, number, percent, side, untrained_in
 
 __all__ = ["DEAD", "ablation_conclusions", "ablation_findings"]
 
@@ -151,7 +151,8 @@ def _places(association: Result, names: Sequence[str]) -> dict[str, list[str]]:
 def _answer(association: Result, frame: pd.DataFrame, names: Sequence[str]) -> str:
     """Whether similar heads are redundant, and how many heads are dead weight."""
     if untrained_in(association.frame):
-        return "No verdict: at least one of the two has random weights, whose heads have learned nothing."
+        words = "No verdict: at least one of the two has random weights, whose heads have learned nothing."
+        return no_verdict(association.frame, words=words)
     parts = [
         _VERDICTS[where].format(names=listed(map(code, of)))
         for where, of in _places(association, names).items()
@@ -345,7 +346,7 @@ def _areas(pruning: Result, name: str) -> Iterator[str]:
 def _sum(association: Result, pruning: Result, names: Sequence[str]) -> str:
     """Whether likeness is a guide to what can go."""
     if untrained_in(association.frame) or untrained_in(pruning.frame):
-        return NO_VERDICT
+        return no_verdict(association.frame, pruning.frame)
     parts = [f"{code(name)}: {_guide(association, pruning, name)}" for name in names]
     return f"Is likeness a guide to heads that can go? {'; '.join(parts)}."
 

@@ -11,7 +11,7 @@ from .._names import has_soft_split
 from .._show import code
 from ..claims.rule import SMALLEST, place
 from ..results import Result
-from .words import NO_VERDICT, interval, number, one, side, untrained_in
+from .words import interval, no_verdict, number, one, side, untrained_in
 
 __all__ = ["head_conclusions", "head_findings"]
 
@@ -95,7 +95,7 @@ def _raw_against_floor(similarity: Result, model: str) -> str:
 def _head_verdict(row: Any, model: str, baseline: str, untrained: bool) -> str:
     """The answer in words, or why there is none."""
     if untrained:
-        return "No verdict: at least one of the two has random weights."
+        return no_verdict(row.to_frame().T, words="No verdict: at least one of the two has random weights.")
     where = place(row["low"], row["high"], SMALLEST_EFFECT)
     if where == "within":
         return (
@@ -152,7 +152,7 @@ def _side(row: Any) -> str:
 
 def _agreement(rows: Sequence[Any], untrained: bool, model: str, baseline: str) -> str:
     if untrained:
-        return NO_VERDICT
+        return no_verdict(*(row.to_frame().T for row in rows))
     centred = [row for row in rows if _bare(row) != "cosine_raw"]
     judged = [(_bare(row), place(row["low"], row["high"], SMALLEST_EFFECT)) for row in centred]
     flipped = {"below": "above", "above": "below"}

@@ -11,7 +11,7 @@ from .._names import TWIN
 from .._show import code
 from ..claims.rule import SMALLEST, place
 from ..results import Result
-from .words import NO_VERDICT, found, interval, listed, number, side, untrained_in
+from .words import found, interval, listed, no_verdict, number, side, untrained_in
 
 __all__ = ["HEADLINES", "layer_conclusions", "layer_findings"]
 
@@ -105,7 +105,7 @@ def _ends(layers: Result, models: Sequence[str]) -> str:
 
 def _verdict(row: Any, model: str, baseline: str) -> str:
     if untrained_in(row.to_frame().T):
-        return "No verdict: at least one of the two has random weights."
+        return no_verdict(row.to_frame().T, words="No verdict: at least one of the two has random weights.")
     if pd.isna(row["low"]):
         return f"Not settled for {code(model)} and {code(baseline)}: so few images give no interval."
     where = place(row["low"], row["high"], SMALLEST_EFFECT)
@@ -261,7 +261,7 @@ def layer_conclusions(differences: Sequence[Result], model: str, baseline: str) 
         return ["Nothing can be concluded: none of the differences could be measured."]
     lines = [f"{_named(row)}: {interval(row)}, {_side(row)}; n = {row['n']} {row['unit']}s." for row in rows]
     if any(untrained_in(result.frame) for result in differences):
-        return [*lines, NO_VERDICT]
+        return [*lines, no_verdict(*(result.frame for result in differences))]
     return [*lines, _count(rows, model, baseline)]
 
 

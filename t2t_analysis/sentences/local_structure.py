@@ -16,7 +16,7 @@ from ..plots.differences import p_words
 from ..plots.locality import DIFFERENCES
 from ..results import Result
 from ..stats import holm
-from .words import NO_VERDICT, interval, listed, number, side, untrained_in
+from .words import interval, listed, no_verdict, number, side, untrained_in
 
 __all__ = ["local_conclusions", "local_findings"]
 
@@ -143,7 +143,9 @@ def _value(row: pd.Series | None) -> str:
 def _verdict(pair: _Pair, row: pd.Series) -> str:
     model, baseline = pair.names
     if pair.untrained:
-        return "No verdict: at least one of the two has random weights."
+        return no_verdict(
+            *pair.frames.values(), words="No verdict: at least one of the two has random weights."
+        )
     if pd.isna(row["low"]):
         return "No verdict: too few images for an interval."
     better = pair.higher(row, SMALLEST_EFFECT)
@@ -397,7 +399,7 @@ def _architecture(twins: Mapping[str, Result], model: str, baseline: str) -> Ite
 def _sum(pair: _Pair) -> str:
     """What follows for the claim that a hard split loses edges and a soft one keeps them."""
     if pair.untrained:
-        return NO_VERDICT
+        return no_verdict(*pair.frames.values())
     parts = [_loss(pair, name) for name in pair.names]
     sees = pair.higher(pair.difference("gradient_outside", _GRADIENT), SMALLEST_SHARE)
     if sees is not None:

@@ -12,11 +12,23 @@ from typing import Any
 
 import pandas as pd
 
+from .._names import TWIN
 from ..claims.rule import place
 from ..errors import T2TError
 from ..quantities import enough_digits
 
-__all__ = ["NO_VERDICT", "found", "interval", "listed", "number", "one", "percent", "side", "untrained_in"]
+__all__ = [
+    "NO_VERDICT",
+    "found",
+    "interval",
+    "listed",
+    "no_verdict",
+    "number",
+    "one",
+    "percent",
+    "side",
+    "untrained_in",
+]
 
 #: what stands in place of a verdict where weights are random
 NO_VERDICT = "No verdict: random weights show what an architecture starts from, not what it learns."
@@ -62,6 +74,25 @@ def _digits(*values: float) -> int:
 def untrained_in(frame: pd.DataFrame) -> bool:
     """Whether any row of a tidy frame rests on random weights."""
     return bool(frame["weights"].fillna("").str.contains("UNTRAINED").any())
+
+
+def no_verdict(*frames: pd.DataFrame, words: str = NO_VERDICT) -> str:
+    """Why there is no verdict on two models; nothing where random weights are the other's own control alone.
+
+    >>> frame = pd.DataFrame({"model": ["a"], "model_b": ["a, random"], "weights": ["file | UNTRAINED (seed 1)"]})
+    >>> no_verdict(frame), no_verdict(frame.assign(model_b="b"))[:11]
+    ('', 'No verdict:')
+    """
+    random = {
+        name
+        for frame in frames
+        for row in frame.to_dict("records")
+        for name, weights in zip(
+            (row["model"], row["model_b"]), str(row["weights"]).split(" | "), strict=False
+        )
+        if "UNTRAINED" in weights
+    }
+    return "" if random and all(name.endswith(TWIN) for name in random) else words
 
 
 def one(frame: pd.DataFrame, **where: Any) -> pd.Series:
