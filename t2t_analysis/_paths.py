@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["cache_dir", "data_dir", "notebooks_dir"]
+__all__ = ["DEFAULT_DATA", "bundled_weights", "cache_dir", "data_dir", "notebooks_dir"]
+
+#: what bundled weights are trained on where their name does not say
+DEFAULT_DATA = "photo_crops"
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -19,6 +22,15 @@ def _bundled(name: str) -> Path:
 def data_dir() -> Path:
     """Bundled data: ``weights/`` and ``study/``."""
     return _bundled("data")
+
+
+def bundled_weights() -> dict[str, dict[str, Path]]:
+    """Weights that ship with this package: model -> data set -> file."""
+    found: dict[str, dict[str, Path]] = {}
+    for path in sorted((data_dir() / "weights").glob("*.safetensors")):
+        model, _, data = path.stem.partition("__")
+        found.setdefault(model, {})[data or DEFAULT_DATA] = path
+    return found
 
 
 def notebooks_dir() -> Path:

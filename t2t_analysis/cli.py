@@ -7,11 +7,11 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from .errors import ParameterError, T2TError, UnknownNameError
 
-__all__ = ["main"]
+__all__ = ["main", "positive", "value"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -21,6 +21,7 @@ class Command(NamedTuple):
 
     module: str
     words: str
+    examples: tuple[str, ...] = ()
 
     @property
     def exists(self) -> bool:
@@ -29,38 +30,85 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "report": Command("reports.cli", "run notebooks and write their reports"),
-    "models": Command("commands.models", "list the models and where their weights come from"),
-    "train": Command("training.cli", "train a model"),
-    "evaluate": Command("training.evaluate", "measure the accuracy of a model on a data set"),
-    "study": Command("commands.study", "train and compare the matched small models over seeds"),
-    "evidence": Command(
-        "commands.evidence", "measure real weights for the verdicts, into a table that is kept"
+    "report": Command(
+        "reports.cli",
+        "run notebooks and write their reports",
+        ("", "head_redundancy cost --jobs 2", "--models t2t_vit_14 --data photos -p n_images 8"),
     ),
-    "bench": Command("commands.bench", "run the benchmarks of a checkout"),
+    "models": Command(
+        "commands.models", "list the models and where their weights come from", ("", "'t2t_vit_1*'")
+    ),
+    "train": Command(
+        "training.cli",
+        "train a model",
+        (
+            "--model small_hard_deep --epochs 3",
+            "--model small_hard_wide --data torch/cifar10 --out runs/wide",
+        ),
+    ),
+    "evaluate": Command(
+        "training.evaluate",
+        "measure the accuracy of a model on a data set",
+        (
+            "--model small_performer_deep",
+            "--model t2t_vit_14 --data imagenet/val --n-images 1000 --out top1.csv",
+        ),
+    ),
+    "study": Command(
+        "commands.study", "train and compare the matched small models over seeds", ("", "--measure")
+    ),
+    "evidence": Command(
+        "commands.evidence",
+        "measure real weights for the verdicts, into a table that is kept",
+        ("--models t2t_vit_14,deit_small_patch16_224 --data imagenet/val --n-images 500",),
+    ),
+    "bench": Command("commands.bench", "run the benchmarks of a checkout", ("--list", "soft_split")),
+    "completion": Command(
+        "commands.completion",
+        "print what a shell needs to complete commands, options and models",
+        ("bash > ~/.local/share/bash-completion/completions/t2t-analysis", "zsh"),
+    ),
 }
+
+
+class _Parser(argparse.ArgumentParser):
+    """Raises what is wrong instead of printing the usage and leaving the process."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ParameterError(f"{message} ({self.prog} --help)")
 
 
 def _available() -> dict[str, Command]:
     return {name: command for name, command in COMMANDS.items() if command.exists}
 
 
-def _parser(chosen: str | None) -> argparse.ArgumentParser:
-    """Return the parser; only the chosen command is imported to say what it takes."""
-    parser = argparse.ArgumentParser(
+def parsers(*chosen: str | None) -> tuple[_Parser, dict[str, _Parser]]:
+    """The parser, and that of each command; only chosen commands are imported to say what they take."""
+    options: dict[str, Any] = {
+        "allow_abbrev": False,
+        "formatter_class": argparse.RawDescriptionHelpFormatter,
+    }
+    whole = _Parser(
         prog="t2t-analysis",
         description="What vision transformers do with local structure: T2T-ViT against ViT, measured.",
-        epilog="t2t-analysis COMMAND --help says what a command takes.",
+        epilog="t2t-analysis COMMAND --help says what a command takes, with examples.",
+        **options,
     )
-    parser.add_argument("--version", action="store_true", help="print the version and exit")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    whole.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = whole.add_subparsers(dest="command", metavar="COMMAND", title="commands")
+    found = {}
     for name, command in _available().items():
-        sub = commands.add_parser(name, help=command.words, description=command.words.capitalize() + ".")
-        if name == chosen:
+        lines = [f"  t2t-analysis {name} {example}".rstrip() for example in command.examples]
+        words = command.words[0].upper() + command.words[1:] + "."
+        epilog = "\n".join(["examples:", *lines])
+        found[name] = commands.add_parser(
+            name, help=command.words, description=words, epilog=epilog, **options
+        )
+        if name in chosen:
             module = import_module(f"{__package__}.{command.module}")
-            module.add_arguments(sub)
-            sub.set_defaults(run=module.run)
-    return parser
+            module.add_arguments(found[name])
+            found[name].set_defaults(run=module.run)
+    return whole, found
 
 
 def _chosen(arguments: Sequence[str]) -> str | None:
@@ -73,18 +121,30 @@ def _chosen(arguments: Sequence[str]) -> str | None:
     return words[0]
 
 
+def _parsed(arguments: Sequence[str]) -> argparse.Namespace | None:
+    """What was typed; None, after the help was printed, without a command."""
+    chosen = _chosen(arguments)
+    whole, commands = parsers(chosen)
+    given, unknown = whole.parse_known_args(arguments)
+    if unknown:
+        parser = commands[chosen] if chosen else whole
+        options = [option for action in parser._actions for option in action.option_strings]
+        if unknown[0].startswith("-"):
+            raise UnknownNameError(f"option of {parser.prog}", unknown[0].split("=")[0], options)
+        raise ParameterError(f"{unknown[0]!r} is one word too many ({parser.prog} --help)")
+    if given.command is None and not given.version:
+        whole.print_help()
+        return None
+    return given
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 2 for a mistake in how it was called."""
-    arguments = sys.argv[1:] if arguments is None else list(arguments)
     try:
-        parser = _parser(_chosen(arguments))
-        given = parser.parse_args(arguments)
-        if given.version:
-            return _version()
-        if given.command is None:
-            parser.print_help()
+        given = _parsed(sys.argv[1:] if arguments is None else list(arguments))
+        if given is None:
             return 2
-        return given.run(given) or 0
+        return _version() if given.version else given.run(given) or 0
     except T2TError as error:
         print(f"t2t-analysis: {error}", file=sys.stderr)
         return 2
@@ -101,6 +161,17 @@ def _version() -> int:
 
     print(__version__)
     return 0
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, for an option.
+
+    >>> positive("3")
+    3
+    """
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def value(text: str) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from ._files import whole_file
 from .errors import T2TError, UnknownNameError
 from .estimates import Estimate
 
@@ -149,16 +149,6 @@ def _aligned(found: list[tuple[slice, Estimate]], size: int) -> Estimate:
     return Estimate(value, left, sizes)
 
 
-def _write_whole(path: Path, write: Any) -> None:
-    """Write beside ``path`` and move into place, so that a killed run leaves the old file whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
 class Result:
     """What one measure found.
@@ -232,17 +222,17 @@ class Result:
         """Write ``path`` (.parquet or .csv), beside it ``path``.json (``meta``, ``notes``) and .npz (replicates)."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".csv":
-            _write_whole(path, lambda p: self.frame.to_csv(p, index=False))
-        elif path.suffix == ".parquet":
-            _write_whole(path, lambda p: self.frame.to_parquet(p, index=False))
-        else:
+        if path.suffix not in (".csv", ".parquet"):
             raise T2TError(f"results go to .parquet or .csv, not {path.suffix!r} ({path})")
+        with whole_file(path) as temporary:
+            (self.frame.to_csv if path.suffix == ".csv" else self.frame.to_parquet)(temporary, index=False)
         side = {"measure": self.measure, "meta": self.meta, "notes": list(self.notes)}
         text = json.dumps(side, indent=1, sort_keys=True) + "\n"
-        _write_whole(path.with_name(path.name + ".json"), lambda p: p.write_text(text, encoding="utf-8"))
+        with whole_file(path.with_name(path.name + ".json")) as temporary:
+            temporary.write_text(text, encoding="utf-8")
         if (kept := self.replicates) is not None:
-            _write_whole(path.with_name(path.name + ".npz"), lambda p: _write_replicates(p, kept))
+            with whole_file(path.with_name(path.name + ".npz")) as temporary, temporary.open("wb") as file:
+                np.savez_compressed(file, value=kept.value, leave_out=kept.leave_out, sizes=kept.sizes)
         return path
 
     @classmethod
@@ -254,11 +244,6 @@ class Result:
         arrays = path.with_name(path.name + ".npz")
         kept = Estimate(*np.load(arrays).values()) if arrays.exists() else None
         return cls(side["measure"], frame, side["meta"], tuple(side["notes"]), kept)
-
-
-def _write_replicates(path: Path, kept: Estimate) -> None:
-    with path.open("wb") as file:  # given a name, numpy would append .npz to it
-        np.savez_compressed(file, value=kept.value, leave_out=kept.leave_out, sizes=kept.sizes)
 
 
 def joined(results: Sequence[Result]) -> tuple[pd.DataFrame, Estimate | None]:

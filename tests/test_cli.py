@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from t2t_analysis.cli import COMMANDS, main
+from t2t_analysis.cli import COMMANDS, main, parsers
+from t2t_analysis.commands.models import TABLE, facts
+from t2t_analysis.models import MODELS
 
 
 def _run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -53,7 +57,21 @@ def test_commands_without_a_module_are_left_out(
         (["report", "-p", "modle", "x"], "modle='x': unknown parameter; did you mean 'model'?"),
         (["report", "-p", "seed", "1", "-p", "seed", "2"], "-p seed is given twice"),
         (["report", "-p", "seed", "[1"], "not a list that can be read"),
-        (["report", "--jobs", "0"], "jobs=0: expected 1 or more"),
+        (["report", "--jobs", "0"], "'0' is not a whole number from 1 on"),
+        (["report", "--jobs", "x"], "'x' is not a whole number from 1 on"),
+        (["report", "--timeout", "-1"], "'-1' is not a whole number from 1 on"),
+        (
+            ["report", "--model", "t2t_vit_14"],
+            "unknown option of t2t-analysis report '--model'; did you mean",
+        ),
+        (["models", "t2t*", "small*"], "'small*' is one word too many (t2t-analysis models --help)"),
+        (["evaluate"], "the following arguments are required: --model (t2t-analysis evaluate --help)"),
+        (["evaluate", "--model", "small_hard_deep", "--out", "x.txt"], "ends in .csv or .parquet"),
+        (
+            ["evaluate", "--model", "small_hard_deep", "--out", "/dev/null/x.csv"],
+            "cannot write into /dev/null",
+        ),
+        (["report", "--out-dir", "/dev/null/x"], "cannot write into /dev/null/x"),
         (["bench", "nothing-like-it"], "benchmark"),
     ],
 )
@@ -65,6 +83,41 @@ def test_mistakes_get_a_line_and_status_2(
     assert answer in shown.err
     assert "Traceback" not in shown.err
     assert shown.out == ""
+
+
+def test_a_mistake_in_all_notebooks_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["report", "--baseline", "nothing_like_it", "-p", "stages", "0"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert sum("nothing_like_it" in line for line in lines) == 1
+    assert any("stages=0" in line and line.endswith("(in attribution)") for line in map(_plain, lines))
+
+
+def _plain(line: str) -> str:
+    return line.replace("'", "")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_help_has_examples_that_the_command_takes(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([name, "--help"])
+    shown = capsys.readouterr().out
+    whole, _ = parsers(name)
+    assert COMMANDS[name].examples
+    for example in COMMANDS[name].examples:
+        assert f"  t2t-analysis {name} {example}".rstrip() in shown
+        given = whole.parse_args([name, *shlex.split(example.split(">")[0])])
+        assert given.command == name
+
+
+def test_completion_knows_commands_options_and_models(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    for word in ("evaluate", "--out-dir", "t2t_vit_14", "head_redundancy"):
+        assert word in script
+    done = subprocess.run(["bash", "-n"], input=script, text=True, capture_output=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_no_command_prints_help_and_is_a_mistake(capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,11 +132,24 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.strip() == __version__
 
 
+@pytest.mark.parametrize("name", ["t2t_vit_14", "t2t_vit_t_14", "small_performer_deep", "small_hard_wide"])
+def test_the_table_of_models_is_that_of_the_networks(name: str) -> None:
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    assert list(table) == list(MODELS), "python -m t2t_analysis.commands.models writes it anew"
+    assert table[name] == facts(name), "python -m t2t_analysis.commands.models writes it anew"
+
+
+def test_models_loads_nothing_heavy() -> None:
+    code = "import sys; from t2t_analysis.cli import main; main(['models']); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().splitlines()[-1] == "False"
+
+
 def test_models_lists_ours_with_the_paper_s_parameter_counts(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "*vit*1[49]*"]) == 0
     lines = {line.split()[0]: line.split() for line in capsys.readouterr().out.splitlines() if line}
-    assert lines["t2t_vit_14"][1:4] == ["21,545,550", "224x224", "performer"]
-    assert lines["t2t_vit_t_19"][3] == "transformer"
+    assert lines["t2t_vit_14"][1:6] == ["21,545,550", "21,465,806", "1,000", "224x224", "performer"]
+    assert lines["t2t_vit_t_19"][5] == "transformer"
     assert main(["models", "resnet*"]) == 2
 
 

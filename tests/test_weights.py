@@ -21,8 +21,9 @@ import timm
 import torch
 from timm.layers import resample_abs_pos_embed
 
+from t2t_analysis import _paths
 from t2t_analysis.errors import CheckpointError, DownloadError, ParameterError, UnknownNameError
-from t2t_analysis.models import PUBLISHED, Provenance, available_weights, cards, load_model, save_weights
+from t2t_analysis.models import PUBLISHED, Provenance, available_weights, load_model, save_weights
 from t2t_analysis.models.download import file_sha256
 
 SOFT, HARD = "small_performer_deep", "small_hard_deep"
@@ -59,7 +60,7 @@ def nothing_of_this_machine(tmp_path, monkeypatch):
     """No cache, no bundled files, no network: what is there is what the test makes."""
     monkeypatch.setenv("T2T_ANALYSIS_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("T2T_ANALYSIS_RELEASES", "http://127.0.0.1:9/")
-    monkeypatch.setattr(cards, "data_dir", lambda: tmp_path / "data")
+    monkeypatch.setattr(_paths, "data_dir", lambda: tmp_path / "data")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     hub_at(monkeypatch, "http://127.0.0.1:9")

@@ -240,15 +240,14 @@ def _headlines_of(
 
 def _add(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
     """Append to the table; written beside it and moved, so that a killed command leaves the old one whole."""
-    import os
-
     from filelock import FileLock
+
+    from .._files import whole_file
 
     folder.mkdir(parents=True, exist_ok=True)
     new = tidy(list(rows))
     with FileLock(folder / ".lock"):
         old = read_headlines(folder)
         whole = pd.concat([old, new], ignore_index=True) if len(old) else new
-        temporary = folder / f".{TABLE}.{os.getpid()}"
-        whole[list(COLUMNS)].to_csv(temporary, index=False, float_format="%.6g")
-        os.replace(temporary, folder / TABLE)
+        with whole_file(folder / TABLE) as temporary:
+            whole[list(COLUMNS)].to_csv(temporary, index=False, float_format="%.6g")

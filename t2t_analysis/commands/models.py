@@ -1,14 +1,26 @@
-"""``python -m t2t_analysis models``."""
+"""``python -m t2t_analysis models``: a table that is ready before torch would be imported.
+
+What it says of the networks is in ``models/table.json``; ``python -m t2t_analysis.commands.models`` writes that
+anew, and a test compares it with the networks.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from torch import nn
+from .._paths import bundled_weights
 
-__all__ = ["add_arguments", "run"]
+__all__ = ["TABLE", "add_arguments", "facts", "run"]
+
+TABLE = Path(__file__).parents[1] / "models" / "table.json"
+_MEANING = """
+parameters: all of them, with a classifier for as many classes as stand under classes; trained: without what stays
+frozen (position tables that are no weights, the random features of a Performer). Weights for other classes differ by
+their classifier. load_model also takes every name that timm.list_models() gives."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,39 +33,57 @@ def run(arguments: argparse.Namespace) -> int:
     from fnmatch import fnmatchcase
 
     from ..errors import UnknownNameError
-    from ..models import MODELS
 
-    names = [name for name in MODELS if fnmatchcase(name, arguments.pattern)]
+    table = json.loads(TABLE.read_text(encoding="utf-8"))
+    names = [name for name in table if fnmatchcase(name, arguments.pattern)]
     if not names:
-        raise UnknownNameError("model", arguments.pattern, MODELS)
-    rows = [("name", "parameters", "input", "tokeniser", "weights that load_model finds"), *map(_row, names)]
-    print("\n".join(_aligned(rows)))
-    print("\nload_model also takes every name that timm.list_models() gives.")
+        raise UnknownNameError("model", arguments.pattern, table)
+    head = ("name", "parameters", "trained", "classes", "input", "tokeniser", "weights that load_model finds")
+    print("\n".join(_aligned([head, *(_row(name, table[name]) for name in names)])))
+    print(_MEANING)
     return 0
 
 
-def _row(name: str) -> tuple[str, ...]:
+def _row(name: str, about: dict[str, Any]) -> tuple[str, ...]:
+    bundled = [f"bundled ({data})" for data in bundled_weights().get(name, {})]
+    published = [f"published{f'/{variant}' if variant else ''}" for variant in about["published"]]
+    counts = (f"{about[key]:,}" for key in ("parameters", "trained", "classes"))
+    return (
+        name,
+        *counts,
+        about["input"],
+        about["tokeniser"],
+        ", ".join([*bundled, *published]) or "random only",
+    )
+
+
+def facts(name: str) -> dict[str, Any]:
+    """What the table says of a model, read from the network."""
     import timm
     import torch
 
-    from ..models import PUBLISHED, bundled_weights
+    from ..models import PUBLISHED
 
     with torch.device("meta"):  # shapes only: nothing is drawn at random or held in memory
-        model = timm.create_model(name)
-    bundled = [f"bundled ({data})" for data in bundled_weights().get(name, {})]
-    published = [f"published{f'/{variant}' if variant else ''}" for variant in PUBLISHED.get(name, {})]
-    count = sum(weight.numel() for weight in model.parameters())
-    config: Any = model.default_cfg
-    size = "x".join(str(n) for n in config["input_size"][1:])
-    return name, f"{count:,}", size, _tokeniser(model), ", ".join([*bundled, *published]) or "random only"
-
-
-def _tokeniser(model: nn.Module) -> str:
-    """What turns pixels into tokens: the T2T module's kind, or one hard split."""
+        model: Any = timm.create_model(name)
     tokens = getattr(model, "tokens_to_token", None)
-    return str(getattr(tokens, "tokens_type", "soft split")) if tokens is not None else "hard"
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "classes": model.num_classes,
+        "input": "x".join(str(side) for side in model.default_cfg["input_size"][1:]),
+        "tokeniser": "hard" if tokens is None else str(getattr(tokens, "tokens_type", "soft split")),
+        "published": list(PUBLISHED.get(name, {})),
+    }
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+if __name__ == "__main__":
+    from ..models import MODELS
+
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts(name))}" for name in MODELS)
+    TABLE.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,14 +10,14 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from .._paths import data_dir
+from .._files import whole_file
+from .._paths import DEFAULT_DATA, bundled_weights
 from ..errors import CheckpointError, ParameterError
 from .download import file_sha256
 from .provenance import Accuracy, Kind, Provenance
 
 __all__ = ["DEFAULT_DATA", "bundled_weights", "from_card", "read_card", "save_weights"]
 
-DEFAULT_DATA = "photo_crops"
 _CARD = (
     "model",
     "data",
@@ -31,15 +30,6 @@ _CARD = (
     "img_size",
     "in_chans",
 )
-
-
-def bundled_weights() -> dict[str, dict[str, Path]]:
-    """Weights that ship with this package: model -> data set -> file."""
-    found: dict[str, dict[str, Path]] = {}
-    for path in sorted((data_dir() / "weights").glob("*.safetensors")):
-        model, _, data = path.stem.partition("__")
-        found.setdefault(model, {})[data or DEFAULT_DATA] = path
-    return found
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -104,14 +94,9 @@ def save_weights(
         .clone()
         for key, value in state.items()
     }
-    content = safetensors.torch.save(rounded)
-    _replace_file(path, content)
+    with whole_file(path) as temporary:
+        safetensors.torch.save_file(rounded, temporary)
     full = dict(card) | {"sha256": file_sha256(path), "precision": "float16" if half else "float32"}
-    _replace_file(path.with_suffix(".json"), (json.dumps(full, indent=2) + "\n").encode())
+    with whole_file(path.with_suffix(".json")) as temporary:
+        temporary.write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
     return path
-
-
-def _replace_file(path: Path, content: bytes) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    partial.write_bytes(content)
-    os.replace(partial, path)

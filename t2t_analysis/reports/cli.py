@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from ..cli import value
+from ..cli import positive, value
 from ..errors import ParameterError
 
 __all__ = ["add_arguments", "run"]
@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="DATA", help="photos, photo_crops, a folder, a .tar, or a set as torch/cifar10")
     pair: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     add("-p", dest="params", help="a parameter of the notebooks", **pair)
-    add("--jobs", type=int, default=1, metavar="N", help="run N notebooks at the same time")
+    add("--jobs", type=positive, default=1, metavar="N", help="run N notebooks at the same time")
     add("--scheduler", metavar="ADDRESS", help="Dask scheduler, as tcp://host:8786, with the same files")
     add("--force", action="store_true", help="run also what is current, as when weights have come online")
     add("--list", action="store_true", help="print one papermill command per line and run nothing")
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="then copy the pages to released/ in that folder, to be tracked",
     )
-    add("--timeout", type=int, metavar="SECONDS", help="how long one cell may take")
+    add("--timeout", type=positive, metavar="SECONDS", help="how long one cell may take")
 
 
 def _parameters(pairs: list[list[str]]) -> dict[str, Any]:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
+
+from .._files import whole_file
 
 __all__ = ["write_index"]
 
@@ -94,7 +95,6 @@ def write_index(folder: str | Path) -> Path:
         ledgers=_ledgers(done),
     )
     path = folder / "index.html"
-    temporary = folder / f".index.html.{os.getpid()}"
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
     return path

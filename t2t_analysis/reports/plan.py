@@ -86,7 +86,7 @@ def plan(
         names everything that is wrong with any of them, before anything runs.
     """
     jobs: dict[str, Job] = {}
-    problems: list[str] = []
+    problems: dict[str, list[str]] = {}
     if not (notebooks or available()):
         raise DataError(f"no notebooks in {notebooks_dir()}")
     for name in notebooks or available():
@@ -96,13 +96,23 @@ def plan(
             try:
                 params = validate(params_for(notebook.stem), values)
             except ParameterError as error:
-                problems.append(str(error))
+                for line in str(error).splitlines()[1:]:
+                    problems.setdefault(line, []).append(notebook.stem)
                 continue
             job = Job(notebook, params, out_dir, threads, timeout)
             jobs[job.stem] = job
     if problems:
-        raise ParameterError("\n".join(dict.fromkeys(problems)))
+        raise ParameterError("\n".join(["bad parameters", *_said_once(problems)]))
     return list(jobs.values())
+
+
+def _said_once(problems: Mapping[str, Sequence[str]]) -> list[str]:
+    """Each problem once, with the notebooks that have it where others do not."""
+    most = max(len(set(names)) for names in problems.values())
+    return [
+        line if len(names := dict.fromkeys(found)) == most > 1 else f"{line} (in {', '.join(names)})"
+        for line, found in problems.items()
+    ]
 
 
 def changed(job: Job) -> dict[str, Any]:

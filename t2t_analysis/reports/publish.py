@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
 from .._commit import commit
+from .._files import whole_file
 from .export import Page, outputs_with_role, to_html
 from .fingerprint import page_fingerprint, versions
 from .plan import Job, portable_papermill_line, report_line
@@ -26,10 +26,9 @@ def notebook_text(nb: NotebookNode) -> str:
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write beside ``path`` and move into place, so that nobody sees half a file."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a file so that nobody sees half of it."""
+    with whole_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
 
 
 def _page(job: Job, nb: NotebookNode, failure: str = "") -> Page:

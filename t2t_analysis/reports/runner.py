@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._files import writable_folder
 from .._show import RESULTS_VARIABLE
 from ..errors import DataError, ParameterError, T2TError
 from . import default_reports_dir
@@ -167,9 +168,18 @@ def _execute(job: Job, path: Path, results: Path) -> tuple[NotebookNode, str]:
                 execution_timeout=job.timeout,
             )
         except Exception as error:
-            nb = nbformat.read(path if path.is_file() else job.notebook, as_version=4)
-            return nb, _reason(error, last_words(sockets))
+            return _as_far_as_it_came(job, path), _reason(error, last_words(sockets))
     return nb, "" if _ran_through(nb) else "the notebook stopped before its last cell"
+
+
+def _as_far_as_it_came(job: Job, path: Path) -> NotebookNode:
+    """The notebook of a run that failed, or as it was before where the disk has not taken it whole."""
+    import nbformat
+
+    try:
+        return nbformat.read(path, as_version=4)
+    except (OSError, ValueError, nbformat.reader.NotJSONError):
+        return nbformat.read(job.notebook, as_version=4)
 
 
 def _ran_through(nb: NotebookNode) -> bool:
@@ -258,6 +268,8 @@ def run_report(
     """
     if jobs < 1:
         raise ParameterError(f"jobs={jobs}: expected 1 or more")
+    if timeout is not None and timeout < 1:
+        raise ParameterError(f"timeout={timeout}: expected 1 second or more")
     folder = Path(out_dir) if out_dir else default_reports_dir()
     given = {
         **({"baseline": baseline} if baseline else {}),
@@ -265,7 +277,7 @@ def run_report(
         **(params or {}),
     }
     planned = plan(notebooks, models, given, folder, threads=_threads(jobs), timeout=timeout)
-    folder.mkdir(parents=True, exist_ok=True)
+    writable_folder(folder)
     if list_only:
         for job in planned:
             echo(papermill_line(job))

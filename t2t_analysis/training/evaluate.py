@@ -6,6 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from ..cli import positive
+from ..errors import ParameterError
+
 __all__ = ["add_arguments", "run"]
 
 
@@ -20,9 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="photo_crops, a tree of class folders, a .tar, or a set as torch/cifar10",
     )
     add("--split", default="test", help="of the data set (default: %(default)s)")
-    add("--n-images", type=int, metavar="N", help="only so many, balanced over classes")
-    add("--img-size", type=int, metavar="PX", help="default: the model's own")
-    add("--batch-size", type=int, default=64)
+    add("--n-images", type=positive, metavar="N", help="only so many, balanced over classes")
+    add("--img-size", type=positive, metavar="PX", help="default: the model's own")
+    add("--batch-size", type=positive, default=64)
     add("--workers", type=int, default=0)
     add("--device", default="auto", help="cpu, cuda, mps; auto takes a GPU where there is one")
     add("--out", type=Path, metavar="FILE", help="also write the numbers to this .csv or .parquet")
@@ -32,10 +35,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Print top-1, top-5 and calibration error with intervals, and the published number where there is one."""
     import torch
 
+    from .._files import writable_folder
     from ..data import load_images
     from ..models import load_model
     from .accuracy import accuracy
 
+    if arguments.out:
+        if arguments.out.suffix not in (".csv", ".parquet"):
+            raise ParameterError(f"--out {arguments.out}: expected a name that ends in .csv or .parquet")
+        writable_folder(arguments.out.parent)
     device = arguments.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"

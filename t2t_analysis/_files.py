@@ -1,0 +1,61 @@
+"""Files that are whole or not there: written beside their place and moved into it."""
+
+from __future__ import annotations
+
+import glob
+import os
+import platform
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .errors import DataError
+
+__all__ = ["whole_file", "writable_folder"]
+
+
+@contextmanager
+def whole_file(path: str | Path) -> Iterator[Path]:
+    """A name to write to; the file moves to ``path`` when the block ends well, else ``path`` stays as it was.
+
+    Leftovers of killed processes are removed on the way.
+    """
+    path, here = Path(path), re.sub(r"\W", "-", platform.node())
+    for left in path.parent.glob(f".{glob.escape(path.name)}.{here}.*.part"):
+        if not _runs(int(left.name.split(".")[-2])):
+            left.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{here}.{os.getpid()}.part")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def writable_folder(folder: str | Path) -> Path:
+    """``folder``, made if need be, after a file could be made in it: asked before the work, not after it.
+
+    Raises
+    ------
+    DataError
+        It cannot be made or written into; the reason is the system's.
+    """
+    folder = Path(folder).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise DataError(f"cannot write into {folder}: {error.strerror}") from error
