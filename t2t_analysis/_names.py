@@ -40,6 +40,10 @@ class Label(str):
         made.architecture = architecture
         return made
 
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        """What a copy is made from."""
+        return str(self), self.architecture
+
 
 _REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 _KINDS = re.compile(r"^(auto|random|(bundled|published)(/\S+)?)$")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import copy
+import pickle
 import re
 import subprocess
 import sys
@@ -188,6 +190,8 @@ def test_labels_tell_the_architecture_and_differences_of_training_are_said(
     label = next(iter(made.models))
     assert (label, label.architecture) == ("T2T <$x_1$>", "small_hard_wide")
     assert "`T2T <$x_1$>`" in title
+    for again in (copy.deepcopy(label), pickle.loads(pickle.dumps(label))):
+        assert (again, again.architecture) == (label, label.architecture)
     recipes = {model.provenance.recipe for model in made.models.values()}
     assert ("More than the models differs: recipe" in title) == (len(recipes) > 1)
     with pytest.raises(ParameterError, match="these are the weights of the model"):
