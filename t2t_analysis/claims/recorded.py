@@ -28,6 +28,8 @@ from .premise import GROUPS, measure_endpoints
 
 __all__ = ["COLUMNS", "command_for", "premise_ledgers", "published_ledger", "read_models", "record"]
 
+#: what tells one set of rows from another
+_KEY = ("model", "sha256", "data_hash", "seed")
 #: groups that cost as many passes as a model has heads: no more images than these
 AT_MOST = {"redundancy": 128}
 #: table in the folder of evidence
@@ -137,9 +139,9 @@ def record(
         "command": command_for(f"{name}={_plain(weights)}", _plain(data), n_images), "remark": remark
     }  # fmt: skip
     same = read_models(out)
-    for column in ("model", "sha256", "data_hash", "seed"):
+    for column in _KEY:
         same = same[same[column].astype("string") == str(about[column])]
-    done = set(_groups_of(same["endpoint"]))
+    done = set(_groups_of(same.loc[same["value"].notna(), "endpoint"]))  # what failed is tried again
     for group in GROUPS:
         if group in done:
             yield f"{name}: {group} is there"
@@ -222,8 +224,9 @@ def _add(rows: list[dict[str, Any]], folder: Path) -> None:
     with FileLock(folder / ".lock"):
         old, new = read_models(folder), pd.DataFrame(rows).convert_dtypes()
         whole = pd.concat([old, new], ignore_index=True) if len(old) else new
+        whole = whole.reindex(columns=list(COLUMNS)).drop_duplicates(["endpoint", *_KEY], keep="last")
         temporary = folder / f".{TABLE}.{os.getpid()}"
-        whole.reindex(columns=list(COLUMNS)).to_csv(temporary, index=False, float_format="%.6g")
+        whole.to_csv(temporary, index=False, float_format="%.6g")
         os.replace(temporary, folder / TABLE)
 
 
