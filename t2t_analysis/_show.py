@@ -85,9 +85,9 @@ def figure_data(figure: Figure) -> tuple[dict[str, Any], dict[str, Any]]:
     return data, {"image/png": {"alt": figure.alt, "width": figure.width}}
 
 
-def show(*figures: Figure) -> None:
-    """Show figures with alt text and caption, and let go of them."""
-    for figure in figures:
+def show(*figures: Figure | None) -> None:
+    """Show figures with alt text and caption, and let go of them; None, where there is nothing to draw, is left out."""
+    for figure in filter(None, figures):
         data, image = figure_data(figure)
         _publish(data, "figure", image=image)
         say(figure.caption, role="caption")

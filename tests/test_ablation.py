@@ -43,7 +43,6 @@ from t2t_analysis.measures.pruning import (
     similarity_order,
 )
 from t2t_analysis.models import load_model
-from t2t_analysis.plots import ablation as plots
 
 MODELS = {
     "timm": ("vit_tiny_patch16_224", dict(img_size=32)),
@@ -904,85 +903,3 @@ def test_pruning_refuses_orders_that_are_not_of_all_heads(double):
 
 
 # ------------------------------------------------------------------------------------------- figures
-
-
-def test_head_effects_show_the_numbers_and_mark_corrected_p(both):
-    result = collect([both[1]])["head_ablation"]
-    figure = plots.head_effects(result, "kl", mode="zero")
-    left, right, bar = figure.fig.axes
-    table = of_mode(result, "zero", "kl").value.to_numpy(float).reshape(2, 4)
-    assert np.allclose(left.images[0].get_array(), table)
-    shown = right.containers[0].lines[0].get_ydata()
-    assert np.allclose(shown, np.sort(table.ravel())[::-1])
-    significant = (result.frame[result.frame.quantity == "kl_p_holm"].value < 0.05).sum()
-    assert f"Rings: {significant} of 8 heads" in figure.caption
-    assert "random subspace" in figure.caption
-    assert bar.get_ylim()[0] == 0
-    assert plots.head_effects(result, "importance").png()
-    with pytest.raises(UnknownNameError, match="did you mean 'kl'"):
-        plots.head_effects(result, "k")
-
-
-@pytest.fixture(scope="module")
-def two_kinds(double):
-    found = [HeadAblation(mode, calibration=images(5, seed=9).double()) for mode in ("mean", "zero")]
-    return measure({"a": double, "b": model_of("hard", seed=1).double()}, batches(), found, progress=False)
-
-
-def test_kinds_stand_side_by_side_in_the_order_of_the_first(two_kinds):
-    result = two_kinds["head_ablation"]
-    figure = plots.effects_by_kind(result)
-    assert len(figure.fig.axes) == 2
-    for ax, model in zip(figure.fig.axes, "ab", strict=True):
-        handles, labels = ax.get_legend_handles_labels()
-        assert labels == ["mean", "zero"]
-        mean, zero = (h.lines[0].get_ydata() for h in handles)
-        rows = result.frame[(result.frame.model == model) & (result.frame.quantity == "kl")]
-        rows = (
-            rows.assign(kind=rows.estimator.str.split(" ").str[0]).set_index(["kind", "layer", "head"]).value
-        )
-        order = rows["mean"].sort_values(ascending=False)
-        assert np.allclose(mean, order.to_numpy(float))
-        assert np.allclose(zero, rows["zero"].loc[order.index].to_numpy(float))
-    assert "`a`, zero (n = 7 images)" in figure.caption
-    assert 60 < len(figure.alt) < 400
-
-
-def test_layers_are_drawn_against_the_sum_of_their_heads(two_kinds):
-    figure = plots.layer_effects(two_kinds["head_ablation"], ["b"], mode="zero")
-    rows = of_mode(two_kinds["head_ablation"], "zero", "kl_layer")
-    rows = rows[rows.model == "b"]
-    (ax,) = figure.fig.axes
-    handles, labels = ax.get_legend_handles_labels()
-    whole = handles[labels.index("all heads of a layer")].lines[0].get_ydata()
-    summed = handles[labels.index("its heads one by one, summed")].get_ydata()
-    assert np.allclose(whole, rows.value.to_numpy(float))
-    assert np.allclose(summed, rows.null.to_numpy(float))
-    assert "of 2 layers" in figure.caption
-    figure.fig.draw_without_rendering()
-
-
-def test_scatter_and_curves_carry_their_numbers(both, curves):
-    similarity, ablation = (collect([m])[m.name] for m in both)
-    found = similarity_is_redundancy(similarity, ablation, resamples=19)
-    figure = plots.similarity_against_effect(similarity, ablation, found, mode="zero")
-    matrix, heads = similarity_matrix(similarity)
-    points = figure.fig.axes[0].collections[-1].get_offsets().data
-    expected = np.stack([largest_similarity(matrix, heads[:, 0]), of_mode(ablation, "zero", "kl").value], 1)
-    assert np.allclose(points, expected.astype(float))
-    assert f"{found.frame.value.iloc[0]:.2f}".lstrip("-") in figure.caption
-    figure = plots.pruning_curves(curves[2])
-    accuracy, kl = figure.fig.axes
-    assert (accuracy.get_ylabel(), kl.get_ylabel()) == ("accuracy", "KL (nats)")
-    drawn = kl.containers[0].lines[0].get_ydata()
-    assert np.allclose(drawn, rows_by_order(curves[2], "pruned_kl", "silent first").value.to_numpy(float))
-    assert "4 random orders" in figure.caption
-    assert figure.png()
-
-
-def test_figures_of_random_weights_say_so():
-    model = load_model("small_hard_deep", "random", depth=2)
-    result = measure(model, [images(4)], HeadAblation("zero", importance=False), progress=False)[
-        "head_ablation"
-    ]
-    assert plots.head_effects(result).caption.startswith("**UNTRAINED")

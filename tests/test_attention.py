@@ -11,7 +11,7 @@ import torch
 
 from t2t_analysis import models
 from t2t_analysis.capture import TokenLayout, capture
-from t2t_analysis.errors import DataError, T2TError, UnknownNameError
+from t2t_analysis.errors import DataError, T2TError
 from t2t_analysis.measures import (
     AttentionGeometry,
     AttentionRollout,
@@ -25,8 +25,7 @@ from t2t_analysis.measures import attention as A
 from t2t_analysis.measures import collapse as C
 from t2t_analysis.measures import redundancy as R
 from t2t_analysis.measures import rollout as ro
-from t2t_analysis.plots import by_depth, heads_by_depth, rollout_examples, similar_tokens_curve
-from t2t_analysis.results import Result
+from t2t_analysis.plots import rollout_examples
 
 ALL = [AttentionGeometry(), AttentionRollout(), LayerCollapse(), Redundancy()]
 
@@ -541,45 +540,6 @@ def found():
     twin = small(seed=1, spread=1.0)
     twin.provenance = models.Provenance("random", "made here")
     return measure({"one": small(), "twin": twin}, [images(4, (64, 64))], ALL, progress=False)
-
-
-def test_every_head_is_drawn_with_its_null(found):
-    figure = heads_by_depth(found["attention_geometry"], models=["one"])
-    (bars,) = (c for c in figure.fig.axes[0].containers if c.lines[0] is not None)
-    assert len(bars.lines[0].get_xdata()) == 3 * 3
-    null = A.uniform_distance((4, 4), (16, 16)) / 64
-    assert f"null {null:.3f}" in figure.caption
-    assert "n = 4 images" in figure.caption
-    assert "UNTRAINED" not in figure.caption
-    ranks = heads_by_depth(found["redundancy"], "stable_rank_vo")
-    assert "random normal matrices" in ranks.caption
-    assert ranks.caption.startswith("**UNTRAINED: twin")
-    with pytest.raises(UnknownNameError, match="sink_mass"):
-        heads_by_depth(found["attention_geometry"], "sink_mas")
-
-
-def test_layers_are_drawn_by_depth(found):
-    rolled = by_depth(
-        found["attention_rollout"], ["rollout_rank_one", "rollout_between_images"], twins=["twin"]
-    )
-    assert len(rolled.fig.axes) == 2
-    assert "uniform attention" in rolled.caption
-    tokens = by_depth(found["redundancy"], ["token_cosine"], ["one"])
-    line = tokens.fig.axes[0].lines[0]
-    assert list(line.get_xdata()) == [-1, 0, 1, 2]  # the embedding comes first
-    columns = by_depth(found["layer_collapse"], ["column_cosine_matched"], ["one"])
-    assert list(columns.fig.axes[0].lines[0].get_xdata()) == [0, 1]  # each layer with the next
-    curve = similar_tokens_curve(found["layer_collapse"], models=["one"])
-    frame = found["attention_geometry"].frame
-    bare = Result("attention_geometry", frame[(frame["quantity"] != "class_mass")])
-    without = by_depth(bare, ["class_mass", "sink_mass"])
-    assert len(without.fig.axes) == 1
-    assert "Not in these models: Attention to the class token." in without.caption
-    with pytest.raises(UnknownNameError, match="sink_mass"):
-        by_depth(bare, ["sink_mas"])
-    assert "of 2 (on different images" in curve.caption
-    for figure in (rolled, tokens, columns, curve):
-        assert figure.png().startswith(b"\x89PNG")
 
 
 def test_rollouts_are_drawn_on_one_scale_about_uniform():

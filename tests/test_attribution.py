@@ -32,7 +32,7 @@ from t2t_analysis.measures.clustered import cluster_mean, paired_against_others,
 from t2t_analysis.measures.faithfulness import cell_order, deletion_insertion, exchange_null
 from t2t_analysis.measures.footprint import footprints
 from t2t_analysis.measures.token_pixels import token_to_pixel_weights, tokens_to_pixels
-from t2t_analysis.plots import agreement_bars, footprint_panels
+from t2t_analysis.plots import attribution_panels, footprint_panels
 
 assert models  # registers our models with timm
 
@@ -628,7 +628,6 @@ def test_agreement_may_leave_out_images_of_different_classes():
     none = dataclasses.replace(one, label="none", target=(one.target + 1) % 4)
     empty = map_agreement(one, none, same_class=True)
     assert empty.frame.empty
-    assert "different classes for 6 of 6 images" in agreement_bars(empty).caption
 
 
 def test_occlusion_covers_as_many_squares_as_it_is_told():
@@ -657,9 +656,8 @@ def test_the_footprint_of_a_token_is_where_its_splits_put_it():
     assert soft.offset == pytest.approx((1 - 7.5, 1 - 7.5))
     assert soft.cell == hard.cell == (112, 112, 16, 16)
     figure = footprint_panels([soft, hard])
-    assert "soft on 961 pixels" in figure.caption
-    assert "6.5 pixels above and 6.5 to the left" in figure.caption
-    assert "hard on 256 pixels, 0 % of it outside its own cell, its middle in the middle" in figure.caption
+    assert "`soft` 961 pixels" in figure.caption
+    assert "`hard` 256 pixels, 0 % of it outside its cell" in figure.caption
 
 
 def test_label_randomisation_compares_with_the_model_that_it_is_given():
@@ -685,43 +683,10 @@ def test_all_questions_in_one_call_and_their_drawings():
     tested = frame[frame["interval"].fillna("").str.startswith("t,")]
     assert len(tested) > 100
     assert tested[["null", "null_kind", "low", "high", "n", "unit"]].notna().all(axis=None)
-    check_drawings(several, results)
-
-
-def test_panels_name_the_class_and_say_which_model_answers_which():
-    from t2t_analysis.plots.attribution import attribution_panels
-
-    one = explained(vit(), n=2, methods=["rollout"], label="one")
-    named = {"data": {"classes": [f"kind {i}" for i in range(one.model.num_classes)]}}
-    one = dataclasses.replace(one, meta=named, target=torch.tensor([0, 1]))
-    other = dataclasses.replace(one, label="other", target=torch.tensor([0, 2]))
-    caption = attribution_panels([one, other]).caption
-    assert "from the top: kind 0; kind 1 by one, kind 2 by other." in caption
-    elsewhere = dataclasses.replace(one, meta={"data": {"classes": ["photograph"]}})
-    assert "from the top: class 0; class 1." in attribution_panels(elsewhere).caption
-
-
-def check_drawings(several, results):
-    from t2t_analysis.plots import attribution as plots
-
-    panels = plots.attribution_panels(several, images=[0, 2])
-    assert len(panels.fig.axes) == 4 * 4
-    assert f"class {several[0].target[0]}" in panels.caption.split("from the top: ")[1].split("; ")[0]
-    signed = panels.fig.axes[4 * 1 + 3].get_images()[0]  # integrated gradients of the second row
-    assert signed.get_cmap().name == "RdBu_r"
-    assert signed.norm.vmin == -signed.norm.vmax
-    curves = plots.faithfulness_curves(results["attribution_faithfulness"])
-    area = results["attribution_faithfulness"].frame.query("quantity == 'deletion_area'")
-    assert any(f"{value:.3f}" in curves.caption for value in area["value"])
-    cascade = plots.cascade_curves(results["attribution_cascade"])
-    assert "head first" in cascade.caption or "the head first" in cascade.caption
-    bars = plots.agreement_bars(results["attribution_agreement"])
-    other = plots.agreement_bars(results["attribution_other_class"])
-    assert "of two models" in bars.caption
-    assert "another class" in other.caption
-    for figure in (panels, curves, cascade, bars, other):
-        assert figure.png()[:4] == b"\x89PNG"
+    panels = attribution_panels(several, images=[0, 2])
+    assert len([ax for ax in panels.fig.axes if ax.images]) == 4 * 4
+    assert f"class {several[0].target[0]}" in panels.caption
+    signed = panels.fig.axes[4 * 1 + 3].get_images()[0]
+    assert (signed.get_cmap().name, signed.norm.vmin, signed.norm.vmax) == ("RdBu_r", -1, 1)
     with pytest.raises(UnknownNameError, match="grad_cam"):
-        plots.attribution_panels(several, methods=["gradcam"])
-    with pytest.raises(UnknownNameError, match="ssim"):
-        plots.cascade_curves(results["attribution_cascade"], "sim")
+        attribution_panels(several, methods=["gradcam"])

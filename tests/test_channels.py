@@ -535,19 +535,3 @@ def test_the_grid_draws_three_scales_and_frames_what_the_measure_says():
         plots.feature_map_grid(drawn, ["comon"])
     with pytest.raises(T2TError, match="channels=0"):
         plots.feature_map_grid(drawn, channels=0)
-
-
-def test_curves_and_layers_draw_what_the_result_holds():
-    models = {"planted": silenced(tiny(), 48), "plain": tiny(seed=1)}
-    result = run(models, InvalidChannels())["invalid_channels"]
-    figure = plots.channel_curves(result, "zero", ["blocks.1.resid_post", "embed"])
-    lines = {line.get_label(): line.get_ydata() for line in figure.fig.axes[0].lines}
-    assert lines["planted"][0] == 0.25
-    assert lines["plain"][0] == 0.0
-    assert "planted 0.250" in figure.alt
-    assert "n = 10 images" in figure.caption
-    assert "`planted` 0.0001 (at blocks.1.resid_post)" in figure.caption
-    with pytest.raises(UnknownNameError, match="zero"):
-        plots.channel_curves(result, "zeros")
-    with pytest.raises(UnknownNameError, match="embed"):
-        plots.channel_curves(result, "zero", ["embedding"])

@@ -33,7 +33,6 @@ from t2t_analysis.measures import footprint as fp
 from t2t_analysis.measures import gradients as rf
 from t2t_analysis.measures import locality as lo
 from t2t_analysis.measures.head_summary import with_p
-from t2t_analysis.plots import locality as pl
 
 
 def rng(seed=0):
@@ -727,69 +726,6 @@ def results():
         Spectrum(groups=4),
     ]
     return run(models, measures, smooth())
-
-
-def both_differences(found):
-    readouts = (found[f"{kind}edge_decodability"] for kind in ("", "rectified_"))
-    return [first_third_difference(readout, "soft", "hard") for readout in readouts]
-
-
-DRAW = {
-    "edge_decodability": pl.edge_curve,
-    "rectified_edge_decodability": pl.edge_curve,
-    "differences": lambda r: pl.edge_differences(both_differences(r), smallest=0.02),
-    "boundary_blindness": pl.blindness_profile,
-    "effective_receptive_field": pl.receptive_field_radius,
-    "map": lambda r: pl.receptive_field_map(r["effective_receptive_field"]),
-    "spectrum": pl.spectrum_curves,
-    "shift_consistency": pl.shift_curve,
-}
-
-
-@pytest.mark.parametrize("name", DRAW)
-def test_figures_say_what_they_show(results, name):
-    figure = DRAW[name](results.get(name, results))
-    assert figure.caption.startswith("**UNTRAINED: soft and hard have random weights")
-    assert "n = 8 images" in figure.caption or "8 images" in figure.caption
-    assert "nan" not in (figure.caption + figure.alt)
-    assert 60 < len(figure.alt) < 400
-    figure.fig.draw_without_rendering()
-
-
-def drawn(ax, label):
-    """Heights of the points of an error bar plot."""
-    handles, labels = ax.get_legend_handles_labels()
-    return handles[labels.index(label)].lines[0].get_ydata()
-
-
-def test_figures_draw_the_numbers(results):
-    frame = results["edge_decodability"].frame
-    ax = pl.edge_curve(results["edge_decodability"], ["edge_r2_after"]).fig.axes[0]
-    inside = frame[(frame.model == "hard") & (frame.quantity == "edge_r2_after")]
-    inside = inside[inside.place.isin(["embed", "blocks.0.resid_post", "blocks.1.resid_post"])]
-    assert np.allclose(np.array(drawn(ax, "hard"), float), inside.value.astype(float))
-    curve = values(
-        results["boundary_blindness"].frame[lambda f: f.model == "soft"], "gradient_outside", "embed"
-    )
-    ax = pl.blindness_profile(results["boundary_blindness"]).fig.axes[0]
-    assert np.allclose(np.array(drawn(ax, "soft"), float), curve.sort_values("at").value.astype(float))
-    apart = both_differences(results)
-    ax = pl.edge_differences(apart).fig.axes[0]
-    for difference, label in zip(
-        apart, ("read linearly", "read with the help of absolute values"), strict=True
-    ):
-        handles, labels = ax.get_legend_handles_labels()
-        found = handles[labels.index(label)].lines[0].get_xdata()
-        frame = difference.frame.set_index("quantity").loc[list(pl.DIFFERENCES)]
-        assert np.allclose(np.array(found, float), frame.value.astype(float))
-    for wrong in (
-        lambda: pl.edge_curve(results["edge_decodability"], ["edge_r2_owm"]),
-        lambda: pl.shift_curve(results["shift_consistency"], "embedd"),
-        lambda: pl.spectrum_curves(results["spectrum"], ["sotf"]),
-        lambda: pl.receptive_field_map(results["effective_receptive_field"], places=["embedd"]),
-    ):
-        with pytest.raises(UnknownNameError, match="did you mean"):
-            wrong()
 
 
 def test_the_interval_of_a_radius_holds_it(results):

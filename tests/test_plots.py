@@ -1,4 +1,4 @@
-"""Plots of similarity: what is drawn is what was measured, and the words say it."""
+"""Figures: what is drawn is what the result holds, and the words say it."""
 
 import io
 import re
@@ -10,31 +10,52 @@ import timm
 import torch
 from PIL import Image
 
-from t2t_analysis.errors import UnknownNameError
+from t2t_analysis.errors import T2TError, UnknownNameError
 from t2t_analysis.measures import (
     CrossLayerCKA,
-    HeadDivergence,
     HeadOutputCKA,
     HeadSimilarity,
     LayerCKA,
-    cka_difference,
     contrast_difference,
     measure,
 )
-from t2t_analysis.plots.differences import difference_plot
-from t2t_analysis.plots.heads import (
-    contrast_plot,
-    depth_curve,
-    divergence_against_entropy,
+from t2t_analysis.plots import (
+    along,
+    by_depth,
+    cka_map,
+    cost_bars,
+    forest,
+    head_effects,
+    head_map,
+    heads_by_depth,
     maps_against_outputs,
+    similarity_against_effect,
 )
-from t2t_analysis.plots.similarity import QUANTITIES, cka_map, head_map, layer_map, number
+from t2t_analysis.plots.series import MOST_WORDS, limits
 from t2t_analysis.results import Result
 
+TWO = ("one", "two")
 
-def vit(depth, seed, heads=3):
+
+def row(quantity, model, layer, value, **more):
+    return {
+        "measure": "m", "quantity": quantity, "model": model, "weights": "bundled", "layer": layer,
+        "place": f"blocks.{layer}.resid_post", "value": value, "low": value - 0.01, "high": value + 0.01, "null": 0.0,
+        "null_kind": "shuffled; 200 times", "n": 8, "unit": "image", "interval": "t", **more,
+    }  # fmt: skip
+
+
+def heads(quantity, models=TWO, layers=2, count=3, **more):
+    """Rows of single heads whose values tell them apart."""
+    return [
+        row(quantity, m, layer, 0.01 * (1 + layer * count + h), head=h, **more)
+        for m in models for layer in range(layers) for h in range(count)
+    ]  # fmt: skip
+
+
+def vit(depth, seed, count=3):
     torch.manual_seed(seed)
-    model = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=depth, num_heads=heads).eval()
+    model = timm.create_model("vit_tiny_patch16_224", img_size=48, depth=depth, num_heads=count).eval()
     with torch.no_grad():
         for block in model.blocks:
             block.attn.qkv.weight[: 2 * block.attn.qkv.in_features] *= 5
@@ -46,43 +67,28 @@ def results():
     images = torch.randn(16, 3, 48, 48, generator=torch.Generator().manual_seed(0))
     measures = [
         HeadSimilarity(),
-        HeadDivergence(),
         HeadOutputCKA(permutations=20),
         LayerCKA(permutations=20),
         CrossLayerCKA(permutations=20),
     ]
-    models = {"deep": vit(depth=13, seed=1), "shallow": vit(depth=3, seed=2, heads=6)}
+    models = {"deep": vit(depth=13, seed=1), "shallow": vit(depth=3, seed=2, count=6)}
     return measure(models, [images[:8], images[8:]], measures, progress=False)
 
 
-def untrained(result):
-    return Result(
-        result.measure, result.frame.assign(weights="UNTRAINED (random weights, seed 0)"), result.meta
-    )
-
-
 DRAW = {
+    "by_depth": lambda r: by_depth(
+        r["head_similarity"], ["cosine_centred", "cosine_raw"], beside={"cosine_raw": "cosine_floor"}
+    ),
+    "by_depth of one": lambda r: by_depth(r["head_output_cka"], ["head_output_cka"], ["shallow"]),
     "head_map": lambda r: head_map(r["head_similarity"]),
-    "head_map raw": lambda r: head_map(r["head_similarity"], "cosine_raw", "shallow"),
-    "head_map within layers": lambda r: head_map(r["head_divergence"], "js_divergence"),
-    "head_map of outputs": lambda r: head_map(r["head_output_cka"], "head_output_cka", tokens="class"),
-    "layer_map": lambda r: layer_map(r["head_similarity"]),
-    "layer_map with numbers": lambda r: layer_map(r["head_similarity"], model="shallow"),
-    "cka_map": lambda r: cka_map(r["layer_cka"], "deep"),
-    "cka_map of all models": lambda r: cka_map(r["layer_cka"]),
-    "cka_map with numbers": lambda r: cka_map(r["layer_cka"], "shallow"),
-    "cka_map of two models": lambda r: cka_map(r["cross_layer_cka"]),
-    "depth_curve": lambda r: depth_curve(r["head_similarity"]),
-    "depth_curve of one": lambda r: depth_curve(r["head_divergence"], ["js_divergence"], ["shallow"]),
-    "contrast_plot": lambda r: contrast_plot(
-        [contrast_difference(r[n], "deep", "shallow") for n in ("head_similarity", "head_output_cka")], 0.05
+    "head_map of outputs": lambda r: head_map(r["head_output_cka"], "head_output_cka", ["deep"], tokens="class"),
+    "cka_map": lambda r: cka_map([r["layer_cka"], r["cross_layer_cka"]]),
+    "cka_map with numbers": lambda r: cka_map(r["layer_cka"], ["shallow"]),
+    "forest": lambda r: forest(
+        [contrast_difference(r[n], "deep", "shallow") for n in ("head_similarity", "head_output_cka")], title="Alike?"
     ),
-    "difference_plot": lambda r: difference_plot(
-        [cka_difference(r["layer_cka"], "deep", "shallow")], ["cka_mean"], 0.05, "Layers"
-    ),
-    "divergence_against_entropy": lambda r: divergence_against_entropy(r["head_divergence"]),
     "maps_against_outputs": lambda r: maps_against_outputs(r["head_similarity"], r["head_output_cka"]),
-}
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=DRAW)
@@ -91,21 +97,14 @@ def drawn(request, results):
 
 
 def test_every_figure_has_words_that_hold_numbers(drawn):
-    assert 20 < len(drawn.alt) <= 230, drawn.alt  # with "Untrained weights. " in front still under 250
+    assert 20 < len(drawn.alt) <= 250, drawn.alt
+    assert len(drawn.caption.split()) <= MOST_WORDS
     for text in (drawn.caption, drawn.alt):
         assert not re.search(r"\bnan\b|None|<NA>|\{|\}", text), text
-        assert re.search(r"\d\.\d", text)
+        assert re.search(r"\d\.\d|\d+ pairs", text)
     assert "UNTRAINED" not in drawn.caption
-    assert re.search(r"n = \d+ image", drawn.caption)
+    assert re.search(r"n = (\d+ to )?\d+ image", drawn.caption)
     assert "null" in drawn.caption.lower()
-
-
-def test_every_axis_that_carries_data_is_labelled(drawn):
-    labelled = [ax for ax in drawn.fig.axes if ax.get_visible() and (ax.get_xlabel() or ax.get_ylabel())]
-    assert labelled
-    for ax in labelled:
-        colour_bar = ax.get_label() == "<colorbar>"
-        assert colour_bar or ax.get_xlabel(), ax.get_ylabel()
 
 
 def test_figures_render_with_readable_text_inside_the_picture(drawn):
@@ -114,12 +113,48 @@ def test_figures_render_with_readable_text_inside_the_picture(drawn):
     pixels = np.asarray(picture.convert("L"))
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     assert (border == 255).mean() > 0.98  # nothing is cut off at the edge
-    sizes = [
-        t.get_fontsize()
-        for ax in drawn.fig.axes
-        for t in (*ax.get_xticklabels(), ax.xaxis.label, ax.yaxis.label)
-    ]
-    assert min(sizes) >= 9
+    for ax in (ax for ax in drawn.fig.axes if ax.get_visible()):
+        assert ax.get_xlabel() or ax.get_ylabel()
+        assert (
+            min(
+                t.get_fontsize()
+                for t in (*ax.get_xticklabels(), *ax.get_yticklabels(), *ax.texts, ax.xaxis.label)
+            )
+            >= 9
+        )
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_untrained_weights_are_said_first_in_every_caption(name, results):
+    marked = {
+        key: Result(key, r.frame.assign(weights="UNTRAINED"), r.meta, (), r.replicates)
+        for key, r in results.items()
+    }
+    if name == "forest":
+        frame = contrast_difference(results["head_similarity"], "deep", "shallow").frame
+        figure = forest(Result("m", frame.assign(weights="UNTRAINED (seed 0) | bundled")))
+        assert figure.caption.startswith("**UNTRAINED: deep has")
+    else:
+        assert DRAW[name](marked).caption.startswith("**UNTRAINED: ")
+
+
+def test_a_figure_shows_itself_with_its_numbers_and_goes_to_a_paper(tmp_path):
+    figure = by_depth(
+        Result("m", [row("cosine_centred", m, i, 0.1 * i) for m in TWO for i in range(3)]), ["cosine_centred"]
+    )
+    bundle = figure._repr_mimebundle_()
+    assert f'alt="{figure.alt}"' in bundle["text/html"]
+    assert "<code>one</code>" in bundle["text/html"]
+    assert len(repr(figure)) < 260
+    assert figure.picture[0] == "image/svg+xml"
+    assert figure.svg() == figure.svg()
+    back = pd.read_csv(io.StringIO(figure.csv()), comment="#")
+    assert back["value"].tolist() == [0, 0.1, 0.2, 0, 0.1, 0.2]
+    assert "weights: bundled" in figure.csv()
+    for ending in ("pdf", "svg", "png"):
+        assert figure.save(tmp_path / f"x.{ending}").stat().st_size > 1000
+    with pytest.raises(T2TError, match=r"\.gif"):
+        figure.save(tmp_path / "x.gif")
 
 
 def test_drawing_leaves_no_open_figure_and_no_changed_setting(results):
@@ -127,59 +162,219 @@ def test_drawing_leaves_no_open_figure_and_no_changed_setting(results):
     import matplotlib.pyplot as plt
 
     before = dict(matplotlib.rcParams)
-    head_map(results["head_similarity"])
+    assert head_map(results["head_similarity"]).png() == head_map(results["head_similarity"]).png()
     assert plt.get_fignums() == []
     assert dict(matplotlib.rcParams) == before
 
 
-def test_the_same_result_gives_the_same_bytes(results):
-    one, same = (layer_map(results["head_similarity"], model="shallow").png() for _ in range(2))
-    assert one == same
+# ------------------------------------------------------------------------------------------------ by depth
 
 
-@pytest.mark.parametrize("name", DRAW)
-def test_untrained_weights_are_said_first_in_every_caption(name, results):
-    marked = {key: untrained(results[key]) for key in results}
-    if name == "contrast_plot":
-        marked = {key: Result(r.measure, r.frame, r.meta) for key, r in marked.items()}
-    figure = DRAW[name](marked)
-    assert figure.caption.startswith("**UNTRAINED: ")
-    assert len(figure.alt) < 250
+def line_values(ax):
+    """Ordinates of every line with error bars."""
+    return [c.lines[0].get_ydata() for c in ax.containers]
 
 
-def image_of(figure):
-    return figure.fig.axes[0].images[0]
+def titles(figure):
+    return [ax.get_title(loc="left").replace("\n", " ") for ax in figure.fig.axes]
 
 
-def test_head_map_draws_the_measured_cells_symmetric_with_a_grey_diagonal(results):
-    image = image_of(head_map(results["head_similarity"], "cosine_centred", "shallow"))
-    cells = image.get_array().filled(np.nan)
+def test_lines_are_the_rows_and_shares_are_drawn_in_percent():
+    rows = [row("zero_area", m, i, 0.02 * i) for m in TWO for i in (0, 1, 2)]
+    ax = by_depth(Result("m", rows), ["zero_area"], smallest=0.01).fig.axes[0]
+    np.testing.assert_allclose(line_values(ax), [[0, 2, 4]] * 2)
+    assert "%" in ax.get_ylabel()
+
+
+def test_networks_of_different_depth_share_an_axis(results):
+    ax = by_depth(results["head_similarity"], ["cosine_centred"]).fig.axes[0]
+    assert [len(c.lines[0].get_xdata()) for c in ax.containers] == [13, 3]
+    assert {c.lines[0].get_xdata()[-1] for c in ax.containers} == {1.0}
+    frame = results["head_similarity"].frame
+    rows = frame[
+        (frame["quantity"] == "cosine_centred") & (frame["model"] == "shallow") & frame["head"].isna()
+    ]
+    rows = rows[(rows["layer"] == rows["layer_b"])]
+    np.testing.assert_allclose(line_values(ax)[1], rows["value"].astype(float))
+
+
+def test_what_comes_before_the_layers_stands_before_them_and_stages_at_even_distances():
+    rows = [row("edge_channels", "one", i, 0.2) for i in (0, 1)]
+    rows += [
+        row("edge_channels", "one", None, 0.3, place=p)
+        for p in ("tokens.0.out", "embed", "first third of blocks")
+    ]
+    ax = by_depth(Result("m", rows), ["edge_channels"]).fig.axes[0]
+    assert list(ax.containers[0].lines[0].get_xdata()) == [-3, -1, 0, 1]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["T1", "E", "0", "1"]
+    rows += [row("edge_channels", "cnn", None, 0.5, place=p) for p in ("act1", "layer1")]
+    ax = by_depth(Result("m", rows), ["edge_channels"]).fig.axes[0]
+    assert list(ax.containers[1].lines[0].get_xdata()) == [0.5, 1]
+
+
+def test_a_layer_and_the_next_where_there_is_no_layer_with_itself():
+    rows = [
+        row("column_cosine_matched", "one", a, 0.1 * a + b, layer_b=b)
+        for a in range(3)
+        for b in range(a + 1, 4)
+    ]
+    np.testing.assert_allclose(
+        line_values(by_depth(Result("m", rows), ["column_cosine_matched"]).fig.axes[0]), [[1, 2.1, 3.2]]
+    )
+
+
+def test_panels_without_data_are_named_and_not_drawn():
+    rows = [row("kurtosis", "one", i, 3.0 + i) for i in (0, 1)]
+    rows += [row("outlier_tokens", "one", i, 0.0, low=0.0, high=0.0) for i in (0, 1)]
+    rows += [row("class_mass", "other", i, 0.5) for i in (0, 1)]
+    figure = by_depth(Result("m", rows), ["kurtosis", "outlier_tokens", "class_mass"], ["one"])
+    assert titles(figure) == ["Kurtosis over channels"]
+    assert "Not drawn" in figure.caption
+    with pytest.raises(UnknownNameError, match="did you mean 'kurtosis'"):
+        by_depth(Result("m", rows), ["kurtosi"])
+
+
+def test_untrained_controls_are_thin_in_their_models_colour_and_no_warning():
+    rows = [row("cosine_centred", m, i, 0.1 * i) for m in (*TWO, "one, random") for i in (0, 1)]
+    for r in rows:
+        r["weights"] = "UNTRAINED (seed 1)" if "random" in r["model"] else "bundled"
+    figure = by_depth(Result("m", rows), ["cosine_centred"])
+    one, two, twin = (c.lines[0] for c in figure.fig.axes[0].containers)
+    assert twin.get_color() == one.get_color() != two.get_color()
+    assert twin.get_linewidth() < one.get_linewidth()
+    assert [t.get_text() for t in figure.fig.legends[0].get_texts()] == [
+        *TWO,
+        "same networks UNTRAINED",
+        "null",
+    ]
+    assert not figure.caption.startswith("**UNTRAINED")
+    assert "UNTRAINED" in figure.caption
+
+
+def test_names_of_any_kind_come_out_as_they_are():
+    names = ["$a_b$", "_x<y>&z", "模型"]
+    rows = [row("cosine_centred", m, i, 0.1) for m in names for i in (0, 1)]
+    figure = by_depth(Result("m", rows), ["cosine_centred"])
+    assert [t.get_text() for t in figure.fig.legends[0].get_texts()][:3] == names
+    svg = figure.svg()
+    assert "$a_b$" in svg
+    assert "_x&lt;y&gt;&amp;z" in svg
+    assert "模型" in svg
+    assert "<y>" not in figure.html()
+
+
+def test_an_axis_is_logarithmic_where_one_value_would_squash_the_rest():
+    from matplotlib.figure import Figure as Drawing
+
+    for values, log in (
+        ([0.01, 0.011, 0.012, 0.5], True),
+        ([0.1, 0.2, 0.3, 0.5], False),
+        ([-0.1, 0.0, 0.1, 5], False),
+    ):
+        ax = Drawing().subplots()
+        frame = Result("m", [row("kl", "one", 0, v) for v in values]).frame
+        assert limits([ax], [frame]) is log
+        assert (ax.get_yscale() == "log") is log
+        assert ax.get_ylim()[0] <= min(values)
+        assert ax.get_ylim()[1] >= max(values)
+
+
+def test_every_head_is_a_dot_beside_the_mean_of_its_layer():
+    rows = heads("attention_distance") + [
+        row("attention_distance", m, i, 0.1 * i) for m in TWO for i in (0, 1)
+    ]
+    figure = heads_by_depth(Result("m", rows), "attention_distance")
+    ax = figure.fig.axes[1]
+    np.testing.assert_allclose(line_values(ax)[0], 0.01 * np.arange(1, 7))
+    assert any(list(line.get_ydata()) == [0, 0.1] for line in ax.lines)
+    assert figure.fig.axes[0].get_ylim() == ax.get_ylim()
+
+
+# ------------------------------------------------------------------------------------------------ along, forest
+
+
+def curve(quantity, model, values, **more):
+    return [
+        row(quantity, model, None, v, at=i / 4, at_unit="distance (cells)", **more)
+        for i, v in enumerate(values)
+    ]
+
+
+def test_curves_are_by_model_variant_or_layer():
+    rows = curve("pruned_kl", "one", [0, 1, 2], variant="similarity") + curve(
+        "pruned_kl", "one", [0, 2, 4], variant="importance"
+    )
+    figure = along(Result("m", rows), ["pruned_kl"], by="variant", words={"similarity": "most similar first"})
+    np.testing.assert_allclose(line_values(figure.fig.axes[0]), [[0, 1, 2], [0, 2, 4]])
+    assert [t.get_text() for t in figure.fig.legends[0].get_texts()] == [
+        "null",
+        "most similar first",
+        "importance",
+    ]
+    assert figure.fig.axes[0].get_xlabel() == "distance (cells)"
+    rows = [r | {"layer": k} for k in (0, 1) for r in curve("log_amplitude", "one", [0, -k, -2 * k])]
+    ax, bar = along(Result("m", rows), ["log_amplitude"], by="layer").fig.axes
+    assert [list(line.get_ydata()) for line in ax.lines[:2]] != []
+    assert bar.get_ylabel() == "layer"
+    rows = curve("zero", "one", [0, 0, 0.1]) + curve("zero", "two", [0, 0, 0.2])
+    np.testing.assert_allclose(
+        line_values(along(Result("m", rows), ["zero"]).fig.axes[0]), [[0, 0, 10], [0, 0, 20]]
+    )
+    with pytest.raises(UnknownNameError, match="zero"):
+        along(Result("m", rows), ["zeros"])
+
+
+def test_differences_stand_in_the_order_asked_for_with_their_band():
+    rows = [row(f"{q}_difference", "one", None, v, model_b="two", p=0.1, tokens="patch")
+            for q, v in (("cosine_centred", 0.1), ("cosine_raw", -0.3))]  # fmt: skip
+    figure = forest(Result("m", rows), ["cosine_raw", "cosine_centred"], title="Alike?")
+    ax = figure.fig.axes[0]
+    assert list(ax.containers[0].lines[0].get_xdata()) == [-0.3, 0.1]
+    assert [t.get_text() for t in ax.get_yticklabels()] == [
+        "centred cosine of attention maps",
+        "raw cosine of attention maps",
+    ]
+    assert ax.get_xlabel() == "one minus two"
+    assert any("±0.05" in text.get_text() for text in ax.texts)
+    assert "−0.300 [−0.310, −0.290]" in figure.caption
+    assert forest([None]) is None
+    with pytest.raises(UnknownNameError, match="cosine_raw"):
+        forest(Result("m", rows), ["cosine_row"])
+
+
+def test_marks_of_one_line_and_single_points():
+    rows = [row("accuracy", m, None, v, variant="x") for m, v in zip(TWO, (0.5, 0.6), strict=True)]
+    figure = forest(Result("m", rows), words=lambda r: r["model"], points=("a run", {"one": [0.4, 0.55]}))
+    np.testing.assert_allclose(figure.fig.axes[0].lines[-1].get_xdata(), [40, 55])
+    by = forest(Result("m", rows), by="model", groups={"one": "first"})
+    assert [t.get_text() for t in by.fig.legends[0].get_texts()] == ["first", "two"]
+
+
+# ------------------------------------------------------------------------------------------------ maps
+
+
+def test_head_map_draws_the_measured_cells_on_one_scale_from_the_data(results):
+    few = head_map(results["head_similarity"], "cosine_centred", ["shallow"])
+    cells = few.fig.axes[0].images[0].get_array().filled(np.nan)
     assert cells.shape == (18, 18)
     assert np.isnan(cells.diagonal()).all()
     np.testing.assert_array_equal(cells, cells.T)
     frame = results["head_similarity"].frame
     where = dict(quantity="cosine_centred", model="shallow", layer=1, head=2, layer_b=2, head_b=4)
-    row = frame[np.logical_and.reduce([(frame[k] == v).fillna(False) for k, v in where.items()])]
-    assert cells[8, 16] == row["value"].iloc[0]
-    assert image.get_clim() == (-1, 1)
+    found = frame[np.logical_and.reduce([(frame[k] == v).fillna(False) for k, v in where.items()])]
+    assert cells[8, 16] == found["value"].iloc[0]
+    both = head_map(results["head_similarity"])
+    limits_of = {ax.images[0].get_clim() for ax in both.fig.axes[:2]}
+    ((low, high),) = limits_of
+    assert low == -high
+    assert high < 1
 
 
-def test_layers_carry_numbers_only_where_there_is_room(results):
-    few, many = (
-        layer_map(results["head_similarity"], model=name).fig.axes[0] for name in ("shallow", "deep")
-    )
-    assert len(few.texts) >= 9
-    assert len(many.texts) <= 1  # the line below the title
-    assert len(many.get_xticks()) == 13
-
-
-def test_models_share_one_colour_scale(results):
-    for quantity in ("cosine_raw", "cosine_centred"):
-        limits = {
-            image_of(head_map(results["head_similarity"], quantity, m)).get_clim()
-            for m in ("deep", "shallow")
-        }
-        assert limits == {(QUANTITIES[quantity].low, QUANTITIES[quantity].high)}
+def test_many_heads_are_drawn_as_means_of_layers(results, monkeypatch):
+    monkeypatch.setattr("t2t_analysis.plots.maps.HEADS", 30)
+    figure = head_map(results["head_similarity"], "cosine_centred", ["deep"])
+    assert figure.fig.axes[0].images[0].get_array().shape == (13, 13)
+    assert "mean over pairs" in figure.caption
 
 
 def test_cells_within_the_null_are_marked_and_no_others(results):
@@ -188,100 +383,50 @@ def test_cells_within_the_null_are_marked_and_no_others(results):
     main["p"] = [0.5 if i % 3 == 0 else 0.01 for i in range(len(main))]
     figure = cka_map(Result("cross_layer_cka", main))
     crosses = figure.fig.axes[0].collections[0].get_offsets()
-    layers = {(int(y), int(x)) for x, y in crosses}
     expected = main[main["p"] == 0.5]
-    assert layers == set(zip(expected["layer"].astype(int), expected["layer_b"].astype(int), strict=True))
-    assert f"{len(expected)} of 39 cells are not beyond it" in figure.caption
+    assert {(int(y), int(x)) for x, y in crosses} == set(
+        zip(expected["layer"].astype(int), expected["layer_b"].astype(int), strict=True)
+    )
+    assert f"{len(expected)} of 39 cells within chance" in figure.caption
 
 
-def test_maps_share_one_figure_and_one_scale(results):
-    figure = cka_map([results["layer_cka"], results["cross_layer_cka"]])
-    panels = [ax.images[0] for ax in figure.fig.axes if ax.images and ax.get_label() != "<colorbar>"]
-    assert [image.get_array().shape for image in panels] == [(13, 13), (13, 3), (3, 3)]
-    assert {image.get_clim() for image in panels} == {(0, 1)}
-    mean = results["layer_cka"].frame
-    mean = mean[(mean["quantity"] == "cka_mean") & (mean["model"] == "shallow")].iloc[0]
-    assert f"mean {number(mean['value'])} [{number(mean['low'])}" in figure.caption
+def test_a_layer_with_itself_is_neither_marked_nor_numbered(results):
+    texts = [t.get_text() for t in cka_map(results["layer_cka"], ["shallow"]).fig.axes[0].texts]
+    assert len(texts) == 6
+    assert not any("1.00" in text for text in texts)
     with pytest.raises(UnknownNameError, match="did you mean 'deep'"):
         cka_map(results["layer_cka"], ["deap"])
 
 
-def test_twins_are_named_untrained_without_calling_the_models_so(results):
-    frame = results["layer_cka"].frame
-    twin = frame[frame["model"] == "shallow"].assign(model="deep, random", weights="UNTRAINED (seed 1)")
-    both = Result("layer_cka", pd.concat([frame[frame["model"] == "deep"], twin]))
-    caption = cka_map(both).caption
-    assert not caption.startswith("**UNTRAINED")
-    assert "the same networks UNTRAINED" in caption
+def ablated():
+    rows = heads("kl", variant="mean") + heads("kl", models=("one",), variant="zero")
+    return Result("head_ablation", rows + [row("kl_p_holm", m, 1, 0.01, head=2, variant="mean") for m in TWO])
 
 
-def test_differences_are_drawn_in_the_order_asked_for_with_their_band(results):
-    found = cka_difference(results["layer_cka"], "deep", "shallow")
-    other = found.frame.assign(quantity="effective_rank_over_null_difference", tokens="patch")
-    other = other.assign(value=-0.3, low=-0.4, high=-0.2)
-    result = Result("both", pd.concat([other, found.frame]))
-    ax = difference_plot([result], ["cka_mean", "effective_rank_over_null"], 0.05, "Layers").fig.axes[0]
-    drawn = ax.containers[0].lines[0]
-    labels = dict(zip(ax.get_yticks(), [t.get_text() for t in ax.get_yticklabels()], strict=True))
-    values = dict(zip(drawn.get_ydata(), drawn.get_xdata(), strict=True))
-    assert labels[1].startswith("CKA of two different layers")
-    assert values[1] == found.frame["value"].iloc[0]
-    assert (labels[0].splitlines()[-1], values[0]) == ("(patch tokens)", -0.3)
-    with pytest.raises(UnknownNameError, match="cka_mean"):
-        difference_plot([found], ["cka_maen"])
+def test_head_effects_show_the_numbers_and_mark_corrected_p():
+    figure = head_effects(ablated(), "kl", variant="mean")
+    maps, ordered = figure.fig.axes[:4:2], figure.fig.axes[1:4:2]
+    for ax, right in zip(maps, ordered, strict=True):
+        np.testing.assert_allclose(ax.images[0].get_array(), 0.01 * np.arange(1, 7).reshape(2, 3))
+        np.testing.assert_allclose(right.containers[0].lines[0].get_ydata(), 0.01 * np.arange(6, 0, -1))
+    assert {ax.images[0].get_clim() for ax in maps} == {(0, 0.06)}
+    assert "1 of 6 in `one`" in figure.caption
+    with pytest.raises(UnknownNameError, match="did you mean 'kl'"):
+        head_effects(ablated(), "k")
 
 
-def test_a_layer_is_never_marked_against_itself(results):
-    texts = [t.get_text() for t in cka_map(results["layer_cka"], "shallow").fig.axes[0].texts]
-    assert texts.count("1.00") >= 3
-    assert "(1.00)" not in texts
+def test_every_head_stands_at_its_largest_similarity():
+    pairs = [row("cosine_centred", m, i, v, layer_b=i, head=a, head_b=b)
+             for m in TWO for i in (0, 1) for a, b, v in ((0, 1, 0.1), (0, 2, 0.5), (1, 2, 0.3))]  # fmt: skip
+    found = Result("association", [row("similarity_effect_spearman", m, None, -0.5, p=0.02) for m in TWO])
+    figure = similarity_against_effect(Result("head_similarity", pairs), ablated(), found)
+    points = figure.fig.axes[0].collections[-1].get_offsets().data
+    np.testing.assert_allclose(points[:, 0], [0.5, 0.3, 0.5] * 2)
+    np.testing.assert_allclose(points[:, 1], 0.01 * np.arange(1, 7))
+    assert "−0.500 [−0.510, −0.490], p = 0.020" in figure.caption
 
 
-def test_depth_curve_draws_values_intervals_null_and_floor(results):
-    figure = depth_curve(results["head_similarity"])
-    raw, centred = figure.fig.axes[:2]
-    labels = [text.get_text() for text in figure.fig.legends[0].get_texts()]
-    assert labels == [
-        f"{name}{what}" for name in ("deep", "shallow") for what in ("", ", null", ", floor exp(−s²)")
-    ]
-    assert raw.get_xlabel() == "depth (0 first layer, 1 last)"  # 13 layers against 3
-    assert [len(c.lines[0].get_xdata()) for c in centred.containers] == [13, 3]
-    frame = results["head_similarity"].frame
-    rows = frame[
-        (frame["quantity"] == "cosine_centred") & (frame["model"] == "shallow") & frame["head"].isna()
-    ]
-    rows = rows[(rows["layer"] == rows["layer_b"])]
-    np.testing.assert_allclose(centred.containers[1].lines[0].get_ydata(), rows["value"].astype(float))
-    markers = {c.lines[0].get_marker() for c in centred.containers}
-    colours = {c.lines[0].get_color() for c in centred.containers}
-    assert len(markers) == len(colours) == 2
-
-
-def test_a_twin_is_thin_in_its_models_colour_and_has_no_null(results):
-    frame = results["head_similarity"].frame
-    twin = frame[frame["model"] == "deep"].assign(model="deep, random", weights="UNTRAINED (seed 1)")
-    both = Result("head_similarity", pd.concat([frame, twin]))
-    names = ["deep", "shallow", "deep, random"]
-    figure = depth_curve(both, ["cosine_centred"], names, twins=names[2:])
-    lines = {c.get_label(): c.lines[0] for c in figure.fig.axes[0].containers}
-    assert lines["deep, random"].get_color() == lines["deep"].get_color() != lines["shallow"].get_color()
-    assert lines["deep, random"].get_linewidth() < lines["deep"].get_linewidth()
-    labels = [text.get_text() for text in figure.fig.legends[0].get_texts()]
-    assert labels == ["deep", "deep, null", "shallow", "shallow, null", "deep, random"]
-    assert not figure.caption.startswith("**UNTRAINED")
-    assert "UNTRAINED" in figure.caption
-
-
-def test_unknown_names_say_the_nearest():
-    result = Result("m", [{"measure": "m", "quantity": "cosine_raw", "model": "deit", "tokens": "patch"}])
-    with pytest.raises(UnknownNameError, match="did you mean 'cosine_raw'"):
-        head_map(result, "cosine_row")
-    with pytest.raises(UnknownNameError, match="unknown model 'diet'; did you mean 'deit'"):
-        layer_map(result, "cosine_raw", "diet")
-
-
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.5, "0.50"), (-0.5, "−0.50"), (-1e-9, "0.0000"), (0.0123, "0.012")]
-)
-def test_numbers_in_words(value, text):
-    assert number(value) == text
+def test_costs_are_bars():
+    rows = [row("parameters", m, None, v, low=None, high=None) for m, v in zip(TWO, (8e5, 9e5), strict=True)]
+    bars = cost_bars(Result("cost", rows), ["parameters"]).fig.axes[0].patches
+    assert bars[1].get_width() / bars[0].get_width() == pytest.approx(9 / 8)

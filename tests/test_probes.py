@@ -227,30 +227,3 @@ def test_explained_variance_has_its_null():
 
 
 # ------------------------------------------------------------------------------------------ plots
-
-
-def test_drawings_say_what_was_measured():
-    from t2t_analysis.plots.probes import pca_maps, probe_curves
-
-    result = probe({"one": vit(), "two": vit(1)}, TRAIN, TEST, shuffles=1, progress=False)
-    drawn = probe_curves(result)
-    assert [ax.get_title(loc="left") for ax in drawn.fig.axes] == ["linear probe", "nearest neighbours"]
-    lines = {line.get_label(): line for line in drawn.fig.axes[1].get_lines()}
-    best = values(result, "knn_accuracy").query("model == 'two'")["value"].max()
-    assert f"two, nearest neighbours: {best:.2f}" in drawn.caption
-    assert "shuffled labels" in lines
-    assert "42 images" in drawn.caption
-    with pytest.raises(UnknownNameError, match="probe accuracy"):
-        probe_curves(pca_result(token_pca({"a": vit()}, TEST, n_images=2), draws=1))
-
-    pcas = token_pca({"a": vit(), "b": vit(1)}, TEST, n_images=3)
-    shares = pca_result(pcas, draws=1)
-    painted = pca_maps(pcas, shares)
-    assert len(painted.fig.axes) == 9
-    assert np.array_equal(painted.fig.axes[3].get_images()[0].get_array(), pcas[0].rgb[0])
-    assert f"{shares.frame['value'][0]:.2f}" in painted.caption
-    with pytest.raises(DataError, match="no rows"):
-        pca_maps(token_pca({"c": vit()}, TEST, n_images=2), shares)
-    for figure in (drawn, painted):
-        assert figure.png()[:4] == b"\x89PNG"
-        assert len(figure.alt) < 300

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from t2t_analysis.plots import accuracy_by_cell, effect_plot, fraction_curves, learning_curves
+from t2t_analysis.plots import accuracy_by_cell, effect_plot, learning_curves
 from t2t_analysis.sentences.training_from_scratch import (
     cost_table,
     points,
@@ -96,21 +96,22 @@ def test_points_have_signs() -> None:
 def test_figures_say_what_they_draw(made: pd.DataFrame) -> None:
     result = effects(made)
     cells = accuracy_by_cell(result, made)
-    assert "`performer_wide` 6" in cells.caption
-    assert "n = 5" in cells.caption
+    assert "performer_wide 6" in cells.caption
+    labels = [text.get_text() for text in cells.fig.axes[0].get_yticklabels()]
+    assert labels[-1] == "performer_wide"
     drawn = effect_plot(result, 0.005)
-    assert "deep − wide, both tokenisers −5." in drawn.caption
-    assert "compare signs" in drawn.caption
-    shares = fraction_curves(result, ["small_performer_deep", "small_hard_deep"])
-    assert "at 25 %" in shares.caption
+    assert "points [" in drawn.caption
+    assert "printed in the paper: single runs, ImageNet" in [
+        t.get_text() for t in drawn.fig.legends[0].get_texts()
+    ]
     rows = [
         {"run": run, "epoch": e, "train_loss": 2.0 - e, "train_accuracy": 0.2 + 0.3 * e}
         for run in made.loc[made["fraction"] == 1.0, "run"]
         for e in (0, 1)
     ]
     curves = learning_curves(pd.DataFrame(rows), made, CORNERS)
-    assert "`hard_deep` 1.00 over 5 runs" in curves.caption
-    for figure in (cells, drawn, shares, curves):
+    assert "`hard_deep` 1.00" in curves.caption
+    for figure in (cells, drawn, curves):
         assert figure.alt
         assert all(ax.get_xlabel() for ax in figure.fig.axes)
         assert len(figure.png()) > 5000

@@ -191,6 +191,20 @@ def agreeing(frame: pd.DataFrame, tolerance: float) -> pd.Series:
     return (off <= tolerance * frame["null"]) | (off <= _ROUNDING)
 
 
+def disagreeing(printed: Result, tolerance: float = 0.01) -> pd.DataFrame:
+    """Lines of `printed_costs` whose count does not agree with the print, to be read: what, counted, printed."""
+    frame = printed.frame[printed.frame["null"].notna() & (printed.frame["quantity"] != "trainable")]
+    rows = frame[~agreeing(frame, tolerance)]
+    return pd.DataFrame({
+        "line": rows["place"], "what": rows["quantity"].map(_SAID), "counted": rows["value"].astype(float).round(3),
+        "printed": rows["null"].astype(float),
+    }).reset_index(drop=True)  # fmt: skip
+
+
+_SAID = {"parameters": "parameters (10⁶)", "macs_all": "multiply-accumulates, all products (10⁹)",
+         "macs_linear": "multiply-accumulates, linear layers (10⁹)"}  # fmt: skip
+
+
 def _tidy(line: Printed, beside: dict[str, Any]) -> Iterator[dict[str, Any]]:
     quantities = {
         "parameters": (line.millions, "million parameters", "all, the frozen position table included"),

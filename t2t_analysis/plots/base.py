@@ -8,9 +8,15 @@ computes a result.
 from __future__ import annotations
 
 import io
+import re
+import textwrap
+from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache, cached_property
+from html import escape
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib
@@ -19,11 +25,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MplFigure
 
 from .._names import TWIN
+from ..errors import T2TError
 
 __all__ = [
     "DIVERGING", "DPI", "PALETTE", "ROLES", "SEQUENTIAL", "Figure", "Role",
-    "about_twins", "estimated", "finish", "new_axes", "role", "series_styles", "title_block", "untrained_note",
-    "use_style",
+    "finish", "inline_html", "new_axes", "role", "series_styles", "title_block", "untrained_note", "use_style",
 ]  # fmt: skip
 
 #: pixels per inch in the saved PNG; shown at 96 per inch, so screens with small pixels stay sharp
@@ -71,26 +77,20 @@ def role(position: int) -> Role:
     return list(ROLES.values())[:6][position]
 
 
-def series_styles(names: Sequence[str], twins: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Look of every series as keyword arguments for ``Axes.plot``: models by their order in the comparison.
 
-    ``twins`` are labels of random-weights twins among ``names``: thin, with crosses, in the colour of their model.
+    Untrained controls, whose labels end as those of `random_twins`, are thin, with crosses, in their model's colour.
 
-    >>> looks = series_styles(["a", "b", "a, random"], ["a, random"])
+    >>> looks = series_styles(["a", "b", "a, random"])
     >>> looks["a, random"]["color"] == looks["a"]["color"], looks["a, random"]["marker"]
     (True, 'x')
     """
-    own = [name for name in names if name not in twins]
-    styles = {name: role(position).style() for position, name in enumerate(own)}
-    for name in (name for name in names if name in twins):
-        model = styles.get(name.removesuffix(TWIN), ROLES["null"].style())
-        styles[name] = model | {"marker": "x", "linestyle": "-", "linewidth": 0.8, "alpha": 0.75}
+    owners = list(dict.fromkeys(name.removesuffix(TWIN) for name in names))
+    styles = {name: role(owners.index(name.removesuffix(TWIN)) % 6).style() for name in names}
+    for name in (name for name in names if name.endswith(TWIN)):
+        styles[name] |= {"marker": "x", "linestyle": "-", "linewidth": 0.8, "alpha": 0.75}
     return styles
-
-
-def about_twins(twins: Sequence[str]) -> str:
-    """Return what a caption says of twins, with a space before; nothing if there are none."""
-    return " Crosses: the same networks UNTRAINED, with random weights." if twins else ""
 
 
 _STYLE: Any = {
@@ -101,13 +101,27 @@ _STYLE: Any = {
     "image.interpolation": "nearest", "image.cmap": SEQUENTIAL,
     "lines.markersize": 4.5, "lines.linewidth": 1.6, "errorbar.capsize": 2.0,
     "figure.constrained_layout.use": True, "savefig.dpi": DPI, "figure.dpi": 96,
+    "text.parse_math": False,  # a dollar sign in a model's name is a dollar sign
+    "svg.fonttype": "none", "svg.hashsalt": "t2t_analysis",
 }  # fmt: skip
+#: fonts with letters that DejaVu lacks; a browser finds its own for text in an SVG
+_FALLBACKS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans", "Yu Gothic",
+              "Noto Emoji", "Segoe UI Emoji", "Apple Symbols")  # fmt: skip
+
+
+@cache
+def _fonts() -> list[str]:
+    """DejaVu, and those of the fallbacks that this machine has."""
+    from matplotlib.font_manager import fontManager
+
+    here = {font.name for font in fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _FALLBACKS if name in here)]
 
 
 @contextmanager
 def use_style() -> Iterator[None]:
     """Draw inside this: the suite's look, and the caller's settings back afterwards."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(_STYLE | {"font.family": _fonts()}):
         yield
 
 
@@ -122,35 +136,136 @@ def new_axes(
     return fig, fig.subplots(rows, columns, **kwargs)
 
 
+#: columns that describe, rather than tell rows apart
+_SAID = ("weights", "interval", "null_kind", "ceiling_kind", "estimator")
+
+
+def inline_html(markdown: str) -> str:
+    """Return one line of our Markdown (code, bold) as HTML.
+
+    >>> inline_html("**a** <b> `c_d`")
+    '<strong>a</strong> &lt;b&gt; <code>c_d</code>'
+    """
+    parts = re.split(r"(`[^`]*`)", markdown)
+    return "".join(
+        f"<code>{escape(part[1:-1])}</code>"
+        if part.startswith("`")
+        else re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", escape(part))
+        for part in parts
+    )
+
+
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with the words that belong to it.
+    """A drawing with the words and the numbers that belong to it; shows itself in a notebook.
 
-    ``caption`` says in Markdown what the figure shows, with n, unit, interval and null of what is drawn.
-    ``alt`` is for readers who do not see it: kind of plot, axes, main numbers; plain text of about 250
-    characters. An empty text raises ValueError.
+    Parameters
+    ----------
+    fig : the drawing.
+    caption : Markdown, what the figure shows and how to read it, with n, unit, interval and null of what is drawn.
+    alt : for readers who do not see it: kind of plot, axes, main numbers; plain text of about 250 characters.
+    frame : the tidy rows that were drawn; None for pictures.
+
+    Raises
+    ------
+    ValueError
+        an empty text.
     """
 
     fig: MplFigure
     caption: str
     alt: str
+    frame: pd.DataFrame | None = None
 
     def __post_init__(self) -> None:
         for name in ("caption", "alt"):
             if not getattr(self, name).strip():
                 raise ValueError(f"a figure needs a text for {name!r}")
 
+    def __repr__(self) -> str:
+        return f"<Figure: {self.alt}>"
+
     @property
     def width(self) -> int:
         """Width in CSS pixels."""
         return round(float(self.fig.get_size_inches()[0]) * 96)
 
+    def _bytes(self, kind: str) -> bytes:
+        buffer = io.BytesIO()
+        about: dict[str, Any] = {
+            "png": {"Software": None}, "svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None},
+        }.get(kind, {})  # fmt: skip
+        with use_style():
+            self.fig.savefig(buffer, format=kind, dpi=DPI, metadata=about)
+        return buffer.getvalue()
+
     def png(self) -> bytes:
         """Return the picture; the same drawing gives the same bytes."""
-        buffer = io.BytesIO()
-        with use_style():
-            self.fig.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
-        return buffer.getvalue()
+        return self._bytes("png")
+
+    def svg(self) -> str:
+        """Return the drawing as SVG, its words as text and its alt text inside."""
+        text = self._bytes("svg").decode("utf-8")
+        start = text.index("<svg")
+        rounded = re.sub(
+            r'(?<=")[^"<>]*(?=")', lambda part: re.sub(r"(\d\.\d\d)\d+", r"\1", part[0]), text[start + 4 :]
+        )
+        return f'<svg role="img" aria-label="{escape(self.alt)}"{rounded}'
+
+    @cached_property
+    def picture(self) -> tuple[str, bytes]:
+        """MIME type and bytes: SVG where nothing but lines and words is drawn and it is lighter, else PNG."""
+        png = self.png()
+        if not any(ax.images for ax in self.fig.axes) and len(svg := self.svg().encode()) < 2 * len(png):
+            return "image/svg+xml", svg
+        return "image/png", png
+
+    def csv(self) -> str:
+        """Return the numbers that are drawn; words that say how they were made stand once, in lines with a # before.
+
+        ``pandas.read_csv(path, comment="#")`` reads it.
+        """
+        frame = pd.DataFrame() if self.frame is None else self.frame.dropna(axis=1, how="all")
+        said = [n for n in frame if n in _SAID or (len(frame) > 1 and frame[n].nunique(dropna=False) == 1)]
+        if "layer" in frame and frame["layer"].notna().all():
+            said += [name for name in ("place", "place_b") if name in frame and name not in said]
+        about = {name: " | ".join(map(str, frame[name].dropna().unique()[:4])) for name in said}
+        lines = [
+            f"# {name}: {text}\n".replace("\r", " ")
+            for name, text in about.items()
+            if "place" not in str(name)
+        ]
+        return "".join(lines) + frame.drop(columns=said).to_csv(index=False, float_format="%.5g")
+
+    def save(self, path: str | Path) -> Path:
+        """Write the drawing; the ending (.pdf, .svg, .png) says how.
+
+        Raises
+        ------
+        T2TError
+            another ending.
+        """
+        path = Path(path)
+        if (kind := path.suffix[1:]) not in ("pdf", "svg", "png"):
+            raise T2TError(f"figures go to .pdf, .svg or .png, not {path.suffix!r} ({path})")
+        path.write_bytes(self.svg().encode() if kind == "svg" else self._bytes(kind))
+        return path
+
+    def html(self) -> str:
+        """Return picture, caption and the numbers behind it as one piece of HTML that needs nothing else."""
+        kind, data = self.picture
+        source = f"data:{kind};base64,{b64encode(data).decode('ascii')}"
+        numbers = ""
+        if self.frame is not None and len(self.frame):
+            table = b64encode(self.csv().encode()).decode("ascii")
+            numbers = f' <a download="figure.csv" href="data:text/csv;base64,{table}">Numbers (CSV)</a>'
+        return (
+            f'<figure><img src="{source}" alt="{escape(self.alt)}" width="{self.width}">'
+            f"<figcaption>{inline_html(self.caption)}{numbers}</figcaption></figure>"
+        )
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        return {"text/html": self.html(), "text/plain": repr(self)}
 
     def close(self) -> None:
         """Let go of the drawing, also when it was made by pyplot."""
@@ -195,25 +310,22 @@ def untrained_note(frame: pd.DataFrame) -> str:
 def finish(fig: MplFigure, frame: pd.DataFrame, caption: str, alt: str) -> Figure:
     """Return the :class:`Figure`; a warning about random weights comes first in caption and alt.
 
-    ``frame`` is the tidy frame that was drawn; its weights say whether the warning applies.
+    ``frame`` holds the tidy rows that were drawn; their weights say whether the warning applies. Untrained controls
+    (labels that end as those of `random_twins`) are no reason for one.
     """
-    note = untrained_note(frame)
-    return Figure(
-        fig, f"**{note}** {caption}" if note else caption, f"Untrained weights. {alt}" if note else alt
-    )
-
-
-def estimated(row: Any, otherwise: str = "none: too few images") -> str:
-    """How the interval of a row was made, or ``otherwise`` where it has none.
-
-    >>> estimated({"interval": None}), estimated({"interval": pd.NA}, "none"), estimated({"interval": "Wilson"})
-    ('none: too few images', 'none', 'Wilson')
-    """
-    return otherwise if pd.isna(row["interval"]) else str(row["interval"])
+    own = frame[~frame["model"].astype("string").str.endswith(TWIN).fillna(False)]
+    caption, alt = " ".join(caption.split()), " ".join(alt.split())
+    if note := untrained_note(own):
+        caption, alt = f"**{note}** {caption}", f"Untrained weights. {alt}"
+    return Figure(fig, caption, alt, frame if "value" in frame and frame["value"].notna().any() else None)
 
 
 def title_block(ax: Axes, title: str, note: str = "") -> None:
     """Title an axes: what is shown in bold on the left, and below it, in grey, how to read it."""
+    spec = ax.get_subplotspec()
+    columns = spec.get_gridspec().ncols if spec is not None else 1
+    figure: Any = ax.get_figure()
+    title = textwrap.fill(title, max(16, int(9 * figure.get_size_inches()[0] / columns)))
     ax.set_title(f"{title}\n" if note else title, loc="left", fontweight="bold")
     if note:
         # In points: a fraction of the axes would run into the title of a tall figure.

@@ -33,13 +33,13 @@ def verdict_plot(frame: pd.DataFrame, title: str = "Effects, in the direction of
     """
     tested = frame[frame["verdict"] != "not tested"].reset_index(drop=True)
     with use_style():
-        fig, ax = new_axes(width=9.6, height=1.5 + 0.36 * max(1, len(tested)))
+        fig, ax = new_axes(width=9.0, height=1.5 + 0.42 * max(1, len(tested)))
         ax.axvspan(-1, 1, color=PALETTE["grey"], alpha=0.18, linewidth=0)
         ax.axvline(0, color=PALETTE["black"], linewidth=0.8)
         for i, row in tested.iterrows():
             _interval(ax, len(tested) - 1 - int(str(i)), row)
         ax.set_xscale("symlog", linthresh=1)
-        ax.set_yticks(range(len(tested))[::-1], [_label(row) for _, row in tested.iterrows()], fontsize=7.5)
+        ax.set_yticks(range(len(tested))[::-1], [_label(row) for _, row in tested.iterrows()], fontsize=9)
         ax.set_ylim(-0.7, len(tested) - 0.3)
         ax.set_xlabel(
             "effect / smallest effect that counts (no unit)\n"
@@ -88,7 +88,7 @@ def _label(row: pd.Series) -> str:
     compared = str(row["compared"])
     one_side = "" if " minus " in compared or " over " in compared or not compared else f" ({compared})"
     return "\n".join(
-        textwrap.wrap(f"{row['claim']}{one_side}: {row['effect']}", 60, max_lines=2, placeholder=" …")
+        textwrap.wrap(f"{row['claim']}{one_side}: {row['effect']}", 64, max_lines=2, placeholder=" …")
     )
 
 
@@ -115,4 +115,4 @@ def _alt(tested: pd.DataFrame) -> str:
         for _, row in tested.head(6).iterrows()
     )
     each = each or "No effect was tested."
-    return f"Forest plot of {len(tested)} effects in units of the smallest effect that counts. {each}"
+    return f"Forest plot of {len(tested)} effects in units of the smallest effect that counts. {each}"[:240]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .._show import code
 from ..claims.rule import SMALLEST, place
-from ..plots.differences import p_words
+from ..quantities import p_words
 from ..results import Result
 from ..stats import holm, proportion_ci
 from .words import interval, listed, no_verdict, number, percent, side, untrained_in

@@ -12,8 +12,7 @@ from .._names import TWIN, has_soft_split
 from .._show import code
 from ..claims.rule import SMALLEST, place
 from ..measures.locality import FIRST_THIRD
-from ..plots.differences import p_words
-from ..plots.locality import DIFFERENCES
+from ..quantities import p_words
 from ..results import Result
 from ..stats import holm
 from .words import interval, listed, no_verdict, number, side, untrained_in
@@ -226,10 +225,14 @@ def _which_way(pair: _Pair, row: pd.Series) -> str:
     return f"read better from {code(better)}"
 
 
+#: differences that the figure shows
+_DRAWN = r"edge_r2_(own|boundary|neighbour)(_strength|_orientation)?_difference"
+
+
 def _corrected(pair: _Pair, row: pd.Series) -> str:
     """Corrected p of one difference among all that the figure of differences shows."""
     shown = pd.concat([pair.apart[measure] for measure in _READOUTS])
-    shown = shown[shown["quantity"].isin(DIFFERENCES)].reset_index(drop=True)
+    shown = shown[shown["quantity"].str.fullmatch(_DRAWN)].reset_index(drop=True)
     (at,) = shown.index[(shown["quantity"] == row["quantity"]) & (shown["measure"] == row["measure"])]
     return f"{p_words(holm(shown['p'].to_numpy(float, na_value=np.nan))[at])}, Holm over {len(shown)} differences"
 

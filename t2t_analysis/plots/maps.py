@@ -1,0 +1,303 @@
+"""Heat maps that share one scale: heads by heads, layers by layers, layers by heads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import matplotlib
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.image import AxesImage
+
+from .._names import TWIN
+from ..errors import UnknownNameError
+from ..quantities import Quantity, quantity
+from ..results import Result
+from .base import DIVERGING, SEQUENTIAL, Figure, finish, new_axes, title_block, use_style
+from .series import SQUASHED, TOKENS, caption, models_of, plural, rows_of, shown, untrained_words
+
+__all__ = ["Map", "cka_map", "draw_maps", "head_map"]
+
+#: so many cells a side carry their numbers at most
+ANNOTATED = 9
+#: so many heads are drawn one by one at most; more are drawn as means over pairs
+HEADS = 64
+ALPHA = 0.05
+
+
+class Map(NamedTuple):
+    """One heat map: cells (NaN is grey), labels of rows and columns, title, which cells are marked, words of axes."""
+
+    cells: np.ndarray
+    rows: Sequence[Any]
+    columns: Sequence[Any]
+    title: str
+    marked: np.ndarray | None = None
+    down: str = "layer"
+    across: str = "layer"
+
+
+def scale_of(maps: Sequence[Map], log: bool = False) -> tuple[Normalize, str]:
+    """Limits from the data of all maps, symmetric about 0 where they go below it; with the colours that fit."""
+    values = np.concatenate([one.cells[np.isfinite(one.cells)] for one in maps])
+    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
+    if log and low > 0 and high > SQUASHED * float(np.median(values)):
+        return LogNorm(low, high), SEQUENTIAL
+    if low < -0.05 * high:
+        most = max(-low, high)
+        return Normalize(-most, most), DIVERGING
+    return Normalize(min(0.0, low), high or 1.0), SEQUENTIAL
+
+
+def draw_maps(fig: Any, axes: Sequence[Axes], maps: Sequence[Map], label: str, *, log: bool = False) -> None:
+    """Draw maps on one scale with one colour bar; numbers in the cells where there is room."""
+    norm, colours = scale_of(maps, log)
+    numbers = max(max(one.cells.shape) for one in maps) <= ANNOTATED
+    for ax, one in zip(axes, maps, strict=True):
+        image = _square(ax, one, norm, colours)
+        if numbers:
+            _write_cells(ax, image, one)
+        elif one.marked is not None:
+            y, x = np.nonzero(one.marked)  # black on white, so that a cross is seen on every colour
+            ax.scatter(x, y, marker="x", s=14, linewidth=1.8, color="white")
+            ax.scatter(x, y, marker="x", s=10, linewidth=0.8, color="black")
+        title_block(ax, one.title)
+    bar = fig.colorbar(image, ax=list(axes), label=label, shrink=0.85, aspect=25)
+    if isinstance(norm, LogNorm):
+        bar.ax.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
+        bar.ax.yaxis.set_minor_formatter("")
+
+
+def _square(ax: Axes, one: Map, norm: Normalize, colours: str) -> AxesImage:
+    cmap = matplotlib.colormaps[colours].with_extremes(bad="#c8c8c8")
+    aspect: Literal["equal", "auto"] = "equal" if one.cells.shape[0] == one.cells.shape[1] else "auto"
+    image = ax.imshow(one.cells, cmap=cmap, norm=norm, aspect=aspect)
+    for axis, labels in ((ax.yaxis, one.rows), (ax.xaxis, one.columns)):
+        at = range(0, len(labels), -(-len(labels) // 13))
+        axis.set_ticks(list(at), [str(labels[i]) for i in at])
+    ax.spines[:].set_visible(False)
+    ax.tick_params(length=0)
+    ax.set_xlabel(one.across)
+    ax.set_ylabel(one.down)
+    return image
+
+
+def _write_cells(ax: Axes, image: AxesImage, one: Map) -> None:
+    """Numbers in two decimals, black or white by the cell's luminance; marked ones in brackets; an exact 1 as 1."""
+    for (i, j), value in np.ndenumerate(one.cells):
+        if np.isnan(value) or round(value, 6) == 1:
+            continue
+        red, green, blue, _ = image.cmap(image.norm(value))
+        dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.18
+        text = f"{value:.2f}".replace("-0.00", "0.00").replace("0.", ".", 1).replace("-", "−")
+        text = f"({text})" if one.marked is not None and one.marked[i, j] else text
+        ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+
+
+# ------------------------------------------------------------------------------------------------ heads
+
+
+def head_map(
+    result: Result,
+    name: str = "cosine_centred",
+    models: Sequence[str] | None = None,
+    tokens: str | None = None,
+) -> Figure:
+    """Similarity of every head with every other head, a panel a model, all on one scale.
+
+    Lines part the layers; a head with itself is grey. Of models with more than 64 heads the mean over pairs of
+    different heads is drawn for every two layers.
+
+    Parameters
+    ----------
+    result : of `HeadSimilarity` or `HeadOutputCKA`.
+    name : the quantity. models, tokens : all models, the first choice of tokens when left out.
+
+    Raises
+    ------
+    UnknownNameError
+        what the result does not have.
+    """
+    names = [model for model in models_of(result, models) if not model.endswith(TWIN)]
+    found = {model: rows_of(result, quantity=name, model=model, tokens=tokens) for model in names}
+    sizes = {model: _head_counts(frame[frame["head"].notna()]) for model, frame in found.items()}
+    one_by_one = max(sum(counts.values()) for counts in sizes.values()) <= HEADS
+    drawn = {m: f[f["head"].notna() == one_by_one] for m, f in found.items()}
+    maps = [_heads(drawn[m], sizes[m], m) if one_by_one else _layers(drawn[m], m) for m in names]
+    look = quantity(name)
+    with use_style():
+        fig, axes = new_axes(
+            1, len(maps), width=4.6 * len(maps) if len(maps) > 1 else 6.0, height=4.4, squeeze=False
+        )
+        draw_maps(fig, axes[0], maps, look.label if one_by_one else f"mean {look.label}")
+        for ax, model in zip(axes[0], names, strict=True) if one_by_one else ():
+            _layer_lines(ax, sizes[model])
+    whole = pd.concat(drawn.values())
+    return finish(fig, whole, *_head_words(drawn, look, one_by_one))
+
+
+def _heads(pairs: pd.DataFrame, sizes: Mapping[int, int], title: str) -> Map:
+    starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+    at, at_b = (pairs[f"layer{s}"].map(starts) + pairs[f"head{s}"] for s in ("", "_b"))
+    names = [f"{layer}.{head}" for layer, count in sizes.items() for head in range(count)]
+    return Map(_symmetric(pairs, len(names), at, at_b), names, names, title)
+
+
+def _layers(frame: pd.DataFrame, title: str) -> Map:
+    numbers = sorted({int(n) for n in [*frame["layer"], *frame["layer_b"]]})
+    place = {n: i for i, n in enumerate(numbers)}
+    cells = _symmetric(frame, len(numbers), frame["layer"].map(place), frame["layer_b"].map(place))
+    return Map(cells, numbers, numbers, title)
+
+
+def _symmetric(frame: pd.DataFrame, size: int, at: pd.Series, at_b: pd.Series) -> np.ndarray:
+    """(size, size) from rows for the upper triangle; cells without a row are NaN."""
+    matrix = np.full((size, size), np.nan)
+    i, j = at.to_numpy(int), at_b.to_numpy(int)
+    matrix[i, j] = matrix[j, i] = shown(frame)["value"].to_numpy(float)
+    return matrix
+
+
+def _head_counts(pairs: pd.DataFrame) -> dict[int, int]:
+    """Heads per layer, in order of depth; the last head of a layer is always the second of some pair."""
+    both = [pairs[[f"layer{s}", f"head{s}"]].set_axis(["layer", "head"], axis=1) for s in ("", "_b")]
+    counts = pd.concat(both).groupby("layer")["head"].max() + 1
+    return dict(zip(map(int, counts.index), map(int, counts), strict=True))
+
+
+def _layer_lines(ax: Axes, sizes: Mapping[int, int]) -> None:
+    """Lines between layers, and a tick in the middle of each."""
+    edges = np.cumsum([0, *sizes.values()]) - 0.5
+    for edge in edges[1:-1]:
+        ax.axhline(edge, color="black", linewidth=0.4)
+        ax.axvline(edge, color="black", linewidth=0.4)
+    middles, step = (edges[:-1] + edges[1:]) / 2, -(-len(sizes) // 13)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(middles[::step], [str(layer) for layer in list(sizes)[::step]])
+    counts = sorted(set(sizes.values()))
+    each = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    ax.set_xlabel(f"layer ({each} heads each)")
+
+
+def _head_words(drawn: Mapping[str, pd.DataFrame], look: Quantity, one_by_one: bool) -> tuple[str, str]:
+    tops = {model: frame.iloc[int(frame["value"].astype(float).argmax())] for model, frame in drawn.items()}
+    each = "; ".join(f"`{model}` {_pair(row)}, {look.interval(row)}" for model, row in tops.items())
+    row = next(iter(drawn.values())).iloc[0]
+    what = "every two heads" if one_by_one else "every two layers, mean over pairs of different heads"
+    grey = "Grey: a head with itself." if one_by_one else ""
+    n = f"n = {plural(row['n'], row['unit'])}."
+    null = f"Null: {str(row['null_kind']).split(';')[0]}, in the table."
+    words = caption(f"{look.title} of {what}. Most alike: {each}.", grey, n, also=[null])
+    return words, f"Heat map of {look.words} of {what}. Most alike: {each}."[:240].replace("`", "")
+
+
+def _pair(row: pd.Series) -> str:
+    """The two heads (layer.head) or layers of a row."""
+    if pd.isna(row["head"]):
+        return f"layers {row['layer']} and {row['layer_b']}"
+    return f"heads {row['layer']}.{row['head']} and {row['layer_b']}.{row['head_b']}"
+
+
+# ------------------------------------------------------------------------------------------------ layers
+
+
+def cka_map(results: Result | Sequence[Result], models: Sequence[str] | None = None) -> Figure:
+    """CKA of every layer with every layer, a panel per model (`LayerCKA`) or pair of models (`CrossLayerCKA`).
+
+    Cells that are not beyond the null (p of the max statistic at or above 0.05) are marked: brackets around their
+    number, or a cross where there are too many cells for numbers.
+
+    Parameters
+    ----------
+    results : one result or several.
+    models : panels of these models (the first of a pair), in this order; all when left out.
+
+    Raises
+    ------
+    UnknownNameError
+        a model that no result has.
+    """
+    found: dict[str, list[pd.DataFrame]] = {}
+    for result in [results] if isinstance(results, Result) else results:
+        maps = rows_of(result, quantity="cka_unbiased")
+        for (name, *_), frame in maps.groupby(["model", "model_b"], sort=False, dropna=False):
+            found.setdefault(str(name), []).append(frame)
+    for name in models or ():
+        if name not in found:
+            raise UnknownNameError("model", name, list(found))
+    frames = [frame for name in models or found for frame in found[name]]
+    drawn = [_cka(frame) for frame in frames]
+    numbers = max(max(one.cells.shape) for one in drawn) <= ANNOTATED
+    look = quantity("cka_unbiased")
+    with use_style():
+        across = min(2, len(drawn))
+        down = -(-len(drawn) // across)
+        fig, axes = new_axes(down, across, width=8.4 if across > 1 else 6.0, height=3.9 * down, squeeze=False)
+        for ax in axes.flat[len(drawn) :]:
+            ax.set_visible(False)
+        draw_maps(
+            fig,
+            axes.flat[: len(drawn)],
+            drawn,
+            f"{look.label} ({'brackets' if numbers else 'cross'}: within chance)",
+        )
+    return finish(fig, pd.concat(frames), *_cka_words(frames, drawn, look))
+
+
+def _cka(frame: pd.DataFrame) -> Map:
+    """Values, and which of them are not beyond the null."""
+    rows, columns = (list(dict.fromkeys(frame[name])) for name in ("place", "place_b"))
+    values, p = (
+        frame.pivot(index="place", columns="place_b", values=name)
+        .reindex(index=rows, columns=columns)
+        .to_numpy(float, na_value=np.nan)
+        for name in ("value", "p")
+    )
+    first, second = str(frame["model"].iloc[0]), frame["model_b"].iloc[0]
+    alone = pd.isna(second)
+    own = np.array([[a == b for b in columns] for a in rows]) & alone
+    labels = [[_short(place) for place in side] for side in (rows, columns)]
+    title = first if alone else f"between models{TWIN if first.endswith(TWIN) else ''}"
+    words = ("layer", "layer") if alone else (f"layer of {first}", f"layer of {second}")
+    marked = ~((p < ALPHA) | own) & ~np.isnan(values)
+    return Map(values, labels[0], labels[1], title, marked, words[0], words[1])
+
+
+def _short(place: str) -> str:
+    """A layer's number, or the name of what comes before the layers."""
+    parts = str(place).split(".")
+    return parts[1] if len(parts) > 1 else parts[0][:1].upper()
+
+
+def _cka_words(frames: Sequence[pd.DataFrame], drawn: Sequence[Map], look: Quantity) -> tuple[str, str]:
+    parts = []
+    for frame in frames:
+        tested = frame[frame["p"].notna()]
+        if len(tested) and not str(frame["model"].iloc[0]).endswith(TWIN):
+            low, high = look.number(tested["value"].min()), look.number(tested["value"].max())
+            second = frame["model_b"].iloc[0]
+            who = f"`{frame['model'].iloc[0]}`" + ("" if pd.isna(second) else f" and `{second}`")
+            parts.append(f"{who} {low} to {high}")
+    row = frames[0].iloc[0]
+    marked, cells = (
+        sum(int(one.marked.sum()) for one in drawn if one.marked is not None),
+        sum(d.cells.size for d in drawn),
+    )
+    sample = TOKENS.get(str(row["tokens"]), str(row["tokens"]))
+    ranges = f"Two different layers: {'; '.join(parts)}." if parts else ""
+    kinds = pd.concat(frames).loc[lambda f: f["p"].notna(), "null_kind"]
+    null = f"Null: {str(kinds.iloc[0]).split(';')[0]}." if len(kinds) else ""
+    words = caption(
+        f"{look.title}, of the {sample}. {ranges}", f"{marked} of {cells} cells within chance (p ≥ {ALPHA}).",
+        f"n = {plural(row['n'], row['unit'])}.",
+        untrained_words([one.title for one in drawn]).replace("Crosses", '"random"'), also=[null],
+    )  # fmt: skip
+    return (
+        words,
+        f"Heat maps of CKA, layer by layer. {'; '.join(parts)}; {marked} of {cells} cells within chance."[
+            :240
+        ].replace("`", ""),
+    )

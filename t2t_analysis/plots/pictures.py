@@ -1,0 +1,338 @@
+"""Photographs beside what models make of them: rollout, attribution, principal components, receptive fields."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.patches import Rectangle
+from numpy.typing import ArrayLike
+
+from .._names import TWIN
+from ..errors import DataError, UnknownNameError
+from ..quantities import number, quantity
+from ..results import Result, tidy
+from .base import DIVERGING, PALETTE, SEQUENTIAL, Figure, finish, new_axes, title_block, use_style
+from .series import caption, models_of, rows_of
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from ..measures.attribution import Explained
+    from ..measures.footprint import Footprint
+    from ..measures.token_components import TokenPCA
+
+__all__ = [
+    "attribution_panels", "footprint_panels", "pca_maps", "picture", "receptive_field_map", "rollout_examples",
+]  # fmt: skip
+
+
+class Tile(NamedTuple):
+    """One picture: values (h, w) with colours and scale, or (h, w, 3)."""
+
+    values: Any
+    cmap: str | None = None
+    norm: Normalize | None = None
+
+
+def tiles(
+    rows: Sequence[Sequence[Tile | None]], down: Sequence[str], across: Sequence[str], *, bar: str = "",
+    side: float = 1.5, **colorbar: Any,
+) -> Any:  # fmt: skip
+    """Pictures in rows with names at their left and titles above; ``bar`` labels a colour bar of the last one."""
+    columns = max(map(len, rows))
+    side = min(side, 7.6 / columns)
+    fig, axes = new_axes(
+        len(rows),
+        columns,
+        width=side * columns + 1.1,
+        height=side * len(rows) + 0.5 + 0.7 * bool(bar),
+        squeeze=False,
+    )
+    drawn = None
+    for line, tiles_of_row, name in zip(axes, rows, down, strict=True):
+        for ax, tile in zip(line, [*tiles_of_row, *[None] * (columns - len(tiles_of_row))], strict=True):
+            ax.set(xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            if tile is not None:
+                image = ax.imshow(tile.values, cmap=tile.cmap, norm=tile.norm)
+                drawn = image if tile.cmap else drawn
+        row_label(line[0], name)
+    for ax, title in zip(axes[0], across, strict=False):
+        ax.set_title(textwrap.fill(title, int(11 * side), break_on_hyphens=True), fontsize=9)
+    if bar and drawn is not None:
+        scale = fig.colorbar(drawn, ax=axes, label=bar, shrink=0.5, aspect=30, location="bottom", **colorbar)
+        scale.ax.xaxis.set_minor_formatter("")
+    return fig
+
+
+def row_label(ax: Axes, text: str) -> None:
+    """Name a row of pictures on its left, upright, broken at underscores and spaces."""
+    lines = [""]
+    for word in re.findall(r"[^_ .]*[_ .]?", text):
+        if len(lines[-1] + word) > 12 and lines[-1]:
+            lines.append("")
+        lines[-1] += word
+    ax.set_ylabel("\n".join(lines), fontsize=9, rotation=0, ha="right", va="center")
+
+
+def picture(image: Tensor) -> np.ndarray:
+    """Show a normalised image (C, H, W) as (H, W, 3) between 0 and 1, stretched to its own range.
+
+    >>> import torch
+    >>> picture(torch.tensor([[[-1.0, 3.0]]])).tolist()
+    [[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]]]
+    """
+    low, high = float(image.min()), float(image.max())
+    scaled = ((image - low) / max(high - low, 1e-12)).permute(1, 2, 0).numpy()
+    return np.repeat(scaled, 3, axis=2) if scaled.shape[2] == 1 else scaled
+
+
+def _weights(pairs: Mapping[str, str]) -> pd.DataFrame:
+    """Rows without numbers that say whose weights a picture rests on."""
+    return tidy([{"model": name, "weights": weights} for name, weights in pairs.items()])
+
+
+# ------------------------------------------------------------------------------------------------ rollout
+
+
+def rollout_examples(
+    photographs: ArrayLike, maps: Mapping[str, ArrayLike], *, weights: Mapping[str, str] | None = None
+) -> Figure:
+    """Photographs, and beside them the rollout of each model; one logarithmic scale for all maps, white at uniform.
+
+    The scale spans a factor of 1.5 at least: maps that are nearly uniform, or that do not depend on the image, look so.
+
+    Parameters
+    ----------
+    photographs : (n, 3, H, W), numbers from 0 to 1.
+    maps : model -> (n, h, w) from `rollout_maps`, each summing to 1.
+    weights : model -> where its weights came from, for the warning about untrained ones.
+
+    Raises
+    ------
+    DataError
+        the numbers of photographs and maps differ.
+    """
+    pictures = np.clip(np.moveaxis(np.asarray(photographs, dtype=float), 1, -1), 0, 1)
+    shares = {name: np.asarray(m, dtype=float) * np.asarray(m)[0].size for name, m in maps.items()}
+    for name, grid in shares.items():
+        if len(grid) != len(pictures):
+            raise DataError(f"{len(pictures)} photographs, but {len(grid)} maps of {name!r}")
+    largest = max(float(np.abs(np.log(s[s > 0])).max(initial=math.log(1.5))) for s in shares.values())
+    norm = LogNorm(math.exp(-largest), math.exp(largest))
+    with use_style():
+        rows = [
+            [Tile(one), *(Tile(s[i], DIVERGING, norm) for s in shares.values())]
+            for i, one in enumerate(pictures)
+        ]
+        titles = ["image", *(name.replace(TWIN, "\n(untrained)") for name in shares)]
+        at = np.exp(largest * np.array([-1, -0.5, 0, 0.5, 1]))
+        fig = tiles(rows, [""] * len(rows), titles, bar="attention over uniform attention (logarithmic)",
+                    ticks=list(at), format=lambda x, _: number(x, 1))  # fmt: skip
+    ranges = "; ".join(f"`{name}` {number(s.min(), 2)} to {number(s.max(), 2)}" for name, s in shares.items())
+    words = caption(
+        f"Attention rollout to the class token (or the mean patch) over uniform attention: {ranges}.",
+        f"Examples, n = {len(pictures)}, no interval; whether maps depend on the image is measured, not judged here.",
+    )
+    alt = f"{len(pictures)} images, each beside its rollout by {', '.join(shares)}."
+    return finish(
+        fig, _weights({name: (weights or {}).get(name, "unknown") for name in shares}), words, alt[:240]
+    )
+
+
+# ------------------------------------------------------------------------------------------------ attribution
+
+
+def attribution_panels(
+    explained: Explained | Sequence[Explained],
+    images: Sequence[int] = (0, 1),
+    methods: Sequence[str] | None = None,
+) -> Figure:
+    """Images with the maps of every model and method, a row for each image and model.
+
+    Maps run from blue (against the class) over white to red (for it), every map on its own scale up to the 99 % point
+    of its absolute values.
+
+    Raises
+    ------
+    UnknownNameError
+        a method that was not computed.
+    """
+    from ..measures.attribution_methods import METHODS
+
+    several = list(explained) if isinstance(explained, Sequence) else [explained]
+    chosen = list(methods or several[0].maps)
+    for method in chosen:
+        if method not in several[0].maps:
+            raise UnknownNameError("attribution method", method, several[0].maps)
+    pairs = [(index, one) for index in images for one in several]
+    with use_style():
+        rows = [
+            [Tile(picture(one.images[i])), *(_signed(one.maps[method][i].numpy()) for method in chosen)]
+            for i, one in pairs
+        ]
+        titles = ["image", *(METHODS[method].words for method in chosen)]
+        fig = tiles(rows, [one.label for _, one in pairs], titles, ticks=[-1, 0, 1], side=1.9,
+                    bar="against the class … for it (each map's own scale)")  # fmt: skip
+    kind = {"predicted": "the class that each model answers", "label": "the labelled class"}[
+        several[0].target_kind
+    ]
+    classes = "; ".join(
+        dict.fromkeys(", ".join(dict.fromkeys(_class(one, i) for one in several)) for i in images)
+    )
+    words = caption(
+        f"Attribution of {kind}: {classes}.", "Maps of tokens are laid on pixels by the splits that made the tokens.",
+        "Single images show no rule: the checks of all maps stand beside this figure.",
+    )  # fmt: skip
+    names = " and ".join(one.label for one in several)
+    alt = f"{len(images)} images with {len(chosen)} attribution maps each, for {names}."
+    return finish(fig, _weights({one.label: one.weights for one in several}), words, alt[:240])
+
+
+def _signed(values: np.ndarray) -> Tile:
+    """A map on its own scale; grey where it is not finite."""
+    finite = np.abs(values[np.isfinite(values)])
+    top = float(np.quantile(finite, 0.99)) or float(finite.max()) if finite.size else 1.0
+    return Tile(values / (top or 1.0), DIVERGING, Normalize(-1, 1))
+
+
+def _class(one: Explained, index: int) -> str:
+    """Name of a class where the data's classes are the model's, else its number."""
+    target = int(one.target[index])
+    known = (one.meta.get("data") or {}).get("classes") or ()
+    return str(known[target]) if len(known) == getattr(one.model, "num_classes", 0) else f"class {target}"
+
+
+def footprint_panels(feet: Sequence[Footprint]) -> Figure:
+    """Draw the pixels of the central token of each model, its own cell framed, on one scale; of `footprints`."""
+    norm = Normalize(0, max(float(foot.shares.max()) for foot in feet))
+    with use_style():
+        fig, axes = new_axes(1, len(feet), width=3.0 * len(feet) + 1.0, height=3.3, squeeze=False)
+        for ax, foot in zip(axes[0], feet, strict=True):
+            drawn = ax.imshow(foot.shares.numpy(), cmap=SEQUENTIAL, norm=norm)
+            y, x, height, width = foot.cell
+            ax.add_patch(
+                Rectangle((x - 0.5, y - 0.5), width, height, fill=False, color=PALETTE["vermillion"])
+            )
+            ax.set_xlim(max(-0.5, x - 2.5 * width), min(foot.shares.shape[1] - 0.5, x + 3.5 * width))
+            ax.set_ylim(min(foot.shares.shape[0] - 0.5, y + 3.5 * height), max(-0.5, y - 2.5 * height))
+            ax.set_xlabel("column (pixels)")
+            title_block(ax, foot.label)
+        axes[0, 0].set_ylabel("row (pixels)")
+        fig.colorbar(drawn, ax=axes[0].tolist(), label="share of the token", shrink=0.8)
+    words = "; ".join(
+        f"`{foot.label}` {foot.pixels} pixels, {100 * foot.outside:.0f} % of it outside its cell"
+        for foot in feet
+    )
+    return finish(
+        fig, _weights({}),
+        f"The central token laid back on the pixels by the splits that made it: {words}. Framed: its cell. Geometry, "
+        "the same for every image and all weights: no interval, no null.",
+        f"Pixel maps of one token's shares: {words}.".replace("`", ""),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------ tokens
+
+
+def pca_maps(
+    pcas: TokenPCA | Sequence[TokenPCA], result: Result, images: Sequence[int] | None = None
+) -> Figure:
+    """Paint patch tokens by their first three principal components: images on top, a row for each model.
+
+    ``result`` is that of `pca_result` for the same ``pcas``.
+
+    Raises
+    ------
+    DataError
+        a model that the result does not have.
+    """
+    several = list(pcas) if isinstance(pcas, Sequence) else [pcas]
+    if missing := [one.label for one in several if one.label not in set(result.frame["model"])]:
+        raise DataError(f"the result of pca_result holds no rows of {missing}")
+    chosen = list(images if images is not None else range(min(6, len(several[0].images))))
+    with use_style():
+        top = [Tile(picture(several[0].images[i])) for i in chosen]
+        fig = tiles([top, *([Tile(one.rgb[i]) for i in chosen] for one in several)],
+                    ["image", *(one.label for one in several)], [])  # fmt: skip
+    shares = "; ".join(
+        _explained(result.frame[result.frame["model"] == one.label], one.label) for one in several
+    )
+    words = caption(
+        "Patch tokens by their first three principal components as red, green and blue; colours of different models "
+        f"do not correspond. Variance explained by the three: {shares}.",
+        f"n = {len(several[0].images)} images, {several[0].place}.",
+    )
+    names = " and ".join(one.label for one in several)
+    alt = f"{len(chosen)} images and their tokens for {names}, by three components."
+    return finish(fig, result.frame, words, alt[:240])
+
+
+def _explained(rows: pd.DataFrame, label: str) -> str:
+    first = rows.sort_values("at").head(3)
+    look = quantity(str(first["quantity"].iloc[0]))
+    total, null = (float(first[name].astype(float).sum()) for name in ("value", "null"))
+    return f"`{label}` {look.number(total)} (channels shuffled: {look.number(null)})"
+
+
+def receptive_field_map(
+    result: Result, models: Sequence[str] | None = None, places: Sequence[str] | None = None
+) -> Figure:
+    """Mean squared input gradient of the central token as pictures: a row per model, a column per place.
+
+    Logarithmic, each picture relative to its largest value.
+
+    Parameters
+    ----------
+    result : of `EffectiveReceptiveField`.
+    models : rows; all of the result when left out.
+    places : columns; by default the embedding and the first, middle and last block.
+
+    Raises
+    ------
+    UnknownNameError
+        a place without a map.
+    """
+    names = models_of(result, models)
+    parts = [result.meta, *result.meta.get("parts", [])]
+    maps = {label: found for part in parts for label, found in part.get("maps", {}).items()}
+    chosen = {name: list(places) if places is not None else _four(list(maps[name])) for name in names}
+    norm = LogNorm(1e-4, 1, clip=True)
+    for name, wanted in chosen.items():
+        for place in wanted:
+            if place not in maps[name]:
+                raise UnknownNameError("place", place, list(maps[name]), hint=f"of {name}")
+    with use_style():
+        rows = [
+            [Tile(np.maximum(np.array(maps[m][p]), 1e-12), SEQUENTIAL, norm) for p in chosen[m]]
+            for m in names
+        ]
+        titles = [
+            place.removesuffix(".resid_post").replace("blocks.", "layer ") for place in chosen[names[0]]
+        ]
+        fig = tiles(
+            rows, names, titles, bar="squared gradient (largest = 1)", side=1.75, format=lambda x, _: f"{x:g}"
+        )
+    frame = pd.concat([rows_of(result, quantity="erf_radius_50", model=name) for name in names])
+    words = caption(
+        "Where the central token looks: its squared input gradient along random directions, mean of shares over "
+        f"{int(frame['n'].iloc[0])} images, each picture on its own logarithmic scale.",
+        "The radii, with intervals and nulls, are in the next figure.",
+    )
+    alt = f"Heat maps: squared input gradient of the central token for {', '.join(names)}."
+    return finish(fig, frame, words, alt[:240])
+
+
+def _four(places: list[str]) -> list[str]:
+    """The embedding and the first, middle and last block."""
+    blocks = [place for place in places if place.startswith("blocks.")]
+    picked = [blocks[i] for i in sorted({0, len(blocks) // 2, len(blocks) - 1})] if blocks else []
+    return [place for place in places if place == "embed"] + picked
