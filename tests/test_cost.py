@@ -47,7 +47,7 @@ def test_counting_by_hand():
     assert counts.macs_all == linear + 2 * 2 * n * n * d
 
 
-def test_soft_splits_count_the_same_as_convolution_and_unfolded():
+def test_soft_splits_count_the_same_in_either_form():
     shapes = K.Shapes.of("small_performer_deep", depth=1)
     fused = K.count(shapes)
     shapes.model.tokens_to_token.set_fused(False)
@@ -110,10 +110,10 @@ def test_a_transformer_tokeniser_never_holds_its_attention_map():
     shapes = K.Shapes.of("t2t_vit_t_14", depth=1)
     map_bytes = 4 * 3136**2
     assert K.peak_bytes(shapes) < map_bytes / 3
-    assert K.tokeniser_saved_bytes(shapes) < map_bytes / 3
+    assert K.tokeniser_saved_bytes(shapes) < map_bytes / 2
 
 
-def test_convolution_form_keeps_less_than_unfolding_and_a_hard_split_nothing():
+def test_one_product_keeps_less_than_unfolding_and_a_hard_split_nothing():
     soft = K.Shapes.of("small_performer_deep", depth=1)
     fused, unfolded = (K.tokeniser_saved_bytes(soft, batch=4, fused=f) for f in (True, False))
     assert 0 < fused < unfolded

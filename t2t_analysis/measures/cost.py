@@ -250,7 +250,8 @@ def tokeniser_saved_bytes(
 ) -> int | None:
     """`saved_bytes` of the tokeniser alone (T2T module or patch embedding), in float32; None if there is none.
 
-    ``fused`` takes the soft splits as convolutions, otherwise they unfold; it changes nothing elsewhere.
+    ``fused`` takes norm and projection of the soft splits together, otherwise they unfold, normalise and project one
+    after the other; it changes nothing elsewhere.
     """
     shapes = model if isinstance(model, Shapes) else Shapes.of(model, **kwargs)
     module: Any = tokeniser(shapes.model)
@@ -336,7 +337,10 @@ _UNITS = {
     "peak_inference": ("bytes", "live tensors beyond weights and images, forward pass, float32"),
     "peak_training": ("bytes", "live tensors beyond weights and images, training step, float32"),
     "tokeniser_saved": ("bytes", "kept by autograd for the tokeniser's backward pass, float32"),
-    "tokeniser_saved_unfolded": ("bytes", "the same with soft splits unfolded instead of as convolutions"),
+    "tokeniser_saved_unfolded": (
+        "bytes",
+        "the same with soft splits that unfold, normalise, project in turn",
+    ),
 }
 
 

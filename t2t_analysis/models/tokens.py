@@ -9,9 +9,9 @@ the grid that the N tokens lie on.
 
 from __future__ import annotations
 
-import contextlib
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -62,86 +62,77 @@ def split(x: Tensor, window: Window) -> Tensor:
     return F.unfold(x, window.kernel, padding=window.padding, stride=window.stride).transpose(1, 2)
 
 
-def normalised_split(
-    x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: Window, exact: bool = False
-) -> Tensor:
-    """``linear(norm(split(x)))`` without unfolding: (B, C, H, W) to (B, N, out).
+class _Slide(torch.autograd.Function):
+    """``_windows`` with a fast backward pass: one strided addition per offset inside the window."""
 
-    With scale g and shift b of the norm, row w of the linear layer, and window content u of C*k*k values,
+    generate_vmap_rule = True
 
-        w . (g * (u - mean u) / std u + b) = (g * w - mean(g * w)) . u / std u + w . b,
+    @staticmethod
+    def forward(x: Tensor, window: Window) -> Tensor:
+        return _windows(x, window)
 
-    a convolution by mean-free filters, times the reciprocal standard deviation of each window (from box sums), plus
-    a constant. Padding counts as zeros inside the window, as it does for unfold.
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Window], output: Tensor) -> None:
+        ctx.shape, ctx.window = inputs[0].shape, inputs[1]
 
-    In flat windows (a white border, a saturated sky) the standard deviation vanishes and rounding in the convolution
-    is magnified by up to 1 / sqrt(eps) = 316. ``exact`` is for such input: everything runs in at least full float32,
-    without bfloat16 or TF32 and whatever autocast says, and the window variance in float64.
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (batch, height, width, channels), (kernel, stride, padding) = ctx.shape, ctx.window
+        rows, columns = ctx.window.grid(height, width)
+        grad = grad.reshape(batch, rows, columns, kernel, kernel, channels)
+        total = grad.new_zeros(batch, height + 2 * padding, width + 2 * padding, channels)
+        for i, j in itertools.product(range(kernel), repeat=2):
+            down, across = slice(i, i + stride * rows, stride), slice(j, j + stride * columns, stride)
+            total[:, down, across].narrow(1, 0, rows).narrow(2, 0, columns).add_(grad[:, :, :, i, j])
+        return total[:, padding : padding + height, padding : padding + width], None
+
+
+def _windows(x: Tensor, window: Window) -> Tensor:
+    """Content of every window: (B, H, W, C) to (B, N, k*k*C), row, then column, then channel."""
+    kernel, stride, padding = window
+    x = (
+        F.pad(x, (0, 0, padding, padding, padding, padding))
+        .unfold(1, kernel, stride)
+        .unfold(2, kernel, stride)
+    )
+    return x.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(1, 2)
+
+
+def normalised_split(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: Window) -> Tensor:
+    """``linear(norm(split(x)))``: (B, C, H, W) to (B, N, out).
+
+    Channels lie last in memory, so that windows are copied in whole rows; scale and shift of the norm go into the
+    linear layer, once for all windows. Windows are normalised before they are multiplied, so that flat ones (a white
+    border, a saturated sky), whose deviation vanishes, are safe in any precision.
     """
-    if exact and not _exact_convolution_available(x):
-        return _plain(x, norm, linear, window, exact=True)
-    dtype = torch.promote_types(x.dtype, torch.float32) if exact else x.dtype
-    wide = torch.float64 if exact else torch.promote_types(x.dtype, torch.float32)
-    with _autocast_off(x) if exact else contextlib.nullcontext():
-        weight = linear.weight.to(dtype) * norm.weight.to(dtype)  # (out, C*k*k)
-        weight = weight - weight.mean(dim=1, keepdim=True)
-        weight = weight.view(-1, x.shape[1], window.kernel, window.kernel)
-        y = _conv2d(x.to(dtype), weight, window, exact)  # (B, out, h, w)
-        y = y * _reciprocal_std(x.to(wide), window, norm.eps).to(y.dtype)
-        y = _rows(y) + _constant(norm, linear)
-    return y.to(x.dtype) if not torch.is_autocast_enabled(x.device.type) else y
-
-
-def _constant(norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
-    """What the shift of the norm and the bias of the linear layer add to every window."""
+    x = x.permute(0, 2, 3, 1).contiguous()
+    eager = not torch.compiler.is_compiling()
+    u = _Slide.apply(x, window) if eager and x.requires_grad else _windows(x, window)
+    u = F.layer_norm(u, u.shape[-1:], eps=norm.eps)
+    weight = (linear.weight * norm.weight).unflatten(1, (-1, window.kernel, window.kernel))
     constant = (linear.weight * norm.bias).sum(dim=1)
-    return constant if linear.bias is None else constant + linear.bias
+    constant = constant if linear.bias is None else constant + linear.bias
+    return F.linear(u, weight.permute(0, 2, 3, 1).flatten(1), constant)
 
 
-def _reciprocal_std(x: Tensor, window: Window, eps: float) -> Tensor:
-    """1 / sqrt(variance + eps) of every window over its C*k*k values: (B, C, H, W) to (B, 1, h, w)."""
-    moments = torch.stack((x.mean(1), x.square().mean(1)), dim=1)
-    mean, square = F.avg_pool2d(moments, window.kernel, window.stride, window.padding).split(1, dim=1)
-    return (square - mean.square()).clamp_min(0).add(eps).rsqrt()
-
-
-def _plain(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: Window, exact: bool) -> Tensor:
+def _plain(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: Window) -> Tensor:
     """The textbook form of ``normalised_split``: reference for tests and benchmarks."""
-    if not exact:
-        return linear(norm(split(x, window)))
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    with _autocast_off(x):
-        u = split(x.to(dtype), window)
-        u = F.layer_norm(u, norm.normalized_shape, norm.weight.to(dtype), norm.bias.to(dtype), norm.eps)
-        y = F.linear(u, linear.weight.to(dtype), None if linear.bias is None else linear.bias.to(dtype))
-    return y.to(x.dtype) if not torch.is_autocast_enabled(x.device.type) else y
-
-
-def _exact_convolution_available(x: Tensor) -> bool:
-    """Whether a convolution in full float32 and sums in float64 can be had.
-
-    Apple's GPUs have no float64; on CUDA a compiled graph cannot switch TF32 off for one convolution. There the
-    plain form is used, which normalises before it multiplies and so is safe in any precision.
-    """
-    return x.device.type != "mps" and not (x.is_cuda and torch.compiler.is_compiling())
-
-
-def _conv2d(x: Tensor, weight: Tensor, window: Window, exact: bool) -> Tensor:
-    with _tf32_off() if exact and x.is_cuda else contextlib.nullcontext():
-        return F.conv2d(x, weight, stride=window.stride, padding=window.padding)
-
-
-@contextlib.contextmanager
-def _tf32_off() -> Iterator[None]:
-    cudnn = torch.backends.cudnn
-    with cudnn.flags(
-        enabled=cudnn.enabled, benchmark=cudnn.benchmark, deterministic=cudnn.deterministic, allow_tf32=False
-    ):
-        yield
+    return linear(norm(split(x, window)))
 
 
 def _autocast_off(x: Tensor) -> torch.autocast:
     return torch.autocast(device_type=x.device.type, enabled=False)
+
+
+class _Dropout(nn.Dropout):
+    """Dropout that draws 16 bits a number: on a CPU PyTorch's own costs more than the layers around it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.p or x.device.type != "cpu" or torch.compiler.is_compiling():
+            return super().forward(x)
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= round(self.p * 2**16) - 2**15
+        return x * kept.to(x.dtype).div_(1 - self.p)
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -168,8 +159,7 @@ class TokenAttention(nn.Module):
 
     def forward(self, qkv: Tensor) -> Tensor:
         """(B, N, 3*d) in the order q, k, v, already projected, to (B, N, d)."""
-        # Out of a convolution the channels come first; fused attention wants them last, or an N x N map is made.
-        q, k, v = qkv.contiguous().unsqueeze(1).chunk(3, dim=-1)  # (B, 1, N, d)
+        q, k, v = qkv.unsqueeze(1).chunk(3, dim=-1)  # (B, 1, N, d)
         z = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
         return v.squeeze(1) + self.proj(z.squeeze(1))
 
@@ -181,28 +171,26 @@ class _TokenMixer(nn.Module):
     qkv_order: str
     fused: bool = True
 
-    def __init__(self, window: Window, exact: bool) -> None:
+    def __init__(self, window: Window) -> None:
         super().__init__()
-        self.window, self.exact = window, exact
+        self.window = window
         self.hook_qkv = nn.Identity()  # sees the projected tokens, which no Linear module puts out
 
     def _project(self, x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
         form = normalised_split if self.fused else _plain
-        return self.hook_qkv(form(x, norm, linear, self.window, exact=self.exact))
+        return self.hook_qkv(form(x, norm, linear, self.window))
 
 
 class TokenMlp(_TokenMixer):
     """Soft split and MLP: a ``TokenPerformer`` without its attention, (B, C, H, W) to (B, N, d)."""
 
-    def __init__(
-        self, in_chans: int, dim: int, window: Window, exact: bool = False, drop: float = 0.1
-    ) -> None:
-        super().__init__(window, exact)
+    def __init__(self, in_chans: int, dim: int, window: Window, drop: float = 0.1) -> None:
+        super().__init__(window)
         dim_in = in_chans * window.kernel**2
         self.norm1 = nn.LayerNorm(dim_in)
         self.value = nn.Linear(dim_in, dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.Dropout(drop))
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), _Dropout(drop))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, N, d)."""
@@ -215,8 +203,8 @@ class TokenTransformer(_TokenMixer):
 
     qkv_order = "qkv"
 
-    def __init__(self, in_chans: int, dim: int, window: Window, exact: bool = False) -> None:
-        super().__init__(window, exact)
+    def __init__(self, in_chans: int, dim: int, window: Window) -> None:
+        super().__init__(window)
         dim_in = in_chans * window.kernel**2
         self.norm1 = nn.LayerNorm(dim_in)
         self.attn = TokenAttention(dim_in, dim)
@@ -239,23 +227,21 @@ class TokenPerformer(_TokenMixer):
     qkv_order = "kqv"
     eps = 1e-8
 
-    def __init__(
-        self, in_chans: int, dim: int, window: Window, exact: bool = False, drop: float = 0.1
-    ) -> None:
-        super().__init__(window, exact)
+    def __init__(self, in_chans: int, dim: int, window: Window, drop: float = 0.1) -> None:
+        super().__init__(window)
         dim_in, features = in_chans * window.kernel**2, dim // 2
         self.w = nn.Parameter(math.sqrt(features) * nn.init.orthogonal_(torch.empty(features, dim)), False)
         self.kqv = nn.Linear(dim_in, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = nn.Dropout(drop)
+        self.proj_drop = _Dropout(drop)
         self.norm1 = nn.LayerNorm(dim_in)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), nn.Dropout(drop))
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), _Dropout(drop))
 
     def phi(self, x: Tensor) -> Tensor:
         """Positive random features: (B, N, d) to (B, N, m)."""
-        features = x @ self.w.to(x.dtype).T - x.square().sum(-1, keepdim=True) / 2
-        return features.exp() / math.sqrt(self.w.shape[0])
+        scale = x.square().sum(-1, keepdim=True) + math.log(self.w.shape[0])
+        return (x @ self.w.to(x.dtype).T - scale / 2).exp()
 
     def attend(self, k: Tensor, q: Tensor, v: Tensor) -> Tensor:
         """Linear attention, (B, N, d) each, to (B, N, d), without autocast and in at least float32."""
@@ -321,8 +307,7 @@ class T2TModule(nn.Module):
         self.project: Any
         if tokens_type in _MIXERS:
             mixer = _MIXERS[tokens_type]
-            # Pixels can be exactly flat over a window; tokens of the second stage, 64 channels wide, are not.
-            self.attention1 = mixer(in_chans, token_dim, first, exact=True)
+            self.attention1 = mixer(in_chans, token_dim, first)
             self.attention2 = mixer(token_dim, token_dim, second)
             self.project = nn.Linear(token_dim * last.kernel**2, embed_dim)
         elif not self.hard:
@@ -354,7 +339,7 @@ class T2TModule(nn.Module):
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
     def set_fused(self, fused: bool) -> None:
-        """Switch between the convolution form (True) and unfold, norm, linear (False); the numbers are the same."""
+        """Switch between ``normalised_split`` (True) and unfold, norm, linear (False); the numbers are the same."""
         for stage in self.children():
             if isinstance(stage, _TokenMixer):
                 stage.fused = fused
@@ -393,7 +378,7 @@ class T2TModule(nn.Module):
             raise T2TError(f"image sides must be multiples of {self.patch_size}, got {height}x{width}")
         if self.tokens_type == "hard":
             return _rows(self.project(x))
-        return normalised_split(x, self.norm, self.project, self.windows[0], exact=True)
+        return normalised_split(x, self.norm, self.project, self.windows[0])
 
     def _last_split(self, x: Tensor) -> Tensor:
         """Soft split and linear projection, without a norm between them, are one convolution."""
