@@ -374,6 +374,19 @@ def test_file_names_are_safe_and_differ_where_the_run_differs() -> None:
     assert re.fullmatch(r"[\w.+-]+", stem("n", CommonParams(model="hf-hub:timm/../x y")))
 
 
+def test_labels_name_files_and_never_make_two_runs_share_one() -> None:
+    labels = [
+        {"model_label": label} for label in ("後 <&$x_1$>", "a/b", "a-b", "🙂", "🙃", "x" * 300, "x" * 301)
+    ]
+    models = [{"model_label": "T2T", "model": model} for model in ("t2t_vit_14", "t2t_vit_19")]
+    seeds = {"baseline": "small_performer_deep", "baseline_weights": "random"}
+    names = [stem("n", CommonParams(**given)) for given in (*labels, *models, seeds)]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"[\w.+-]{1,200}", name) for name in names)
+    assert names[0].startswith("n__後-x_1-__vs__small_hard_deep__")
+    assert names[-1].startswith("n__trained__vs__untrained__")
+
+
 # ---------------------------------------------------------------------------------- the page
 
 

@@ -18,6 +18,8 @@ __all__ = ["default_reports_dir", "run_report", "stem"]
 #: parameters that change how a run is made but not what it finds, and those that the file name spells out
 _NOT_IN_HASH = frozenset({"device", "batch_size", "results_dir"})
 _SPELLED = frozenset({"model", "baseline"})
+#: letters of a label that a file's name holds; what is cut off is in the digits
+_LONGEST = 60
 
 
 def default_reports_dir() -> Path:
@@ -39,18 +41,23 @@ def stem(notebook: str, params: CommonParams) -> str:
     """
     given = params.resolve()
     usual = type(params)(model=given.model).resolve()
-    spelled = _SPELLED if given.labels == given.names else frozenset()
+    named = given.labels == given.names and max(map(len, given.names)) <= _LONGEST
+    ignored = _NOT_IN_HASH | (_SPELLED if named else frozenset())
     changed = {
         name: value
         for name, value in json.loads(given.model_dump_json()).items()
-        if name not in _NOT_IN_HASH | spelled and getattr(given, name) != getattr(usual, name)
+        if name not in ignored and (getattr(given, name) != getattr(usual, name) or name == "model")
     }
-    changed |= {} if spelled else {"model": given.model}
     digits = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
-    first, *others = given.labels
-    names = [notebook, first, *(word for other in others for word in ("vs", other))]
-    names += [digits] if changed or not spelled else []
-    return "__".join(re.sub(r"[^\w.+-]+", "-", name) for name in names)
+    first, *others = (re.sub(r"[^\w.+-]+", "-", label)[:_LONGEST] for label in given.labels)
+    return "__".join(
+        [
+            notebook,
+            first,
+            *(word for other in others for word in ("vs", other)),
+            *([digits] if changed else []),
+        ]
+    )
 
 
 def __getattr__(name: str) -> Any:

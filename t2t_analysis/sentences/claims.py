@@ -11,6 +11,7 @@ from .._show import code
 from ..claims.ledger import VERDICTS, all_claims, claim_named, ledger, overall, summary
 from ..claims.premise import endpoint_rows
 from ..claims.rule import SMALLEST
+from ..errors import T2TError
 from ..results import Result
 from .words import interval, listed, number
 
@@ -64,7 +65,11 @@ def premise_findings(models: Mapping[str, Any], results: Mapping[str, Result], n
     claims = [claim for claim in all_claims() if claim.notebook == notebook and claim.premise]
     lines = []
     for label, model in models.items():
-        rows = [] if model.provenance.untrained else endpoint_rows(label, model, results)
+        try:
+            rows = [] if model.provenance.untrained else endpoint_rows(label, model, results)
+        except T2TError as error:
+            lines.append(f"Of {code(label)} alone nothing is judged: {error}.")
+            continue
         if not rows:
             continue
         evidence = Result("evidence", rows, {})  # type: ignore[arg-type]
