@@ -184,6 +184,24 @@ class Estimate:
         return replace(self, logarithm=True)
 
     @classmethod
+    def of_units(cls, values: Any, unit: str = "image", groups: int = 32) -> Estimate:
+        """Mean over units of ``values`` (n, ...), a number each; NaN is left out of its own mean.
+
+        >>> e = Estimate.of_units([1.0, 2.0, 3.0, 4.0, float("nan")])
+        >>> float(e.value), round(float(e.low), 5), int(e.n)
+        (2.5, 0.44574, 4)
+        """
+        x = np.asarray(values, dtype=float)
+        exists = np.isfinite(x)
+        sums, counts = (np.zeros((min(groups, len(x)), *x.shape[1:])) for _ in range(2))
+        group = np.arange(len(x)) % len(sums)
+        np.add.at(sums, group, np.where(exists, x, 0.0))
+        np.add.at(counts, group, exists)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            left = (sums.sum(0) - sums) / (counts.sum(0) - counts)
+            return cls(sums.sum(0) / counts.sum(0), left, counts, unit)
+
+    @classmethod
     def concatenate(cls, parts: Sequence[Estimate]) -> Estimate:
         """(R,) from scalars and vectors of one kind, with as many groups as the longest has."""
         groups = max(len(part.sizes) for part in parts)

@@ -314,6 +314,8 @@ for _cell, _words in _CELLS.items():
     ):
         _add(f"edge_r2_{_cell}{_aspect}", f"R² of {_of}, {_words}", f"R², {_words}", smallest=EDGES, claimed=1,
              bounds=(None, 1.0))  # fmt: skip
+_add("boundary_precision", "average precision of drawn boundaries", "average precision", smallest=EDGES, claimed=1,
+     bounds=(0.0, 1.0))  # fmt: skip
 _add("gradient_outside", "share of the tokeniser's gradient outside the own cell", "gradient outside the cell",
      **_SHARE | {"smallest": GRADIENT, "claimed": 1})  # fmt: skip
 for _share in (50, 95):

@@ -9,7 +9,6 @@ from t2t_analysis.measures import HeadSimilarity, Sinks, measure
 from t2t_analysis.measures import sinks as sk
 from t2t_analysis.measures.head_maps import head_cosine, off_diagonal_mean
 from t2t_analysis.models import load_model
-from t2t_analysis.plots import sink_curves
 from t2t_analysis.sentences.sinks import sink_findings
 
 
@@ -241,6 +240,3 @@ def test_why_heads_are_alike(model, verdict, words):
     sentences = " ".join(sink_findings(result, "m"))
     assert words in sentences
     assert "nan" not in sentences
-    figure = sink_curves(result, ["m"])
-    assert "without sinks" in figure.caption
-    assert ("UNTRAINED" in figure.caption) == (verdict == "not tested")

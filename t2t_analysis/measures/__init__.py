@@ -5,6 +5,7 @@ from .attention import AttentionGeometry, geometry_difference
 from .attribution import Explained, attribute, explain
 from .attribution_checks import check_attribution
 from .base import Measure, MeasureBatch
+from .boundaries import boundaries
 from .channels import FeatureMapView, InvalidChannels, feature_map_curves, invalid_difference
 from .collapse import LayerCollapse, collapse_difference
 from .cost import costs, count, token_geometry, token_stages
@@ -73,6 +74,7 @@ __all__ = [
     "accumulate",
     "attribute",
     "blindness_difference",
+    "boundaries",
     "chainable",
     "channel_maps",
     "check_attribution",

@@ -35,7 +35,6 @@ _MODULES = {
     ],
     "channels": ["feature_map_grid"],
     "cost": ["cost_bars"],
-    "sinks": ["sink_curves"],
     "study": ["accuracy_by_cell", "effect_plot", "learning_curves"],
     "ledger": ["verdict_plot"],
     "scene": ["scene_figure"],
