@@ -379,7 +379,7 @@ class Sinks(Measure):
             kinds = {"sink_columns": "no column stands apart", "prefix_mass": "uniform attention"}
             for quantity, null in nulls.items():
                 yield shared | {
-                    "quantity": quantity, **of.at(first + _LAYER.index(quantity)), "null": null,
+                    "quantity": quantity, "estimate": _estimated(of[first + _LAYER.index(quantity)], quantity), "null": null,
                     "null_kind": kinds.get(quantity, _RANDOM), "estimator": _ESTIMATORS[quantity],
                     "value_unit": _UNITS.get(quantity, "none"),
                 }  # fmt: skip
@@ -392,7 +392,7 @@ class Sinks(Measure):
             for j, quantity in enumerate(_HEAD):
                 if found.n[h, j]:
                     yield self.row(
-                        self.places[layer], head=head, quantity=quantity, tokens="all", **found.at(h, j),
+                        self.places[layer], head=head, quantity=quantity, tokens="all", estimate=_estimated(found[h, j], quantity),
                         null=nulls.get(quantity, 0.0), null_kind="uniform attention, equal values",
                         value_unit=_UNITS.get(quantity, "none"), estimator="patch queries, all keys",
                     )  # fmt: skip
@@ -407,6 +407,11 @@ class Sinks(Measure):
                     value_unit="fraction of images", null=float(found.value[i].mean()),
                     null_kind="sinks anywhere", estimator=_ESTIMATORS["sink_columns"], **found.at(i, at),
                 )  # fmt: skip
+
+
+def _estimated(found: Estimate, quantity: str) -> Estimate:
+    """Ratios of sizes are never below 0."""
+    return found.positive() if quantity.endswith("value_ratio") else found
 
 
 def _estimate(fn: Callable[..., Tensor], sums: Sequence[Tensor], counts: Tensor) -> Estimate:
