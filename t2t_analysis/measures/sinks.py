@@ -379,7 +379,8 @@ class Sinks(Measure):
             kinds = {"sink_columns": "no column stands apart", "prefix_mass": "uniform attention"}
             for quantity, null in nulls.items():
                 yield shared | {
-                    "quantity": quantity, "estimate": _estimated(of[first + _LAYER.index(quantity)], quantity), "null": null,
+                    "quantity": quantity, "null": null,
+                    "estimate": _estimated(of[first + _LAYER.index(quantity)], quantity),
                     "null_kind": kinds.get(quantity, _RANDOM), "estimator": _ESTIMATORS[quantity],
                     "value_unit": _UNITS.get(quantity, "none"),
                 }  # fmt: skip
@@ -392,7 +393,8 @@ class Sinks(Measure):
             for j, quantity in enumerate(_HEAD):
                 if found.n[h, j]:
                     yield self.row(
-                        self.places[layer], head=head, quantity=quantity, tokens="all", estimate=_estimated(found[h, j], quantity),
+                        self.places[layer], head=head, quantity=quantity, tokens="all",
+                        estimate=_estimated(found[h, j], quantity),
                         null=nulls.get(quantity, 0.0), null_kind="uniform attention, equal values",
                         value_unit=_UNITS.get(quantity, "none"), estimator="patch queries, all keys",
                     )  # fmt: skip
