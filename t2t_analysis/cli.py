@@ -35,6 +35,14 @@ COMMANDS = {
         "run notebooks and write their reports",
         ("", "head_redundancy cost --jobs 2", "--models t2t_vit_14 --data photos -p n_images 8"),
     ),
+    "look": Command(
+        "commands.look",
+        "one photograph in one model: a summary, and a page with pictures",
+        (
+            "photo.jpg --open",
+            "photo.jpg --model t2t_vit_14 --weights 81.5_T2T_ViT_14.pth.tar",
+        ),
+    ),
     "models": Command(
         "commands.models", "list the models and where their weights come from", ("", "'t2t_vit_1*'")
     ),

@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import DataError
 from .info import Source
 
-__all__ = ["number_as_head"]
+__all__ = ["class_names", "number_as_head"]
 
 _WNID = re.compile(r"n\d{8}")
 
@@ -48,6 +48,18 @@ def number_as_head(source: Source, model: nn.Module | None) -> Source:
     number = np.array([*(ids[name] for name in source.classes), -1])  # the last stands for no label
     note = f"{len(source.classes)} class folders named by WordNet ids, numbered as in {subset}"
     return replace(source, labels=number[source.labels], classes=names, notes=(*source.notes, note))
+
+
+def class_names(outputs: int) -> tuple[str, ...]:
+    """Names of the classes of a head of so many outputs, if that is one of ImageNet's; else none.
+
+    >>> class_names(1000)[281], class_names(19)
+    ('tabby', ())
+    """
+    from timm.data import infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": outputs})
+    return _classes(subset)[1] if subset else ()
 
 
 @cache

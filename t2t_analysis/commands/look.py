@@ -1,0 +1,160 @@
+"""``python -m t2t_analysis look photo.jpg``: one photograph, one model, a summary and a page."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ..measures.glance import Glance
+    from ..plots.base import Figure
+
+__all__ = ["add_arguments", "look", "page", "run"]
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what the command takes to its parser."""
+    add = parser.add_argument
+    add("photo", help="an image file, or the name of an embedded photograph, as chelsea")
+    add("--model", default="small_performer_deep", help="name of a model (default: %(default)s)")
+    add("--weights", default="auto", help="auto, bundled, published, random, or a file")
+    add("--out", type=Path, metavar="FILE", help="the page; default: in reports/look/")
+    add("--open", action="store_true", help="open the page in a browser")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the summary, write the page, and open it if asked."""
+    from .._files import whole_file, writable_folder
+    from ..plots.glance import glance_depth, glance_maps
+    from ..reports import default_reports_dir
+
+    name = f"{Path(arguments.photo).stem}__{arguments.model.replace('/', '-')}.html"
+    out = arguments.out or default_reports_dir() / "look" / name
+    writable_folder(out.parent)
+    seen = look(arguments.photo, arguments.model, arguments.weights)
+    lines = summary(seen)
+    print(f"{arguments.photo} in {seen[0].label}, {seen[0].weights}")
+    print("\n".join(_aligned(lines)))
+    print(_CAUTION)
+    text = page(arguments.photo, seen, lines, [glance_maps(seen), glance_depth(seen)])
+    with whole_file(out) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(f"page: {out}")
+    if arguments.open:
+        import webbrowser
+
+        webbrowser.open(out.resolve().as_uri())
+    return 0
+
+
+def look(photo: str, model: str = "small_performer_deep", weights: str = "auto") -> list[Glance]:
+    """What a photograph shows in a model, and in the same network with random weights unless it has those itself.
+
+    Raises
+    ------
+    DataError
+        No such photograph, or not one that can be read.
+    UnknownNameError, CheckpointError
+        As `load_model`.
+    """
+    from .. import load_images, load_model
+    from ..data.photos import PHOTOS, photo_path
+    from ..measures.glance import glance
+    from ..measures.reference import random_twins
+
+    path = photo_path(photo) if photo in {one.name for one in PHOTOS} else photo
+    network = load_model(model, weights)
+    image = next(iter(load_images(path, model=network, n_images=1, batch_size=1))).images
+    networks = {model: network} | random_twins({model: network})
+    return [glance(one, image, label) for label, one in networks.items()]
+
+
+_CAUTION = (
+    "One photograph: no intervals, and nothing here need hold for others. The control is the same network with "
+    "random weights: what both show belongs to the architecture."
+)
+
+
+def summary(seen: Sequence[Glance]) -> list[tuple[str, ...]]:
+    """A head and a row a number: words, and its value in each network."""
+    rows: list[tuple[str, Any]] = [
+        (
+            f"half of the attention of the {seen[0].asks}, last block",
+            lambda one: f"{one.half[-1]:.1%} of the patches",
+        ),
+        ("patch tokens whose norm stands apart, most in a block", _apart),
+        ("variance in the first three components, last block", lambda one: f"{one.explained.sum():.1%}"),
+        ("heads that agree most", _closest),
+        ("likeliest classes", _classes),
+    ]
+    head = ("", *("UNTRAINED" if one.untrained else "trained" for one in seen))
+    return [head, *((words, *(value(one) for one in seen)) for words, value in rows)]
+
+
+def _apart(one: Glance) -> str:
+    block = one.most_apart
+    count, total = int(one.apart[block].sum()), one.apart[block].size
+    if not count:
+        return f"none of {total} in any block"
+    return f"{count} of {total} in block {block + 1}, {one.apart_ratio:.1f} times the norm of the others"
+
+
+def _closest(one: Glance) -> str:
+    if (found := one.closest_heads) is None:
+        return "no two heads to compare"
+    block, head, other, cosine = found
+    return f"block {block + 1}, heads {head + 1} and {other + 1}: centred cosine {cosine:.2f}"
+
+
+def _classes(one: Glance) -> str:
+    if one.untrained or not len(one.logits):
+        return "not asked: random weights" if one.untrained else "no classifier"
+    from ..data.imagenet import class_names
+
+    names = class_names(len(one.logits))
+    best = one.logits.softmax(0).topk(min(3, len(one.logits)))
+    found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+    return ", ".join(
+        f"{names[number] if names else f'class {number}'} {share:.0%}" for share, number in found
+    )
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+_STYLE = """
+:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
+body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
+table { border-collapse: collapse } th, td { text-align: left; padding: .3rem .8rem; border-bottom: 1px solid #8888 }
+figure { margin: 2rem 0; overflow-x: auto } img { max-width: 100%; background: white } figcaption { max-width: 45rem }
+"""
+
+
+def page(photo: str, seen: Sequence[Glance], rows: Sequence[Sequence[str]], figures: Sequence[Figure]) -> str:
+    """The page: one file that asks for nothing else."""
+    title = f"{Path(photo).name} in {seen[0].label}"
+    (_, *head), *body = ([escape(cell) for cell in row] for row in rows)
+    lines = [
+        f"<tr><th scope=row>{words}</th><td>{'</td><td>'.join(cells)}</td></tr>" for words, *cells in body
+    ]
+    top = "".join(f"<th scope=col>{cell}</th>" for cell in head)
+    origins = "".join(f"<li>{escape(one.label)}: {escape(one.weights)}</li>" for one in seen)
+    pictures = [
+        f'<figure><img alt="{escape(figure.alt)}" width="{figure.width}" src="data:image/png;base64,'
+        f'{base64.b64encode(figure.png()).decode()}"><figcaption>{escape(figure.caption)}</figcaption></figure>'
+        for figure in figures
+    ]
+    return "\n".join([
+        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width">',
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>",
+        f"<h1>{escape(title)}</h1><ul>{origins}</ul>",
+        f"<table><tr><td></td>{top}</tr>", *lines, "</table>",
+        f"<p>{escape(_CAUTION)}</p>", *pictures, "</main></body></html>", "",
+    ])  # fmt: skip
