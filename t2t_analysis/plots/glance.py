@@ -30,7 +30,7 @@ def glance_maps(seen: Sequence[Glance]) -> Figure:
             )
             for ax, block in zip(row[1:], blocks, strict=False):
                 drawn = _map(ax, one.attention[block], f"attention, block {block + 1}", norm=scale)
-            fig.colorbar(drawn, ax=row[1 : 1 + len(blocks)], shrink=0.8, pad=0.01)
+            fig.colorbar(drawn, ax=row[1 : 1 + len(blocks)], shrink=0.8, pad=0.01, format="%g")
             _norms(fig, row[-2], one)
             _map(row[-1], _rgb(one.components), "components, last block")
     n = one.attention[0].size
@@ -58,7 +58,9 @@ def _map(ax: Any, values: np.ndarray, title: str, **style: Any) -> Any:
 def _norms(fig: Any, ax: Any, one: Glance) -> None:
     block = one.most_apart
     rows, columns = np.nonzero(one.apart[block])
-    fig.colorbar(_map(ax, one.norms[block], f"norms, block {block + 1}"), ax=ax, shrink=0.8, pad=0.01)
+    fig.colorbar(
+        _map(ax, one.norms[block], f"norms, block {block + 1}"), ax=ax, shrink=0.8, pad=0.01, format="%g"
+    )
     ax.plot(columns, rows, "x", color=PALETTE["vermillion"], markersize=5)
 
 
@@ -74,7 +76,7 @@ def _short(name: str, length: int = 24) -> str:
 
 def glance_depth(seen: Sequence[Glance]) -> Figure:
     """Three numbers by block, for each network."""
-    styles = series_styles([one.label for one in seen], [one.label for one in seen[1:]])
+    styles = series_styles([one.label for one in seen])
     panels = (
         ("Half of the attention", "share of patches", "half"),
         ("Norms that stand apart", "share of patches", "apart_share"),
