@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from ._names import TWIN
 from .errors import T2TError
 from .results import Result
 
-__all__ = ["difference", "twin_differences"]
+__all__ = ["difference", "paired", "twin_differences"]
 
 #: rows of two models that agree in these, and stand at the places asked for, are compared
 _ABOUT = ("quantity", "variant", "place_b", "layer_b", "at", "at_unit", "tokens", "value_unit")
@@ -42,9 +42,8 @@ def difference(
     Raises
     ------
     UnknownNameError : a label or place that the result does not have.
-    T2TError : no row of the two can be paired: other images, or measured in another way.
+    T2TError : no row of the two can be paired, since they rest on other images.
     """
-    _same_conditions(result, model, model_b)
     a, b = _side(result, model, place), _side(result, model_b, place_b or place)
     at = {key: i for i, key in enumerate(_keys(b, alone=place is not None))}
     pairs = [(i, at[key]) for i, key in enumerate(_keys(a, alone=place is not None)) if key in at]
@@ -52,6 +51,17 @@ def difference(
     if not pairs or not (paired := _paired(first, second)).any():
         raise T2TError(_why(result, first, second, model, model_b))
     first, second = (side.rows(np.flatnonzero(paired)) for side in (first, second))
+    units = first.frame["unit"]
+    rows = [
+        _rows(*(side.rows(np.flatnonzero(units == unit)) for side in (first, second)))
+        for unit in units.unique()
+    ]
+    notes = (*result.notes, *_conditions(result, model, model_b))
+    return Result(result.measure, rows, {"models": [model, model_b]}, notes)  # type: ignore[arg-type]
+
+
+def _rows(first: Result, second: Result) -> dict[str, Any]:
+    """Rows of the differences of two results, row by row."""
     estimate = first.estimates() - second.estimates()
     one, other = (side.frame.astype(object) for side in (first, second))
     columns = {name: one[name] for name in _KEPT} | {
@@ -63,8 +73,9 @@ def difference(
         "estimator": one["estimator"] + "; first model minus second",
     }
     row: dict[str, Any] = {name: values.to_numpy(object) for name, values in columns.items()}
-    row |= {"estimate": estimate, "p": estimate, "null": 0.0, "null_kind": "no difference between the models"}
-    return Result(result.measure, [row], {"models": [model, model_b]}, result.notes)  # type: ignore[arg-type]
+    return row | {
+        "estimate": estimate, "p": estimate, "null": 0.0, "null_kind": "no difference between the models",
+    }  # fmt: skip
 
 
 def _side(result: Result, model: str, place: str | None) -> Result:
@@ -102,18 +113,23 @@ def _why(result: Result, first: Result, second: Result, model: str, model_b: str
     )
 
 
-def _same_conditions(result: Result, model: str, model_b: str) -> None:
-    """What the two were asked has to be the same: ``meta["conditions"]`` of each."""
+def _conditions(result: Result, model: str, model_b: str) -> Iterator[str]:
+    """A note where the two were not asked the same: ``meta["conditions"]`` of each."""
     parts = [result.meta, *result.meta.get("parts", [])]
     known = {label: asked for part in parts for label, asked in part.get("conditions", {}).items()}
-    if known.get(model) != known.get(model_b):
-        raise T2TError(
-            f"{result.measure} was asked in different ways, {known.get(model)} of {model} and {known.get(model_b)} of "
-            f"{model_b}; measure both in the same way"
-        )
+    first, second = known.get(model, {}), known.get(model_b, {})
+    for name in first:
+        if name in second and first[name] != second[name]:
+            yield f"{model} and {model_b} differ in what they were asked: {name} {first[name]} and {second[name]}"
 
 
 def twin_differences(result: Result, models: Iterable[str], place: str | None = None) -> list[Result]:
     """What training changed: each model minus its random twin, paired over units; none where there is no twin."""
     measured = set(result.frame["model"])
     return [difference(result, name, name + TWIN, place) for name in models if name + TWIN in measured]
+
+
+def paired(result: Result, models: Iterable[str], place: str | None = None) -> Result | None:
+    """Model minus baseline, the two of ``models``; None where there is one model alone."""
+    model, *others = models
+    return difference(result, model, others[0], place) if len(others) == 1 else None

@@ -114,7 +114,8 @@ class Estimate:
         texts = {
             g: f"t{words[0]}, delete-a-group jackknife{words[1]}, {g} groups" for g in np.unique(self.groups)
         }
-        return np.vectorize(lambda g: texts[g] if g >= 2 else None, otypes=[object])(self.groups)[()]
+        groups = np.where(np.isnan(self.value), 0, self.groups)
+        return np.vectorize(lambda g: texts[g] if g >= 2 else None, otypes=[object])(groups)[()]
 
     @property
     def note(self) -> str | None:
@@ -124,6 +125,11 @@ class Estimate:
     def at(self, *position: Any) -> dict[str, Any]:
         """``{"estimate": self[position]}``, to be put into a row of a `Result`."""
         return {"estimate": self[position]}
+
+    def columns(self) -> dict[str, Any]:
+        """Columns value, low, high, interval, se, df, n and unit of one number."""
+        numbers = {name: float(getattr(self, name)) for name in ("value", "low", "high", "se", "df")}
+        return numbers | {"interval": self.interval, "n": int(self.n), "unit": self.unit}
 
     # ---------------------------------------------------------------------------------- what follows from it
 

@@ -230,11 +230,6 @@ for _kind, _heads in (
 ):
     _add(f"column_cosine_{_kind}", f"cosine of attention columns of two layers, {_heads}", "cosine of columns",
          smallest=SIMILARITY, claimed=-1, **_COSINE)  # fmt: skip
-    _add(f"similar_tokens_{_kind}", f"tokens that attend alike in neighbouring layers, {_heads}", **_SHARE)
-for _kind, _heads in (("same_head", "same head"), ("averaged", "heads averaged")):
-    _add(
-        f"similar_blocks_{_kind}", f"neighbouring layers whose tokens attend alike, {_heads}", digits=0, **_UP
-    )
 _add("effective_rank", "effective rank", unit="dimensions", digits=1, bounds=(1.0, None))
 _add("participation_ratio", "participation ratio", unit="dimensions", digits=1, bounds=(1.0, None))
 # attention
@@ -250,7 +245,6 @@ _add("class_mass", "attention of patches to the class token", **_SHARE)
 _add("prefix_mass", "attention of patches to prefix tokens", **_SHARE)
 _add("sink_mass", "attention that the most attended key gets", **_SHARE)
 _add("sink_on_prefix", "images whose most attended key is a prefix token", **_SHARE)
-_add("rollout_rank_one", "share of a rollout that one direction makes", "σ₁² / Σσᵢ²", bounds=(0.0, 1.0))
 _add(
     "rollout_between_images",
     "correlation of rollouts of different images",

@@ -18,8 +18,7 @@ from t2t_analysis.capture import capture
 from t2t_analysis.errors import CaptureError, DataError, T2TError, UnknownNameError
 from t2t_analysis.measures import HeadSimilarity, accumulate, collect, measure
 from t2t_analysis.measures.ablation import HeadMeans, Replay, ablated, derangement, head_outputs, sites
-from t2t_analysis.measures.grouped import Estimate
-from t2t_analysis.measures.head_ablation import HeadAblation, t_test
+from t2t_analysis.measures.head_ablation import HeadAblation
 from t2t_analysis.measures.head_effects import (
     effects,
     head_gradients,
@@ -406,17 +405,6 @@ def test_the_score_of_the_heads_own_subspace_is_that_of_the_head():
     torch.testing.assert_close(subspace_scores(z, gradient, site, own)[0][:, 1], score[:, 1])
 
 
-def test_t_test_keeps_its_size():
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(400, 12))
-    mean, se = x.mean(1), x.std(1, ddof=1) / 12**0.5
-    half = 2.200985 * se
-    p = t_test(Estimate(mean, mean - half, mean + half, np.full(400, 12), np.full(400, 12)))
-    assert 0.02 < (p < 0.05).mean() < 0.08
-    nothing = Estimate(*(np.array([v]) for v in (0.0, 0.0, 0.0, 4, 4)))
-    assert t_test(nothing).tolist() == [1.0]
-
-
 class Turned(torch.nn.Module):
     """An output projection that first turns the joined head outputs of every image by a rotation of its own."""
 
@@ -495,7 +483,7 @@ def measured(double):
 
 def of_mode(result, mode, quantity):
     f = result.frame
-    return f[f.estimator.str.startswith(mode) & (f.quantity == quantity)]
+    return f[(f.variant == mode).fillna(mode is None) & (f.quantity == quantity)]
 
 
 def test_values_are_those_of_whole_forward_passes(double, measured):
@@ -552,7 +540,7 @@ def test_every_row_has_its_interval_null_and_unit(measured):
 
 
 def test_importance_is_normalised_within_layers(double, measured):
-    rows = of_mode(measured, "E|dL", "importance_label_free").drop_duplicates(["layer", "head"])
+    rows = of_mode(measured, None, "importance_label_free").drop_duplicates(["layer", "head"])
     size = (rows.value.astype(float) ** 2).groupby(rows.layer).sum()
     assert size.to_numpy(float) == pytest.approx(np.ones(2))
     x = torch.cat([b.images for b in batches()])

@@ -10,6 +10,7 @@ import torch
 from t2t_analysis import capture, measures
 from t2t_analysis.measures import Measure, measure
 from t2t_analysis.measures.catalogue import ALL, COMPARISONS, page
+from t2t_analysis.quantities import quantity
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,6 +50,7 @@ def test_no_number_stands_alone(results, name):
     assert frame["value"].notna().any()
     for column in ("quantity", "n", "unit", "estimator", "model", "weights"):
         assert frame[column].notna().all(), column
+    assert all(quantity(name).words for name in frame["quantity"].unique())
     lone = frame[frame["value"].notna() & (frame["null"].isna() | frame["null_kind"].isna())]
     assert sorted(set(lone["quantity"])) == [], "values without a null"
     assert (frame["low"].isna() | (frame["low"] <= frame["value"] + 1e-9)).all()

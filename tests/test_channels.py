@@ -9,7 +9,9 @@ from torch import nn
 
 from t2t_analysis import load_model
 from t2t_analysis.capture import capture
+from t2t_analysis.differences import difference
 from t2t_analysis.errors import T2TError, UnknownNameError
+from t2t_analysis.estimates import Estimate
 from t2t_analysis.measures import (
     FeatureMapView,
     InvalidChannels,
@@ -22,8 +24,6 @@ from t2t_analysis.measures import (
     outliers,
 )
 from t2t_analysis.measures import feature_maps as maps
-from t2t_analysis.measures.differences import paired_difference
-from t2t_analysis.measures.head_summary import with_p
 from t2t_analysis.measures.notebook_path import NOTEBOOK, REAL, Path, shortcut_features, shortcut_share
 from t2t_analysis.measures.outliers import ChannelOutliers
 from t2t_analysis.plots import channels as plots
@@ -255,18 +255,18 @@ def test_t2t_stages_come_along_where_there_are_any(name):
 def test_the_difference_between_models_is_paired_over_images():
     models = {"planted": silenced(tiny(), 48), "plain": tiny()}
     result = run(models, InvalidChannels(places=RESID))["invalid_channels"]
-    difference = channels.invalid_difference(result, "planted", "plain")
-    row = difference.frame.set_index("quantity").loc["zero_area_difference"]
+    apart = difference(result, "planted", "plain", "blocks.*.resid_post")
+    row = apart.frame.set_index("quantity").loc["zero_area_difference"]
     assert row.value == pytest.approx(0.125)
     assert row.low <= 0.125 <= row.high
     assert row.p < 1e-6
-    same = channels.invalid_difference(result, "plain", "plain").frame
+    same = difference(result, "plain", "plain").frame
     assert (same.value == 0).all()
     assert (same.p == 1).all()
     with pytest.raises(UnknownNameError, match="planted"):
-        channels.invalid_difference(result, "plantd", "plain")
+        difference(result, "plantd", "plain")
     with pytest.raises(UnknownNameError, match="resid_post"):
-        paired_difference(result, "planted", "plain", "norm")
+        difference(result, "planted", "plain", "norm")
 
 
 def test_p_values_of_null_pairs_are_calibrated():
@@ -275,16 +275,8 @@ def test_p_values_of_null_pairs_are_calibrated():
     p = []
     for _ in range(200):
         images = rng.beta(0.5, 20, size=(2, 36)).reshape(2, 12, 3).sum(2)
-        kept = [
-            {
-                "value": float(x.sum() / 36),
-                "leave_out": ((x.sum() - x) / 33).tolist(),
-                "sizes": [3] * 12,
-                "unit": "image",
-            }
-            for x in images
-        ]
-        p.append(with_p(kept[0], kept[1])["p"])
+        a, b = (Estimate(x.sum() / 36, (x.sum() - x) / 33, np.full(12, 3)) for x in images)
+        p.append((a - b).p)
     assert (np.array(p) < 0.05).mean() <= 0.05 + 2.6 * np.sqrt(0.05 * 0.95 / 200)
     assert np.median(p) == pytest.approx(0.5, abs=0.12)
 
@@ -308,9 +300,8 @@ def test_a_resnet_is_a_column_on_its_real_forward_pass():
     exact = frame[(frame.quantity == "exact_zero") & (frame.place == "layer2")].iloc[0]
     assert exact.value == pytest.approx(float((seen == 0).double().mean()), abs=1e-6)
     assert exact.value > 0.2  # rectified
-    alone = channels.feature_map_curves(resnet, IMAGES.split(4), ["layer2"], progress=False)
     expected = maps.invalid_areas(seen).mean(0).tolist()
-    assert [at(alone, q, "layer2").value for q in channels.AREAS] == pytest.approx(expected, abs=1e-6)
+    assert [at(result, q, "layer2").value for q in channels.AREAS] == pytest.approx(expected, abs=1e-6)
     with pytest.raises(UnknownNameError, match="layer2"):
         FeatureMapView(resnet, ["layer22"])
 

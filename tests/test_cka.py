@@ -10,7 +10,7 @@ import torch
 from t2t_analysis import stats
 from t2t_analysis.capture import capture
 from t2t_analysis.errors import DataError, T2TError, UnknownNameError
-from t2t_analysis.measures import CrossLayerCKA, LayerCKA, accumulate, cka_difference, collect, measure
+from t2t_analysis.measures import CrossLayerCKA, LayerCKA, accumulate, collect, difference, measure
 from t2t_analysis.measures import cka as C
 
 
@@ -352,7 +352,7 @@ def test_the_mean_leaves_out_a_layer_with_itself_and_pairs_two_models():
     assert mean.value == pytest.approx(cells.value.astype(float).mean(), abs=1e-12)
     assert mean.low < mean.value < mean.high
     assert mean.null_low < mean.null < mean.null_high < mean.value
-    row = cka_difference(found, "alike", "other").frame.iloc[0]
+    row = difference(found.where(quantity="cka_mean"), "alike", "other").frame.iloc[0]
     assert row.quantity == "cka_mean_difference"
     assert row.value == pytest.approx(1 - mean.value, abs=1e-9)
     assert row.high - row.value == pytest.approx(

@@ -11,7 +11,7 @@ from t2t_analysis.measures import (
     EdgeChannels,
     FeatureMapView,
     channel_maps,
-    edge_difference,
+    difference,
     example_image,
     measure,
 )
@@ -100,13 +100,13 @@ def test_planted_channels_are_counted_and_noise_is_at_chance():
 def test_a_model_against_itself_differs_by_nothing_and_thirds_are_means():
     model = load_model("small_hard_deep", "random", seed=3)
     result = run({"a": model, "b": model}, pictures(16))
-    difference = edge_difference(result, "a", "b").frame
-    assert difference["value"].abs().max() == 0
+    apart = difference(result, "a", "b").frame
+    assert apart["value"].abs().max() == 0
     blocks = [at(result, "outline_channels", f"blocks.{i}.resid_post", "a")["value"] for i in range(3)]
     assert at(result, "outline_channels", "first third of blocks", "a")["value"] == pytest.approx(
         np.mean(blocks)
     )
-    assert set(difference["n"]) == {16}
+    assert set(apart["n"]) == {16}
 
 
 def test_batches_of_one_image_are_compared_with_the_one_before():

@@ -402,7 +402,7 @@ def test_groups_that_are_empty_for_one_cell_only():
     assert found.groups.tolist() == [3, 1]
     assert np.isfinite(found.low[0])
     assert np.isnan([found.low[1], found.high[1]]).all()
-    assert found.at(1)["interval"] is None
+    assert found[1].interval is None
     with pytest.raises(T2TError, match="2 groups of counts"):
         grouped_estimate(lambda s: s, torch.zeros(3, 1), torch.ones(2))
 

@@ -19,7 +19,7 @@ from t2t_analysis.measures import (
     HeadSimilarity,
     accumulate,
     collect,
-    contrast_difference,
+    difference,
     measure,
     random_twin,
     random_twins,
@@ -27,7 +27,8 @@ from t2t_analysis.measures import (
 from t2t_analysis.measures import head_maps as hm
 from t2t_analysis.measures import head_summary as hs
 from t2t_analysis.measures.cka import hsic1
-from t2t_analysis.measures.head_outputs import head_output_weights, head_outputs, permutation_band
+from t2t_analysis.measures.head_outputs import head_output_weights, head_outputs, permutation_null
+from t2t_analysis.measures.sums import mean_estimate
 from t2t_analysis.models import load_model
 from t2t_analysis.results import Result
 from t2t_analysis.stats import delete_group_jackknife
@@ -485,7 +486,7 @@ def test_max_statistic_keeps_its_size():
             generator.standard_normal((100, 15))
             @ np.linalg.cholesky(np.full((15, 15), 0.3) + 0.7 * np.eye(15)).T
         )
-        p = permutation_band(draws[0], draws[1:], np.ones(15, bool))["p"]
+        p = permutation_null(draws[0], draws[1:], np.ones(15, bool))["p"]
         hits += p.min() <= 0.05
     assert hits / 400 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
     assert hits / 400 > 0.02
@@ -505,29 +506,29 @@ def test_contrast_over_depth_and_its_difference_between_models():
     change = summary(result, "cosine_centred_last_minus_first")
     assert change.iloc[0]["value"] == pytest.approx(within[-2:].mean() - within[:2].mean())
     assert change.iloc[0]["low"] > 0.2
-    difference = contrast_difference(result, "copied", "other").frame
-    row = difference[difference["quantity"] == "cosine_centred"].iloc[0]
+    apart = difference(result, "copied", "other", hs.THIRDS).frame
+    row = apart[apart["quantity"] == "cosine_centred_last_minus_first_difference"].iloc[0]
     assert row["value"] == pytest.approx(change.iloc[0]["value"] - change.iloc[1]["value"])
     assert row["low"] > 0.2
     assert row["p"] < 1e-4
-    outputs = contrast_difference(results["head_output_cka"], "copied", "other").frame
-    assert outputs["tokens"].tolist() == ["class", "pooled"]
+    outputs = difference(results["head_output_cka"], "copied", "other", hs.THIRDS).frame
+    assert sorted(outputs["tokens"]) == ["class", "pooled"]
     with pytest.raises(UnknownNameError, match="did you mean 'other'"):
-        contrast_difference(result, "copied", "othr")
+        difference(result, "copied", "othr")
 
 
 def test_a_model_does_not_differ_from_itself():
     model = vit(depth=3)
     result = run({"a": model, "b": model}, images(8), HeadSimilarity())
-    frame = contrast_difference(result, "a", "b").frame
+    frame = difference(result, "a", "b").frame
     assert (frame["value"] == 0).all()
     assert (frame["p"] == 1).all()
 
 
-def test_contrast_difference_survives_saving(tmp_path):
+def test_a_difference_survives_saving(tmp_path):
     result = run({"a": vit(seed=1), "b": vit(seed=2)}, images(8), HeadSimilarity())
-    before = contrast_difference(result, "a", "b").frame
-    after = contrast_difference(Result.load(result.save(tmp_path / "heads.parquet")), "a", "b").frame
+    before = difference(result, "a", "b").frame
+    after = difference(Result.load(result.save(tmp_path / "heads.parquet")), "a", "b").frame
     np.testing.assert_allclose(after["value"].astype(float), before["value"].astype(float))
 
 
@@ -539,23 +540,13 @@ def test_p_of_a_paired_difference_keeps_its_size():
         shared, own = generator.exponential(size=20), generator.normal(size=(2, 20))
         groups = torch.arange(20) % 16
         counts = torch.zeros(16).double().index_add_(0, groups, torch.ones(20).double())
-        kept = [
-            hs.replicates(
-                lambda s, n: s / n,
-                (torch.zeros(16).double().index_add_(0, groups, torch.tensor(x)), counts),
-                counts,
-            )
+        a, b = (
+            mean_estimate(torch.zeros(16).double().index_add_(0, groups, torch.tensor(x)), counts)
             for x in shared + own
-        ]
-        small += hs.with_p(kept[0], minus=kept[1])["p"] < 0.05
+        )
+        small += (a - b).p < 0.05
     assert small / 400 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
     assert small > 4
-
-
-def test_models_on_different_images_cannot_be_paired():
-    kept = {"value": 0.0, "leave_out": [0.0, 0.0], "sizes": [1, 1], "unit": "image"}
-    with pytest.raises(T2TError, match="different images"):
-        hs.with_p(kept, minus={**kept, "sizes": [1, 2]})
 
 
 # --------------------------------------------------------------------------------------------- random weights

@@ -21,9 +21,8 @@ from t2t_analysis.measures import (
     ShiftConsistency,
     Spectrum,
     accumulate,
-    blindness_difference,
     collect,
-    first_third_difference,
+    difference,
     measure,
     ridge,
     shift,
@@ -32,7 +31,7 @@ from t2t_analysis.measures import edges as ed
 from t2t_analysis.measures import footprint as fp
 from t2t_analysis.measures import gradients as rf
 from t2t_analysis.measures import locality as lo
-from t2t_analysis.measures.head_summary import with_p
+from t2t_analysis.measures.sums import Estimate, left_out
 
 
 def rng(seed=0):
@@ -299,7 +298,7 @@ def test_replicates_are_refits():
     ]
     for total, part in zip(sums, ridge.moments(x[:, None], y[:, None]), strict=True):
         total.flatten(0, 1).index_add_(0, group * 2 + half, part)
-    errors, total = ridge.held_out_errors(*(ridge.leave_out(s) for s in sums), [slice(0, 6)])
+    errors, total = ridge.held_out_errors(*(left_out(s) for s in sums), [slice(0, 6)])
     found = 1 - errors / total
     assert torch.allclose(found[0], lo.decodability(x, y))
     assert (found[1:] != found[:1]).all()
@@ -310,22 +309,22 @@ def test_p_of_independent_features_is_calibrated():
     p = []
     for seed in range(200):
         a, b, y = torch.randn(3, 48, 2, 3, generator=rng(seed), dtype=torch.float64)
-        kept = [replicates_of(x, y) for x in (a, b)]
-        p.append(with_p(kept[0], kept[1])["p"])
+        first, second = (estimate_of(x, y) for x in (a, b))
+        p.append((first - second).p)
     share = np.mean(np.array(p) < 0.05)
     assert share <= 0.05 + 2 * (0.05 * 0.95 / 200) ** 0.5
 
 
-def replicates_of(x, y, groups=12):
+def estimate_of(x, y, groups=12):
     index = torch.arange(len(x))
     slot = index // 2 % groups * 2 + ridge.pair_half(index)
     sums = []
     for part in ridge.moments(x, y):
         total = torch.zeros(groups * 2, *part.shape[1:], dtype=torch.float64)
         sums.append(total.index_add_(0, slot, part).unflatten(0, (groups, 2)))
-    errors, total = ridge.held_out_errors(*(ridge.leave_out(s) for s in sums), [slice(0, y.shape[-1])])
-    found = (1 - errors.sum(-1) / total.sum(-1)).tolist()
-    return {"value": found[0], "leave_out": found[1:], "sizes": [len(x) // groups] * groups, "unit": "image"}
+    errors, total = ridge.held_out_errors(*(left_out(s) for s in sums), [slice(0, y.shape[-1])])
+    found = (1 - errors.sum(-1) / total.sum(-1)).numpy()
+    return Estimate(found[0], found[1:], np.full(groups, len(x) // groups))
 
 
 # ------------------------------------------------------------------------------------------ decodability of a model
@@ -473,12 +472,12 @@ def test_rows_of_a_model_references_and_the_first_third():
         "held-out ridge R^2, 225 dimensions projected to 16, 2 draws",
     }  # of the hard and of the soft split
     assert set(frame.quantity) == {f"edge_r2_{quantity}" for quantity in lo.QUANTITIES}
-    difference = first_third_difference(result, "soft", "hard").frame
-    row = difference[difference.quantity == "edge_r2_own_difference"].iloc[0]
+    apart = difference(result, "soft", "hard", lo.FIRST_THIRD).frame
+    row = apart[apart.quantity == "edge_r2_own_difference"].iloc[0]
     both = [values(frame[frame.model == m], "edge_r2_own", lo.FIRST_THIRD).value for m in ("soft", "hard")]
     assert row.value == pytest.approx(both[0] - both[1])
     assert row.low < row.value < row.high
-    same = first_third_difference(result, "hard", "hard").frame
+    same = difference(result, "hard", "hard").frame
     assert (same.value == 0).all()
     assert (same.p == 1).all()
     over = over[(over.model == "soft") & (over.place_b == "edges.cell")].set_index("quantity")
@@ -529,7 +528,7 @@ def test_edge_decodability_refuses_what_it_cannot_answer():
         "edge_decodability"
     ]
     with pytest.raises(UnknownNameError, match="'c'"):
-        first_third_difference(result, "a", "c")
+        difference(result, "a", "c")
 
 
 def test_single_image_batches_lose_one_image_and_say_so():
@@ -582,12 +581,12 @@ def test_a_soft_split_sees_beyond_and_attention_everywhere(tokens):
 def test_the_difference_of_two_tokenisers_is_paired():
     models = {"soft": small("small_conv_deep"), "hard": small(), "again": small()}
     result = run(models, BoundaryBlindness(n_tokens=1, groups=8), textures(8))["boundary_blindness"]
-    row = blindness_difference(result, "soft", "hard").frame.iloc[0]
+    row = difference(result.where(at=0.0), "soft", "hard").frame.iloc[0]
     soft = result.frame[(result.frame.model == "soft") & (result.frame["at"] == 0)].iloc[0]
     assert row.quantity == "gradient_outside_difference"
     assert (row.value, row.low) == pytest.approx((soft.value, soft.low))
     assert row.p < 1e-4
-    assert blindness_difference(result, "hard", "again").frame.iloc[0].p == 1
+    assert difference(result, "hard", "again").frame.iloc[0].p == 1
 
 
 def test_blindness_agrees_with_the_jacobian():

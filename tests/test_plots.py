@@ -16,9 +16,10 @@ from t2t_analysis.measures import (
     HeadOutputCKA,
     HeadSimilarity,
     LayerCKA,
-    contrast_difference,
+    difference,
     measure,
 )
+from t2t_analysis.measures.head_summary import THIRDS
 from t2t_analysis.plots import (
     along,
     by_depth,
@@ -85,7 +86,7 @@ DRAW = {
     "cka_map": lambda r: cka_map([r["layer_cka"], r["cross_layer_cka"]]),
     "cka_map with numbers": lambda r: cka_map(r["layer_cka"], ["shallow"]),
     "forest": lambda r: forest(
-        [contrast_difference(r[n], "deep", "shallow") for n in ("head_similarity", "head_output_cka")], title="Alike?"
+        [difference(r[n], "deep", "shallow", THIRDS) for n in ("head_similarity", "head_output_cka")], title="Alike?"
     ),
     "maps_against_outputs": lambda r: maps_against_outputs(r["head_similarity"], r["head_output_cka"]),
 }  # fmt: skip
@@ -131,7 +132,9 @@ def test_untrained_weights_are_said_first_in_every_caption(name, results):
         for key, r in results.items()
     }
     if name == "forest":
-        frame = contrast_difference(results["head_similarity"], "deep", "shallow").frame
+        frame = difference(
+            results["head_similarity"], "deep", "shallow", "last third - first third of blocks"
+        ).frame
         figure = forest(Result("m", frame.assign(weights="UNTRAINED (seed 0) | bundled")))
         assert figure.caption.startswith("**UNTRAINED: deep has")
     else:

@@ -56,10 +56,8 @@ def differences(**columns: Any) -> Result:
 
 
 def rolled(twins: bool = True) -> Result:
-    rows = [row("rollout_rank_one", 1.0, 0.0, model=name, layer=9, null=1.0) for name in (A, B)]
-    rows += [row("rollout_rank_one", 0.1, 0.0, model=name, layer=0, null=0.1) for name in (A, B)]
     names = [*(A, B), *([f"{A}, random", f"{B}, random"] if twins else [])]
-    return result([*rows, *(row("rollout_between_images", 0.02, model=name, layer=9) for name in names)])
+    return result([*(row("rollout_between_images", 0.02, model=name, layer=9) for name in names)])
 
 
 def redundancy() -> Result:
@@ -161,7 +159,6 @@ def test_sinks_rollout_and_redundancy_stand_beside_their_nulls() -> None:
     text = " ".join(said(geometry(), geometry(name=B)))
     assert f"the class token gets 2.00 % [1.90 %, 2.10 %] (uniform 1.54 %) in `{A}`" in text
     assert "25.00 % [20.00 %, 30.00 %] (any key alike 1.54 %)" in text
-    assert f"this share of all: 1.000 [1.000, 1.000] (uniform 1.000) in `{A}`" in text
     assert "(with random weights 0.020 [0.019, 0.021] and 0.020 [0.019, 0.021])" in text
     assert "cosine of 0.300 [0.299, 0.301] (of two images 0.100)" in text
     assert f"0.350 (random 0.900) in `{A}`" in text  # weights have no interval to miss

@@ -6,14 +6,15 @@ of the study (`measure_runs`), where the unit is the seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
-from ..errors import DataError
+from ..differences import difference
+from ..errors import DataError, UnknownNameError
 from ..results import COLUMNS, Result, tidy
 
 __all__ = [
@@ -22,8 +23,6 @@ __all__ = [
 
 #: file of the headlines of the study's runs, beside its table
 TABLE = "headlines.csv"
-
-Difference = Callable[[Result, str, str], Result]
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,13 @@ class Headline:
     ----------
     measure : name of the result that holds it.
     where : columns and values that pick its one row for a model.
-    difference : name in ``t2t_analysis.measures`` of the function for two models; empty where none is defined.
-    quantity : of the row that the function returns, if it is not ``<quantity>_difference``.
+    paired : whether two models are compared by the difference of that row, paired over images.
     choose : which of several rows: of a curve the "first" point, of layers the "last".
     """
 
     measure: str
     where: Mapping[str, str]
-    difference: str = ""
-    quantity: str = ""
+    paired: bool = True
     choose: Literal["", "first", "last"] = ""
 
     def row(self, frame: pd.DataFrame, model: str | None = None) -> pd.Series | None:
@@ -50,10 +47,13 @@ class Headline:
         wanted = dict(self.where) | ({"model": model} if model else {})
         return _pick(frame, wanted, self.choose)
 
-    def difference_row(self, frame: pd.DataFrame) -> pd.Series | None:
-        """The one row of a result of ``difference``."""
-        wanted = {"quantity": self.quantity or f"{self.where['quantity']}_difference"}
-        return _pick(frame, wanted | ({"tokens": self.where["tokens"]} if "tokens" in self.where else {}))
+    def difference(self, result: Result, model: str, baseline: str) -> pd.Series | None:
+        """The row of model minus baseline, or None where one of them has no such row."""
+        try:
+            found = difference(result.where(**self.where), model, baseline)
+        except UnknownNameError:
+            return None
+        return _pick(found.frame, {}, self.choose)
 
 
 def _pick(frame: pd.DataFrame, wanted: Mapping[str, str], choose: str = "") -> pd.Series | None:
@@ -77,47 +77,35 @@ HEADLINES: dict[str, Headline] = {
     "head_cosine_change": Headline(
         "head_similarity",
         {"quantity": "cosine_centred_last_minus_first"},
-        "contrast_difference",
-        "cosine_centred",
     ),
     "head_cka_change": Headline(
         "head_output_cka",
         {"quantity": "head_output_cka_last_minus_first", "tokens": "pooled"},
-        "contrast_difference",
-        "head_output_cka",
     ),
-    "edge_own": Headline(
-        "edge_decodability", {"quantity": "edge_r2_own", "place": _THIRD}, "first_third_difference"
-    ),
-    "edge_neighbour": Headline(
-        "edge_decodability", {"quantity": "edge_r2_neighbour", "place": _THIRD}, "first_third_difference"
-    ),
+    "edge_own": Headline("edge_decodability", {"quantity": "edge_r2_own", "place": _THIRD}),
+    "edge_neighbour": Headline("edge_decodability", {"quantity": "edge_r2_neighbour", "place": _THIRD}),
     "edge_own_rectified": Headline(
-        "rectified_edge_decodability", {"quantity": "edge_r2_own", "place": _THIRD}, "first_third_difference"
+        "rectified_edge_decodability", {"quantity": "edge_r2_own", "place": _THIRD}
     ),
     "gradient_outside": Headline(
         "boundary_blindness",
         {"quantity": "gradient_outside", "place": "embed"},
-        "blindness_difference",
         choose="first",
     ),
     "invalid_area": Headline(
         "invalid_channels",
         {"quantity": "invalid_area", "place": _BLOCKS, "tokens": "patch"},
-        "invalid_difference",
     ),
     "rank_pooled": Headline(
         "effective_rank",
         {"quantity": "effective_rank_over_null", "place": _BLOCKS, "tokens": "pooled"},
-        "rank_difference",
     ),
     "rank_tokens": Headline(
         "effective_rank",
         {"quantity": "effective_rank_over_null", "place": _BLOCKS, "tokens": "patch"},
-        "rank_difference",
     ),
     "similar_is_redundant": Headline(
-        "similarity_redundancy", {"quantity": "similarity_effect_spearman_within_layers"}
+        "similarity_redundancy", {"quantity": "similarity_effect_spearman_within_layers"}, paired=False
     ),
 }
 
@@ -163,14 +151,11 @@ def pair_differences(results: Mapping[str, Result], model: str, baseline: str) -
 
     A headline without a difference gives one row per model, named ``<headline>:model`` and ``<headline>:baseline``.
     """
-    from .. import measures
-
     rows: list[dict[str, Any]] = []
     for name, headline in HEADLINES.items():
         result = results[headline.measure]
-        if headline.difference:
-            both: Difference = getattr(measures, headline.difference)
-            row = headline.difference_row(both(result, model, baseline).frame)
+        if headline.paired:
+            row = headline.difference(result, model, baseline)
             rows += [] if row is None else [as_dict(row) | {"quantity": name}]
             continue
         for part, label in (("model", model), ("baseline", baseline)):

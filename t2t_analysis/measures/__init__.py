@@ -1,39 +1,34 @@
 """One file a question; `base` says what a measure is, `engine` feeds all of them in one pass."""
 
+from ..differences import difference, paired, twin_differences
 from .ablation import HeadMeans, ablated
-from .attention import AttentionGeometry, geometry_difference
+from .attention import AttentionGeometry
 from .attribution import Explained, attribute, explain
 from .attribution_checks import check_attribution
 from .base import Measure, MeasureBatch
 from .boundaries import boundaries
-from .channels import FeatureMapView, InvalidChannels, feature_map_curves, invalid_difference
-from .collapse import LayerCollapse, collapse_difference
+from .channels import FeatureMapView, InvalidChannels
+from .collapse import LayerCollapse
 from .cost import costs, count, token_geometry, token_stages
-from .edge_channels import EdgeChannels, edge_difference, example_image, image_for
+from .edge_channels import EdgeChannels, example_image, image_for
 from .engine import accumulate, collect, measure
 from .feature_maps import ChannelMaps, channel_maps
 from .footprint import footprints
 from .head_ablation import HeadAblation
 from .head_outputs import HeadOutputCKA
-from .head_summary import contrast_difference
 from .heads import HeadDivergence, HeadSimilarity
 from .latency import latencies
-from .layer_cka import CrossLayerCKA, LayerCKA, cka_difference
-from .locality import (
-    EdgeDecodability,
-    RectifiedEdgeDecodability,
-    blindness_difference,
-    first_third_difference,
-)
+from .layer_cka import CrossLayerCKA, LayerCKA
+from .locality import EdgeDecodability, RectifiedEdgeDecodability
 from .notebook_path import ShortcutShare, chainable, path_maps, shortcut_features, shortcut_share
 from .outliers import ChannelOutliers
 from .paper_costs import paper_table, printed_costs
 from .probes import probe
 from .pruning import PruningCurves, pruning_orders, similarity_is_redundancy
-from .rank import EffectiveRank, rank_difference
+from .rank import EffectiveRank
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy
-from .reference import paired, random_twin, random_twins, twin_differences
+from .reference import random_twin, random_twins
 from .rollout import AttentionRollout, example_rollouts
 from .shift import ShiftConsistency
 from .sinks import Sinks
@@ -73,27 +68,19 @@ __all__ = [
     "ablated",
     "accumulate",
     "attribute",
-    "blindness_difference",
     "boundaries",
     "chainable",
     "channel_maps",
     "check_attribution",
-    "cka_difference",
-    "collapse_difference",
     "collect",
-    "contrast_difference",
     "costs",
     "count",
-    "edge_difference",
+    "difference",
     "example_image",
     "example_rollouts",
     "explain",
-    "feature_map_curves",
-    "first_third_difference",
     "footprints",
-    "geometry_difference",
     "image_for",
-    "invalid_difference",
     "latencies",
     "measure",
     "paired",
@@ -105,7 +92,6 @@ __all__ = [
     "pruning_orders",
     "random_twin",
     "random_twins",
-    "rank_difference",
     "shortcut_features",
     "shortcut_share",
     "similarity_is_redundancy",

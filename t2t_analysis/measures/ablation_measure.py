@@ -120,8 +120,7 @@ class AblationMeasure(Measure):
 
     def base(self, quantity: str, unit: str, **columns: Any) -> dict[str, Any]:
         """Columns of all rows of one quantity."""
-        found = {k: v for k, v in self.row().items() if v is not None}
-        return found | {"quantity": quantity, "value_unit": unit, "tokens": "all"} | columns
+        return self.row(quantity=quantity, value_unit=unit, tokens="all") | columns
 
 
 def _first(batches: Tensor | Iterable[Any], limit: int) -> Tensor:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,17 +19,14 @@ from .. import capture
 from ..capture.attention import stage_attention
 from ..capture.layout import tokeniser
 from ..results import Result
-from .base import Measure, MeasureBatch, View
-from .differences import LAYERS, key_of, over_depth, paired_difference
-from .grouped import TOO_FEW, Estimate, add_finite, grouped_estimate
+from .base import Estimate, ImageMeans, MeasureBatch, View
 from .head_maps import entropy
-from .head_summary import Replicates, with_p
+from .head_summary import LAYERS, nanmean, over_depth
 
 __all__ = [
     "AttentionGeometry",
     "attention_distance",
     "attention_entropy",
-    "geometry_difference",
     "key_distance",
     "prefix_attention",
     "sink_mass",
@@ -150,7 +148,7 @@ class Site(NamedTuple):
     place: str  # blocks.3.attn
     sources: tuple[str, ...]  # the pattern, or q and k where the pattern is large
     layout: capture.TokenLayout
-    heads: slice  # along the axis of all heads
+    heads: int
     scale: float
 
 
@@ -242,7 +240,7 @@ def stage_numbers(q: Tensor, k: Tensor, scale: float, layout: capture.TokenLayou
     )
 
 
-class AttentionGeometry(Measure):
+class AttentionGeometry(ImageMeans):
     """Attention distance, entropy, and attention paid to class token, prefix and sink, per head and layer.
 
     ``attention_distance``: mean distance between the centres of a patch and of the patches it attends to, as
@@ -253,7 +251,7 @@ class AttentionGeometry(Measure):
     tokens. ``sink_mass``: share that the most attended key gets; ``sink_on_prefix``: in how many images
     that key is a prefix token. All are means over queries, then images; rows without a head number are means
     over the heads of a layer, those of ``blocks.*.attn`` over all layers of the backbone; ``..._last_minus_first``
-    is the last third of them minus the first. `geometry_difference` compares two models by these. The null is
+    is the last third of them minus the first. The null is
     uniform attention, in closed form. A Performer has no attention map and is left out.
 
     Source: Dosovitskiy et al. 2021, appendix D.7, and Raghu et al. 2021, figure 3, for the distance; the
@@ -263,9 +261,6 @@ class AttentionGeometry(Measure):
     name = "attention_geometry"
     invariances = frozenset({"permute_heads", "permute_images"})
 
-    total: Tensor  # (G, M, 8) sums over images
-    images: Tensor  # (G, M, 8) images in which a number exists
-
     def bind(self, views: Sequence[View]) -> None:
         """Find all attention maps of the model: those of its blocks, and of token transformers."""
         (view,) = views
@@ -274,9 +269,7 @@ class AttentionGeometry(Measure):
         self.pitch = {s.place: (height / s.layout.grid[0], width / s.layout.grid[1]) for s in self.sites}
         self.by_source = {name: site for site in self.sites for name in site.sources}
         self.with_class = getattr(view.model, "cls_token", None) is not None
-        heads = self.sites[-1].heads.stop
-        self.add_sum("total", self.groups, heads, len(QUANTITIES))
-        self.add_sum("images", self.groups, heads, len(QUANTITIES))
+        self.add_means([s.place for s in self.sites], max(s.heads for s in self.sites), len(QUANTITIES))
 
     def wants(self, view: View) -> list[str]:
         """Patterns of the blocks; queries and keys of token transformers."""
@@ -294,12 +287,10 @@ class AttentionGeometry(Measure):
     def update(self, batch: MeasureBatch) -> None:
         """Add what the hooks made, and work through the maps of token transformers image by image."""
         groups = self.group(batch)
-        for site in self.sites:
-            if not all(name in batch.seen[0] for name in site.sources):
-                continue
-            made = [batch.seen[0][name] for name in site.sources]
-            numbers = made[0] if len(made) == 1 else self._of_stage(site, *made)
-            add_finite(self.total[:, site.heads], self.images[:, site.heads], groups, numbers)
+        for i, site in enumerate(self.sites):
+            made = [batch.seen[0][name] for name in site.sources if name in batch.seen[0]]
+            if len(made) == len(site.sources):
+                self.add(i, groups, made[0] if len(made) == 1 else self._of_stage(site, *made))
 
     def _of_stage(self, site: Site, q: Tensor, k: Tensor) -> Tensor:
         pitch = self.pitch[site.place]
@@ -307,39 +298,40 @@ class AttentionGeometry(Measure):
         return torch.stack([stage_numbers(a, b, site.scale, site.layout, pitch) for a, b in each])
 
     def compute(self) -> Result:
-        """Rows for every head, and for the mean over the heads of every layer."""
-        found = grouped_estimate(lambda s, n: s / n, (self.total, self.images), self.images)
-        self.note(TOO_FEW if ((found.groups == 1) & (found.n > 0)).any() else None)
+        """Rows for every head, for the mean over the heads of every layer, and over all layers."""
+        heads = self.means()  # (L, H, 8)
+        layers = heads.map(lambda x: nanmean(np.moveaxis(x, -2, -1)), heads.sizes.max(-2))
         self._note_stages()
-        rows = [row for site in self.sites for row in self._rows(site, found)]
-        kept: dict[str, Replicates] = {}
-        rows += list(self._depth_rows(kept))
-        return Result(self.name, rows, {"replicates": {self.views[0].label: kept}})  # type: ignore[arg-type]
+        return self.result([*self._rows(heads, layers), *self._depth_rows(layers)])
 
-    def _depth_rows(self, kept: dict[str, Replicates]) -> Iterator[dict[str, Any]]:
+    def _rows(self, heads: Estimate, layers: Estimate) -> Iterator[dict[str, Any]]:
+        """By layer and quantity: the mean over the heads, then every head."""
+        for s, site in enumerate(self.sites):
+            references = nulls(site.layout, self.pitch[site.place])
+            for q, (quantity, null) in enumerate(zip(QUANTITIES, references, strict=True)):
+                if not layers.n[s, q]:
+                    continue
+                columns = self.row(site.place, null=null, **_columns(quantity))
+                how = f"{columns['estimator']}; mean over heads"
+                yield columns | {"estimator": how, "estimate": layers[s, q]}
+                yield columns | {"head": np.arange(site.heads), "estimate": heads[s, : site.heads, q]}
+
+    def _depth_rows(self, layers: Estimate) -> Iterator[dict[str, Any]]:
         """Means over the layers of the backbone, and how they change with depth."""
-        blocks = [site for site in self.sites if site.place.startswith("blocks.")]
+        blocks = [i for i, site in enumerate(self.sites) if site.place.startswith("blocks.")]
         if not blocks:
             return
-
-        def by_layer(total: Tensor, images: Tensor) -> Tensor:
-            each = total / images
-            return torch.stack([each[:, site.heads].nanmean(-1) for site in blocks], dim=-1)
-
-        null = nulls(blocks[0].layout, self.pitch[blocks[0].place])
-        for i, quantity in enumerate(QUANTITIES):
-            counts = self.images[:, blocks[0].heads.start :, i].amax(-1)
-            if not counts.any():
-                continue
-            found = over_depth(by_layer, (self.total[..., i], self.images[..., i]), counts)
-            for (end, mean), reference in zip(found.items(), (null[i], 0.0), strict=True):
-                if mean["value"] is None:  # one layer has no first and last third
+        null = nulls(self.sites[blocks[0]].layout, self.pitch[self.sites[blocks[0]].place])
+        for q, quantity in enumerate(QUANTITIES):
+            for (end, found), reference in zip(
+                over_depth(layers[blocks, q]).items(), (null[q], 0.0), strict=True
+            ):
+                if not np.isfinite(found.value):  # one layer has no first and last third
                     continue
-                kept[key_of(quantity.name + end, quantity.tokens, LAYERS)] = mean
                 words = "last third - first third of layers" if end else "mean over layers"
-                columns = {**_columns(quantity), "quantity": quantity.name + end, "null": reference}
-                columns["estimator"] += f"; mean over heads; {words}"
-                yield self.row(LAYERS, **columns, **{k: v for k, v in with_p(mean).items() if k != "p"})
+                row = self.row(LAYERS, null=reference, estimate=found, **_columns(quantity))
+                row["estimator"] += f"; mean over heads; {words}"
+                yield row | {"quantity": quantity.name + end}
 
     def _note_stages(self) -> None:
         """Say which token transformers are left out, and why."""
@@ -348,35 +340,6 @@ class AttentionGeometry(Measure):
             stage = name.removesuffix(".attn.pattern")
             if stage.startswith("tokens.") and f"{stage}.attn.z" in view.names:
                 self.note(f"{view.label}: {stage}.attn: {reason}")
-
-    def _rows(self, site: Site, found: Estimate) -> list[dict[str, Any]]:
-        layer, rows = self._of_layer(site), []
-        references = nulls(site.layout, self.pitch[site.place])
-        for i, (quantity, null) in enumerate(zip(QUANTITIES, references, strict=True)):
-            if not found.n[site.heads.start, i]:
-                continue
-            columns = {**_columns(quantity), "null": null}
-            rows.append(self.row(site.place, **columns, **layer.at(i)))
-            rows[-1]["estimator"] += "; mean over heads"
-            rows += [
-                self.row(site.place, head=h, **columns, **found.at(m, i))
-                for h, m in enumerate(range(site.heads.start, site.heads.stop))
-            ]
-        return rows
-
-    def _of_layer(self, site: Site) -> Estimate:
-        """Means over the heads of one layer, (8,)."""
-        sums = (self.total[:, site.heads], self.images[:, site.heads])
-        return grouped_estimate(lambda s, n: (s / n).nanmean(-2), sums, sums[1].amax(1))
-
-
-def geometry_difference(result: Result, model: str, model_b: str) -> Result:
-    """Mean over the layers, and change with depth, of ``model`` minus ``model_b``, for all of `QUANTITIES`.
-
-    ``result`` is of `AttentionGeometry` for both. Paired over images; see `paired_difference` for interval, p and
-    errors.
-    """
-    return paired_difference(result, model, model_b, LAYERS, estimator="first model minus second")
 
 
 def _columns(quantity: Quantity) -> dict[str, Any]:
@@ -393,13 +356,11 @@ def _sites(view: View) -> list[Site]:
         for place, pattern in places.items()
     }
     view.probe([sources[0] for sources in wanted.values()])  # all of them in one forward pass
-    sites, start = [], 0
+    sites = []
     for place, sources in wanted.items():
-        heads = view.shape_of(sources[0])[0]
         layout = view.layout_of(sources[0])
         assert layout is not None  # every attention place has tokens
-        sites.append(Site(place, sources, layout, slice(start, start + heads), _scale(view, place)))
-        start += heads
+        sites.append(Site(place, sources, layout, view.shape_of(sources[0])[0], _scale(view, place)))
     return sites
 
 

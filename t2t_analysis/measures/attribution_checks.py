@@ -21,8 +21,8 @@ from ..results import Result, Results
 from .attribution import METHODS, Explained, attribute
 from .clustered import cluster_mean, paired_against_others, permute_clusters
 from .faithfulness import deletion_insertion
-from .grouped import grouped_estimate
 from .reference import random_twin
+from .sums import grouped_estimate
 
 __all__ = [
     "cascade_stages",
@@ -177,7 +177,7 @@ def _completeness(error: Tensor, change: Tensor, clusters: np.ndarray) -> dict[s
     others = torch.from_numpy(permute_clusters(clusters, 99, rng, others_only=True))
     null = (((error + change)[others] - change).abs().sum(1) / change.abs().sum()).numpy()
     low, high = np.quantile(null, [0.025, 0.975])
-    return grouped_estimate(lambda e, c: e / c, sums[:2], sums[2]).at() | {
+    return grouped_estimate(lambda e, c: e / c, sums[:2], sums[2]).columns() | {
         "null": float(null.mean()),
         "null_low": float(low),
         "null_high": float(high),

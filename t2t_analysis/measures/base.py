@@ -7,24 +7,28 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 
 from .. import capture
 from ..results import Result
-from .grouped import Estimate, add_by_group, grouped_estimate
+from .sums import Estimate, add_by_group, add_finite, grouped_estimate, mean_estimate
 from .view import View, layer_of
 
 __all__ = [
     "INVARIANCES",
     "Estimate",
+    "ImageMeans",
     "Measure",
     "MeasureBatch",
     "View",
     "add_by_group",
+    "add_finite",
     "grouped_estimate",
     "layer_of",
+    "mean_estimate",
 ]
 
 #: What a measure may declare that it does not notice.
@@ -76,7 +80,8 @@ class Measure(Metric):
     (`grouped_estimate`).
 
     Class attributes: ``name``; ``arity``; ``alone``, whether a comparison of two models given only one
-    compares it with itself; ``invariances``, a subset of `INVARIANCES`.
+    compares it with itself; ``invariances``, a subset of `INVARIANCES`; ``without_nonfinite``, what becomes of
+    images of which a place is not finite.
     """
 
     full_state_update = False
@@ -85,6 +90,7 @@ class Measure(Metric):
     name: ClassVar[str] = ""
     arity: ClassVar[int] = 1
     alone: ClassVar[bool] = False
+    without_nonfinite: str = "their batches are left out there"
     invariances: ClassVar[frozenset[str]] = frozenset()
 
     _computed: Any
@@ -137,17 +143,26 @@ class Measure(Metric):
         if text and text not in self.notes:
             self.notes.append(text)
 
-    def row(self, place: str | None = None, place_b: str | None = None, **columns: Any) -> dict[str, Any]:
-        """Start a result row: measure, models, weights, places and their layers, then ``columns``."""
+    def row(self, place: Any = None, place_b: Any = None, **columns: Any) -> dict[str, Any]:
+        """Start a result row: measure, models, weights, places and their layers, then ``columns``.
+
+        Places may be arrays of names (object), for many rows at once.
+        """
         first, second = self.views[0], self.views[-1]
         row: dict[str, Any] = {"measure": self.name, "model": first.label, "weights": first.weights}
         if self.arity == 2:
             row["model_b"] = second.label
             row["weights"] = f"{first.weights} | {second.weights}"
-        row |= {"place": place, "layer": layer_of(place or "")}
-        if place_b is not None:
-            row |= {"place_b": place_b, "layer_b": layer_of(place_b)}
+        for end, where in (("", place), ("_b", place_b)):
+            if where is not None:
+                row |= {f"place{end}": where, f"layer{end}": _layers(where)}
         return row | columns
+
+    def result(self, rows: Sequence[dict[str, Any]], **meta: Any) -> Result:
+        """A result of rows (see `Result`); says where there are too few images for an interval."""
+        found = Result(self.name, rows, meta)  # type: ignore[arg-type]
+        self.note(found.replicates.note if found.replicates is not None else None)
+        return found
 
     # what the engine calls
 
@@ -202,8 +217,71 @@ class Measure(Metric):
         for v, names in enumerate(self.wanted):
             for i, name in enumerate(names):
                 if count := int(self.nonfinite[v, i]):
-                    share = f"{count} of {int(self.n_images)} images; their batches are left out there"
+                    share = f"{count} of {int(self.n_images)} images; {self.without_nonfinite}"
                     yield f"{self.views[v].label}: {name} is not finite for {share}"
+
+
+class ImageMeans(Measure):
+    """Means over images of what `reduce` makes of each place, with intervals over images.
+
+    A subclass gives ``name``, ``places`` (names or patterns) and ``reduce``, which returns a tensor (B, *shape), with
+    ``shape`` () unless `bind` says otherwise. A number that is not finite is left out of its mean: so numbers that only
+    some places or images have, or that every second image has for a pair, are NaN elsewhere. Without a ``compute`` of
+    its own it has a row for every place.
+
+    Class attributes: ``places``; ``tokens``, ``value_unit`` and ``estimator``, as the rows say.
+    """
+
+    places: Any = ()
+    tokens: ClassVar[str] = "patch"
+    value_unit: ClassVar[str] = "none"
+    estimator: ClassVar[str] = "mean over images"
+
+    total: Tensor  # (G, L, *shape) sums over images
+    count: Tensor  # (G, L, *shape) images in which the number exists
+
+    def wants(self, view: View) -> Sequence[str]:
+        """The places that match."""
+        return view.select(self.places)
+
+    def bind(self, views: Sequence[View]) -> None:
+        """One number for every place."""
+        self.add_means(self.wants(views[0]))
+
+    def add_means(self, names: Sequence[str], *shape: int) -> None:
+        """Make the states, for so many numbers at each of ``names``."""
+        self.names = list(names)
+        self.add_sum("total", self.groups, len(self.names), *shape)
+        self.add_sum("count", self.groups, len(self.names), *shape)
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Add what `reduce` made of every finite place."""
+        for i, name in enumerate(self.names):
+            if name in batch.seen[0]:
+                self.add(i, self.group(batch), batch.seen[0][name])
+
+    def add(self, i: int, group: Tensor, values: Tensor) -> None:
+        """Add the numbers (B, ...) of place ``i`` for images of these groups, padded with what they do not have."""
+        size: Any = tuple(slice(n) for n in values.shape[1:])
+        add_finite(self.total[(slice(None), i, *size)], self.count[(slice(None), i, *size)], group, values)
+
+    def means(self) -> Estimate:
+        """Mean over images, (L, *shape)."""
+        return mean_estimate(self.total, self.count)
+
+    def compute(self) -> Result:
+        """One row for every place."""
+        about = {"quantity": self.name, "tokens": self.tokens, "value_unit": self.value_unit}
+        found = self.means()
+        return self.result(
+            [self.row(p, estimator=self.estimator, **found.at(i), **about) for i, p in enumerate(self.names)]
+        )
+
+
+def _layers(place: Any) -> Any:
+    if isinstance(place, str):
+        return layer_of(place)
+    return np.array([layer_of(name) for name in place.flat], dtype=object).reshape(place.shape)
 
 
 def _untrained_notes(views: Sequence[View]) -> Iterator[str]:

@@ -59,10 +59,7 @@ ALL: tuple[Measure, ...] = (
 COMPARISONS: tuple[Measure, ...] = (CrossLayerCKA(),)
 #: What is no sum over images, by question: functions of ``t2t_analysis.measures``.
 FUNCTIONS: dict[str, tuple[str, ...]] = {
-    "Two models over the same images": (
-        "contrast_difference", "first_third_difference", "blindness_difference", "invalid_difference",
-        "rank_difference", "cka_difference",
-    ),
+    "Two models over the same images": ("difference", "twin_differences"),
     "Removing heads": ("similarity_is_redundancy", "pruning_orders"),
     "Which pixels decide": ("attribute", "explain", "check_attribution"),
     "What a layer tells": ("probe", "token_pca"),

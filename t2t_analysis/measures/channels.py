@@ -5,20 +5,20 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from statistics import NormalDist
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from statsmodels.stats.proportion import proportion_confint
 from torch import Tensor, nn
 from torchmetrics.utilities import dim_zero_max
 
 from .. import capture
 from ..capture.places import OutOf, Place, Places
 from ..errors import UnknownNameError
+from ..estimates import Estimate
 from ..results import Result
-from .base import Measure, MeasureBatch, View, add_by_group, grouped_estimate
-from .differences import key_of, paired_difference
+from .base import ImageMeans, MeasureBatch, View
 from .feature_maps import (
     EPS,
     TOO_LARGE,
@@ -29,10 +29,9 @@ from .feature_maps import (
     fraction_above,
     fraction_below,
 )
-from .grouped import Estimate
-from .head_summary import Replicates, replicates, with_p
+from .head_summary import nanmean
 
-__all__ = ["FeatureMapView", "InvalidChannels", "feature_map_curves", "invalid_difference"]
+__all__ = ["FeatureMapView", "InvalidChannels", "channel_places"]
 
 #: Where channels are looked at, as far as a model has such places.
 PLACES = (
@@ -58,11 +57,17 @@ def stacked_areas(ratios: Ratios) -> Tensor:
     return torch.stack([*small, large, small[0] + large], dim=-2)
 
 
-def curve_points() -> Iterator[tuple[str, float, str]]:
-    """Kind, threshold and its unit of every element of `stacked_curves`."""
-    for kind in KINDS[:3]:
-        yield from ((kind, eps, EPS_UNIT) for eps in EPS)
-    yield from (("too_large", k, LARGE_UNIT) for k in TOO_LARGE)
+def curve_points(suffix: str = "") -> dict[str, np.ndarray]:
+    """Columns quantity, at and at_unit of every element of `stacked_curves`, (T,) each."""
+    points = [(kind, eps, EPS_UNIT) for kind in KINDS[:3] for eps in EPS]
+    points += [("too_large", k, LARGE_UNIT) for k in TOO_LARGE]
+    kinds, at, units = zip(*points, strict=True)
+    names = [kind + suffix for kind in kinds]
+    return {"quantity": _objects(names), "at": np.array(at), "at_unit": _objects(units)}
+
+
+def _objects(values: Sequence[str]) -> np.ndarray:
+    return np.array(values, dtype=object)
 
 
 def positions(obs: capture.Observation) -> Tensor:
@@ -91,48 +96,24 @@ def place_kind(place: str) -> str:
     return re.sub(r"^blocks\.\d+\.", "blocks.*.", place)
 
 
-class ChannelSums(Measure):
-    """Which places, and one row of sums for each of them."""
-
-    def __init__(self, places: str | Sequence[str] | None = None, *, groups: int = 32) -> None:
-        super().__init__(groups=groups)
-        self.places = places
-
-    def wants(self, view: View) -> list[str]:
-        """The places asked for; by default all usual ones that the model has."""
-        if self.places is not None:
-            return view.select(self.places)
-        if isinstance(view, FeatureMapView):
-            return view.names
-        patterns = [p for p in PLACES if any(re.fullmatch(p.replace("*", r"\d+"), n) for n in view.names)]
-        return view.select(patterns)
-
-    def add_places(self, view: View) -> int:
-        """Remember the places, and count images for each."""
-        self.names = self.wants(view)
-        self.add_sum("count", self.groups, len(self.names))
-        return len(self.names)
-
-    @staticmethod
-    def num_channels(view: View, name: str) -> int:
-        """Channels of one place, whether it holds tokens (N, C) or feature maps (C, h, w)."""
-        shape = view.shape_of(name)
-        return shape[0] if len(shape) == 3 else shape[-1]
-
-    def present(self, batch: MeasureBatch) -> Iterator[tuple[int, Any]]:
-        """Count the images of every finite place; its number and what was made of it."""
-        for i, name in enumerate(self.names):
-            if name in batch.seen[0]:
-                add_by_group(self.count[:, i], self.group(batch), torch.ones(len(batch.index)))
-                yield i, batch.seen[0][name]
-
-    def mean(self, state: Tensor) -> Estimate:
-        """Mean over images of a state (G, L, ...)."""
-        count = self.count.reshape(*self.count.shape, *(1,) * (state.ndim - 2))
-        return grouped_estimate(lambda s, n: s / n, (state, count), count)
+def channel_places(view: View, places: str | Sequence[str] | None = None) -> list[str]:
+    """The places asked for; by default all usual ones that the model has."""
+    if places is not None:
+        return view.select(places)
+    if isinstance(view, FeatureMapView):
+        return view.names
+    return view.select(
+        [p for p in PLACES if any(re.fullmatch(p.replace("*", r"\d+"), n) for n in view.names)]
+    )
 
 
-class InvalidChannels(ChannelSums):
+def num_channels(view: View, name: str) -> int:
+    """Channels of one place, whether it holds tokens (N, C) or feature maps (C, h, w)."""
+    shape = view.shape_of(name)
+    return shape[0] if len(shape) == 3 else shape[-1]
+
+
+class InvalidChannels(ImageMeans):
     """Fraction of channels that are zero, flat, dead or too large, as curves over the threshold.
 
     For image i and channel c at one place, over patch positions: peak p = max |x|, spread s = standard deviation;
@@ -163,140 +144,111 @@ class InvalidChannels(ChannelSums):
     name: ClassVar[str] = "invalid_channels"
     invariances: ClassVar[frozenset[str]] = frozenset({"scale", "permute_channels", "permute_images"})
 
+    def __init__(self, places: str | Sequence[str] | None = None, *, groups: int = 32) -> None:
+        super().__init__(groups=groups)
+        self.places = places
+
+    def wants(self, view: View) -> list[str]:
+        """The places asked for; by default all usual ones that the model has."""
+        return channel_places(view, self.places)
+
     def bind(self, views: Sequence[View]) -> None:
-        """Make a row of states for every place."""
-        places = self.add_places(views[0])
-        self.widths = [self.num_channels(views[0], name) for name in self.names]
-        self.add_sum("area", self.groups, places, 2, len(AREAS))
-        self.add_sum("curve", self.groups, places, 2, len(list(curve_points())))
-        self.add_sum("exact", self.groups, places)
+        """For values and their null: areas, curves and exact zeros of every place; and extremes."""
+        names = self.wants(views[0])
+        self.widths = [num_channels(views[0], name) for name in names]
+        self.points = len(curve_points()["at"])
+        self.add_means(names, 2, len(AREAS) + self.points + 1)
         # Largest ratio that a channel ever reached, and for "too large" minus the smallest peak.
-        empty = torch.full((places, 2, len(KINDS), max(self.widths)), -torch.inf, dtype=torch.float64)
+        empty = torch.full((len(names), 2, len(KINDS), max(self.widths)), -torch.inf, dtype=torch.float64)
         self.add_state("extreme", empty, dist_reduce_fx=dim_zero_max, persistent=True)
 
-    def reduce(self, obs: capture.Observation) -> dict[str, Tensor]:
-        """Areas (B, 2, 5), curves (B, 2, T) and extremes (2, 4, C) of values and null; zeros (B,)."""
+    def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
+        """Areas, curves and zeros (B, 2, 5 + T + 1) and extremes (2, 4, C) of values and null."""
         x = positions(obs).double()
-        real, null = channel_ratios(x), channel_ratios(mixed(x))
-        return {
-            "area": torch.stack([stacked_areas(r).mean(-1) for r in (real, null)], dim=1),
-            "curve": torch.stack([stacked_curves(r) for r in (real, null)], dim=1),
-            "exact": (x == 0).double().mean((-2, -1)),
-            "extreme": torch.stack([torch.stack([*r, -r.peak], dim=1).amax(0) for r in (real, null)]),
-        }
+        zeros = (x == 0).double().mean((-2, -1))
+        numbers, extremes = [], []
+        for ratios, exact in zip(map(channel_ratios, (x, mixed(x))), (zeros, zeros * torch.nan), strict=True):
+            areas = stacked_areas(ratios).mean(-1)
+            numbers.append(torch.cat([areas, stacked_curves(ratios), exact[:, None]], dim=-1))
+            extremes.append(torch.stack([*ratios, -ratios.peak], dim=1).amax(0))
+        return torch.stack(numbers, dim=1), torch.stack(extremes)
 
     def update(self, batch: MeasureBatch) -> None:
         """Add areas, curves and zeros; keep extremes."""
-        for i, seen in self.present(batch):
-            for state in ("area", "curve", "exact"):
-                add_by_group(getattr(self, state)[:, i], self.group(batch), seen[state])
+        for i, name in enumerate(self.names):
+            if name not in batch.seen[0]:
+                continue
+            numbers, extreme = batch.seen[0][name]
+            self.add(i, self.group(batch), numbers)
             kept = self.extreme[i, ..., : self.widths[i]]
-            torch.maximum(kept, seen["extreme"].to(kept.device), out=kept)
+            torch.maximum(kept, extreme.to(kept.device), out=kept)
 
     def compute(self) -> Result:
-        """Headlines first, then curves, for places and for means over layers."""
+        """Headlines first, then zeros, curves and what holds in every image; for places and for means over layers."""
+        found = self.means()  # (L, 2, 5 + T + 1)
+        places = np.array(self.names, dtype=object)[:, None]
+        row = self.row(
+            places, tokens="patch", value_unit="fraction of channels", estimator="mean over images"
+        )
+        areas, curves = found[..., : len(AREAS)], found[..., len(AREAS) : -1]
         rows = [
-            *self._headlines(),
-            *self._layer_means(),
-            *self._exact(),
-            *self._curves(),
-            *self._everywhere(),
-        ]
-        return Result(self.name, rows, {"replicates": {self.views[0].label: self._replicates()}})  # type: ignore[arg-type]
+            row | _against_null(areas) | {"quantity": _objects(AREAS), "estimator": f"{_AREA}, normalised"},
+            *self._layer_means(areas),
+            row | {
+                "quantity": "exact_zero", "estimate": found[:, 0, [-1]], "null": 0.0,
+                "null_kind": "continuous values, never exactly 0", "value_unit": "fraction of values",
+            },
+            row | _against_null(curves) | curve_points(),
+            *(each for i in range(len(self.names)) for each in self._everywhere(i)),
+        ]  # fmt: skip
+        return self.result(rows)
 
-    def _start(self, place: str, **columns: Any) -> dict[str, Any]:
-        return self.row(place, tokens="patch", value_unit="fraction of channels", **columns)
-
-    def _headlines(self) -> Iterator[dict[str, Any]]:
-        value = self.mean(self.area)  # (L, 2, 5)
-        self.note(value.note)
-        estimator = "area under the curve in log threshold over two decades, normalised"
-        for i, place in enumerate(self.names):
-            for q, quantity in enumerate(AREAS):
-                null = self._null(value, i, q)
-                yield self._start(place, quantity=quantity, estimator=estimator, **value.at(i, 0, q), **null)
-
-    @staticmethod
-    def _null(value: Estimate, i: int, q: int) -> dict[str, Any]:
-        null = {"null": value.value, "null_low": value.low, "null_high": value.high}
-        return {k: float(v[i, 1, q]) for k, v in null.items()} | {"null_kind": MIXED}
-
-    def _kinds_of_place(self) -> dict[str, list[int]]:
-        kinds: dict[str, list[int]] = {}
-        for i, name in enumerate(self.names):
-            kinds.setdefault(place_kind(name), []).append(i)
-        return kinds
-
-    def _means_over(self, where: list[int], version: int) -> dict[str, Replicates]:
-        """Replicates of every area, mean over several places; version 0 the values, 1 their null."""
-        sums, count = self.area[:, where, version], self.count[:, where, None]
-
-        def one(q: int) -> Replicates:
-            return replicates(
-                lambda s, n: (s / n).nanmean(1)[:, 0], (sums[..., q : q + 1], count), count[:, 0, 0]
-            )
-
-        return {quantity: one(q) for q, quantity in enumerate(AREAS)}
-
-    def _layer_means(self) -> Iterator[dict[str, Any]]:
-        for kind, where in self._kinds_of_place().items():
-            if "*" not in kind:
-                continue
-            value, null = self._means_over(where, 0), self._means_over(where, 1)
-            for quantity in AREAS:
-                columns = {k: v for k, v in with_p(value[quantity]).items() if k != "p"}
-                band = with_p(null[quantity])
-                columns |= {"null": band["value"], "null_low": band["low"], "null_high": band["high"]}
-                yield self._start(
-                    kind,
-                    quantity=quantity,
-                    estimator="normalised area under the curve, mean over layers",
-                    null_kind=MIXED,
-                    **columns,
+    def _layer_means(self, areas: Estimate) -> Iterator[dict[str, Any]]:
+        """Areas as means over the layers of one kind."""
+        for kind in dict.fromkeys(map(place_kind, self.names)):
+            if "*" in kind:
+                where = [i for i, name in enumerate(self.names) if place_kind(name) == kind]
+                chosen = areas[where]  # (layers, 2, 5)
+                mean = chosen.map(lambda x: nanmean(np.moveaxis(x, 1, -1)), chosen.sizes.max(1))
+                words = {"estimator": "normalised area under the curve, mean over layers"}
+                row = self.row(
+                    kind, tokens="patch", value_unit="fraction of channels", quantity=_objects(AREAS)
                 )
+                yield row | words | _against_null(mean[None])
 
-    def _replicates(self) -> dict[str, Replicates]:
-        """For paired differences between models: area and place -> replicates."""
-        return {
-            key_of(quantity, "patch", kind): kept
-            for kind, where in self._kinds_of_place().items()
-            for quantity, kept in self._means_over(where, 0).items()
-        }
+    def _everywhere(self, i: int) -> Iterator[dict[str, Any]]:
+        """What holds in all images of one place, for areas and curves: counts of channels."""
+        images = int(self.count[:, i, 0, 0].sum())
+        if not images:
+            return
+        extreme = self.extreme[i, ..., : self.widths[i]].cpu()  # (2, 4, C)
+        words = f"holds in each of {images} images"
+        row = self.row(self.names[i], tokens="patch", value_unit="fraction of channels", interval="Wilson",
+                       n=self.widths[i], unit="channel", null_kind=MIXED)  # fmt: skip
+        for quantities, shares, estimator in (
+            (
+                {"quantity": _objects([area + EVERYWHERE for area in AREAS])},
+                areas_everywhere(extreme),
+                f"{_AREA}, {words}",
+            ),
+            (curve_points(EVERYWHERE), curves_everywhere(extreme), words),
+        ):
+            value, null = shares.numpy().T
+            ends = [
+                proportion_confint(x * self.widths[i], self.widths[i], method="wilson") for x in (value, null)
+            ]
+            yield row | quantities | {
+                "value": value, "low": ends[0][0], "high": ends[0][1], "estimator": estimator,
+                "null": null, "null_low": ends[1][0], "null_high": ends[1][1],
+            }  # fmt: skip
 
-    def _exact(self) -> Iterator[dict[str, Any]]:
-        value = self.mean(self.exact)
-        for i, place in enumerate(self.names):
-            row = self._start(place, quantity="exact_zero", estimator="mean over images", **value.at(i))
-            null = {"null": 0.0, "null_kind": "continuous values, never exactly 0"}
-            yield row | null | {"value_unit": "fraction of values"}
 
-    def _curves(self) -> Iterator[dict[str, Any]]:
-        value = self.mean(self.curve)  # (L, 2, T)
-        for i, place in enumerate(self.names):
-            for t, (kind, at, unit) in enumerate(curve_points()):
-                row = self._start(place, quantity=kind, at=at, at_unit=unit, estimator="mean over images")
-                yield row | value.at(i, 0, t) | self._null(value, i, t)
+_AREA = "area under the curve in log threshold over two decades"
 
-    def _everywhere(self) -> Iterator[dict[str, Any]]:
-        for i, place in enumerate(self.names):
-            images = int(self.count[:, i].sum())
-            if not images:
-                continue
-            words = f"holds in each of {images} images"
-            extreme = self.extreme[i, ..., : self.widths[i]].cpu()  # (2, 4, C)
-            areas, curves = areas_everywhere(extreme), curves_everywhere(extreme)
-            for quantity, pair in zip(AREAS, areas.tolist(), strict=True):
-                yield self._counted(place, quantity, pair, f"normalised area under the curve, {words}")
-            for (kind, at, unit), pair in zip(curve_points(), curves.tolist(), strict=True):
-                yield self._counted(place, kind, pair, words) | {"at": at, "at_unit": unit}
 
-    def _counted(self, place: str, quantity: str, pair: list[float], estimator: str) -> dict[str, Any]:
-        value, null = pair
-        n = self.widths[self.names.index(place)]
-        (low, high), (null_low, null_high) = wilson(value, n), wilson(null, n)
-        numbers = {"value": value, "low": low, "high": high, "interval": "Wilson", "n": n, "unit": "channel"}
-        numbers |= {"null": null, "null_low": null_low, "null_high": null_high, "null_kind": MIXED}
-        return self._start(place, quantity=quantity + EVERYWHERE, estimator=estimator, **numbers)
+def _against_null(found: Estimate) -> dict[str, Any]:
+    """Columns of values (..., 0, T) beside their null (..., 1, T)."""
+    return {"estimate": found[..., 0, :], "null": found[..., 1, :], "null_kind": MIXED}
 
 
 def areas_everywhere(extreme: Tensor) -> Tensor:
@@ -309,47 +261,6 @@ def curves_everywhere(extreme: Tensor) -> Tensor:
     """Curves of what holds in every image, from extremes (2, 4, C) over images: (T, 2)."""
     small = fraction_below(extreme[:, :3]).flatten(1)  # (2, 3 len(EPS))
     return torch.cat([small, fraction_above(-extreme[:, 3])], dim=1).T
-
-
-def wilson(mean: float, n: int, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval (Wilson 1927) of a proportion.
-
-    For the mean of values between 0 and 1 that are not all 0 or 1 it is conservative, since their variance is at
-    most that of a coin with the same mean.
-
-    >>> [round(x, 4) for x in wilson(0.8, 10)]
-    [0.4902, 0.9433]
-    """
-    z2 = NormalDist().inv_cdf(0.5 + level / 2) ** 2
-    centre, half = mean + z2 / (2 * n), np.sqrt(z2 * mean * (1 - mean) / n + (z2 / (2 * n)) ** 2)
-    return float((centre - half) / (1 + z2 / n)), float((centre + half) / (1 + z2 / n))
-
-
-# ------------------------------------------------------------------------------------------ two models
-
-
-def invalid_difference(
-    result: Result, model: str, model_b: str, place: str = "blocks.*.resid_post", place_b: str | None = None
-) -> Result:
-    """How many more channels of ``model`` are invalid than of ``model_b``: headlines, paired over images.
-
-    Parameters
-    ----------
-    result : of `InvalidChannels` for both models, from one pass over the images.
-    model, model_b : labels as in the result's ``model`` column.
-    place, place_b : where, for example "embed" or, for the mean over layers, "blocks.*.mlp.hidden".
-
-    Rows: the difference with interval, p and null 0, of each of the five headlines (see `paired_difference`).
-
-    Raises
-    ------
-    UnknownNameError : a label or a place that the result does not have.
-    T2TError : the models were measured on different images.
-    """
-    words = "difference of normalised areas under the curve, first model minus second"
-    return paired_difference(
-        result, model, model_b, place, place_b, estimator=words, value_unit="fraction of channels"
-    )
 
 
 # ------------------------------------------------------------------------------------------ other networks
@@ -385,27 +296,3 @@ class FeatureMapView(View):
             if layer not in modules:
                 raise UnknownNameError("layer", layer, [n for n in modules if n])
         return Places({n: Place(n, OutOf(modules[n]), ndim=4, tokens=None) for n in chosen})
-
-
-def feature_map_curves(
-    model: nn.Module, loader: Any, layers: Sequence[str] | None = None, *, label: str | None = None,
-    progress: bool = True,
-) -> Result:  # fmt: skip
-    """`InvalidChannels` of the feature maps of a convolutional network, from its real forward pass.
-
-    The released notebook for ResNet-50 chains the convolutions alone, without norm, activation, pooling and
-    shortcuts; what comes out are no activations of the trained network. Here the network runs as it is. To
-    have it beside transformers in one pass, give `measure` a `FeatureMapView` of it.
-
-    Parameters
-    ----------
-    model, layers : see `FeatureMapView`.
-    loader : as for `measure`; images preprocessed as the network wants them.
-
-    Raises UnknownNameError for a layer that the network does not have.
-    """
-    from .engine import measure
-
-    return measure(FeatureMapView(model, layers, label), loader, InvalidChannels(), progress=progress)[
-        InvalidChannels.name
-    ]

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import DataError
 from .base import MeasureBatch, grouped_estimate
 from .cka import LEAST, gram, inner, permutations, permuted_inner, ratio_of_means, self_inner, u_centred
-
-if TYPE_CHECKING:
-    from .layer_cka import LayerCKA
 
 
 class Batches:
@@ -24,8 +22,8 @@ class Batches:
 
     estimator = "linear CKA, unbiased HSIC_1, minibatches, ratio of means"
 
-    def __init__(self, measure: LayerCKA) -> None:
-        self.m = measure
+    def __init__(self, measure: Any) -> None:
+        self.m = measure  # the LayerCKA that owns the states
 
     def reduce(self, value: Tensor) -> Tensor:
         """(B, N, D) -> Gram matrix (B, B) of the centred flattened tokens."""
@@ -61,6 +59,10 @@ class Batches:
         blank = self.m.inner.new_zeros(len(batch.index), len(batch.index))
         seen = batch.seen[side]
         return u_centred(torch.stack([seen.get(name, blank).to(blank) for name in self.m.names[side]]))
+
+    def finite(self, side: int) -> np.ndarray:
+        """Which places of a side were finite in every batch, (L,): sums over other batches would not compare."""
+        return (self.m.nonfinite[side, : len(self.m.names[side])] == 0).cpu().numpy()
 
     def meta(self) -> dict[str, Any]:
         """How many batches the map rests on."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from .. import capture
 from ..errors import DataError
-from ..stats import delete_group_jackknife, null_summary, permutation_p
+from ..stats import null_summary, permutation_p
 from .base import Estimate, MeasureBatch, View
 from .cka import (
     LEAST,
@@ -29,11 +28,6 @@ from .cka import (
     without_top_images,
     without_top_pcs,
 )
-from .differences import key_of
-from .head_summary import Replicates, with_p
-
-if TYPE_CHECKING:
-    from .layer_cka import LayerCKA
 
 
 class Exact:
@@ -41,9 +35,8 @@ class Exact:
 
     estimator = "linear CKA, unbiased HSIC_1, all images at once"
 
-    def __init__(self, measure: LayerCKA) -> None:
-        self.m = measure
-        self.kept: dict[str, Replicates] = {}
+    def __init__(self, measure: Any) -> None:
+        self.m = measure  # the LayerCKA that owns the states
 
     def reduce(self, value: Tensor) -> Tensor:
         """(B, N, D) -> (B, D), the mean over patch tokens."""
@@ -57,6 +50,7 @@ class Exact:
         m.add_sum("filled", m.retain, dtype=torch.int64)
         for s, (depth, width) in enumerate(shift.shape for shift in self.shifts):
             m.add_sum(f"kept_{s}", m.retain, depth, width)
+            m.add_sum(f"finite_{s}", m.retain, depth, dtype=torch.int64)
             if self.streams:
                 self._add_moments(f"own_{s}", 1, width, 1, width, depth)
         if self.streams:
@@ -104,6 +98,8 @@ class Exact:
         features = [self._features(batch, s) for s in range(len(m.sides))]
         for s, x in enumerate(features):
             getattr(m, f"kept_{s}")[slot] = x[kept.to(x.device)]
+            there = torch.tensor([int(name in batch.seen[s]) for name in m.names[s]])
+            getattr(m, f"finite_{s}")[slot] = there.to(m.filled.device)
             if self.streams:
                 for layer in range(x.shape[1]):
                     one = x[:, layer : layer + 1]
@@ -129,95 +125,91 @@ class Exact:
         return ratio_of_means(self._hsic("cross"), own[0][:, None], own[-1][None])
 
     def meta(self) -> dict[str, Any]:
-        """How many images interval and null rest on; what pairs this model's mean with that of another."""
-        kept = {} if self.m.arity > 1 else {"replicates": {self.m.sides[0].label: self.kept}}
-        return {"n_interval": int(self.m.filled.sum())} | kept
+        """How many images interval and null rest on."""
+        return {"n_interval": int(self._usable().sum())}
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The map, then the robust ones."""
         m = self.m
-        used = m.filled > 0
         if int(m.filled.max()) > 1:
             raise DataError("the same image number came twice: processes must get different images")
+        used = self._usable()
         features = [getattr(m, f"kept_{s}")[used].transpose(0, 1) for s in range(len(m.sides))]  # (L, n, p)
         sides = [u_centred(gram(x)) for x in features]
         perms = permutations(sides[0].shape[-1], m.permutations, m.seed)
         null = gram_cka_null(sides[0], sides[-1], perms).cpu().numpy()
-        value, left = self._jackknifed(sides)
-        observed = self._estimate(value, left)
-        yield from m.map_rows(self._over_all(observed), null, value)
-        yield from self._influence_rows(observed, left)
-        yield from self._mean_and_null(self._mean(value, left), null)
+        kept = self._jackknifed(sides)
+        yield from m.map_rows(self._over_all(kept), null, kept.value)
+        yield from self._influence_rows(kept)
+        yield from self._mean_and_null(kept, null)
         if m.robust:
             yield from self._robust_rows(features)
 
-    def _jackknifed(self, sides: list[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-        """Map (La, Lb) of the retained images, and without each of them (n, La, Lb): NaN where n is too small."""
+    def finite(self, side: int) -> np.ndarray:
+        """Which places of a side are finite for at least half of the retained images, (L,)."""
+        there = getattr(self.m, f"finite_{side % len(self.m.sides)}")[self.m.filled > 0]
+        return (there.double().mean(0) >= 0.5).cpu().numpy()
+
+    def _usable(self) -> Tensor:
+        """Retained images for which all those places are finite, (retain,) bool."""
+        m = self.m
+        used = m.filled > 0
+        for s in range(len(m.sides)):
+            used &= (getattr(m, f"finite_{s}")[:, torch.from_numpy(self.finite(s))] > 0).all(1)
+        if int(used.sum()) < LEAST:
+            raise DataError(f"{m.name}: features of {int(used.sum())} images are finite, too few for CKA")
+        return used
+
+    def _jackknifed(self, sides: list[Tensor]) -> Estimate:
+        """Map (La, Lb) of the retained images, and without each of them; no interval where they are too few."""
         value, n = gram_cka(sides[0], sides[-1]).cpu().numpy(), sides[0].shape[-1]
         if n > LEAST:
-            return value, gram_cka_leave_one_out(sides[0], sides[-1]).cpu().numpy()
+            left = gram_cka_leave_one_out(sides[0], sides[-1]).cpu().numpy()
+            return Estimate(value, left, np.ones(n))
         self.m.note(f"interval missing: {n} images are too few for a jackknife of CKA")
-        return value, np.full((n, *value.shape), np.nan)
+        return Estimate(value, np.full((1, *value.shape), np.nan), np.full(1, n))
 
-    def _estimate(self, value: np.ndarray, left: np.ndarray) -> Estimate:
-        """Map with jackknife over images."""
-        n = np.full(value.shape, len(left))
-        low, high, _ = delete_group_jackknife(value, left)
-        return Estimate(value, low, high, n, np.where(np.isnan(low), 1, n))
-
-    def _mean(self, value: np.ndarray, left: np.ndarray) -> Replicates:
-        """Mean over the cells that are compared, and the same without each image."""
-        cells = self.m.compared()
-        without = [None if math.isnan(v) else v for v in left[:, cells].mean(1).tolist()]
-        return {
-            "value": float(value[cells].mean()),
-            "leave_out": without,
-            "sizes": [1] * len(left),
-            "unit": "image",
-        }
-
-    def _mean_rows(self, found: Replicates, quantity: str, **columns: Any) -> Iterator[dict[str, Any]]:
-        """The row of a mean; none where no cell is finite."""
+    def _mean_rows(self, kept: Estimate, quantity: str, **columns: Any) -> Iterator[dict[str, Any]]:
+        """The row of the mean over the cells that are compared; none where no cell is finite."""
         m = self.m
-        if m.compared().any():
-            top = {"ceiling": 1.0, "ceiling_kind": "a representation with itself"}
-            words = f"{self.estimator}; mean over {int(m.compared().sum())} cells"
-            shared = {"tokens": m.tokens, "value_unit": "none", "estimator": words}
-            yield m.row(m.places, m.places, quantity=quantity, **shared, **with_p(found) | top | columns)
+        cells = m.compared()
+        if cells.any():
+            words = f"{self.estimator}; mean over {int(cells.sum())} cells"
+            yield m.row(
+                m.places, m.places, quantity=quantity, tokens=m.tokens, value_unit="none", estimator=words,
+                estimate=kept[cells].mean(), ceiling=1.0, ceiling_kind="a representation with itself", **columns,
+            )  # fmt: skip
 
-    def _mean_and_null(self, found: Replicates, null: np.ndarray) -> Iterator[dict[str, Any]]:
-        """The mean over the map with that of the permuted maps as null; kept, to be paired with another model."""
-        drawn = null[:, self.m.compared()].mean(1)
+    def _mean_and_null(self, kept: Estimate, null: np.ndarray) -> Iterator[dict[str, Any]]:
+        """The mean over the map with that of the permuted maps as null."""
+        cells = self.m.compared()
+        drawn = null[:, cells].mean(1)
         mean, low, high = (float(x) for x in null_summary(drawn))
-        kind = f"second side's images permuted, {len(null)} times"
-        columns = {"null": mean, "null_low": low, "null_high": high, "null_kind": kind}
-        self.kept[key_of("cka_mean", self.m.tokens, self.m.places)] = found
         yield from self._mean_rows(
-            found, "cka_mean", p=float(permutation_p(found["value"], drawn)), **columns
-        )
+            kept, "cka_mean", p=float(permutation_p(kept.value[cells].mean(), drawn)), null=mean, null_low=low,
+            null_high=high, null_kind=f"second side's images permuted, {len(null)} times",
+        )  # fmt: skip
 
     def _over_all(self, kept: Estimate) -> Estimate:
         """The streamed value if there were more images than slots; its error shrinks as 1 / sqrt(n)."""
-        n = int(self.m.n_images)
-        if n == int(kept.n.flat[0]):
+        n, few = int(self.m.n_images), int(kept.n.flat[0])
+        if n == few or int(self.m.nonfinite.sum()):  # the stream does not know which images to leave out
             return kept
         value = self._streamed().cpu().numpy()
-        shrink = np.sqrt(kept.n / n)
         which = "the first" if self.m.n_expected is None else "evenly spread"
-        few = int(kept.n.flat[0])
         self.m.note(f"CKA: values from all {n} images, interval and null from {few} of them, {which}")
-        half_low, half_high = (kept.value - kept.low) * shrink, (kept.high - kept.value) * shrink
-        return Estimate(value, value - half_low, value + half_high, np.full(value.shape, n), kept.groups)
+        left = value + (kept.leave_out - kept.value) * np.sqrt(few / n)
+        return Estimate(value, left, kept.sizes * (n / few))
 
-    def _influence_rows(self, observed: Estimate, left: np.ndarray) -> Iterator[dict[str, Any]]:
+    def _influence_rows(self, kept: Estimate) -> Iterator[dict[str, Any]]:
         """The largest change of each cell when a single image is left out."""
-        if len(left) <= LEAST:
+        if kept.groups.flat[0] <= LEAST:
             return
-        change = np.abs(left - observed.value).max(0)
-        for i, j, row in self.m.cells(observed):
-            drop = {k: v for k, v in row.items() if k not in ("low", "high", "interval")}
-            nothing = {"null": 0.0, "null_kind": "no single image carries the value"}
-            yield drop | {"quantity": "cka_largest_influence", "value": change[i, j]} | nothing
+        change = np.abs(kept.leave_out - kept.value).max(0)
+        yield self.m.cells(change) | {
+            "quantity": "cka_largest_influence", "n": kept.n, "unit": "image", "null": 0.0,
+            "null_kind": "no single image carries the value",
+        }  # fmt: skip
 
     def _robust_rows(self, features: list[Tensor]) -> Iterator[dict[str, Any]]:
         n = features[0].shape[1]
@@ -238,11 +230,10 @@ class Exact:
     def _variant(
         self, sides: list[Tensor], quantity: str, at: float, at_unit: str
     ) -> Iterator[dict[str, Any]]:
-        value, left = self._jackknifed(sides)
+        kept = self._jackknifed(sides)
         columns = {"at": at, "at_unit": at_unit, "null": 0.0, "null_kind": "expectation"}
-        for _, _, row in self.m.cells(self._estimate(value, left)):
-            yield row | {"quantity": quantity, **columns}
-        yield from self._mean_rows(self._mean(value, left), f"{quantity}_mean", p=math.nan, **columns)
+        yield self.m.cells(kept) | {"quantity": quantity} | columns
+        yield from self._mean_rows(kept, f"{quantity}_mean", **columns)
 
 
 def _padded(layers: Sequence[Tensor]) -> Tensor:

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import DataError
 from ..stats import permutation_p
-from .grouped import grouped_estimate
+from .sums import mean_estimate
 
 __all__ = ["cluster_mean", "paired_against_others", "permute_clusters"]
 
@@ -35,7 +35,7 @@ def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> dict[str, Any]:
     groups = np.unique(which, return_inverse=True)[1]
     sums = torch.from_numpy(np.bincount(groups, weights=x))
     counts = torch.from_numpy(np.bincount(groups).astype(float))
-    columns = grouped_estimate(lambda s, n: s / n, (sums, counts), counts).at()
+    columns = mean_estimate(sums, counts).columns()
     return columns | ({"n": len(counts), "unit": "cluster of images"} if len(counts) < len(x) else {})
 
 

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -23,25 +22,17 @@ from torch import Tensor
 from .. import capture
 from ..results import Result
 from .base import View
-from .differences import LAYERS, key_of, paired_difference
-from .grouped import TOO_FEW, Estimate, grouped_estimate
 from .head_maps import cosine_sums, unit_rows
-from .head_measure import OTHER_IMAGE, PairedImagesMeasure, band
-from .head_summary import HeadIndex, Replicates, layer_rows, replicates, with_p
+from .head_measure import OTHER_IMAGE, PairedImagesMeasure
+from .head_summary import LAYERS, HeadIndex, layer_rows, nanmean
+from .sums import Estimate, grouped_estimate
 
 __all__ = [
-    "THRESHOLDS",
     "LayerCollapse",
-    "collapse_difference",
     "column_cosine",
     "match_heads",
     "matched_mean",
 ]
-
-#: A token is similar above such a cosine; a curve, since no one threshold has a reason.
-THRESHOLDS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-#: DeepViT's block is similar to the one before when this share of its tokens is, at a cosine of 0.5.
-SIMILAR_SHARE, SIMILAR_COSINE = 0.8, 0.5
 
 #: Numbers in the attention maps of one image that are worked on at a time.
 _CHUNK = 2**21
@@ -119,11 +110,7 @@ class LayerCollapse(PairedImagesMeasure):
     ``column_cosine_matched`` (heads paired by the Hungarian method on the mean over images; the null is paired
     anew, since the best pairing of unrelated heads is above their mean) and ``column_cosine_averaged`` (maps
     averaged over heads first); each also ``..._centred``, Pearson's correlation over queries. The mean over
-    neighbouring layers stands in ``..._neighbours``; `collapse_difference` compares two models by it.
-
-    For neighbouring layers, ``similar_tokens_same_head`` and ``similar_tokens_averaged``: share of tokens whose
-    cosine is above a threshold (``at``), a curve; ``similar_blocks`` counts neighbours where that share is 0.8
-    or more at 0.5, thresholds that DeepViT is quoted with and that have no other reason.
+    neighbouring layers stands in ``..._neighbours``.
 
     Patch queries and patch keys, rows renormalised. Source: Zhou et al. 2021 (DeepViT, arXiv 2103.11886);
     matching, centring and null are ours.
@@ -145,11 +132,9 @@ class LayerCollapse(PairedImagesMeasure):
         layers = len(self.index.layers)
         self.scales = {layer: float(self.attention(view, layer).scale or 1.0) for layer in self.index.layers}
         self.add_sum("pairs", self.groups, layers, layers)
-        self.neighbours = list(_neighbours(self.index))
         for form in _FORMS:
             self.add_sum(f"cosine{form}", self.groups, heads + layers, heads + layers)
             self.add_sum(f"defined{form}", self.groups, heads + layers, heads + layers, dtype=torch.float32)
-            self.add_sum(f"similar{form}", self.groups, 2, max(layers - 1, 0), len(THRESHOLDS))
 
     def reduce(self, obs: capture.Observation) -> Tensor:
         """Patch tokens of q or k, copied since they are a view of more; or the patch map."""
@@ -179,46 +164,33 @@ class LayerCollapse(PairedImagesMeasure):
         for name, value in (("cosine", total), ("defined", count)):
             state = getattr(self, name + form)
             state[group] += ((value + value.T) / (2 * tokens)).to(state)
-        similar = getattr(self, f"similar{form}")
-        thresholds = torch.tensor(THRESHOLDS, device=a[0].device)
-        for kind, layer, one, other in self.neighbours:
-            cosine = (a[0][one] * b[0][other]).sum(-1)  # (heads, keys)
-            above = (cosine[..., None] > thresholds).double().sum(1).mean(0) / tokens
-            similar[group, kind, layer] += above.to(similar)
 
     def compute(self) -> Result:
         """Rows for every two layers, and curves for neighbouring ones."""
         if len(self.index.layers) < 2:
             self.note("one layer only: nothing to compare it with")
-            return Result(self.name, [])  # type: ignore[arg-type]
+            return self.result([])
         if not self.pairs.any():
             self.note("every batch held one image: no null from permuted images")
-        kept: dict[str, Replicates] = {}
-        frames = [frame for centred in ("", "_centred") for frame in self._frames(centred, kept)]
-        rows = pd.DataFrame(list(self._similar_rows()))
-        return self.result([*frames, rows], replicates={self.views[0].label: kept})
+        return self.result([row for centred in ("", "_centred") for row in self._rows(centred)])
 
-    def _frames(self, centred: str, kept: dict[str, Replicates]) -> Iterator[pd.DataFrame]:
+    def _rows(self, centred: str) -> Iterator[dict[str, Any]]:
         for kind in ("same_head", "matched", "averaged"):
-            made = [
-                (*self._sums(kind, f"{centred}{which}"), counts)
+            found, null = (
+                grouped_estimate(*self._sums(kind, f"{centred}{which}"), counts)
                 for which, counts in (("", self.images), ("_other", self.pairs))
-            ]
-            estimate, null = (grouped_estimate(*each) for each in made)
-            columns = self.base() | {
-                "quantity": f"column_cosine_{kind}{centred}", "tokens": "patch", "value_unit": "none",
-                "estimator": _ESTIMATORS[kind] + (", less the column's mean" if centred else ""),
-                "null": null.value, "null_low": null.low, "null_high": null.high, "null_kind": OTHER_IMAGE,
-                "ceiling": 1.0, "ceiling_kind": "a layer with itself",
+            )
+            quantity = f"column_cosine_{kind}{centred}"
+            how = _ESTIMATORS[kind] + (", less the column's mean" if centred else "")
+            row = self.row(
+                tokens="patch", value_unit="none", null_kind=OTHER_IMAGE, ceiling=1.0,
+                ceiling_kind="a layer with itself",
+            )  # fmt: skip
+            yield layer_rows(row, self.index, found, null=null, quantity=quantity, estimator=how)
+            yield row | {
+                "quantity": f"{quantity}_neighbours", "place": LAYERS, "place_b": LAYERS, "estimate": _beside(found),
+                "null": _beside(null), "estimator": f"{how}; mean over neighbouring layers",
             }  # fmt: skip
-            nulls = {k: columns.pop(k) for k in ("null", "null_low", "null_high")}
-            yield layer_rows(columns, self.index, estimate, **nulls)
-            mean, other = (replicates(_beside(fn), sums, counts.amax((-2, -1))) for fn, sums, counts in made)
-            quantity = f"{columns['quantity']}_neighbours"
-            kept[key_of(quantity, "patch", LAYERS)] = mean
-            words = f"{columns['estimator']}; mean over neighbouring layers"
-            named = {"quantity": quantity, "place": LAYERS, "place_b": LAYERS, "estimator": words}
-            yield pd.DataFrame([columns | with_p(mean) | band(other) | named | {"p": math.nan}])
 
     def _sums(self, kind: str, form: str) -> tuple[Any, tuple[Tensor, Tensor]]:
         """What makes a table (L, L) of sums, and the sums; heads are matched once, on all images."""
@@ -230,45 +202,6 @@ class LayerCollapse(PairedImagesMeasure):
         pair = match_heads if kind == "matched" else _same_number
         matching = _matching(self.index, pair, sums[0].sum(0) / sums[1].sum(0))
         return partial(_paired, self.index, matching), sums
-
-    def _similar_rows(self) -> Iterator[dict[str, Any]]:
-        beside = (torch.arange(len(self.index.layers) - 1), torch.arange(1, len(self.index.layers)))
-        for centred in ("", "_centred"):
-            values, null = (
-                _share(getattr(self, f"similar{centred}{which}"), counts[:, beside[0], beside[1]])
-                for which, counts in (("", self.images), ("_other", self.pairs))
-            )
-            self.note(TOO_FEW if ((values.groups == 1) & (values.n > 0)).any() else None)
-            for kind, name in enumerate(("same_head", "averaged")):
-                yield from self._curve(f"similar_tokens_{name}{centred}", values, null, kind)
-                yield self._blocks(f"similar_blocks_{name}{centred}", values, null, kind)
-
-    def _curve(self, quantity: str, values: Estimate, null: Estimate, kind: int) -> Iterator[dict[str, Any]]:
-        numbers = self.index.layers
-        for layer in range(len(numbers) - 1):
-            for t, threshold in enumerate(THRESHOLDS):
-                place, place_b = (f"blocks.{numbers[layer + i]}.attn" for i in (0, 1))
-                at = (kind, layer, t)
-                if not values.n[at]:
-                    continue
-                yield self.row(
-                    place, place_b, quantity=quantity, at=threshold, at_unit="cosine threshold",
-                    tokens="patch", value_unit="fraction", null=null.value[at], null_low=null.low[at],
-                    null_high=null.high[at], null_kind=OTHER_IMAGE,
-                    estimator="share of tokens (columns) above the threshold", **values.at(*at),
-                )  # fmt: skip
-
-    def _blocks(self, quantity: str, values: Estimate, null: Estimate, kind: int) -> dict[str, Any]:
-        """How many neighbouring layers count as similar, and how many do on different images."""
-        t = THRESHOLDS.index(SIMILAR_COSINE)
-        count, by_chance = (float(np.nansum(e.value[kind, :, t] >= SIMILAR_SHARE)) for e in (values, null))
-        return self.row(
-            quantity=quantity, value=count, at=SIMILAR_COSINE, at_unit="cosine threshold", tokens="patch",
-            value_unit="neighbouring layers", null=by_chance, null_kind=OTHER_IMAGE,
-            interval="none: a count of layers by a threshold", n=int(values.n[kind, :, t].max()), unit="image",
-            estimator=f"layers with at least {SIMILAR_SHARE:.0%} similar tokens",
-            ceiling=float(len(self.index.layers) - 1), ceiling_kind="all",
-        )  # fmt: skip
 
 
 _FORMS = ("", "_centred", "_other", "_centred_other")
@@ -283,30 +216,15 @@ def _paired(index: HeadIndex, matching: dict[tuple[int, int], Any], total: Tenso
     return matched_mean(total / count, index, matching)
 
 
-def _beside(fn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Mean over neighbouring layers of a table (..., L, L)."""
-    return lambda *sums: fn(*sums).diagonal(offset=1, dim1=-2, dim2=-1).nanmean(-1)
+def _beside(table: Estimate) -> Estimate:
+    """Mean over neighbouring layers of a table (L, L)."""
+    return table.map(lambda x: nanmean(np.diagonal(x, offset=1, axis1=-2, axis2=-1)))
 
 
 def _averaged(total: Tensor, count: Tensor) -> Tensor:
     """NaN on the diagonal: a layer with itself says nothing."""
     own = torch.eye(total.shape[-1], dtype=torch.bool, device=total.device)
     return (total / count).masked_fill(own, math.nan)
-
-
-def _share(total: Tensor, count: Tensor) -> Estimate:
-    """(G, 2, L - 1, T) sums and (G, L - 1) images -> estimate (2, L - 1, T)."""
-    spread = count[:, None, :, None].expand_as(total)
-    return grouped_estimate(lambda s, n: s / n, (total, spread), spread)
-
-
-def _neighbours(index: HeadIndex) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Kind (0 same head, 1 averaged), layer, and the maps to compare with those of the next layer."""
-    where = [part for _, part in index.slices]
-    for layer in range(len(where) - 1):
-        heads = torch.arange(min(index.heads[layer : layer + 2]))
-        yield 0, layer, heads + where[layer].start, heads + where[layer + 1].start
-        yield 1, layer, torch.tensor([index.total + layer]), torch.tensor([index.total + layer + 1])
 
 
 class _Columns:
@@ -344,12 +262,3 @@ class _Columns:
             return part[0][..., keys].mT
         q, k, log_sum = part
         return (k[:, keys] @ q.mT - log_sum.unsqueeze(-2)).exp()
-
-
-def collapse_difference(result: Result, model: str, model_b: str) -> Result:
-    """How much more alike the attention of neighbouring layers is in ``model`` than in ``model_b``.
-
-    Paired over images; see `paired_difference` for interval, p and errors.
-    """
-    words = "difference of the mean over neighbouring layers, first model minus second"
-    return paired_difference(result, model, model_b, LAYERS, estimator=words, value_unit="none")

@@ -6,11 +6,11 @@ and with another one, so that "follows the edges" has a rate at which it happens
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -21,25 +21,15 @@ from ..errors import DataError, T2TError
 from ..models.tokens import Window
 from ..results import Result
 from .attribution import gather_images
-from .base import MeasureBatch, View, add_by_group, layer_of
-from .channels import ChannelSums, FeatureMapView
-from .differences import key_of, paired_difference
+from .base import Estimate, Measure, MeasureBatch, View, add_by_group, layer_of
+from .channels import FeatureMapView, channel_places
 from .feature_maps import correlation, gradient_size
-from .grouped import TOO_FEW
 from .head_maps import thirds
-from .head_summary import Replicates, with_p
 from .locality import FIRST_THIRD
+from .sums import left_out
 from .token_pixels import pixels_to_tokens, windows_to
 
-__all__ = [
-    "INVARIANCES",
-    "EdgeChannels",
-    "content",
-    "edge_difference",
-    "example_image",
-    "image_for",
-    "share_above",
-]
+__all__ = ["INVARIANCES", "EdgeChannels", "content", "example_image", "image_for", "share_above"]
 
 #: what a channel may follow, in the order of all states
 KINDS = ("outline", "edge", "brightness")
@@ -115,7 +105,7 @@ def share_above(counts: Tensor, null: Tensor, chance: float = CHANCE) -> Tensor:
     return (1 - (below + part * (above - below))).squeeze(-1)
 
 
-class EdgeChannels(ChannelSums):
+class EdgeChannels(Measure):
     """Share of channels that follow their image's outline, edges or brightness, by place.
 
     For every image and channel, over the positions of the grid, with b the mean brightness and e the mean size of the
@@ -146,7 +136,8 @@ class EdgeChannels(ChannelSums):
     invariances: ClassVar[frozenset[str]] = frozenset({"scale", "translation", "permute_channels"})
 
     def __init__(self, places: str | Sequence[str] | None = None, *, groups: int = 32) -> None:
-        super().__init__(places, groups=groups)
+        super().__init__(groups=groups)
+        self.places = places
         self._previous: Tensor | None = None
 
     # -- before the pass
@@ -154,7 +145,7 @@ class EdgeChannels(ChannelSums):
     def wants(self, view: View) -> list[str]:
         """Places whose maps have a gradient to speak of."""
         if self.places is not None or isinstance(view, FeatureMapView):
-            names = super().wants(view)
+            names = channel_places(view, self.places)
         else:
             names = view.select([p for p in _PLACES if p.replace("*", "0") in view.names])
         return [name for name in names if min(self._own_grid(view, name)) >= LEAST]
@@ -162,7 +153,9 @@ class EdgeChannels(ChannelSums):
     def bind(self, views: Sequence[View]) -> None:
         """Histograms, sums and maxima for every place."""
         (view,) = views
-        places = self.add_places(view)
+        self.names = self.wants(view)
+        places = len(self.names)
+        self.add_sum("count", self.groups, places)
         if not places:
             raise T2TError(f"{view.label}: no place with maps of at least {LEAST}x{LEAST} positions")
         layout = view.layout_of("embed") if "embed" in view.names else None
@@ -247,27 +240,19 @@ class EdgeChannels(ChannelSums):
             self.note(
                 "the first image was left out: batches of one image give it no other to be compared with"
             )
-        kept = {name: self._replicates(i) for i, name in enumerate(self.names)}
+        found = {name: self._estimates(i) for i, name in enumerate(self.names)}
         if blocks := [name for name in self.names if layer_of(name) is not None]:
-            first = thirds(len(blocks))[0] if len(blocks) > 1 else range(1)
-            kept[FIRST_THIRD] = _mean_of([kept[blocks[k]] for k in first])
-        rows = [row for name, found in kept.items() for row in self._rows(name, found)]
-        paired = {
-            key_of(quantity, "patch", place): found[quantity]
-            for place, found in kept.items()
-            for quantity in found
-            if place in (FIRST_THIRD, "embed") and "|" not in quantity
-        }
-        meta = {
-            "replicates": {self.views[0].label: paired},
-            "grids": {n: list(g) for n, g in self.grids.items()},
-        }
-        return Result(self.name, rows, meta)  # type: ignore[arg-type]
+            first = [found[blocks[k]] for k in (thirds(len(blocks))[0] if len(blocks) > 1 else range(1))]
+            found[FIRST_THIRD] = {q: Estimate.concatenate([one[q] for one in first]).mean() for q in first[0]}
+        rows = [row for name, of in found.items() for row in self._rows(name, of)]
+        grids = {name: list(grid) for name, grid in self.grids.items()}
+        asked = {"cells": next(reversed(grids.values()))}
+        return self.result(rows, grids=grids, conditions={self.views[0].label: asked})
 
-    def _replicates(self, i: int) -> dict[str, Replicates]:
+    def _estimates(self, i: int) -> dict[str, Estimate]:
         """By quantity, and by quantity with "|null" or "|ceiling", of one place."""
         states = (self.histogram, self.mean_and_best, self.copy, self.count, self.position, self.pairs)
-        histogram, sums, copy, n, position, pairs = (_left_out(state[:, i]) for state in states)
+        histogram, sums, copy, n, position, pairs = (left_out(state[:, i].cpu()) for state in states)
         shares = share_above(histogram[:, :, 0], histogram[:, :, 1])  # (1 + G, 3)
         sums = sums / n[:, None, None, None]  # (1 + G, 3, real and null, mean and best)
         found = {}
@@ -277,104 +262,45 @@ class EdgeChannels(ChannelSums):
                 found[f"{kind}_{what}"], found[f"{kind}_{what}|null"] = sums[:, k, 0, q], sums[:, k, 1, q]
         found["outline_correlation|ceiling"] = copy / n
         found["position_correlation"] = position / pairs
-        sizes = self.count[:, i].cpu().long().tolist()
-        return {key: _as_json(values, sizes) for key, values in found.items()}
+        sizes = self.count[:, i].cpu().numpy()
+        return {key: Estimate(v[0].numpy(), v[1:].numpy(), sizes) for key, v in found.items()}
 
-    def _rows(self, place: str, found: dict[str, Replicates]) -> Iterator[dict[str, Any]]:
+    def _rows(self, place: str, found: dict[str, Estimate]) -> Iterator[dict[str, Any]]:
         for quantity in (key for key in found if "|" not in key):
-            columns = with_p(found[quantity])
-            if columns["interval"] is None:
-                self.note(TOO_FEW)
-            columns |= _against_null(quantity, found)
-            if quantity.endswith(
-                "_channels"
-            ):  # a share lies between 0 and 1, with few images Student's t does not
-                columns |= {"low": max(columns["low"], 0.0), "high": min(columns["high"], 1.0)}
+            columns = {"estimate": found[quantity]} | _against_null(quantity, found)
             columns["estimator"] += ", mean over blocks" if place == FIRST_THIRD else ""
             if ceiling := found.get(f"{quantity}|ceiling"):
-                columns |= {"ceiling": with_p(ceiling)["value"], "ceiling_kind": "the shrunken image itself"}
+                columns |= {"ceiling": float(ceiling.value), "ceiling_kind": "the shrunken image itself"}
             yield self.row(place, quantity=quantity, tokens="patch", **columns)
 
 
 _WHAT = {"correlation": "mean over channels", "best": "largest over channels"}
 
 
-def _against_null(quantity: str, found: dict[str, Replicates]) -> dict[str, Any]:
+def _against_null(quantity: str, found: dict[str, Estimate]) -> dict[str, Any]:
     """Columns that say what the value would be by chance, and how likely it is then."""
+    own = found[quantity]
     if quantity.endswith("_channels"):
         return {
-            "p": with_p(_minus(found[quantity], CHANCE))["p"], "null": CHANCE, "value_unit": "fraction of channels",
+            "p": own - CHANCE, "null": CHANCE, "value_unit": "fraction of channels",
             "null_kind": "another image of the run; 5 % by definition of the threshold",
             "estimator": "share above the 95 % point of the null, over channels and images",
+            # a share lies between 0 and 1, with few images Student's t does not
+            "low": float(np.maximum(own.low, 0.0)), "high": float(np.minimum(own.high, 1.0)),
         }  # fmt: skip
     if (other := found.get(f"{quantity}|null")) is None:
-        words = {"null": 0.0, "null_kind": "nothing shared by different images"}
-        return words | {
-            "value_unit": "none",
+        return {
+            "p": own, "null": 0.0, "null_kind": "nothing shared by different images", "value_unit": "none",
             "estimator": "correlation of two images' maps, mean over channels",
-        }
-    null = with_p(other)
+        }  # fmt: skip
     return {
-        "p": with_p(found[quantity], minus=other)["p"], "value_unit": "none", "null": null["value"],
-        "null_low": null["low"], "null_high": null["high"], "null_kind": "another image of the run",
+        "p": own - other, "value_unit": "none", "null": other, "null_kind": "another image of the run",
         "estimator": f"{_WHAT[quantity.split('_')[1]]}, mean over images",
     }  # fmt: skip
 
 
 def _coarser(own: tuple[int, int], onto: tuple[int, int]) -> tuple[int, int]:
     return min(own[0], onto[0]), min(own[1], onto[1])
-
-
-def _left_out(sums: Tensor) -> Tensor:
-    """(G, ...) -> (1 + G, ...): of all images, then without each group; on the CPU."""
-    sums = sums.cpu()
-    total = sums.sum(0, keepdim=True)
-    return torch.cat([total, total - sums])
-
-
-def _as_json(values: Tensor, sizes: list[int]) -> Replicates:
-    plain = [None if math.isnan(v) else v for v in values.tolist()]
-    return {"value": plain[0], "leave_out": plain[1:], "sizes": sizes, "unit": "image"}
-
-
-def _minus(kept: Replicates, constant: float) -> Replicates:
-    less = [None if v is None else v - constant for v in (kept["value"], *kept["leave_out"])]
-    return kept | {"value": less[0], "leave_out": less[1:]}
-
-
-def _mean_of(several: Sequence[dict[str, Replicates]]) -> dict[str, Replicates]:
-    """Mean over places; undefined where one of them is, or where they rest on different images."""
-
-    def mean(values: Sequence[Any]) -> float | None:
-        return None if None in values else sum(values) / len(values)
-
-    return {
-        key: several[0][key]
-        | {
-            "value": mean([one[key]["value"] for one in several]),
-            "leave_out": [mean(v) for v in zip(*(one[key]["leave_out"] for one in several), strict=True)],
-        }
-        for key in several[0]
-    }
-
-
-def edge_difference(result: Result, model: str, model_b: str, place: str = FIRST_THIRD) -> Result:
-    """How many more channels of ``model`` follow their image than of ``model_b``, paired over images.
-
-    ``result`` is of `EdgeChannels` for both, from one pass; ``place`` is "embed" or the first third of the blocks.
-    See `paired_difference` for rows, interval, p and errors. Grids that differ are noted.
-    """
-    found = paired_difference(
-        result, model, model_b, place, value_unit="fraction of channels, or correlation",
-        estimator="difference of shares or mean correlations, first model minus second",
-    )  # fmt: skip
-    parts = [part for part in (result.meta, *result.meta.get("parts", [])) if "grids" in part]
-    grids = {label: part["grids"] for part in parts for label in part.get("replicates", {})}
-    ends = [next(reversed(grids[label].values())) for label in (model, model_b) if label in grids]
-    if len(ends) == 2 and ends[0] != ends[1]:
-        words = " and ".join("x".join(map(str, grid)) for grid in ends)
-        return Result(found.measure, found.frame, found.meta, (*found.notes, f"token grids differ: {words}"))
-    return found
 
 
 def image_for(model: nn.Module, loader: Any, number: int) -> Tensor:

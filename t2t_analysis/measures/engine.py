@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from .. import capture
 from ..data.loading import seen_by
 from ..errors import DataError, T2TError, UnknownNameError
-from ..results import Result, Results
+from ..results import Result, Results, joined
 from .base import Measure, MeasureBatch
 from .view import View, as_json
 
@@ -183,8 +182,8 @@ def _joined(name: str, results: list[Result]) -> Result:
     shared = {k: v for k, v in results[0].meta.items() if all(r.meta.get(k) == v for r in results)}
     parts = [{k: v for k, v in r.meta.items() if k not in shared} for r in results]
     notes = dict.fromkeys(note for result in results for note in result.notes)
-    frame = pd.concat([r.frame for r in results], ignore_index=True)
-    return Result(name, frame, {**shared, "models": unique, "parts": parts}, tuple(notes))
+    frame, kept = joined(results)
+    return Result(name, frame, {**shared, "models": unique, "parts": parts}, tuple(notes), kept)
 
 
 def _labelled(models: Any, labels: Sequence[str] | None) -> dict[str, View]:

@@ -10,9 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
-from scipy import stats as sps
 from torch import Tensor
 
 from ..results import Result
@@ -20,7 +18,6 @@ from ..stats import holm, mcnemar
 from .ablation import Edit, Start
 from .ablation_measure import AblationMeasure
 from .base import MeasureBatch, View
-from .grouped import Estimate, add_by_group, grouped_estimate
 from .head_effects import (
     LABELLED,
     QUANTITIES,
@@ -32,8 +29,8 @@ from .head_effects import (
     remove_subspace,
     subspace_scores,
 )
-from .head_measure import mean_of
-from .head_summary import estimate_columns, head_rows
+from .head_summary import head_rows
+from .sums import Estimate, add_by_group, grouped_estimate, mean_estimate
 
 __all__ = ["HeadAblation"]
 
@@ -55,7 +52,7 @@ class HeadAblation(AblationMeasure):
     ``kl_p_holm``, ``loss_change_p_holm`` and ``accuracy_change_p_holm`` hold p corrected over all heads.
     ``kl_layer`` takes out all heads of a layer; its null is the sum over the heads one by one, which it
     exceeds where heads stand in for each other. Intervals of divergences and shifts are taken on the scale of the
-    logarithm (`grouped.Estimate.positive`).
+    logarithm (`Estimate.positive`).
 
     ``importance`` is Michel, Levy & Neubig's (2019) E|dL/dxi_h|, l2-normalised per layer, with the labels;
     ``importance_label_free`` the same for the cross-entropy of the class that the model predicts (a KL
@@ -202,24 +199,16 @@ class HeadAblation(AblationMeasure):
     # rows
 
     def compute(self) -> Result:
-        """Rows for heads and layers, corrected p, importances; per-group sums in ``meta`` for later pairing."""
+        """Rows for heads and layers, corrected p, importances."""
         self.add_notes()
         self._note_nonfinite()
-        frames = [*self._effect_frames(), *self._importance_frames()]
-        frames += [self._layer_frame(), self._all_but_one_frame()]
-        whole = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
-        kept = {"mode": self.mode, "heads": self.index.table.tolist(), "groups": self._kept()}
-        return Result(self.name, whole, {"effects": {self.views[0].label: kept}})
-
-    def _kept(self) -> dict[str, Any]:
-        """Sums by image group of what single heads do, (G, M) each, for resampling images."""
-        single = self.effects[:, 0].cpu()
-        quantity = "kl" if self.classifier else "output_shift"
-        out = {quantity: single[..., QUANTITIES.index(quantity)].tolist()}
-        if self.labelled[:, 0].any():
-            out["loss_change"] = single[..., QUANTITIES.index("loss_change")].tolist()
-            out["labelled"] = self.labelled[:, 0].tolist()
-        return out | {"n": self.counts[:, 0].tolist()}
+        rows = [
+            *self._effect_rows(),
+            *self._importance_rows(),
+            *self._layer_rows(),
+            *self._all_but_one_rows(),
+        ]
+        return self.result(rows, mode=self.mode)
 
     def _note_nonfinite(self) -> None:
         lost = float((self.counts[:, 0].amax(-1) - self.counts[:, 0].amin(-1)).sum())
@@ -235,180 +224,144 @@ class HeadAblation(AblationMeasure):
             return of[..., QUANTITIES.index("gained")] - of[..., QUANTITIES.index("lost")], counts[:, kind]
         return of[..., QUANTITIES.index(quantity)], counts[:, kind]
 
-    def _effect_frames(self) -> list[pd.DataFrame]:
-        labelled = bool(self.labelled[:, 0].any())
-        frames = self._shift_frames()
+    def _effect_rows(self) -> list[dict[str, Any]]:
+        rows = self._shift_rows()
         if self.classifier:
-            frames += self._tested("kl", "nats", against_null=True)
-            frames += self._tested("prediction_change", "fraction", against_null=True)
-        if labelled:
-            frames += [*self._tested("loss_change", "nats", against_null=False), *self._accuracy_frames()]
-        return frames
+            rows += self._tested("kl", "nats", against_null=True)
+            rows += self._tested("prediction_change", "fraction", against_null=True)
+        if bool(self.labelled[:, 0].any()):
+            rows += [*self._tested("loss_change", "nats", against_null=False), *self._accuracy_rows()]
+        return rows
 
-    def _means(self, quantity: str) -> tuple[Estimate, Estimate, Estimate]:
-        """Per head: the value, its null, and the two paired."""
-        sums, counts = self._sums(0, quantity)
-        null_sums, null_counts = self._sums(1, quantity)
-        value = grouped_estimate(mean_of, (sums, counts), counts)
-        null = grouped_estimate(mean_of, (null_sums, null_counts), null_counts)
-        return value, null, grouped_estimate(mean_of, (sums - null_sums, counts), counts)
+    def _means(self, quantity: str) -> tuple[Estimate, Estimate]:
+        """Per head: the value and its null."""
+        value, null = (mean_estimate(*self._sums(kind, quantity)) for kind in (0, 1))
+        return value, null
 
-    def _tested(self, quantity: str, unit: str, *, against_null: bool) -> list[pd.DataFrame]:
-        value, null, paired = self._means(quantity)
-        self.note(value.note)
-        p = t_test(paired if against_null else value)
+    def _tested(self, quantity: str, unit: str, *, against_null: bool) -> list[dict[str, Any]]:
+        value, null = self._means(quantity)
+        tested = value - null if against_null else value
         test = "p: against the null, paired" if against_null else "p: no change, paired"
-        base = self.base(
+        row = self.base(
             quantity, unit, variant=self.mode, estimator=f"{self.mode} ablation of one head; {test}"
         )
         if quantity == "kl":
             value, null = value.positive(), null.positive()
-        return [head_rows(base, self.index, value, p=p, **_null(null)), self._holm(base, p)]
+        return [
+            head_rows(row, self.index, value, p=tested, null=null, null_kind=_SUBSPACE),
+            self._holm(row, tested.p),
+        ]
 
-    def _holm(self, base: dict[str, Any], p: np.ndarray) -> pd.DataFrame:
+    def _holm(self, row: dict[str, Any], p: np.ndarray) -> dict[str, Any]:
         """Corrected p over all heads of the model, as rows of their own."""
         (h,) = np.nonzero(~np.isnan(p))
         layer, head = self.index.table[h].T
-        known = {
-            "quantity": f"{base['quantity']}_p_holm", "layer": layer, "head": head, "value": holm(p)[h],
+        return row | {
+            "quantity": f"{row['quantity']}_p_holm", "layer": layer, "head": head, "value": holm(p)[h],
+            "place": np.array([f"blocks.{i}.attn" for i in layer.tolist()], dtype=object),
             "n": len(h), "unit": "head", "value_unit": "none", "null": 1.0, "null_kind": "no head of the model matters",
-            "estimator": f"Holm over {len(h)} heads; {base['estimator']}",
+            "estimator": f"Holm over {len(h)} heads; {row['estimator']}",
         }  # fmt: skip
-        frame = pd.DataFrame({k: v for k, v in known.items() if isinstance(v, np.ndarray)})
-        frame["place"] = "blocks." + frame["layer"].astype(str) + ".attn"
-        return frame.assign(**(base | {k: v for k, v in known.items() if not isinstance(v, np.ndarray)}))
 
-    def _accuracy_frames(self) -> list[pd.DataFrame]:
+    def _accuracy_rows(self) -> list[dict[str, Any]]:
         lost, gained = (self.effects[:, 0, :, QUANTITIES.index(q)].sum(0).long() for q in ("lost", "gained"))
         n = self.labelled[:, 0].sum(0).long()
         tests = [mcnemar(*_pairs(*x)) for x in zip(gained.tolist(), lost.tolist(), n.tolist(), strict=True)]
-        ends = [np.array([getattr(t.interval, k) for t in tests]) for k in ("value", "low", "high")]
-        value, null, _ = self._means("accuracy_change")
-        estimate = Estimate(ends[0], ends[1], ends[2], value.n, value.groups)
+        low, high = (np.array([getattr(t.interval, k) for t in tests]) for k in ("low", "high"))
         p = np.array([test.p for test in tests])
-        base = self.base(
-            "accuracy_change",
-            "fraction",
-            variant=self.mode,
+        value, null = self._means("accuracy_change")
+        row = self.base(
+            "accuracy_change", "fraction", variant=self.mode,
             estimator=f"{self.mode} ablation of one head; p: exact McNemar",
-        )
-        rows = head_rows(base, self.index, estimate, p=p, **_null(null)).assign(interval="Agresti-Min")
-        return [rows, self._holm(base, p)]
+        )  # fmt: skip
+        columns = {"low": low, "high": high, "p": p, "null": null, "null_kind": _SUBSPACE}
+        columns |= {"interval": "Agresti-Min", "se": None, "df": None}
+        return [head_rows(row, self.index, value, **columns), self._holm(row, p)]
 
-    def _shift_frames(self) -> list[pd.DataFrame]:
+    def _shift_rows(self) -> list[dict[str, Any]]:
         counts = self.counts[:, 0]
         n = counts.amax(-1)
 
         def relative(total: Tensor, count: Tensor, mean: Tensor, square: Tensor, n: Tensor) -> Tensor:
             variance = square / n - (mean / n[:, None]).square().sum(-1)  # (1 + G,)
-            return total / count / variance[:, None]
+            return total / count / torch.where(variance > 0, variance, torch.nan)[:, None]
 
         spread = (self.output, self.output_square, n)
-        (single, _), (other, _) = (self._sums(kind, "output_shift") for kind in (0, 1))
-        value, null, paired = (
-            grouped_estimate(relative, (s, counts, *spread), counts) for s in (single, other, single - other)
+        value, null = (
+            grouped_estimate(relative, (self._sums(kind, "output_shift")[0], counts, *spread), counts)
+            for kind in (0, 1)
         )
+        if not np.isfinite(value.value).any():
+            self.note(
+                f"{self.views[0].label}: the output is the same for all images, so no change is relative to it"
+            )
+            return []
         of = "logits" if self.classifier else "pooled features"
         how = f"E|o' - o|^2 / E|o - mean o|^2 of the {of} o; p: against the null, paired"
-        base = self.base(
-            "output_shift",
-            "fraction of variance",
-            variant=self.mode,
+        row = self.base(
+            "output_shift", "fraction of variance", variant=self.mode,
             estimator=f"{self.mode} ablation of one head; {how}",
-        )
-        p = t_test(paired)
-        value, null = value.positive(), null.positive()
-        return [head_rows(base, self.index, value, p=p, **_null(null)), self._holm(base, p)]
+        )  # fmt: skip
+        tested = value - null
+        columns = {"p": tested, "null": null.positive(), "null_kind": _SUBSPACE}
+        return [head_rows(row, self.index, value.positive(), **columns), self._holm(row, tested.p)]
 
-    def _importance_frames(self) -> list[pd.DataFrame]:
+    def _importance_rows(self) -> list[dict[str, Any]]:
         names = ("importance", "importance_label_free")
         losses = ("cross-entropy of the label", "cross-entropy of the predicted class")
         return [
-            self._importance_frame(t, name, loss)
+            self._importance_row(t, name, loss)
             for t, (name, loss) in enumerate(zip(names, losses, strict=True))
             if self.score_counts[:, t].any()
         ]
 
-    def _importance_frame(self, t: int, name: str, loss: str) -> pd.DataFrame:
+    def _importance_row(self, t: int, name: str, loss: str) -> dict[str, Any]:
         counts, scores = self.score_counts[:, t], self.scores[:, t]  # (G,), (G, 2, M)
         member = self.index.member.to(scores.device)
 
-        def normalised(kind: int) -> Any:
-            def fn(s: Tensor, n: Tensor) -> Tensor:
-                mean = s / n[:, None, None]
-                size = (mean[:, 0].square() @ member.T).sqrt() @ member  # (1 + G, M), l2 norm of the layer
-                return mean[:, kind] / size
+        def normalised(s: Tensor, n: Tensor) -> Tensor:
+            mean = s / n[:, None, None]
+            size = (mean[:, :1].square() @ member.T).sqrt() @ member  # (1 + G, 1, M), l2 norm of the layer
+            return mean / size
 
-            return fn
-
-        value, null = (
-            grouped_estimate(normalised(kind), (scores, counts), counts[:, None].expand(-1, self.index.total))
-            for kind in (0, 1)
-        )
+        found = grouped_estimate(normalised, (scores, counts), counts)
         estimator = f"E|dL/dxi|, L the {loss}, divided by the l2 norm over the layer's heads"
-        return head_rows(self.base(name, "none", estimator=estimator), self.index, value, **_null(null))
+        row = self.base(name, "none", estimator=estimator)
+        return head_rows(row, self.index, found[0], null=found[1], null_kind=_SUBSPACE)
 
-    def _layer_frame(self) -> pd.DataFrame:
+    def _layer_rows(self) -> list[dict[str, Any]]:
         """All heads of a layer out, against the sum over its heads one by one."""
-        quantity = "kl" if self.classifier else None
-        if quantity is None:
-            return pd.DataFrame()
-        firsts = [where.start for where in self.where.values()]
+        if not self.classifier:
+            return []
         member = self.index.member.to(self.effects.device)
-        sums, counts = (x[:, firsts] for x in self._sums(3, quantity))
-        single = self._sums(0, quantity)[0] @ member.T  # (G, L)
-        value, null, paired = (
-            grouped_estimate(mean_of, (s, counts), counts) for s in (sums, single, sums - single)
-        )
-        value, null = value.positive(), null.positive()
-        kind = "sum over the layer's heads taken out one by one; 95 % interval of it"
-        layers = np.array(self.index.layers)
-        base = self.base(
-            "kl_layer",
-            "nats",
-            variant=self.mode,
-            estimator=f"{self.mode} ablation of all heads of a layer; p: against the null",
-        )
-        frame = pd.DataFrame(estimate_columns(value, np.arange(len(layers))))
-        frame = frame.assign(layer=layers, p=t_test(paired), **_null(null)).assign(null_kind=kind, **base)
-        frame["place"] = "blocks." + frame["layer"].astype(str) + ".attn"
-        return frame
+        firsts = [where.start for where in self.where.values()]
+        sums, counts = (x[:, firsts] for x in self._sums(3, "kl"))
+        single = self._sums(0, "kl")[0] @ member.T  # (G, L)
+        value, null = (mean_estimate(s, counts) for s in (sums, single))
+        layers = np.array([f"blocks.{i}.attn" for i in self.index.layers], dtype=object)
+        return [
+            self.row(layers) | self.base(
+                "kl_layer", "nats", variant=self.mode, estimate=value.positive(), p=value - null, null=null.positive(),
+                null_kind="sum over the layer's heads taken out one by one; 95 % interval of it",
+                estimator=f"{self.mode} ablation of all heads of a layer; p: against the null",
+            )
+        ]  # fmt: skip
 
-    def _all_but_one_frame(self) -> pd.DataFrame:
+    def _all_but_one_rows(self) -> list[dict[str, Any]]:
         if not (self.all_but_one and self.classifier):
-            return pd.DataFrame()
-        (sums, counts), layer = self._sums(2, "kl"), self._sums(3, "kl")
+            return []
         firsts = np.repeat([w.start for w in self.where.values()], self.index.heads)
-        value = grouped_estimate(mean_of, (sums, counts), counts).positive()
-        null = grouped_estimate(mean_of, tuple(x[:, firsts] for x in layer), layer[1][:, firsts]).positive()
-        base = self.base(
-            "kl_all_but_one",
-            "nats",
-            variant=self.mode,
+        layer = (x[:, firsts] for x in self._sums(3, "kl"))
+        value, null = mean_estimate(*self._sums(2, "kl")).positive(), mean_estimate(*layer).positive()
+        row = self.base(
+            "kl_all_but_one", "nats", variant=self.mode,
             estimator=f"{self.mode} ablation of all heads of a layer but this one",
-        )
-        bands = _null(null) | {"null_kind": "this head taken out too; 95 % interval of its mean"}
-        return head_rows(base, self.index, value, **bands)
+        )  # fmt: skip
+        kind = "this head taken out too; 95 % interval of its mean"
+        return [head_rows(row, self.index, value, null=null, null_kind=kind)]
 
 
-def _null(null: Estimate) -> dict[str, Any]:
-    kind = f"{SUBSPACE}; 95 % interval of its mean"
-    return {"null": null.value, "null_low": null.low, "null_high": null.high, "null_kind": kind}
-
-
-def t_test(estimate: Estimate) -> np.ndarray:
-    """Two-sided p of "it is 0" by Student's t on the jackknife's standard error, NaN with fewer than 2 groups.
-
-    >>> e = Estimate(*(np.array([x]) for x in (1.0, 0.0, 2.0, 8, 5)))  # the interval just touches 0
-    >>> t_test(e).round(3).tolist()
-    [0.05]
-    """
-    freedom = np.maximum(estimate.groups - 1, 1)
-    se = (estimate.high - estimate.low) / (2 * sps.t.ppf(0.975, freedom))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        p = 2 * sps.t.sf(np.abs(estimate.value) / se, freedom)
-    exact = np.where(estimate.value == 0, 1.0, 0.0)
-    return np.where(np.isnan(se), np.nan, np.where(se == 0, exact, p))
+_SUBSPACE = f"{SUBSPACE}; 95 % interval of its mean"
 
 
 def _pairs(gained: int, lost: int, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -6,33 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from ..capture.attention import Attention, backbone_attention
-from ..results import Result
+from ..estimates import Estimate
 from .base import Measure, MeasureBatch, View
-from .grouped import Estimate, grouped_estimate
-from .head_summary import (
-    CONTRAST,
-    THIRDS,
-    HeadIndex,
-    Replicates,
-    contrast,
-    layer_rows,
-    layer_table,
-    pair_rows,
-    replicates,
-    with_p,
-)
+from .head_summary import CONTRAST, THIRDS, HeadIndex, contrast, layer_rows, layer_table, pair_rows
+from .sums import grouped_estimate
 
-__all__ = ["OTHER_IMAGE", "Estimates", "HeadMeasure", "PairedImagesMeasure", "band", "correlation", "mean_of"]
+__all__ = ["OTHER_IMAGE", "Estimates", "HeadMeasure", "PairedImagesMeasure", "correlation", "mean_of"]
 
 #: What the null is of a comparison whose two sides are taken from different images.
 OTHER_IMAGE = "permuted images (the other image of a pair); 95 % interval of its mean"
 #: For pairs of heads (M, M), for pairs of layers (L, L), and for the change over depth.
-Estimates = tuple[Estimate, Estimate, Replicates]
+Estimates = tuple[Estimate, Estimate, Estimate]
 
 
 def mean_of(total: Tensor, count: Tensor) -> Tensor:
@@ -57,7 +45,6 @@ class HeadMeasure(Measure):
         anchors = {int(name.split(".")[1]): name for name in self.anchors(view)}
         self.sources = {layer: self.sources_of(view, name) for layer, name in anchors.items()}
         self.index = HeadIndex(tuple(anchors), tuple(view.num_heads(layer) for layer in anchors))
-        self.contrasts: dict[str, Replicates] = {}
         layers = len(self.index.layers)
         self.add_sum("images", self.groups, layers, layers)
         self.make_states(view, self.index.total)
@@ -93,58 +80,34 @@ class HeadMeasure(Measure):
         self, fn: Any, sums: Sequence[Tensor], per_layer: Tensor, unit: str = "image"
     ) -> Estimates:
         """Estimates for pairs of heads (M, M) and of layers (L, L), and the contrast over depth."""
-        index = self.index
-
-        def layers(*sums: Tensor) -> Tensor:
-            return layer_table(fn(*sums), index)
-
-        def change(*sums: Tensor) -> Tensor:
-            return contrast(layers(*sums).diagonal(dim1=-2, dim2=-1))
-
-        pairs = grouped_estimate(fn, sums, index.spread(per_layer), unit=unit)
-        means = grouped_estimate(layers, sums, per_layer, unit=unit)
-        return pairs, means, replicates(change, sums, per_layer.amax((-2, -1)), unit)
-
-    def base(self) -> dict[str, Any]:
-        """Columns that every row of this measure has."""
-        return {k: v for k, v in self.row().items() if v is not None}
+        counts = per_layer.cpu().numpy()
+        pairs = grouped_estimate(fn, sums, self.index.spread(per_layer), unit=unit)
+        layers = pairs.map(lambda matrix: layer_table(matrix, self.index), counts)
+        return pairs, layers, layers.map(lambda m: contrast(_within(m)), counts.max((-2, -1)))
 
     def report(
-        self, estimates: Estimates, bands: Sequence[dict[str, Any]], **columns: Any
-    ) -> list[pd.DataFrame]:
-        """Frames of one quantity: pairs of heads, layers, and last third minus first third of the layers.
+        self, estimates: Estimates, nulls: Sequence[dict[str, Any]], **columns: Any
+    ) -> list[dict[str, Any]]:
+        """Rows of one quantity: pairs of heads, layers, and last third minus first third of the layers.
 
-        ``bands`` are the columns of the null (see `band`) for each of the three.
+        ``nulls`` are the columns of the null for each of the three.
         """
-        pairs, means, change = estimates
-        kept = self.base() | columns
-        self.contrasts[f"{kept['quantity']}|{kept['tokens']}"] = change
-        row = kept | bands[2] | with_p(change)
-        row |= {
-            "quantity": kept["quantity"] + CONTRAST,
-            "place": THIRDS,
-            "ceiling": None,
-            "ceiling_kind": None,
-        }
-        row["estimator"] = f"{kept['estimator']}; mean of last third - mean of first third of layers"
-        return [
-            pair_rows(kept, self.index, pairs, **bands[0]),
-            layer_rows(kept, self.index, means, **bands[1]),
-            pd.DataFrame([row] if np.isfinite(row["value"]) else []),
+        pairs, layers, change = estimates
+        row = self.row() | columns
+        rows = [
+            pair_rows(row, self.index, pairs, **nulls[0]),
+            layer_rows(row, self.index, layers, **nulls[1]),
         ]
+        if not np.isfinite(change.value):
+            return rows
+        how = f"{row['estimator']}; mean of last third - mean of first third of layers"
+        over = {"quantity": row["quantity"] + CONTRAST, "place": THIRDS, "estimator": how, "estimate": change}
+        return [*rows, row | {"p": change} | nulls[2] | over | {"ceiling": None, "ceiling_kind": None}]
 
-    def result(self, frames: Sequence[pd.DataFrame], **meta: Any) -> Result:
-        """One result of all frames, with the replicates that pair this model with another one."""
-        whole = pd.concat([frame for frame in frames if len(frame)], ignore_index=True)
-        return Result(self.name, whole, {"contrasts": {self.views[0].label: self.contrasts}, **meta})
 
-
-def band(null: Estimate | Replicates) -> dict[str, Any]:
-    """Columns ``null, null_low, null_high`` from an estimate of the null, or from replicates of it."""
-    if isinstance(null, Estimate):
-        return {"null": null.value, "null_low": null.low, "null_high": null.high}
-    tested = with_p(null)
-    return {"null": tested["value"], "null_low": tested["low"], "null_high": tested["high"]}
+def _within(table: np.ndarray) -> np.ndarray:
+    """The diagonal of tables (..., L, L): each layer with itself."""
+    return np.diagonal(table, axis1=-2, axis2=-1)
 
 
 class PairedImagesMeasure(HeadMeasure):

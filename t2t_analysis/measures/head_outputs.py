@@ -18,7 +18,7 @@ from .cka import LEAST, gram, permutations, u_centred
 from .head_measure import HeadMeasure, correlation
 from .head_summary import contrast, layer_table
 
-__all__ = ["HeadOutputCKA", "head_output_weights", "head_outputs", "permutation_band"]
+__all__ = ["HeadOutputCKA", "head_output_weights", "head_outputs", "permutation_null"]
 
 
 def head_outputs(z: Tensor, weights: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def backbone_output_weights(view: View, layer: int, attention: Attention) -> Ten
     return head_output_weights(view.blocks[layer], attention.proj, attention.num_heads)
 
 
-def permutation_band(value: np.ndarray, null: np.ndarray, tested: np.ndarray) -> dict[str, Any]:
+def permutation_null(value: np.ndarray, null: np.ndarray, tested: np.ndarray) -> dict[str, Any]:
     """Columns of a permutation null: mean, 2.5 and 97.5 % points, and p of the max statistic.
 
     ``null`` (K, ...) holds one permutation of the images a row, the same for all cells of ``value`` (...);
@@ -88,6 +88,7 @@ class HeadOutputCKA(HeadMeasure):
     """
 
     name = "head_output_cka"
+    without_nonfinite = "the layer is left out"
     invariances = frozenset({"permute_heads", "orthogonal", "scale", "translation"})
 
     pooled: Tensor  # (G + 1, M, M): what leaving out a group takes away; the rest
@@ -176,22 +177,22 @@ class HeadOutputCKA(HeadMeasure):
                 "unbiased CKA, and are left out of head_output_cka"
             )
         counts = torch.cat([self.images, self.images.new_zeros(1, *self.images.shape[1:])])
-        frames = [frame for tokens in self.tokens for frame in self._frames(tokens, counts)]
-        return self.result(frames, permutations=self.permutations, seed=self.seed)
+        rows = [row for tokens in self.tokens for row in self._rows(tokens, counts)]
+        return self.result(rows, permutations=self.permutations, seed=self.seed)
 
-    def _frames(self, tokens: str, counts: Tensor) -> list[Any]:
+    def _rows(self, tokens: str, counts: Tensor) -> list[dict[str, Any]]:
         sums = self._finite(getattr(self, tokens))
         pairs, means, change = self.estimate_all(correlation, (sums, self.index.spread(counts)), counts)
-        null = self._null_maps(tokens, sums.sum(0))  # (K, M, M)
+        null = self._null_maps(tokens, sums.sum(0)).cpu().numpy()  # (K, M, M)
         layers = layer_table(null, self.index)
-        over_depth = contrast(layers.diagonal(dim1=-2, dim2=-1)).cpu().numpy()
-        bands = [
-            permutation_band(pairs.value, null.cpu().numpy(), np.triu(np.isfinite(pairs.value), k=1)),
-            permutation_band(means.value, layers.cpu().numpy(), np.triu(np.isfinite(means.value))),
-            dict(zip(("null", "null_low", "null_high"), map(float, null_summary(over_depth)), strict=True)),
+        mean, low, high = null_summary(contrast(np.diagonal(layers, axis1=-2, axis2=-1)))
+        nulls = [
+            permutation_null(pairs.value, null, np.triu(np.isfinite(pairs.value), k=1)),
+            permutation_null(means.value, layers, np.triu(np.isfinite(means.value))),
+            {"null": float(mean), "null_low": float(low), "null_high": float(high)},
         ]
         return self.report(
-            (pairs, means, change), bands, quantity="head_output_cka", tokens=tokens, value_unit="none",
+            (pairs, means, change), nulls, quantity="head_output_cka", tokens=tokens, value_unit="none",
             estimator="minibatch CKA from unbiased HSIC_1 of z_h W_O^h, image = sample",
             null_kind=f"images permuted within batches, {self.permutations} times; p of the max statistic",
             ceiling=1.0, ceiling_kind="a head with itself",

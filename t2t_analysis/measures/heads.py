@@ -16,14 +16,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
 from .. import capture
 from ..results import Result
 from .base import MeasureBatch, View
-from .grouped import Estimate, add_by_group, grouped_estimate
 from .head_maps import (
     cosine_floor,
     cosine_sums,
@@ -36,8 +34,9 @@ from .head_maps import (
     renormalised,
     unit_rows,
 )
-from .head_measure import OTHER_IMAGE, HeadMeasure, PairedImagesMeasure, band, correlation, mean_of
-from .head_summary import head_rows, layer_rows, layer_table, replicates, with_p
+from .head_measure import OTHER_IMAGE, HeadMeasure, PairedImagesMeasure, correlation, mean_of
+from .head_summary import head_rows, layer_rows, layer_table
+from .sums import add_by_group, grouped_estimate, mean_estimate
 
 __all__ = ["HeadDivergence", "HeadSimilarity"]
 
@@ -54,11 +53,10 @@ class HeadSimilarity(PairedImagesMeasure):
     Per image and query, cos(A_h[q, :], A_g[q, :]) over the patch keys, averaged over queries and images
     ("cosine per query"):
 
-    - ``cosine_raw``. Its floor for independent heads is exp(-s^2) at logit spread s: rows ``cosine_floor``
-    (per
+    - ``cosine_raw``. Its floor for independent heads is exp(-s^2) at logit spread s: rows ``cosine_floor`` (per
       layer) and ``logit_spread`` (s, per head) stand beside it.
-    - ``cosine_centred``: 1/T taken off each row, that is Pearson's correlation over keys; 0 for independent
-    heads. - ``cosine_content``: the position-mean map (average over images) taken off too, without bias (see
+    - ``cosine_centred``: 1/T taken off each row, that is Pearson's correlation over keys; 0 for independent heads.
+    - ``cosine_content``: the position-mean map (average over images) taken off too, without bias (see
       `pair_content_covariance`): do two heads *change* alike from image to image?
 
     The null of the first two is the same with the two maps taken from different images: what position alone
@@ -163,7 +161,7 @@ class HeadSimilarity(PairedImagesMeasure):
         """Rows for pairs of heads, pairs of layers, heads, and the change over depth."""
         self._add_notes()
         images, pairs = (self.index.spread(s) for s in (self.images, self.pairs))
-        frames = [*self._spread_frames()]
+        rows = self._spread_rows()
         sets = {
             "cosine_raw": ((self.raw, images), (self.raw_other, pairs)),
             "cosine_centred": (
@@ -171,18 +169,12 @@ class HeadSimilarity(PairedImagesMeasure):
                 (self.centred_other, self.rows_other.double()),
             ),
         }
-        for quantity, (sums, null_sums) in sets.items():
-            null = [band(part) for part in self.estimate_all(mean_of, null_sums, self.pairs)]
-            frames += self.report(
-                self.estimate_all(mean_of, sums, self.images),
-                null,
-                null_kind=OTHER_IMAGE,
-                **_cosine(quantity),
-            )
-            frames.append(self._split_half(mean_of, sums, quantity))
-        frames += self._content_frames()
-        frames.append(self._prior_frame())
-        return self.result(frames)
+        for quantity, (sums, other) in sets.items():
+            found = self.estimate_all(mean_of, sums, self.images)
+            null = [{"null": part} for part in self.estimate_all(mean_of, other, self.pairs)]
+            rows += self.report(found, null, null_kind=OTHER_IMAGE, **_cosine(quantity))
+            rows += self._split_half(mean_of, sums, quantity)
+        return self.result([*rows, *self._content_rows(), self._prior_row()])
 
     def _add_notes(self) -> None:
         if not self.pairs.any():
@@ -197,20 +189,18 @@ class HeadSimilarity(PairedImagesMeasure):
                 f"layer {layer}, head {head}: {1 - float(defined[worst]):.1%}"
             )
 
-    def _content_frames(self) -> list[pd.DataFrame]:
+    def _content_rows(self) -> list[dict[str, Any]]:
         sums = (self.content, self.index.spread(self.pairs))
         estimates = self.estimate_all(correlation, sums, self.pairs, unit="image pair")
         columns = _cosine("cosine_content") | {
             "estimator": "covariance over images from differences of two, over both deviations",
             "null_kind": "heads whose content is unrelated",
         }
-        return [
-            *self.report(estimates, [{"null": 0.0}] * 3, **columns),
-            self._split_half(correlation, sums, "cosine_content"),
-        ]
+        rows = self.report(estimates, [{"null": 0.0}] * 3, **columns)
+        return rows + self._split_half(correlation, sums, "cosine_content")
 
-    def _split_half(self, fn: Any, sums: Sequence[Tensor], quantity: str) -> pd.DataFrame:
-        """Correlation over within-layer pairs between two halves of the images."""
+    def _split_half(self, fn: Any, sums: Sequence[Tensor], quantity: str) -> list[dict[str, Any]]:
+        """Correlation over within-layer pairs between two halves of the images; none where it is undefined."""
         # Pairs of images belong to the group of their first, so halves are made of groups two by two.
         half = ((torch.arange(self.groups, device=self.images.device) // 2) % 2).double()[:, None, None]
         split = [s * weight for weight in (1 - half, half) for s in sums]
@@ -221,51 +211,42 @@ class HeadSimilarity(PairedImagesMeasure):
             one, other = (fn(*sums[part : part + 2])[:, used] for part in (0, 2))
             return torch.stack([_pearson(a, b).atanh() for a, b in zip(one, other, strict=True)])
 
-        kept = replicates(agreement, split, self.images.amax((-2, -1)))
-        row = with_p(kept) | {"p": None, "null": 0.0, "null_kind": "nothing shared by the halves"}
-        row |= {name: float(np.tanh(row[name])) for name in ("value", "low", "high")}  # Fisher's z until here
-        columns = self.base() | _cosine(quantity)
-        columns |= {"quantity": f"{quantity}_split_half", "ceiling": 1.0, "ceiling_kind": "no noise"}
-        columns["estimator"] = "Pearson's r of within-layer pairs in two halves of the images; Fisher's z"
-        return pd.DataFrame([columns | row] if np.isfinite(row["value"]) else [])
+        z = grouped_estimate(agreement, split, self.images.amax((-2, -1)))
+        ends = {name: np.tanh(getattr(z, name)) for name in ("value", "low", "high")}  # Fisher's z until here
+        row = self.row(estimate=z) | _cosine(quantity) | ends | {"se": None, "df": None}
+        row |= {"quantity": f"{quantity}_split_half", "ceiling_kind": "no noise", "null": 0.0}
+        row |= {"null_kind": "nothing shared by the halves"}
+        row["estimator"] = "Pearson's r of within-layer pairs in two halves of the images; Fisher's z"
+        return [row] if np.isfinite(z.value) else []
 
-    def _spread_frames(self) -> Iterator[pd.DataFrame]:
+    def _spread_rows(self) -> list[dict[str, Any]]:
         """Logit spread of every head, and the floor that it puts under the raw cosine of every layer."""
         images = self.index.spread(self.images).diagonal(dim1=-2, dim2=-1)
-        base = self.base() | {"tokens": "patch"}
+        spread = grouped_estimate(lambda s, n: (s / n).sqrt(), (self.variance, images), images)
 
-        def spread(variance: Tensor, count: Tensor) -> Tensor:
-            return (variance / count).sqrt()
+        def raw(s: np.ndarray) -> np.ndarray:
+            of = torch.from_numpy(s)
+            return layer_table(cosine_floor(of[..., :, None], of[..., None, :]).numpy(), self.index)
 
-        def floor(variance: Tensor, count: Tensor) -> Tensor:
-            s = spread(variance, count)
-            return layer_table(cosine_floor(s.unsqueeze(-1), s.unsqueeze(-2)), self.index)
+        floor = spread.map(raw, self.images.cpu().numpy())
+        row = self.row(tokens="patch", value_unit="none")
+        return [
+            head_rows(row, self.index, spread, quantity="logit_spread", null=0.0, null_kind="uniform attention",
+                      estimator="root mean variance of logits over patch keys"),
+            layer_rows(row, self.index, floor, quantity="cosine_floor", null=1.0,
+                       null_kind="uniform attention: no spread of logits",
+                       estimator="exp(-(s_h^2 + s_g^2) / 2): raw cosine of independent heads"),
+        ]  # fmt: skip
 
-        sums = (self.variance, images)
-        yield head_rows(
-            base, self.index, grouped_estimate(spread, sums, images),
-            quantity="logit_spread", value_unit="none",
-            null=0.0, null_kind="uniform attention", estimator="root mean variance of logits over patch keys",
-        )  # fmt: skip
-        yield layer_rows(
-            base, self.index, grouped_estimate(floor, sums, self.images), quantity="cosine_floor",
-            value_unit="none", estimator="exp(-(s_h^2 + s_g^2) / 2): raw cosine of independent heads",
-            null=1.0, null_kind="uniform attention: no spread of logits",
-        )  # fmt: skip
-
-    def _prior_frame(self) -> pd.DataFrame:
+    def _prior_row(self) -> dict[str, Any]:
         """The same head on two images: 1 if its map depends on position alone."""
-
-        def same_head(total: Tensor, count: Tensor) -> Tensor:
-            return (total / count).diagonal(dim1=-2, dim2=-1)
-
         sums = (self.centred_other, self.rows_other.double())
+        same, defined = (s.diagonal(dim1=-2, dim2=-1) for s in sums)
         counts = self.index.spread(self.pairs).diagonal(dim1=-2, dim2=-1)
-        base = self.base() | _cosine("position_prior")
-        estimate = grouped_estimate(same_head, sums, counts, unit="image pair")
-        columns = {"ceiling": 1.0, "ceiling_kind": "map depends on position alone", "null": 0.0,
-                   "null_kind": "nothing shared by the two images"}  # fmt: skip
-        return head_rows(base, self.index, estimate, **columns)
+        estimate = grouped_estimate(mean_of, (same, defined), counts, unit="image pair")
+        columns = _cosine("position_prior") | {"ceiling_kind": "map depends on position alone"}
+        columns |= {"null": 0.0, "null_kind": "nothing shared by the two images"}
+        return head_rows(self.row(), self.index, estimate, **columns)
 
 
 def _cosine(quantity: str) -> dict[str, Any]:
@@ -363,34 +344,32 @@ class HeadDivergence(HeadMeasure):
                    "estimator": "Jensen-Shannon per query, patch keys renormalised",
                    "ceiling": float(np.log(2)), "ceiling_kind": "disjoint maps"}  # fmt: skip
         sums = (self.divergence, self.index.spread(self.images))
-        null = (self.divergence_other, self.index.spread(self.pairs))
-        bands = [band(part) for part in self.estimate_all(mean_of, null, self.pairs)]
-        frames = self.report(self.estimate_all(mean_of, sums, self.images), bands, **columns)
-        return self.result([*frames, *self._layer_and_head_frames()])
+        other = (self.divergence_other, self.index.spread(self.pairs))
+        nulls = [{"null": part} for part in self.estimate_all(mean_of, other, self.pairs)]
+        rows = self.report(self.estimate_all(mean_of, sums, self.images), nulls, **columns)
+        return self.result([*rows, self._of_all_row(), self._entropy_row()])
 
-    def _layer_and_head_frames(self) -> Iterator[pd.DataFrame]:
-        base = self.base() | {"tokens": "patch", "value_unit": "nats"}
-        of_all = self._per_layer(self.of_all, self.images)
-        null = band(self._per_layer(self.of_all_other, self.pairs))
-        yield layer_rows(
-            base, self.index, of_all, quantity="js_divergence_of_all", **null,
-            null_kind="every second head from the other image of a pair",
+    def _of_all_row(self) -> dict[str, Any]:
+        ours, other = (
+            mean_estimate(torch.diag_embed(state), counts)
+            for state, counts in ((self.of_all, self.images), (self.of_all_other, self.pairs))
+        )
+        within = np.eye(len(self.index.layers), dtype=bool)
+        return layer_rows(
+            self.row(tokens="patch", value_unit="nats"), self.index,
+            ours.map(lambda table: np.where(within, table, np.nan)), quantity="js_divergence_of_all",
+            null=other, null_kind="every second head from the other image of a pair",
             estimator="H(mean of heads) - mean of H",
             ceiling=np.diag(np.log(self.index.heads)), ceiling_kind="ln H: disjoint maps",
         )  # fmt: skip
-        per_head = self.index.spread(self.images).diagonal(dim1=-2, dim2=-1)
-        yield head_rows(
-            base, self.index, grouped_estimate(mean_of, (self.entropies, per_head), per_head),
+
+    def _entropy_row(self) -> dict[str, Any]:
+        counts = self.index.spread(self.images).diagonal(dim1=-2, dim2=-1)
+        return head_rows(
+            self.row(tokens="patch", value_unit="nats"), self.index, mean_estimate(self.entropies, counts),
             quantity="entropy", null=self.uniform, null_kind="uniform attention",
             estimator="entropy of a row over patch keys, renormalised",
         )  # fmt: skip
-
-    def _per_layer(self, state: Tensor, counts: Tensor) -> Estimate:
-        """Estimate of a (G, L) sum as an (L, L) table that has no value between different layers."""
-        sums = (state, counts.diagonal(dim1=-2, dim2=-1))
-        estimate = grouped_estimate(lambda s, n: torch.diag_embed(s / n), sums, counts)
-        estimate.value[~np.eye(len(self.index.layers), dtype=bool)] = np.nan
-        return estimate
 
 
 def _stacked(fn: Any, *maps: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -17,9 +16,8 @@ from .base import Estimate, Measure, MeasureBatch, View
 from .cka import LEAST
 from .cka_batches import Batches
 from .cka_exact import Exact
-from .differences import paired_difference
 
-__all__ = ["CrossLayerCKA", "LayerCKA", "cka_difference"]
+__all__ = ["CrossLayerCKA", "LayerCKA"]
 
 Tokens = Literal["pooled", "class", "flattened"]
 TOKENS = ("pooled", "class", "flattened")
@@ -47,8 +45,7 @@ class LayerCKA(Measure):
     ``cka_calibrated`` (beyond chance anywhere in the map); ``p_uncorrected``; and the robust ones. The map is
     square within a model, its diagonal is 1 and has no p. The ceiling is 1, a representation with itself; a
     stricter one is `CrossLayerCKA` of two seeds of one architecture. For pooled and class tokens, ``cka_mean`` is
-    the mean over the map, within a model over two different layers, from the images that were kept;
-    `cka_difference` compares two models by it.
+    the mean over the map, within a model over two different layers, from the images that were kept.
     """
 
     name: ClassVar[str] = "layer_cka"
@@ -77,6 +74,8 @@ class LayerCKA(Measure):
         self.tokens, self.places, self.robust = tokens, places, robust
         self.retain, self.permutations, self.seed = retain, permutations, seed
         self.how: Exact | Batches = Batches(self) if tokens == "flattened" else Exact(self)
+        if tokens == "flattened":
+            self.without_nonfinite = "the place is left out"
 
     def wants(self, view: View) -> Sequence[str]:
         """The places that match."""
@@ -117,13 +116,13 @@ class LayerCKA(Measure):
             raise DataError(f"{int(self.n_images)} images are too few for CKA, which needs at least {LEAST}")
         meta = {"tokens": self.tokens, "seed": self.seed, "permutations": self.permutations}
         rows = list(self.how.rows())
-        return Result(self.name, rows, meta | self.how.meta())  # type: ignore[arg-type]
+        return self.result(rows, **meta, **self.how.meta())
 
     # shared by both ways
 
     def finite(self, side: int) -> np.ndarray:
-        """Which places of a side were finite in every batch, (L,)."""
-        return (self.nonfinite[side, : len(self.names[side])] == 0).cpu().numpy()
+        """Which places of a side have values, (L,)."""
+        return self.how.finite(side)
 
     def map_rows(self, value: Estimate, null: np.ndarray, observed: np.ndarray) -> Iterator[dict[str, Any]]:
         """Rows of the main map: values (La, Lb), null (K, La, Lb), and the map that the null belongs to."""
@@ -133,27 +132,21 @@ class LayerCKA(Measure):
         largest = np.broadcast_to(np.nanmax(null, axis=(1, 2), initial=-np.inf)[:, None, None], null.shape)
         beyond = calibrated(cells, largest)
         mean, low, high = null_summary(null)
+        alone = np.isnan(mean)  # a layer with itself: nothing to permute, but the estimator is unbiased
         kind = f"second side's images permuted, {len(null)} times"
-        for i, j, row in self.cells(value):
-            drawn = {"null": mean[i, j], "null_low": low[i, j], "null_high": high[i, j], "null_kind": kind}
-            if np.isnan(mean[i, j]):  # a layer with itself: nothing to permute, but the estimator is unbiased
-                drawn = {"null": 0.0, "null_kind": "independent representations"}
-            top = {"ceiling": 1.0, "ceiling_kind": "a representation with itself"}
-            yield row | {"quantity": "cka_unbiased", "p": corrected[i, j]} | drawn | top
-            if looked_at[i, j]:
-                bare = {k: v for k, v in row.items() if k not in ("low", "high", "interval")}
-                yield (
-                    bare
-                    | {"quantity": "cka_calibrated", "value": beyond[i, j], "null": 0.0, "null_kind": kind}
-                    | top
-                )
-                uniform = {
-                    "null": 0.5,
-                    "null_low": 0.025,
-                    "null_high": 0.975,
-                    "null_kind": "uniform: independent sides",
-                }
-                yield bare | {"quantity": "p_uncorrected", "value": plain[i, j]} | uniform
+        top = {"ceiling": 1.0, "ceiling_kind": "a representation with itself"}
+        yield self.cells(value) | top | {
+            "quantity": "cka_unbiased", "p": corrected, "null": np.where(alone, 0.0, mean), "null_low": low,
+            "null_high": high, "null_kind": np.where(alone, "independent representations", kind).astype(object),
+        }  # fmt: skip
+        count = {"n": value.n[looked_at], "unit": value.unit}
+        yield self.cells(beyond, looked_at) | count | top | {
+            "quantity": "cka_calibrated", "null": 0.0, "null_kind": kind,
+        }  # fmt: skip
+        yield self.cells(plain, looked_at) | count | {
+            "quantity": "p_uncorrected", "null": 0.5, "null_low": 0.025, "null_high": 0.975,
+            "null_kind": "uniform: independent sides",
+        }  # fmt: skip
 
     def compared(self) -> np.ndarray:
         """Which cells say something, (La, Lb): finite ones, and no layer with itself."""
@@ -162,16 +155,24 @@ class LayerCKA(Measure):
             found &= ~np.eye(len(found), dtype=bool)
         return found
 
-    def cells(self, value: Estimate) -> Iterator[tuple[int, int, dict[str, Any]]]:
-        """Position and row of each cell; values of places that were not finite are missing."""
-        finite_a, finite_b = self.finite(0), self.finite(-1)
-        for i, place in enumerate(self.names[0]):
-            for j, place_b in enumerate(self.names[-1]):
-                columns = value.at(i, j)
-                if not (finite_a[i] and finite_b[j]):
-                    columns |= {"value": math.nan, "low": math.nan, "high": math.nan}
-                shared = {"tokens": self.tokens, "value_unit": "none", "estimator": self.how.estimator}
-                yield i, j, self.row(place, place_b, **columns, **shared)
+    def cells(self, value: Estimate | np.ndarray, which: np.ndarray | None = None) -> dict[str, Any]:
+        """Rows of the cells (La, Lb), or of some; values of places that were not finite are missing."""
+        finite = np.outer(self.finite(0), self.finite(-1))
+        places = (
+            np.array(self.names[0], dtype=object)[:, None],
+            np.array(self.names[-1], dtype=object)[None],
+        )
+        place, place_b = (np.broadcast_to(names, finite.shape) for names in places)
+        row = {"tokens": self.tokens, "value_unit": "none", "estimator": self.how.estimator}
+        known: Any
+        if isinstance(value, Estimate):
+            known = {"estimate": value.map(lambda x: np.where(finite, x, np.nan))}
+        else:
+            known = {"value": np.where(finite, value, np.nan)}
+        if which is not None:
+            place, place_b = place[which], place_b[which]
+            known = {name: part[which] for name, part in known.items()}
+        return self.row(place, place_b, **row, **known)
 
 
 class CrossLayerCKA(LayerCKA):
@@ -184,14 +185,3 @@ class CrossLayerCKA(LayerCKA):
     name: ClassVar[str] = "cross_layer_cka"
     arity: ClassVar[int] = 2
     alone: ClassVar[bool] = True
-
-
-def cka_difference(result: Result, model: str, model_b: str) -> Result:
-    """How much more alike two different layers of ``model`` are than those of ``model_b``, on average.
-
-    ``result`` is of `LayerCKA` for both models. Paired over images; see `paired_difference` for interval, p and
-    errors.
-    """
-    words = "difference of the mean CKA of two different layers, first model minus second"
-    place = str(result.frame.loc[result.frame["quantity"] == "cka_mean", "place"].iloc[0])
-    return paired_difference(result, model, model_b, place, estimator=words, value_unit="none")

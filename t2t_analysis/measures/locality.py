@@ -6,13 +6,11 @@ edge energy of a cell, and of its neighbours, can be read linearly from its toke
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 from zlib import crc32
 
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -32,18 +30,15 @@ from .edges import (
     strength_and_orientation,
 )
 from .footprint import Footprint, token_footprint
-from .grouped import add_by_group
 from .head_maps import thirds
-from .head_summary import Replicates, with_p
-from .ridge import held_out_errors, leave_out, moments, pair_half, random_projection
+from .ridge import held_out_errors, moments, pair_half, random_projection
+from .sums import Estimate, add_by_group, left_out
 
 __all__ = [
     "INVARIANCES",
     "EdgeDecodability",
     "RectifiedEdgeDecodability",
-    "blindness_difference",
     "decodability",
-    "first_third_difference",
 ]
 
 #: What the functions of this module do not notice.
@@ -272,16 +267,11 @@ class EdgeDecodability(Measure):
         if first:
             r2[FIRST_THIRD] = torch.stack([r2[name] for name in first]).mean(0)
             counts[FIRST_THIRD] = torch.stack([counts[name] for name in first]).amin(0)
-        kept = {name: self._replicates(values, counts[name]) for name, values in r2.items()}
-        rows = [row for name in kept for row in self._rows(name, kept[name])]
-        rows += [row for name in REFERENCES for row in self._over_rows(name, kept)] if first else []
-        contrasts = {f"edge_r2_{q}": kept[FIRST_THIRD][q] for q in QUANTITIES} if first else {}
-        meta = {
-            "contrasts": {self.views[0].label: contrasts},
-            "edge_target": list(self.grid),
-            "cells": list(self.grid),
-        }
-        return Result(self.name, pd.DataFrame(rows), meta)
+        found = {name: self._estimates(values, counts[name]) for name, values in r2.items()}
+        rows = [row for name in found for row in self._rows(name, found[name])]
+        rows += [row for name in REFERENCES for row in self._over_rows(name, found)] if first else []
+        asked = {"cells": list(self.grid)}
+        return self.result(rows, conditions={self.views[0].label: asked}, **asked)
 
     def _first_third(self) -> list[str]:
         blocks = [name for name in self.names if layer_of(name) is not None]
@@ -289,9 +279,7 @@ class EdgeDecodability(Measure):
 
     def _r2(self, i: int) -> Tensor:
         """(1 + G, 2, Q): for all images and without each group, real and null, for each of `QUANTITIES`."""
-        products, squares = (
-            leave_out(getattr(self, f"{kind}_{i}").cpu()) for kind in ("products", "squares")
-        )
+        products, squares = (left_out(getattr(self, f"{kind}_{i}").cpu()) for kind in ("products", "squares"))
         starts = range(0, squares.shape[-1], ORIENTATIONS)
         blocks = [part for n in starts for part in (slice(n, n + 1), slice(n + 1, n + ORIENTATIONS))]
         found = [
@@ -304,50 +292,35 @@ class EdgeDecodability(Measure):
             parts += [four, four[..., 1:3].mean(-1, keepdim=True)]
         return torch.cat(parts, -1)
 
-    def _replicates(self, r2: Tensor, count: Tensor) -> dict[str, Replicates]:
-        """By quantity, and by quantity with "null": value, values without each group, photographs per group."""
-        sizes, unit = count.cpu().long(), "image"
+    def _estimates(self, r2: Tensor, count: Tensor) -> dict[str, tuple[Estimate, Estimate]]:
+        """Value and null of every quantity over photographs, from (1 + G, 2, Q)."""
+        sizes, unit = count.cpu(), "image"
         if len(self.photographs):
             group = torch.arange(len(self.photographs)) // 2 % self.groups
             seen = torch.zeros(self.groups).index_add_(0, group, (self.photographs.cpu() > 0).float())
-            sizes, unit = torch.where(sizes > 0, seen.long(), 0), "photograph"
-        kept = {}
-        for kind, suffix in enumerate(("", "|null")):
-            for i, quantity in enumerate(QUANTITIES):
-                values = [None if math.isnan(v) else v for v in r2[:, kind, i].tolist()]
-                kept[quantity + suffix] = {
-                    "value": values[0],
-                    "leave_out": values[1:],
-                    "sizes": sizes.tolist(),
-                    "unit": unit,
-                }
-        return kept
+            sizes, unit = torch.where(sizes > 0, seen.to(sizes), 0.0), "photograph"
+        found = Estimate(r2[0].numpy(), r2[1:].numpy(), sizes.numpy(), unit)
+        return {quantity: (found[0, i], found[1, i]) for i, quantity in enumerate(QUANTITIES)}
 
-    def _rows(self, name: str, kept: dict[str, Replicates]) -> Iterator[dict[str, Any]]:
-        for quantity in QUANTITIES:
-            found, null = with_p(kept[quantity]), with_p(kept[f"{quantity}|null"])
-            if math.isnan(found["low"]):
-                self.note("interval missing: fewer than 2 groups of images")
-            shared = {
-                "quantity": f"edge_r2_{quantity}", "tokens": "patch", "value_unit": "none", "ceiling": 1.0,
-                "ceiling_kind": "all variance", "estimator": self._estimator(name),
-                "null": null["value"], "null_low": null["low"], "null_high": null["high"],
-                "null_kind": "edges of another image at the same position",
-            }  # fmt: skip
-            found["p"] = with_p(kept[quantity], minus=kept[f"{quantity}|null"])["p"]
-            yield self.row(name, **found, **shared)
-
-    def _over_rows(self, name: str, kept: dict[str, dict[str, Replicates]]) -> Iterator[dict[str, Any]]:
-        """First third of the blocks minus a reference, paired over images."""
-        shared = {
-            "tokens": "patch", "value_unit": "none", "null": 0.0, "null_kind": "no more than in the reference",
-            "estimator": f"difference of held-out ridge R^2, mean over blocks minus {name}",
-        }  # fmt: skip
-        for quantity in QUANTITIES:
-            found = with_p(kept[FIRST_THIRD][quantity], kept[name][quantity])
+    def _rows(self, name: str, found: dict[str, tuple[Estimate, Estimate]]) -> Iterator[dict[str, Any]]:
+        for quantity, (own, null) in found.items():
             yield self.row(
-                FIRST_THIRD, name, quantity=f"edge_r2_{quantity}_over_reference", **found, **shared
-            )
+                name, estimate=own, p=own - null, null=null, null_kind="edges of another image at the same position",
+                quantity=f"edge_r2_{quantity}", tokens="patch", value_unit="none", ceiling=1.0,
+                ceiling_kind="all variance", estimator=self._estimator(name),
+            )  # fmt: skip
+
+    def _over_rows(
+        self, name: str, found: dict[str, dict[str, tuple[Estimate, Estimate]]]
+    ) -> Iterator[dict[str, Any]]:
+        """First third of the blocks minus a reference, paired over images."""
+        for quantity in QUANTITIES:
+            over = found[FIRST_THIRD][quantity][0] - found[name][quantity][0]
+            yield self.row(
+                FIRST_THIRD, name, quantity=f"edge_r2_{quantity}_over_reference", estimate=over, p=over, null=0.0,
+                null_kind="no more than in the reference", tokens="patch", value_unit="none",
+                estimator=f"difference of held-out ridge R^2, mean over blocks minus {name}",
+            )  # fmt: skip
 
     def _estimator(self, name: str) -> str:
         if name == FIRST_THIRD:
@@ -432,59 +405,3 @@ class RectifiedEdgeDecodability(EdgeDecodability):
 def _normalisation(view: View) -> tuple[float, ...] | None:
     """Standard deviations of the model's own preprocessing."""
     return preprocessing(view.model)["std"] if getattr(view.model, "pretrained_cfg", None) else None
-
-
-def first_third_difference(result: Result, model: str, model_b: str) -> Result:
-    """Edge decodability in the first third of the blocks: ``model`` minus ``model_b``, paired over images.
-
-    Returns
-    -------
-    One row per quantity (``edge_r2_own_difference`` and so on) with interval and two-sided p for "no difference".
-    Compare it with the smallest effect of interest; both models must have been measured in one pass, with one ``dim``.
-
-    Raises
-    ------
-    UnknownNameError : a label that the result does not have.
-    T2TError : other images.
-    """
-    found = _difference(
-        result, model, model_b, FIRST_THIRD, "difference of mean held-out ridge R^2 over blocks"
-    )
-    grids = [_part(result, label)["edge_target"] for label in (model, model_b)]
-    if grids[0] == grids[1]:
-        return found
-    words = " and ".join("x".join(map(str, grid)) for grid in grids)
-    note = f"{model} and {model_b} are asked about cells of different size: grids of {words}"
-    return Result(found.measure, found.frame, found.meta, (*found.notes, note))
-
-
-def blindness_difference(result: Result, model: str, model_b: str) -> Result:
-    """Share of the tokeniser's input gradient outside the own cell: ``model`` minus ``model_b``, paired over images.
-
-    One row ``gradient_outside_difference``, from a result of `BoundaryBlindness`; errors as `first_third_difference`.
-    """
-    return _difference(result, model, model_b, "embed", "difference of mean shares of squared input gradient")
-
-
-def _part(result: Result, label: str) -> dict[str, Any]:
-    """Metadata of the accumulator that saw one model."""
-    parts = [part for part in (result.meta, *result.meta.get("parts", [])) if "contrasts" in part]
-    found = {name: {**result.meta, **part} for part in parts for name in part["contrasts"]}
-    if label not in found:
-        raise UnknownNameError("model", label, list(found), hint=f"in the result of {result.measure}")
-    return found[label]
-
-
-def _difference(result: Result, model: str, model_b: str, place: str, estimator: str) -> Result:
-    first, second = (_part(result, label)["contrasts"][label] for label in (model, model_b))
-    weights = result.frame.drop_duplicates("model").set_index("model")["weights"]
-    shared = {
-        "measure": result.measure, "model": model, "model_b": model_b, "place": place,
-        "weights": f"{weights[model]} | {weights[model_b]}", "tokens": "patch", "value_unit": "none", "null": 0.0,
-        "null_kind": "no difference between the models", "estimator": estimator,
-    }  # fmt: skip
-    rows = [
-        {**shared, "quantity": f"{quantity}_difference", **with_p(kept, second[quantity])}
-        for quantity, kept in first.items()
-    ]
-    return Result(result.measure, pd.DataFrame(rows), {"models": [model, model_b]}, result.notes)

@@ -8,7 +8,7 @@ were trained with. Each of these steps is a switch here.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -20,13 +20,12 @@ from torch import Tensor, nn
 
 from .. import capture
 from ..errors import T2TError, UnknownNameError
+from ..estimates import Estimate
 from ..models.t2t import T2T_ViT
 from ..results import Result
-from .base import MeasureBatch, View, add_by_group, grouped_estimate
-from .channels import AREAS, ChannelSums, curve_points, stacked_areas, stacked_curves
+from .base import ImageMeans, MeasureBatch, View
+from .channels import AREAS, curve_points, stacked_areas, stacked_curves
 from .feature_maps import ChannelMaps, channel_ratios, correlation, picture, stretched
-from .grouped import Estimate
-from .head_summary import replicates, with_p
 from .token_pixels import windows_to
 
 __all__ = [
@@ -264,7 +263,7 @@ def describe(path: Path) -> str:
 # ------------------------------------------------------------------------------------------ the share
 
 
-class ShortcutShare(ChannelSums):
+class ShortcutShare(ImageMeans):
     """Which part of the invalid channels in the released notebook's features is made by its path.
 
     For patch embedding and residual stream, by `InvalidChannels`' definition and on the same images:
@@ -288,12 +287,13 @@ class ShortcutShare(ChannelSums):
     """
 
     name: ClassVar[str] = "shortcut_share"
+    places = ("embed", "blocks.*.resid_post")
     invariances: ClassVar[frozenset[str]] = frozenset({"scale", "permute_channels", "permute_images"})
 
     def __init__(
         self, *, values: Values = "auto", steps: bool = False, size: int | None = None, groups: int = 32
     ) -> None:
-        super().__init__(["embed", "blocks.*.resid_post"], groups=groups)
+        super().__init__(groups=groups)
         if values not in ("model", "stretch", "auto"):
             raise UnknownNameError("values", values, ("model", "stretch", "auto"))
         self.values = values
@@ -303,19 +303,16 @@ class ShortcutShare(ChannelSums):
     def bind(self, views: Sequence[View]) -> None:
         """Make the states: the real path, then the others."""
         _require_plain(views[0].model)
-        places, paths = self.add_places(views[0]), 1 + len(self.paths)
-        self.add_sum("area", self.groups, places, paths, len(AREAS))
-        self.add_sum("curve", self.groups, places, paths, len(list(curve_points())))
-        self.add_sum("alike", self.groups, places, 2)
-        self.add_sum("pairs", self.groups, places)
+        self.width = len(AREAS) + len(curve_points()["at"])
+        self.add_means(self.wants(views[0]), 1 + len(self.paths), self.width + 1)
 
-    def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor, Tensor]:
-        """Areas (B, 5), curves (B, T) and maps (B, C, h, w) of one place."""
+    def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
+        """Areas and curves (B, 5 + T) and maps (B, C, h, w) of one place."""
         assert obs.layout is not None  # the path has tokens only
         patches = obs.value[:, obs.layout.prefix :]
         ratios = channel_ratios(patches)
-        maps = patches.mT.unflatten(2, obs.layout.grid)
-        return stacked_areas(ratios).mean(-1), stacked_curves(ratios), maps
+        numbers = torch.cat([stacked_areas(ratios).mean(-1), stacked_curves(ratios)], dim=-1)
+        return numbers, patches.mT.unflatten(2, obs.layout.grid)
 
     def update(self, batch: MeasureBatch) -> None:
         """Run the images through the other paths, and add up what both show."""
@@ -326,20 +323,9 @@ class ShortcutShare(ChannelSums):
             for path in self.paths.values():
                 features = shortcut_features(model, images, path)
                 seen.append({n: self.reduce(features[n]) for n in self.names if _finite(features[n])})
-        for i, _ in self.present(replace(batch, seen=(_in_all(seen),))):
-            for p, found in enumerate(seen):
-                for state, values in zip((self.area, self.curve), found[self.names[i]][:2], strict=True):
-                    add_by_group(state[:, i, p], self.group(batch), values)
-            self._compare(i, self.group(batch), *(found[self.names[i]][2] for found in seen[:2]))
-
-    def _compare(self, i: int, group: Tensor, real: Tensor, path: Tensor) -> None:
-        """Add how alike the maps of both are, for the same image and for another one of the batch."""
-        if len(real) < 2:
-            return
-        path = F.adaptive_avg_pool2d(path, (real.shape[-2], real.shape[-1]))
-        both = [correlation(real.flatten(2), other.flatten(2)).mean(-1) for other in (path, path.roll(1, 0))]
-        add_by_group(self.alike[:, i], group, torch.stack(both, dim=-1))
-        add_by_group(self.pairs[:, i], group, torch.ones(len(group)))
+        for i, name in enumerate(self.names):
+            if all(name in found for found in seen):
+                self.add(i, self.group(batch), _beside([found[name] for found in seen]))
 
     def _unit(self, images: Tensor, model: nn.Module) -> Tensor:
         data = (self.run.get("data") or {}).get("name")
@@ -351,89 +337,80 @@ class ShortcutShare(ChannelSums):
         height, width = _notebook_size(self.views[0].model)
         size = self.paths["notebook"].size
         self.note(f"notebook path at {size or width}x{size or height} px; values 0 to 1: {self.values}")
-        rows = [*self._both(), *self._made(), *self._share(), *self._alike(), *self._curves()]
-        return Result(self.name, rows, {"paths": list(self.paths), "values": self.values})  # type: ignore[arg-type]
+        found = self.means()  # (L, paths, 5 + T + 1)
+        areas, curves = found[..., : len(AREAS)], found[..., len(AREAS) : self.width]
+        rows = [*self._both(areas), *self._made(areas), self._share(areas)]
+        rows += [self._alike(found[:, :2, -1]), self._curves(curves)]
+        return self.result(rows, paths=list(self.paths), values=self.values)
 
-    def _start(self, place: str, **columns: Any) -> dict[str, Any]:
-        return self.row(place, tokens="patch", value_unit="fraction of channels", **columns)
+    def _start(self, **columns: Any) -> dict[str, Any]:
+        places = np.array(self.names, dtype=object)[:, None]
+        return self.row(places, tokens="patch", value_unit="fraction of channels") | columns
 
-    def _per_area(self, fn: Callable[[Tensor], Tensor]) -> Estimate:
-        """Estimate of a function of mean areas (..., L, paths, 5)."""
-        count = self.count[:, :, None, None]
-        return grouped_estimate(lambda s, n: fn(s / n), (self.area, count), self.count)
+    def _both(self, areas: Estimate) -> Iterator[dict[str, Any]]:
+        row = self._start(estimator="normalised area under the curve")
+        yield row | _areas("shortcut") | {
+            "estimate": areas[:, 1], "null": areas[:, 0], "null_kind": "the real forward pass",
+        }  # fmt: skip
+        yield row | _areas("real") | {
+            "estimate": areas[:, 0], "null": 0.0,
+            "null_kind": "no invalid channels; see invalid_channels for shuffled values",
+        }  # fmt: skip
 
-    def _both(self) -> Iterator[dict[str, Any]]:
-        value = self._per_area(lambda mean: mean.flatten(-2))  # (L, paths x 5)
-        self.note(value.note)
-        for i, place in enumerate(self.names):
-            for q, quantity in enumerate(AREAS):
-                real, shortcut = value.at(i, q), value.at(i, len(AREAS) + q)
-                words = {"estimator": "normalised area under the curve"}
-                null = {"null_kind": "the real forward pass"}
-                null |= {f"null{k}": real[v] for k, v in (("", "value"), ("_low", "low"), ("_high", "high"))}
-                yield self._start(place, quantity=f"{quantity}_shortcut", **words, **shortcut, **null)
-                yield self._start(
-                    place, quantity=f"{quantity}_real", **words, **real,
-                    null=0.0, null_kind="no invalid channels; see invalid_channels for shuffled values",
-                )  # fmt: skip
-
-    def _made(self) -> Iterator[dict[str, Any]]:
-        for i, place in enumerate(self.names):
-            for p, step in enumerate(self.paths, start=1):
-                middle = "made_by_shortcut" if p == 1 else f"made_with_{step}"
-                for q, quantity in enumerate(AREAS):
-                    sums = (self.area[:, i, p, q] - self.area[:, i, 0, q], self.count[:, i])
-                    tested = with_p(replicates(lambda s, n: s / n, sums, self.count[:, i]))
-                    yield self._start(
-                        place, quantity=f"{quantity}_{middle}", **tested, null=0.0,
-                        null_kind="the real forward pass", estimator="paired difference of normalised areas",
-                    )  # fmt: skip
-
-    def _share(self) -> Iterator[dict[str, Any]]:
-        value = self._per_area(lambda mean: 1 - mean[..., 0, :] / mean[..., 1, :])
-        for i, place in enumerate(self.names):
-            for q, quantity in enumerate(AREAS):
-                columns = value.at(i, q)
-                if not np.isfinite(columns["value"]):
-                    columns |= {"value": np.nan, "low": np.nan, "high": np.nan, "interval": None}
-                yield self._start(
-                    place, quantity=f"{quantity}_share", **columns, null=0.0,
-                    null_kind="the real forward pass shows as many",
-                    estimator="ratio of means: (shortcut - real) / shortcut",
-                ) | {"value_unit": "fraction of the shortcut's area"}  # fmt: skip
-
-    def _alike(self) -> Iterator[dict[str, Any]]:
-        count = self.pairs[:, :, None]
-        value = grouped_estimate(lambda s, n: s / n, (self.alike, count), count)
-        for i, place in enumerate(self.names):
-            null = {name: float(getattr(value, end)[i, 1]) for name, end in _NULL.items()}
+    def _made(self, areas: Estimate) -> Iterator[dict[str, Any]]:
+        for p, step in enumerate(self.paths, start=1):
+            made = areas[:, p] - areas[:, 0]
             yield self._start(
-                place, quantity="map_correlation", **value.at(i, 0), **null,
-                null_kind="map of another image by the notebook's path", estimator="mean over channels and images",
-            ) | {"value_unit": "none"}  # fmt: skip
+                **_areas("made_by_shortcut" if p == 1 else f"made_with_{step}"), estimate=made, p=made, null=0.0,
+                null_kind="the real forward pass", estimator="paired difference of normalised areas",
+            )  # fmt: skip
 
-    def _curves(self) -> Iterator[dict[str, Any]]:
-        count = self.count[:, :, None]
-        made = self.curve[:, :, 1] - self.curve[:, :, 0]
-        value = grouped_estimate(lambda s, n: s / n, (made, count), count)
-        for i, place in enumerate(self.names):
-            for t, (kind, at, unit) in enumerate(curve_points()):
-                yield self._start(
-                    place, quantity=f"{kind}_made_by_shortcut", at=at, at_unit=unit, **value.at(i, t),
-                    null=0.0, null_kind="the real forward pass", estimator="paired difference, mean over images",
-                )  # fmt: skip
+    def _share(self, areas: Estimate) -> dict[str, Any]:
+        def share(mean: np.ndarray) -> np.ndarray:
+            with np.errstate(divide="ignore", invalid="ignore"):
+                part = 1 - mean[..., 0, :] / mean[..., 1, :]
+            return np.where(np.isfinite(part), part, np.nan)
+
+        return self._start(
+            **_areas("share"), estimate=areas.map(share, areas.sizes[:, :, 0]), null=0.0,
+            null_kind="the real forward pass shows as many", value_unit="fraction of the shortcut's area",
+            estimator="ratio of means: (shortcut - real) / shortcut",
+        )  # fmt: skip
+
+    def _alike(self, alike: Estimate) -> dict[str, Any]:
+        return self._start(
+            quantity="map_correlation", estimate=alike[:, [0]], null=alike[:, [1]], value_unit="none",
+            null_kind="map of another image by the notebook's path", estimator="mean over channels and images",
+        )  # fmt: skip
+
+    def _curves(self, curves: Estimate) -> dict[str, Any]:
+        return self._start(
+            **curve_points("_made_by_shortcut"), estimate=curves[:, 1] - curves[:, 0], null=0.0,
+            null_kind="the real forward pass", estimator="paired difference, mean over images",
+        )  # fmt: skip
 
 
-_NULL = {"null": "value", "null_low": "low", "null_high": "high"}
+def _areas(ending: str) -> dict[str, np.ndarray]:
+    return {"quantity": np.array([f"{area}_{ending}" for area in AREAS], dtype=object)}
+
+
+def _beside(found: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Numbers of all paths, (B, paths, 5 + T + 1); last, by path 0 and 1, how alike the maps of both are.
+
+    At 0 for the same image and at 1 for another one of the batch: correlations over positions, mean over channels.
+    """
+    numbers = torch.stack([values for values, _ in found], dim=1)
+    alike = numbers.new_full((*numbers.shape[:2], 1), torch.nan)
+    real, path = (maps for _, maps in found[:2])
+    if len(real) > 1:
+        path = F.adaptive_avg_pool2d(path, (real.shape[-2], real.shape[-1]))
+        both = [correlation(real.flatten(2), other.flatten(2)).mean(-1) for other in (path, path.roll(1, 0))]
+        alike[:, :2, 0] = torch.stack(both, dim=-1).to(alike)
+    return torch.cat([numbers, alike], dim=-1)
 
 
 def _finite(obs: capture.Observation) -> bool:
     return bool(torch.isfinite(obs.value).all())
-
-
-def _in_all(seen: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Only the places that every path reached with finite values."""
-    return {name: value for name, value in seen[0].items() if all(name in other for other in seen)}
 
 
 def shortcut_share(model: nn.Module, loader: Any, *, progress: bool = True, **parameters: Any) -> Result:

@@ -6,14 +6,15 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import capture
+from ..estimates import Estimate
 from ..results import Result
-from .base import MeasureBatch, View, add_by_group
-from .channels import MIXED, ChannelSums, mixed, positions
-from .grouped import Estimate
+from .base import ImageMeans, View
+from .channels import MIXED, channel_places, mixed, num_channels, positions
 
 __all__ = [
     "OUTLIER_TOKEN", "ChannelOutliers", "kurtosis", "massive_activations", "outlier_tokens", "peak_to_median",
@@ -94,7 +95,7 @@ def shuffled_tokens(x: Tensor, seed: int = 0) -> Tensor:
     return x.gather(1, order.expand_as(x))
 
 
-class ChannelOutliers(ChannelSums):
+class ChannelOutliers(ImageMeans):
     """Massive activations, outlier tokens, kurtosis and peak-to-median ratio of every place.
 
     Means over images, with jackknife intervals, of ``massive_activations`` (a count per image),
@@ -110,68 +111,58 @@ class ChannelOutliers(ChannelSums):
     name: ClassVar[str] = "channel_outliers"
     invariances: ClassVar[frozenset[str]] = frozenset({"permute_channels", "permute_images"})
 
-    def bind(self, views: Sequence[View]) -> None:
-        """Make the states."""
-        places = self.add_places(views[0])
-        self.channels = [self.num_channels(views[0], name) for name in self.names]
-        self.add_sum("numbers", self.groups, places, 4)
-        self.add_sum("curve", self.groups, places, 2, len(OUTLIER_TOKEN))
+    def __init__(self, places: str | Sequence[str] | None = None, *, groups: int = 32) -> None:
+        super().__init__(groups=groups)
+        self.places = places
 
-    def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
-        """Numbers (B, 4), and curves of values and null (B, 2, T)."""
+    def wants(self, view: View) -> list[str]:
+        """The places asked for; by default those of `InvalidChannels`."""
+        return channel_places(view, self.places)
+
+    def bind(self, views: Sequence[View]) -> None:
+        """Four numbers, and the curve of outlier tokens with that of its null."""
+        names = self.wants(views[0])
+        self.channels = np.array([num_channels(views[0], name) for name in names])
+        self.add_means(names, 4 + 2 * len(OUTLIER_TOKEN))
+
+    def reduce(self, obs: capture.Observation) -> Tensor:
+        """Massive activations, kurtosis, peak to median and its null, outlier tokens and theirs: (B, 4 + 2 T)."""
         x = positions(obs).double()
         everything = obs.value.double() if obs.value.ndim == 3 else x
-        peaks = [peak_to_median(x), peak_to_median(mixed(x))]
-        numbers = torch.stack([massive_activations(everything), kurtosis(x), *peaks], dim=-1)
-        curves = torch.stack([outlier_tokens(x), outlier_tokens(shuffled_tokens(x))], dim=1)
-        return numbers, curves
-
-    def update(self, batch: MeasureBatch) -> None:
-        """Add one batch."""
-        for i, (numbers, curves) in self.present(batch):
-            add_by_group(self.numbers[:, i], self.group(batch), numbers)
-            add_by_group(self.curve[:, i], self.group(batch), curves)
+        numbers = [massive_activations(everything), kurtosis(x), peak_to_median(x), peak_to_median(mixed(x))]
+        curves = [outlier_tokens(x), outlier_tokens(shuffled_tokens(x))]
+        return torch.cat([torch.stack(numbers, dim=-1), *curves], dim=-1)
 
     def compute(self) -> Result:
         """Rows of every place."""
-        return Result(self.name, [*self._numbers(), *self._tokens()])  # type: ignore[arg-type]
+        found = self.means()
+        row = self.row(np.array(self.names, dtype=object), estimator="mean over images", tokens="patch")
+        rows = [
+            row | about | {"estimate": found[:, i]}
+            for i, about in ((1, self._kurtosis()), (2, _PEAK | {"null": found[:, 3]}), (0, _MASSIVE))
+        ]
+        return self.result([*rows, *self._tokens(found[:, 4:])])
 
-    def _numbers(self) -> Iterator[dict[str, Any]]:
-        value = self.mean(self.numbers)  # (L, 4): massive, kurtosis, peak to median and its null
-        self.note(value.note)
-        for i, place in enumerate(self.names):
-            words: dict[str, Any] = {"estimator": "mean over images", "value_unit": "none", "tokens": "patch"}
-            yield self.row(place, **words, **value.at(i, 1), **self._of_normal_values("kurtosis", i))
-            yield self.row(place, **words, **value.at(i, 2), **self._of_mixed_values(value, i))
-            words |= {"value_unit": "activations per image", "tokens": "all"}
-            yield self.row(
-                place, **words, **value.at(i, 0), **self._of_normal_values("massive_activations", i)
-            )
+    def _kurtosis(self) -> dict[str, Any]:
+        null = 3 * (self.channels - 1) / (self.channels + 1)
+        kind = "normally distributed channels, closed form"
+        return {"quantity": "kurtosis", "value_unit": "none", "null": null, "null_kind": kind}
 
-    def _of_normal_values(self, quantity: str, i: int) -> dict[str, Any]:
-        """Quantity with its null in closed form."""
-        if quantity == "kurtosis":
-            c = self.channels[i]
-            null, kind = 3 * (c - 1) / (c + 1), "normally distributed channels, closed form"
-        else:
-            null, kind = 0.0, "normal values: 1,000 medians are 674 standard deviations"
-        return {"quantity": quantity, "null": null, "null_kind": kind}
+    def _tokens(self, found: Estimate) -> Iterator[dict[str, Any]]:
+        value, null = found[:, : len(OUTLIER_TOKEN)], found[:, len(OUTLIER_TOKEN) :]
+        row = self.row(
+            np.array(self.names, dtype=object)[:, None], quantity="outlier_tokens", tokens="patch",
+            value_unit="fraction of tokens", null_kind="every channel shuffled over tokens",
+        )  # fmt: skip
+        k = [OUTLIER_TOKEN.index(HEADLINE)]
+        headline = f"mean over images, norm over {HEADLINE:g} x the median"
+        yield row | {"estimate": value[:, k], "null": null[:, k], "estimator": headline}
+        at = {"at": np.array(OUTLIER_TOKEN), "at_unit": "threshold k, multiples of the median norm"}
+        yield row | at | {"estimate": value, "null": null, "estimator": "mean over images"}
 
-    def _of_mixed_values(self, value: Estimate, i: int) -> dict[str, Any]:
-        parts = {"null": value.value, "null_low": value.low, "null_high": value.high}
-        null = {name: float(part[i, 3]) for name, part in parts.items()}
-        return {"quantity": "peak_to_median", **null, "null_kind": MIXED}
 
-    def _tokens(self) -> Iterator[dict[str, Any]]:
-        value = self.mean(self.curve)  # (L, 2, T)
-        for i, place in enumerate(self.names):
-            for t, k in enumerate(OUTLIER_TOKEN):
-                row = self.row(
-                    place, quantity="outlier_tokens", tokens="patch", value_unit="fraction of tokens",
-                    estimator="mean over images", **value.at(i, 0, t),
-                    null=float(value.value[i, 1, t]), null_low=float(value.low[i, 1, t]),
-                    null_high=float(value.high[i, 1, t]), null_kind="every channel shuffled over tokens",
-                )  # fmt: skip
-                if k == HEADLINE:
-                    yield row | {"estimator": f"mean over images, norm over {k:g} x the median"}
-                yield row | {"at": k, "at_unit": "threshold k, multiples of the median norm"}
+_PEAK = {"quantity": "peak_to_median", "value_unit": "none", "null_kind": MIXED}
+_MASSIVE = {
+    "quantity": "massive_activations", "value_unit": "activations per image", "tokens": "all", "null": 0.0,
+    "null_kind": "normal values: 1,000 medians are 674 standard deviations",
+}  # fmt: skip

@@ -22,8 +22,8 @@ from ..stats import null_summary, permutation_p
 from .ablation import Edit, Head, Start, head_outputs
 from .ablation_measure import AblationMeasure
 from .base import Measure, MeasureBatch, View
-from .grouped import Estimate, add_by_group, grouped_estimate
 from .head_effects import kl_divergence, put
+from .sums import Estimate, add_by_group, grouped_estimate, mean_estimate
 
 __all__ = [
     "PruningCurves", "ascending_order", "crossing", "head_association", "largest_similarity",
@@ -45,13 +45,12 @@ def _of_model(result: Result, model: str | None) -> str:
     return known[0] if model is None else model
 
 
-def _rows(result: Result, quantity: str, model: str, starts: str = "") -> pd.DataFrame:
+def _rows(result: Result, quantity: str, model: str) -> pd.DataFrame:
     frame = result.frame[(result.frame["model"] == model) & result.frame["head"].notna()]
     known = [str(name) for name in frame["quantity"].unique()]
     if quantity not in known:
         raise UnknownNameError("quantity", quantity, known, hint=f"in the result of {result.measure}")
-    frame = frame[frame["quantity"] == quantity]
-    return frame[frame["estimator"].str.startswith(starts)]
+    return frame[frame["quantity"] == quantity]
 
 
 def similarity_matrix(
@@ -106,12 +105,9 @@ def similarity_order(matrix: Array, heads: Array, *, greedy: bool = True) -> lis
     return _named(heads, gone)
 
 
-def ascending_order(result: Result, quantity: str, model: str | None = None, starts: str = "") -> list[Head]:
-    """Heads by a quantity of a `HeadAblation` result, the smallest first.
-
-    ``starts`` is how the estimator begins ("mean", "zero") where the result holds several.
-    """
-    frame = _rows(result, quantity, _of_model(result, model), starts)
+def ascending_order(result: Result, quantity: str, model: str | None = None) -> list[Head]:
+    """Heads by a quantity of a `HeadAblation` result, the smallest first."""
+    frame = _rows(result, quantity, _of_model(result, model))
     frame = frame.drop_duplicates(["layer", "head"]).sort_values("value", kind="stable")
     return [(int(layer), int(head)) for layer, head in frame[["layer", "head"]].to_numpy()]
 
@@ -307,13 +303,14 @@ def _association(
     seed: int,
 ) -> list[dict[str, Any]]:
     """Both rows of one model."""
-    kept = _kept(ablation, model)
-    heads, groups = np.array(kept["heads"]), kept["groups"]
-    if effect not in groups:
-        known = [k for k in groups if k not in ("n", "labelled")]
-        raise UnknownNameError("effect", effect, known, hint=f"in the result of {ablation.measure}")
-    counts = np.array(groups["labelled" if effect == "loss_change" else "n"])
-    sums = np.array(groups[effect])
+    single = ablation.where(model=model, quantity=effect)
+    single = single.rows(np.flatnonzero(single.frame["head"].notna()))
+    single = single.where(variant=single.frame["variant"].iloc[0])
+    heads = single.frame[["layer", "head"]].to_numpy(int)
+    mean = single.estimates()
+    counts = mean.sizes
+    # sums by image group: what the mean loses when a group is left out
+    sums = counts.sum(0) * mean.value - (counts.sum(0) - counts) * mean.leave_out
     alike, fixed = _similarity_values(similarity, model, heads, quantity, tokens)
     found = head_association(
         alike, _weighted(sums, counts), heads[:, 0], counts.max(1), resamples=resamples, seed=seed
@@ -326,18 +323,11 @@ def _association(
         "interval": f"Fisher z, bootstrap of {'' if fixed else 'images in similarity and effect, '}"
         f"{'images in the effect, ' if fixed else ''}heads within layers, {resamples} resamples",
         "estimator": f"Spearman, largest {quantity} within the layer against {effect} "
-        f"({kept['mode']} ablation)",
+        f"({single.frame['variant'].iloc[0]} ablation)",
         "ceiling_kind": "root of the split-half reliability of the effect",
     }  # fmt: skip
     names = ("similarity_effect_spearman", "similarity_effect_spearman_within_layers")
     return [base | {"quantity": q} | {k: v[i] for k, v in found.items()} for i, q in enumerate(names)]
-
-
-def _kept(ablation: Result, model: str) -> dict[str, Any]:
-    for part in [ablation.meta, *ablation.meta.get("parts", [])]:
-        if model in part.get("effects", {}):
-            return part["effects"][model]
-    raise UnknownNameError("model", model, [], hint=f"in the metadata of {ablation.measure}")
 
 
 def _similarity_values(
@@ -514,7 +504,7 @@ class PruningCurves(AblationMeasure):
         rows = self._rows("pruned_kl", "nats", self.kl, self.counts, self.nats)
         if self.labelled.any():
             rows += self._rows("pruned_accuracy", "fraction", self.right, self.labelled, self.points)
-        return Result(self.name, pd.DataFrame(rows), {"orders": {self.views[0].label: self.named}})
+        return self.result(rows, orders={self.views[0].label: self.named})
 
     def _rows(
         self, quantity: str, unit: str, sums: Tensor, counts: Tensor, limit: float
@@ -528,17 +518,16 @@ class PruningCurves(AblationMeasure):
             )
         sums, counts = torch.cat([whole, sums], -1), torch.cat([whole_count, counts], -1)  # (G, O, 1 + F)
         at = np.array([0, *self.sizes]) / self.index.total
-        value = grouped_estimate(lambda s, n: s / n, (sums, counts), counts)
+        value = mean_estimate(sums, counts)
         if quantity == "pruned_kl":
             value = value.positive()
-        self.note(value.note)
         area = self._areas(sums, counts, at)
         worse = "falls by" if quantity == "pruned_accuracy" else "exceeds"
         words = f"{quantity.removeprefix('pruned_')} {worse} {limit:g}"
         index = _removable(sums, counts, at, limit, falls=quantity == "pruned_accuracy", seed=self.seed)
         rows = []
         for o, name in enumerate(self.named):
-            rows += self._curve(quantity, unit, name, o, value, at)
+            rows.append(self._curve_row(quantity, unit, name, value[o], value.value[len(self.named) :], at))
             rows.append(self._area_row(quantity, unit, name, o, area))
             rows.append(self._index_row(quantity, name, o, index, words, int(value.n[o, 0])))
         return rows
@@ -546,16 +535,14 @@ class PruningCurves(AblationMeasure):
     def _how(self, name: str) -> str:
         return f"{self.mode} ablation, heads removed in order of {name}"
 
-    def _curve(
-        self, quantity: str, unit: str, name: str, o: int, value: Estimate, at: Array
-    ) -> list[dict[str, Any]]:
-        null, low, high = null_summary(value.value[len(self.named) :])
-        base = self.base(quantity, unit, variant=name, estimator=self._how(name), at_unit="fraction of heads removed",
-                         null_kind=f"{self.random} random orders")  # fmt: skip
-        return [
-            base | value.at(o, f) | {"at": x, "null": null[f], "null_low": low[f], "null_high": high[f]}
-            for f, x in enumerate(at)
-        ]
+    def _curve_row(
+        self, quantity: str, unit: str, name: str, value: Estimate, random: Array, at: Array
+    ) -> dict[str, Any]:
+        null, low, high = null_summary(random)
+        return self.base(
+            quantity, unit, variant=name, estimator=self._how(name), at=at, at_unit="fraction of heads removed",
+            estimate=value, null=null, null_low=low, null_high=high, null_kind=f"{self.random} random orders",
+        )  # fmt: skip
 
     def _areas(self, sums: Tensor, counts: Tensor, at: Array) -> Estimate:
         """Area between every order's curve and the mean of the random ones (the others, for a random one)."""

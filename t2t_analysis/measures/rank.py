@@ -20,13 +20,11 @@ from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result
 from .base import Measure, MeasureBatch, View, add_by_group
 from .channels import place_kind
-from .differences import key_of, paired_difference
-from .grouped import TOO_FEW
-from .head_summary import Replicates, with_p
+from .sums import Estimate, left_out
 
 __all__ = [
-    "EffectiveRank", "GaussianNull", "effective_rank", "effective_rank_of", "gaussian_null", "marchenko_pastur_rank",
-    "participation_ratio", "rank_difference", "spectrum",
+    "EffectiveRank", "GaussianNull", "effective_rank", "effective_rank_of", "gaussian_null", "participation_ratio",
+    "spectrum",
 ]  # fmt: skip
 
 Level = Literal["pooled", "patch"]
@@ -92,11 +90,13 @@ def spectrum(cross: Tensor, total: Tensor, count: Tensor) -> Tensor:
     Returns
     -------
     (..., d): the square roots of the eigenvalues of the scatter matrix; those below its rounding error are 0,
-    since a root would turn an eigenvalue of 1e-16 into a singular value of 1e-8.
+    since a root would turn an eigenvalue of 1e-16 into a singular value of 1e-8. That error is relative to the sums
+    before the mean is taken off: equal samples have no spectrum, whatever their size.
     """
     scatter = cross - total.unsqueeze(-1) * total.unsqueeze(-2) / count[..., None, None]
     values = torch.linalg.eigvalsh(scatter)
-    noise = values.amax(-1, keepdim=True) * values.shape[-1] * torch.finfo(values.dtype).eps
+    before = cross.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
+    noise = before * values.shape[-1] * torch.finfo(values.dtype).eps
     return torch.where(values > noise, values, 0.0).sqrt()
 
 
@@ -144,27 +144,6 @@ def _bartlett(small: int, large: int, rng: np.random.Generator) -> Tensor:
     lower = np.tril(rng.standard_normal((small, small)), -1)
     lower[np.diag_indices(small)] = np.sqrt(rng.chisquare(np.arange(large, large - small, -1)))
     return torch.from_numpy(lower)
-
-
-def marchenko_pastur_rank(n: int, d: int, points: int = 4001) -> float:
-    """Effective rank of n x d standard normal values in the limit of large n and d at their ratio.
-
-    From the density of Marchenko & Pastur (1967) by quadrature: with k = min(n, d) singular values s distributed as
-    f, it is k E[s] exp(-E[s ln s] / E[s]). A check of `gaussian_null` that draws nothing.
-
-    >>> round(marchenko_pastur_rank(10_000, 192), 1)
-    191.5
-    """
-    k, ratio = min(n, d), min(n, d) / max(n, d)
-    low, high = (1 - math.sqrt(ratio)) ** 2, (1 + math.sqrt(ratio)) ** 2
-    # eigenvalue = middle - half cos(t): the square roots at both ends become smooth
-    t = (np.arange(points) + 0.5) * math.pi / points
-    value = (low + high) / 2 - (high - low) / 2 * np.cos(t)
-    weight = ((high - low) / 2 * np.sin(t)) ** 2 / value
-    weight /= weight.sum()
-    s = np.sqrt(value)
-    mean = (weight * s).sum()
-    return float(k * mean * math.exp(-(weight * s * np.log(s)).sum() / mean))
 
 
 # ------------------------------------------------------------------------------------------ the measure
@@ -252,97 +231,63 @@ class EffectiveRank(Measure):
         places = [i for i in range(len(self.names)) if int(self.images[:, i].sum()) >= 2]
         if not places:
             raise DataError("effective rank needs at least 2 images with finite features")
-        kept: dict[str, Replicates] = {}
-        rows = [row for level in self.levels for i in places for row in self._rows(level, i, kept)]
-        rows += [row for level in self.levels for row in self._mean_rows(level, places, kept)]
-        meta = {"groups": self.groups, "levels": list(self.levels), "replicates": {self.views[0].label: kept}}
-        return Result(self.name, rows, meta)  # type: ignore[arg-type]
+        found = {(level, i): self._estimate(level, i) for level in self.levels for i in places}
+        rows = [row for (level, i), both in found.items() for row in self._rows(level, i, both)]
+        rows += [row for level in self.levels for row in self._mean_rows(level, places, found)]
+        return self.result(rows, groups=self.groups, levels=list(self.levels))
 
-    def _rows(self, level: Level, i: int, kept: dict[str, Replicates]) -> Iterator[dict[str, Any]]:
-        samples = int(getattr(self, f"count_{level}_{i}").sum())
-        null = gaussian_null(samples, self.widths[i])
+    def _null(self, level: Level, i: int) -> GaussianNull:
+        return gaussian_null(int(getattr(self, f"count_{level}_{i}").sum()), self.widths[i])
+
+    def _rows(self, level: Level, i: int, both: Estimate) -> Iterator[dict[str, Any]]:
+        null, samples = self._null(level, i), int(getattr(self, f"count_{level}_{i}").sum())
+        if not np.isfinite(both.value).all():
+            self.note(
+                f"{self.views[0].label}: {self.names[i]} is the same for all images, so it has no rank ({level})"
+            )
         kind = f"Gaussian noise, {samples} samples of {self.widths[i]} channels, {null.draws} draws"
-        values = self._leave_one_out(level, i)  # (1 + G, 2)
         for q, quantity in enumerate(QUANTITIES):
             mean, low, high = (part[quantity] for part in null[:3])
             for suffix, unit, over in (("", "dimensions", 1.0), ("_over_null", "none", mean)):
-                found = self._replicates(values[:, q] / over, i)
-                if suffix:
-                    kept[key_of(quantity + suffix, level, self.names[i])] = found
                 yield self.row(
-                    self.names[i], tokens=level, quantity=quantity + suffix, value_unit=unit, **self._columns(found),
+                    self.names[i], tokens=level, quantity=quantity + suffix, value_unit=unit, **(both / over).at(q),
                     null=mean / over, null_low=low / over, null_high=high / over, null_kind=kind,
                     estimator="from singular values" if q == 0 else "from variances",
                 )  # fmt: skip
 
-    def _columns(self, found: Replicates) -> dict[str, Any]:
-        """Value and interval; without the p of "it is 0", which nobody asks."""
-        columns = with_p(found)
-        del columns["p"]
-        if columns["interval"] is None:
-            self.note(TOO_FEW)
-        return columns
-
-    def _leave_one_out(self, level: Level, i: int) -> Tensor:
-        """Both quantities of all images, then without each group: (1 + G, 2).
+    def _estimate(self, level: Level, i: int) -> Estimate:
+        """Both quantities of one place, (2,).
 
         Nothing changes without a group that has no images, so no spectrum is taken for it.
         """
-        used = self.images[:, i] > 0
-        sums = [getattr(self, f"{s}_{level}_{i}")[used] for s in ("count", "total", "cross")]
-        rest = [torch.cat([(total := s.sum(0, keepdim=True)), total - s]) for s in sums]
+        sizes = self.images[:, i].cpu()
+        used = sizes > 0
+        rest = [left_out(getattr(self, f"{s}_{level}_{i}")[used]) for s in ("count", "total", "cross")]
         found = torch.stack([_both(*(r[k] for r in rest)) for k in range(len(rest[0]))]).cpu()
-        out = found[:1].repeat(1 + self.groups, 1)
-        out[1:][used.cpu()] = found[1:]
-        return out
-
-    def _replicates(self, values: Tensor, i: int) -> Replicates:
-        plain = [None if math.isnan(v) else v for v in values.tolist()]
-        sizes = self.images[:, i].long().tolist()
-        return {"value": plain[0], "leave_out": plain[1:], "sizes": sizes, "unit": "image"}
+        out = found[:1].repeat(self.groups, 1)
+        out[used] = found[1:]
+        return Estimate(found[0].numpy(), out.numpy(), sizes.numpy())
 
     def _mean_rows(
-        self, level: Level, places: Sequence[int], kept: dict[str, Replicates]
+        self, level: Level, places: Sequence[int], found: dict[tuple[Level, int], Estimate]
     ) -> Iterator[dict[str, Any]]:
         """Quantities over their nulls, mean over the layers that were finite for all images."""
         whole = [i for i in places if torch.equal(self.images[:, i].cpu(), self.images.amax(1).cpu())]
         kinds = dict.fromkeys(place_kind(self.names[i]) for i in whole if "blocks." in self.names[i])
         for kind in kinds:
             where = [i for i in whole if place_kind(self.names[i]) == kind]
-            for quantity in (f"{q}_over_null" for q in QUANTITIES):
-                found = _mean_of([kept[key_of(quantity, level, self.names[i])] for i in where])
-                kept[key_of(quantity, level, kind)] = found
+            for q, quantity in enumerate(QUANTITIES):
+                ratios = [found[level, i][q] / self._null(level, i).mean[quantity] for i in where]
                 yield self.row(
-                    kind, tokens=level, quantity=quantity, value_unit="none", **self._columns(found), null=1.0,
-                    null_kind="Gaussian noise of each layer's shape", estimator=f"mean over {len(where)} layers",
+                    kind, tokens=level, quantity=f"{quantity}_over_null", value_unit="none", null=1.0,
+                    estimate=Estimate.concatenate(ratios).mean(), estimator=f"mean over {len(where)} layers",
+                    null_kind="Gaussian noise of each layer's shape",
                 )  # fmt: skip
 
 
 def _both(count: Tensor, total: Tensor, cross: Tensor) -> Tensor:
     s = spectrum(cross, total, count)
     return torch.stack([effective_rank(s), participation_ratio(s)])
-
-
-def _mean_of(several: Sequence[Replicates]) -> Replicates:
-    """Replicates of the mean of several estimates over the same images; undefined where one of them is."""
-
-    def mean(values: Sequence[Any]) -> float | None:
-        return None if None in values else sum(values) / len(values)
-
-    left = [mean(v) for v in zip(*(one["leave_out"] for one in several), strict=True)]
-    return several[0] | {"value": mean([one["value"] for one in several]), "leave_out": left}
-
-
-def rank_difference(
-    result: Result, model: str, model_b: str, place: str = "blocks.*.resid_post", place_b: str | None = None
-) -> Result:
-    """How much richer the features of ``model`` are than those of ``model_b``, each over its own Gaussian null.
-
-    Dividing by the null of the same shape makes models of different widths comparable. Paired over images; see
-    `paired_difference` for interval, p and errors. ``place``: "blocks.*.resid_post" is the mean over layers.
-    """
-    words = "difference of ratios to the Gaussian null, first model minus second"
-    return paired_difference(result, model, model_b, place, place_b, estimator=words, value_unit="none")
 
 
 def groups_within_budget(groups: int, widths: Sequence[int], levels: int, budget: int = BUDGET) -> int:

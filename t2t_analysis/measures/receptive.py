@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
-import pandas as pd
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -28,8 +28,7 @@ from .gradients import (
     rings,
     seeded,
 )
-from .grouped import add_by_group, grouped_estimate
-from .head_summary import replicates
+from .sums import add_by_group, grouped_estimate
 
 __all__ = ["BoundaryBlindness", "EffectiveReceptiveField"]
 
@@ -147,30 +146,19 @@ class BoundaryBlindness(Measure):
         """One row per distance."""
         if lost := int(self.lost):
             self.note(f"{lost} tokens have no finite gradient other than 0 and are left out")
+        counts = self.images.unsqueeze(-1).expand(-1, len(self.at))
         found, even = (
-            grouped_estimate(
-                lambda s, n: s / n.unsqueeze(-1),
-                (state, self.tokens),
-                self.images.unsqueeze(-1).expand(-1, len(self.at)),
-            )
+            grouped_estimate(lambda s, n: s / n.unsqueeze(-1), (state, self.tokens), counts)
             for state in (self.outside, self.even)
         )
-        self.note(found.note)
-        shared: dict[str, Any] = {
-            "quantity": "gradient_outside", "tokens": "patch", "value_unit": "fraction", "at_unit": "distance, cells",
-            "null_kind": "gradient spread evenly over the image", "ceiling": 1.0, "ceiling_kind": "everything outside",
-            "estimator": f"mean share of squared input gradient, {self.n_tokens} random tokens per image",
-        }  # fmt: skip
-        rows = [
-            self.row("embed", at=at, null=float(even.value[i]), **found.at(i), **shared)
-            for i, at in enumerate(self.at)
-            if even.value[i] > 0  # otherwise there is no pixel so far away
-        ]
-        kept = replicates(lambda s, n: s[..., 0] / n, (self.outside, self.tokens), self.images)
-        meta = {"contrasts": {self.views[0].label: {"gradient_outside": kept}}}
-        return Result(
-            self.name, pd.DataFrame(rows), meta | {"max_images": self.max_images, "n_tokens": self.n_tokens}
-        )
+        there = even.value > 0  # otherwise there is no pixel so far away
+        row = self.row(
+            "embed", quantity="gradient_outside", tokens="patch", value_unit="fraction", at=np.array(self.at)[there],
+            at_unit="distance, cells", estimate=found[there], null=even.value[there],
+            null_kind="gradient spread evenly over the image", ceiling=1.0, ceiling_kind="everything outside",
+            estimator=f"mean share of squared input gradient, {self.n_tokens} random tokens per image",
+        )  # fmt: skip
+        return self.result([row], max_images=self.max_images, n_tokens=self.n_tokens)
 
 
 def _tokens(view: View, images: Tensor) -> Tensor:
@@ -298,7 +286,7 @@ class EffectiveReceptiveField(Measure):
             "image_size": list(self.size),
             "max_images": self.max_images,
         }
-        return Result(self.name, pd.DataFrame(rows), meta)
+        return self.result(rows, **meta)
 
     def _shared(self) -> dict[str, Any]:
         return {
@@ -312,18 +300,19 @@ class EffectiveReceptiveField(Measure):
         self.note(curve.note)
         total = self.profile.sum(0).cpu()
         for share in self.shares:
-            value, null = energy_radius(total, share), float(energy_radius(even, share))
-            for i, name in enumerate(self.names):
-                low, high = radius_interval(curve.low[i], curve.high[i], share)
-                found = curve.at(i, 0) | {"value": float(value[i]), "low": low, "high": high}
-                found["interval"] = found["interval"] and f"{found['interval']}, inverted (Woodruff)"
-                for suffix, unit, scale in (
-                    ("", "pixels", 1.0),
-                    ("_fraction", "fraction of image side", side),
-                ):
-                    scaled = {k: found[k] / scale for k in ("value", "low", "high")} | {"null": null / scale}
-                    columns = found | scaled | self._shared() | {"value_unit": unit}
-                    yield self.row(name, quantity=f"erf_radius_{share * 100:.0f}{suffix}", **columns)
+            value, null = energy_radius(total, share).numpy(), float(energy_radius(even, share))
+            ends = np.array([radius_interval(*c, share) for c in zip(curve.low, curve.high, strict=True)]).T
+            how = [text and f"{text}, inverted (Woodruff)" for text in curve.interval[:, 0]]
+            row = self.row(np.array(self.names, dtype=object)) | self._shared()
+            row |= {"interval": np.array(how, dtype=object), "n": curve.n[:, 0], "unit": "image"}
+            for suffix, unit, scale in (("", "pixels", 1.0), ("_fraction", "fraction of image side", side)):
+                scaled = {
+                    "value": value / scale,
+                    "low": ends[0] / scale,
+                    "high": ends[1] / scale,
+                    "null": null / scale,
+                }
+                yield row | scaled | {"quantity": f"erf_radius_{share * 100:.0f}{suffix}", "value_unit": unit}
 
     def _within(self, ring: Tensor) -> Estimate:
         """Share of the energy up to and with each of some rings, by place."""
@@ -337,14 +326,8 @@ class EffectiveReceptiveField(Measure):
         """Share of the energy within at most 24 radii."""
         last = self.profile.shape[-1]
         edges = torch.unique(torch.linspace(1, last, min(24, last)).round().long())
-        found = self._within(edges - 1)
-        null = (even.cumsum(0)[edges - 1] / even.sum()).tolist()
-        for i, name in enumerate(self.names):
-            for j, radius in enumerate(edges.tolist()):
-                columns = found.at(i, j) | {
-                    "at": radius,
-                    "at_unit": "radius, pixels",
-                    "null": null[j],
-                    "value_unit": "fraction",
-                }
-                yield self.row(name, quantity="erf_energy_within", **columns, **self._shared())
+        null = (even.cumsum(0)[edges - 1] / even.sum()).numpy()
+        yield self.row(np.array(self.names, dtype=object)[:, None]) | self._shared() | {
+            "quantity": "erf_energy_within", "estimate": self._within(edges - 1), "at": edges.double().numpy(),
+            "at_unit": "radius, pixels", "null": null, "value_unit": "fraction",
+        }  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -20,8 +21,8 @@ from torch import Tensor, nn
 from .. import capture
 from ..capture.attention import backbone_attention
 from ..results import Result
-from .base import Measure, MeasureBatch, View
-from .grouped import TOO_FEW, Estimate, add_finite, grouped_estimate
+from ..stats import null_summary
+from .base import Estimate, ImageMeans, View
 from .head_maps import off_diagonal_mean, renormalised
 from .head_measure import OTHER_IMAGE
 from .rank import effective_rank
@@ -31,7 +32,6 @@ __all__ = [
     "dirichlet_energy",
     "flattened_cosine",
     "head_circuits",
-    "marchenko_pastur_stable_rank",
     "mean_share",
     "random_circuit_ranks",
     "stable_rank",
@@ -118,17 +118,6 @@ def stable_rank(singular: Tensor) -> Tensor:
     return singular.square().sum(-1) / singular.square().amax(-1)
 
 
-def marchenko_pastur_stable_rank(rows: int, columns: int) -> float:
-    """`stable_rank` of a large matrix of independent numbers: r c / (sqrt r + sqrt c)^2.
-
-    Its singular values end at sqrt(r) + sqrt(c) (Marchenko & Pastur 1967).
-
-    >>> marchenko_pastur_stable_rank(64, 64)
-    16.0
-    """
-    return rows * columns / (math.sqrt(rows) + math.sqrt(columns)) ** 2
-
-
 def _product_spectrum(left: Tensor, right: Tensor) -> Tensor:
     """Singular values of left' right for (..., d, D) each, found in d dimensions: (..., d).
 
@@ -190,7 +179,7 @@ _HEADS = ("attention_cosine", "attention_cosine_centred")
 _OTHER = 4
 
 
-class Redundancy(Measure):
+class Redundancy(ImageMeans):
     """Redundancy of tokens, attention maps and weights, by layer.
 
     Tokens (patch tokens of ``embed``, ``tokens.S.out`` and ``blocks.L.resid_post``): ``token_cosine``, mean
@@ -211,87 +200,70 @@ class Redundancy(Measure):
     name = "redundancy"
     invariances = frozenset({"permute_heads", "scale"})
 
-    total: Tensor  # (G, P, 5)
-    count: Tensor  # (G, P, 5)
-
     def bind(self, views: Sequence[View]) -> None:
-        """Token places first, then maps."""
+        """Token places first, then maps; numbers of images, then of pairs of images."""
         (view,) = views
         wanted = ("embed", "tokens.?.out", "blocks.*.resid_post")
-        self.tokens = [name for name in view.names if any(fnmatchcase(name, w) for w in wanted)]
-        self.maps = [name for name in view.names if fnmatchcase(name, "blocks.*.attn.pattern")]
-        view.probe(self.tokens)
-        places = len(self.tokens) + len(self.maps)
-        self.add_sum("total", self.groups, places, len(_TOKENS) + 1)
-        self.add_sum("count", self.groups, places, len(_TOKENS) + 1)
+        self.token_places = [name for name in view.names if any(fnmatchcase(name, w) for w in wanted)]
+        self.map_places = [name for name in view.names if fnmatchcase(name, "blocks.*.attn.pattern")]
+        view.probe(self.token_places)
+        self.add_means([*self.token_places, *self.map_places], len(_TOKENS) + 1)
 
     def wants(self, view: View) -> list[str]:
         """Tokens and maps."""
-        return [*self.tokens, *self.maps]
+        return self.names
 
-    def reduce(self, obs: capture.Observation) -> dict[str, Tensor]:
-        """Numbers of each image, and of each pair of neighbouring images."""
+    def reduce(self, obs: capture.Observation) -> Tensor:
+        """Numbers of each image, and of each pair of neighbouring images at its first: (B, 5) or (B, 4)."""
         assert obs.layout is not None  # every place that is asked for has tokens
-        return _heads_alike(obs) if obs.name in self.maps else _tokens_alike(obs)
-
-    def update(self, batch: MeasureBatch) -> None:
-        """Add them up."""
-        groups = self.group(batch)
-        pairs = groups[0 : len(groups) - 1 : 2]
-        for i, name in enumerate(self.wanted[0]):
-            made = batch.seen[0].get(name)
-            if made is None:
-                continue
-            own, across = made["own"], made["across"]
-            n = own.shape[1]
-            add_finite(self.total[:, i, :n], self.count[:, i, :n], groups, own)
-            stop = 5 if name in self.tokens else n + across.shape[1]
-            start = stop - across.shape[1]
-            add_finite(self.total[:, i, start:stop], self.count[:, i, start:stop], pairs, across)
+        own, across = _heads_alike(obs) if obs.name in self.map_places else _tokens_alike(obs)
+        of_pairs = own.new_full((len(own), across.shape[1]), math.nan)
+        of_pairs[0 : 2 * len(across) : 2] = across
+        return torch.cat([own, of_pairs], dim=-1)
 
     def compute(self) -> Result:
         """Rows for tokens by place, for maps by layer, for weights by head."""
-        found = grouped_estimate(lambda s, n: s / n, (self.total, self.count), self.count)
-        self.note(TOO_FEW if ((found.groups == 1) & (found.n > 0)).any() else None)
+        found = self.means()
         rows = [
-            *(row for i, name in enumerate(self.tokens) for row in self._token_rows(i, name, found)),
-            *(row for i, name in enumerate(self.maps) for row in self._map_rows(i, name, found)),
+            *(row for i in range(len(self.token_places)) for row in self._token_rows(i, found[i])),
+            *(
+                row
+                for i in range(len(self.token_places), len(self.names))
+                for row in self._map_rows(i, found[i])
+            ),
             *self._weight_rows(),
         ]
-        return Result(self.name, rows)  # type: ignore[arg-type]
+        return self.result(rows)
 
-    def _token_rows(self, i: int, name: str, found: Estimate) -> Iterator[dict[str, Any]]:
-        layout = self.views[0].layout_of(name)
+    def _token_rows(self, i: int, found: Estimate) -> Iterator[dict[str, Any]]:
+        layout = self.views[0].layout_of(self.names[i])
         assert layout is not None
         count = layout.num_patches
-        if not found.n[i, 0] or count < 2:
+        if count < 2:
             return
-        share = found.at(i, 2)
-        shuffled: dict[str, Any] = {
-            key: (1 - share[old]) * count / (count - 1)
-            for key, old in (("null", "value"), ("null_low", "high"), ("null_high", "low"))
-        }
-        nulls: list[dict[str, Any]] = [
-            {**_band(found, i, _OTHER), "null_kind": "tokens of two different images"},
-            {"null": -1 / (count - 1), "null_kind": "unrelated tokens"},
-            {"null": 1 / count, "null_kind": "unrelated tokens"},
-            {**shuffled, "null_kind": "the same tokens in random places"},
+        nulls: list[tuple[Any, str]] = [
+            (replace(found[_OTHER], unit="image pair"), "tokens of two different images"),
+            (-1 / (count - 1), "unrelated tokens"),
+            (1 / count, "unrelated tokens"),
+            (
+                found[2].map(lambda share: (1 - share) * count / (count - 1)),
+                "the same tokens in random places",
+            ),
         ]
-        for j, (quantity, null) in enumerate(zip(_TOKENS, nulls, strict=True)):
-            if found.n[i, j]:
+        for j, (quantity, (null, kind)) in enumerate(zip(_TOKENS, nulls, strict=True)):
+            if found.n[j]:
                 yield self.row(
-                    name, quantity=quantity, tokens="patch", value_unit="none",
-                    estimator=_ESTIMATORS[quantity], **null, **found.at(i, j),
+                    self.names[i], quantity=quantity, tokens="patch", value_unit="none", null=null, null_kind=kind,
+                    estimator=_ESTIMATORS[quantity], **found.at(j),
                 )  # fmt: skip
 
-    def _map_rows(self, i: int, name: str, found: Estimate) -> Iterator[dict[str, Any]]:
-        i += len(self.tokens)
+    def _map_rows(self, i: int, found: Estimate) -> Iterator[dict[str, Any]]:
         for j, quantity in enumerate(_HEADS):
-            if found.n[i, j]:
+            if found.n[j]:
                 yield self.row(
-                    name.removesuffix(".pattern"), quantity=quantity, tokens="patch", value_unit="none",
-                    estimator=_ESTIMATORS[quantity], null_kind=OTHER_IMAGE, ceiling=1.0,
-                    ceiling_kind="a head with itself", **_band(found, i, j + len(_HEADS)), **found.at(i, j),
+                    self.names[i].removesuffix(".pattern"), quantity=quantity, tokens="patch", value_unit="none",
+                    estimator=_ESTIMATORS[quantity], null=found[j + len(_HEADS)], null_kind=OTHER_IMAGE, ceiling=1.0,
+                    ceiling_kind="a head with itself", **found.at(j),
                 )  # fmt: skip
 
     def _weight_rows(self) -> Iterator[dict[str, Any]]:
@@ -319,20 +291,17 @@ class Redundancy(Measure):
     ) -> Iterator[dict[str, Any]]:
         values = {"stable_rank": stable_rank(singular), "effective_rank": effective_rank(singular)}
         for j, (kind, ranks) in enumerate(values.items()):
-            null = drawn[:, j]
-            low, high = np.quantile(null, [0.025, 0.975])
-            columns: dict[str, Any] = {
-                "quantity": f"{kind}_{circuit}", "value_unit": "fraction of head width",
-                "interval": "none: weights are no sample", "n": 1, "unit": "weight matrix",
-                "estimator": _ESTIMATORS[kind], "null": float(null.mean()), "null_low": float(low),
-                "null_high": float(high), "null_kind": f"product of random normal matrices, {len(null)} draws",
-                "ceiling": 1.0, "ceiling_kind": "orthogonal",
-            }  # fmt: skip
-            shares = ranks / singular.shape[-1]
-            for head, rank in enumerate(shares.tolist()):
-                yield self.row(place, head=head, value=rank, **columns)
-            mean = {**columns, "value": float(shares.mean()), "null_low": None, "null_high": None}
-            yield self.row(place, **mean | {"estimator": f"{_ESTIMATORS[kind]}; mean over heads"})
+            null, low, high = null_summary(drawn[:, j])
+            shares = (ranks / singular.shape[-1]).numpy()
+            row = self.row(
+                place, quantity=f"{kind}_{circuit}", value_unit="fraction of head width",
+                interval="none: weights are no sample", n=1, unit="weight matrix", null=float(null),
+                null_kind=f"product of random normal matrices, {len(drawn)} draws", ceiling=1.0,
+                ceiling_kind="orthogonal", estimator=_ESTIMATORS[kind],
+            )  # fmt: skip
+            ends = {"null_low": float(low), "null_high": float(high)}
+            yield row | ends | {"head": np.arange(len(shares)), "value": shares}
+            yield row | {"value": float(shares.mean()), "estimator": f"{_ESTIMATORS[kind]}; mean over heads"}
 
 
 _ESTIMATORS = {
@@ -347,27 +316,22 @@ _ESTIMATORS = {
 }
 
 
-def _band(found: Estimate, *at: int) -> dict[str, Any]:
-    values = found.at(*at)
-    return {"null": values["value"], "null_low": values["low"], "null_high": values["high"]}
-
-
-def _tokens_alike(obs: capture.Observation) -> dict[str, Tensor]:
-    """``own`` (B, 4) and ``across`` (B // 2, 1): mean cosine of tokens of two images."""
+def _tokens_alike(obs: capture.Observation) -> tuple[Tensor, Tensor]:
+    """Of images (B, 4), and of pairs (B // 2, 1): mean cosine of tokens of two images."""
     assert obs.layout is not None
     tokens = obs.value[:, obs.layout.prefix :].float()
     own = [token_cosine(tokens), token_cosine(tokens, centred=True), mean_share(tokens)]
     own.append(dirichlet_energy(tokens, obs.layout.grid))
     direction = _unit(tokens).mean(-2)  # (B, D)
     across = (direction[0 : len(direction) - 1 : 2] * direction[1::2]).sum(-1, keepdim=True)
-    return {"own": torch.stack(own, dim=-1), "across": across}
+    return torch.stack(own, dim=-1), across
 
 
-def _heads_alike(obs: capture.Observation) -> dict[str, Tensor]:
-    """``own`` (B, 2) and ``across`` (B // 2, 2): raw and centred cosine of flattened maps."""
+def _heads_alike(obs: capture.Observation) -> tuple[Tensor, Tensor]:
+    """Of images (B, 2), and of pairs (B // 2, 2): raw and centred cosine of flattened maps."""
     assert obs.layout is not None
     maps = renormalised(obs.value, obs.layout.prefix)  # (B, H, P, P)
     one, other = maps[0 : len(maps) - 1 : 2], maps[1::2]
     own = [flattened_cosine(maps, centred=c) for c in (False, True)]
     across = [flattened_cosine(one, other, centred=c) for c in (False, True)]
-    return {"own": torch.stack(own, dim=-1), "across": torch.stack(across, dim=-1)}
+    return torch.stack(own, dim=-1), torch.stack(across, dim=-1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,9 +11,8 @@ from torch import nn
 from .._names import TWIN
 from ..capture.layout import tokeniser
 from ..errors import T2TError
-from ..results import Result
 
-__all__ = ["paired", "random_twin", "random_twins", "twin_differences"]
+__all__ = ["random_twin", "random_twins"]
 
 
 def random_twin(model: nn.Module, seed: int = 0) -> nn.Module:
@@ -66,25 +65,6 @@ def random_twins(models: Mapping[str, nn.Module], seed: int = 0) -> dict[str, nn
     """
     trained = {name: model for name, model in models.items() if not _untrained(model)}
     return {name + TWIN: random_twin(model, seed) for name, model in trained.items()}
-
-
-def paired(
-    difference: Callable[..., Result], result: Result, models: Iterable[str], *more: str
-) -> Result | None:
-    """Model minus baseline, by one of `cka_difference` and its kind; None where there is one model alone."""
-    labels = list(models)
-    return difference(result, *labels, *more) if len(labels) == 2 else None
-
-
-def twin_differences(
-    difference: Callable[[Result, str, str], Result], result: Result, models: Iterable[str]
-) -> list[Result]:
-    """What training changed: each model minus its random twin, paired over images; none where there is no twin.
-
-    ``difference`` is `cka_difference`, `geometry_difference` or one of their kind, ``result`` what it takes.
-    """
-    measured = set(result.frame["model"])
-    return [difference(result, name, name + TWIN) for name in models if name + TWIN in measured]
 
 
 def _untrained(model: nn.Module) -> bool:

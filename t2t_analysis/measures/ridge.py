@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PENALTIES", "held_out_errors", "leave_out", "moments", "pair_half", "random_projection"]
+__all__ = ["PENALTIES", "held_out_errors", "moments", "pair_half", "random_projection"]
 
 #: Candidate penalties, in units of the mean eigenvalue of the features' covariance.
 PENALTIES = torch.logspace(-8, 2, 31, dtype=torch.float64)
@@ -64,12 +64,6 @@ def moments(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     x, y = x.double(), y.double()
     x = torch.cat([torch.ones_like(x[..., :1]), x], dim=-1)
     return x.mT @ torch.cat([x, y.expand(*x.shape[:-1], -1)], dim=-1), y.square().sum(-2)
-
-
-def leave_out(sums: Tensor) -> Tensor:
-    """(G, ...) -> (1 + G, ...): the total, then the total without each group."""
-    total = sums.sum(0, keepdim=True)
-    return torch.cat([total, total - sums])
 
 
 class _Centred(NamedTuple):

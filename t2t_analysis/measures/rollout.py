@@ -1,14 +1,15 @@
-"""Where does the attention of a whole stack of layers come from? Rollout, and why its maps look alike.
+"""Where does the attention of a whole stack of layers come from? Rollout, and what its maps still tell of an image.
 
 Rollout multiplies the attention maps of all layers, each mixed half and half with the identity for the
 residual stream. It ignores values, MLPs and norms, and a product of row-stochastic matrices loses rank: all
-its rows, and then the maps of all images, become one. How far that has gone is measured here beside the maps.
+its rows, and then the maps of all images, become one. What is left of the image is measured here beside the maps.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,24 +20,18 @@ from .. import capture
 from ..data.loading import as_seen_by
 from ..errors import DataError, T2TError
 from ..results import Result
-from .base import Measure, MeasureBatch, View
+from .base import ImageMeans, MeasureBatch, View
 from .feature_maps import stretched
-from .grouped import TOO_FEW, add_finite, grouped_estimate
 
 __all__ = [
     "AttentionRollout",
     "RolloutExamples",
     "example_rollouts",
     "pearson",
-    "rank_one_share",
     "rollout",
     "rollout_maps",
     "rollout_step",
-    "uniform_rank_one_share",
 ]
-
-#: Steps of the power iteration; between its start and rank one there is little to find.
-_STEPS = 40
 
 
 # ---------------------------------------------------------------------------------------- pure functions
@@ -73,30 +68,6 @@ def rollout(patterns: Iterable[Tensor]) -> Tensor:
     if rolled is None:
         raise T2TError("a rollout needs the attention maps of at least one layer")
     return rolled
-
-
-def rank_one_share(matrix: Tensor) -> Tensor:
-    """Largest squared singular value over the sum of all: (..., N, N) -> (...), 1 for a matrix of rank one.
-
-    By power iteration from R'1, which is the answer itself where all rows are equal.
-    """
-    vector = matrix.sum(-2).unsqueeze(-1)  # (..., N, 1)
-    for _ in range(_STEPS):
-        vector = vector / vector.norm(dim=-2, keepdim=True)
-        vector = matrix.mT @ (matrix @ vector)
-    largest = vector.norm(dim=-2).squeeze(-1)  # sigma_1 squared
-    return largest / matrix.square().sum((-2, -1))
-
-
-def uniform_rank_one_share(num_tokens: int, layers: int) -> float:
-    """`rank_one_share` of a rollout through ``layers`` layers of uniform attention.
-
-    That rollout is 2^-l I + (1 - 2^-l) 11'/N, with singular values 1 and, N - 1 times, 2^-l.
-
-    >>> [round(uniform_rank_one_share(197, layers), 3) for layers in (0, 4, 12)]
-    [0.005, 0.566, 1.0]
-    """
-    return 1 / (1 + (num_tokens - 1) * 4.0**-layers)
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:
@@ -207,11 +178,9 @@ class _Running:
 # ---------------------------------------------------------------------------------------- the measure
 
 
-class AttentionRollout(Measure):
+class AttentionRollout(ImageMeans):
     """How little a rollout tells about an image, by depth (Abnar & Zuidema 2020).
 
-    - ``rollout_rank_one``: sigma_1^2 / sum sigma_i^2 of R_l, 1 when all tokens have rolled into the same
-      mixture. The null is uniform attention at the same depth, in closed form.
     - ``rollout_between_images``: Pearson's r over patches between the rollouts of two *different* images (the
       class token's row; tokens ``patch`` means the mean over patch queries, where there is no class token).
       0: maps are about their image; 1: the map shows positions and no image at all. Images are taken two by
@@ -224,79 +193,56 @@ class AttentionRollout(Measure):
     name = "attention_rollout"
     invariances = frozenset({"permute_heads"})
 
-    total: Tensor  # (G, L, 3)
-    count: Tensor  # (G, L, 3) images, pairs, images
-
     def bind(self, views: Sequence[View]) -> None:
         """Ask for all layers at once: a rollout cannot skip one."""
         (view,) = views
-        self.names = _patterns(view)
-        self.layout = view.layout_of(self.names[0])
-        assert self.layout is not None  # every attention place has tokens
+        self.layout = view.layout_of(self.wants(view)[0])
         self.has_class = _has_class(view)
-        self.running = _Running(self.names)
-        self.add_sum("total", self.groups, len(self.names), 3)
-        self.add_sum("count", self.groups, len(self.names), 3)
+        self.running = _Running(self.wants(view))
+        self.add_means(self.wants(view), 2)
 
     def wants(self, view: View) -> list[str]:
         """The patterns of all blocks."""
-        return self.names
+        return _patterns(view)
 
-    def reduce(self, obs: capture.Observation) -> dict[str, Tensor] | None:
-        """Roll on to this layer; keep its rank-one share (B,) and its row over patches (B, P)."""
+    def reduce(self, obs: capture.Observation) -> Tensor | None:
+        """Roll on to this layer; correlation with the next image, of every second one, and entropy: (B, 2)."""
         rolled = self.running.take(obs)
         if rolled is None:
             return None
         row = reader_row(rolled, self.running.layout.prefix if self.running.layout else 0, self.has_class)
-        return {"rank_one": rank_one_share(rolled), "row": row / row.sum(-1, keepdim=True)}
+        row = row / row.sum(-1, keepdim=True)
+        alike = row.new_full((len(row),), math.nan)
+        pairs = 2 * (len(row) // 2)
+        alike[0:pairs:2] = pearson(row[0:pairs:2], row[1:pairs:2])
+        return torch.stack([alike, torch.special.entr(row).sum(-1)], dim=-1)
 
     def update(self, batch: MeasureBatch) -> None:
-        """Add rank-one shares, entropies, and correlations between neighbouring images."""
-        groups = self.group(batch)
+        """Add correlations and entropies of the layers that were reached."""
         self.running.rolled = None
-        for i, name in enumerate(self.names):
-            made = batch.seen[0].get(name)
-            if made is None:
-                continue
-            row = made["row"]
-            spread = torch.special.entr(row).sum(-1)
-            pairs = len(row) // 2
-            alike = pearson(row[0 : 2 * pairs : 2], row[1 : 2 * pairs : 2])
-            for j, (owners, values) in enumerate(
-                [(groups, made["rank_one"]), (groups[0 : 2 * pairs : 2], alike), (groups, spread)]
-            ):
-                add_finite(self.total[:, i, j], self.count[:, i, j], owners, values)
+        reached = {name: values for name, values in batch.seen[0].items() if values is not None}
+        super().update(replace(batch, seen=(reached,)))
 
     def compute(self) -> Result:
         """Rows for every depth."""
-        found = grouped_estimate(lambda s, n: s / n, (self.total, self.count), self.count)
-        self.note(TOO_FEW if ((found.groups == 1) & (found.n > 0)).any() else None)
-        if self.n_images and not self.count[..., 1].any():
+        found = self.means()
+        if self.n_images and not self.count[..., 0].any():
             self.note("every batch held one image: no correlation between images")
-        rows = []
-        for i, name in enumerate(self.names):
-            place = name.removesuffix(".pattern")
-            for j, columns in enumerate(self._quantities(i + 1)):
-                if found.n[i, j]:
-                    rows.append(self.row(place, **(columns | found.at(i, j) | _unit(j))))
-        return Result(self.name, rows)  # type: ignore[arg-type]
-
-    def _quantities(self, layers: int) -> list[dict[str, Any]]:
-        assert self.layout is not None
-        reader = "class" if self.has_class else "patch"
-        estimator = "rollout of (mean of heads + I) / 2 from the first layer to this one"
-        shared = {"estimator": estimator, "value_unit": "none"}
-        share = uniform_rank_one_share(self.layout.num_tokens, layers)
-        return [
-            {"quantity": "rollout_rank_one", "tokens": "all", "null": share, "ceiling": 1.0,
-             "null_kind": "uniform attention", "ceiling_kind": "all rows equal", **shared},
-            {"quantity": "rollout_between_images", "tokens": reader, "null": 0.0, "ceiling": 1.0,
-             "null_kind": "maps of different images are unrelated",
-             "ceiling_kind": "a map that does not depend on the image", **shared},
-            {"quantity": "rollout_entropy", "tokens": reader, "null": float(np.log(self.layout.num_patches)),
-             "null_kind": "uniform attention", **shared, "value_unit": "nats"},
-        ]  # fmt: skip
-
-
-def _unit(quantity: int) -> dict[str, str]:
-    return {"unit": "image pair" if quantity == 1 else "image"}
+        assert self.layout is not None  # every attention place has tokens
+        about = {
+            "tokens": "class" if self.has_class else "patch",
+            "estimator": "rollout of (mean of heads + I) / 2 from the first layer to this one",
+        }
+        places = np.array([name.removesuffix(".pattern") for name in self.names], dtype=object)
+        alike, spread = replace(found[:, 0], unit="image pair"), found[:, 1]
+        return self.result([
+            self.row(places) | about | {
+                "quantity": "rollout_between_images", "estimate": alike, "value_unit": "none", "null": 0.0,
+                "null_kind": "maps of different images are unrelated", "ceiling": 1.0,
+                "ceiling_kind": "a map that does not depend on the image",
+            },
+            self.row(places) | about | {
+                "quantity": "rollout_entropy", "estimate": spread, "value_unit": "nats",
+                "null": math.log(self.layout.num_patches), "null_kind": "uniform attention",
+            },
+        ])  # fmt: skip

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
-import pandas as pd
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,9 +18,8 @@ from torch import Tensor
 from .. import capture
 from ..errors import T2TError, UnknownNameError
 from ..results import Result
-from .base import Estimate, Measure, MeasureBatch, View
+from .base import Estimate, ImageMeans, MeasureBatch, View
 from .edges import cell_size
-from .grouped import add_by_group, grouped_estimate
 
 __all__ = ["ShiftConsistency", "default_shifts", "map_correlation", "shifted", "shifted_pair"]
 
@@ -103,7 +102,7 @@ def default_shifts(cell: int, cells: int) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------ the measure
 
 
-class ShiftConsistency(Measure):
+class ShiftConsistency(ImageMeans):
     """Correlation of the token map of a shifted image with the interpolated map of the original, by shift.
 
     The view moves by so many pixels down and, separately, right; missing pixels are mirrored and the tokens that see
@@ -144,14 +143,12 @@ class ShiftConsistency(Measure):
             raise T2TError(f"{view.label} tells no grid of tokens, so there is no map to shift")
         self.grid = layout.grid
         self.cell = cell_size(view.example.shape[-2:], self.grid)
-        self.names = self._select(view)
+        self.observed = self._select(view)
         given = default_shifts(min(self.cell), min(self.grid)) if self.shifts is None else self.shifts
         self.used = tuple(sorted({int(s) for s in given}))
         if not self.used or self.used[0] < 1:
             raise T2TError(f"expected shifts of at least 1 pixel, got {tuple(given)}")
-        shape = (self.groups, len(self.names) + 1, len(self.used))
-        self.add_sum("total", *shape)
-        self.add_sum("count", *shape)
+        self.add_means([*self.observed, PIXELS], len(self.used))
         self.add_sum("lone", dtype=torch.int64)
 
     def _select(self, view: View) -> list[str]:
@@ -176,14 +173,13 @@ class ShiftConsistency(Measure):
         group, images = self.group(batch)[use], batch.images[use.to(batch.images.device)]
         original = self._maps(batch.views[0], images)
         scale = {name: maps.double().std((0, 2, 3)) for name, maps in original.items()}
-        for j, shift in enumerate(self.used):
-            found = [
-                self._correlations(batch.views[0], images, original, scale, shift, axis) for axis in (2, 3)
-            ]
-            both = torch.stack(found)  # (axes, B, places)
-            ok = torch.isfinite(both).all(0)
-            add_by_group(self.total[:, :, j], group, torch.where(ok, both.mean(0), 0.0))
-            add_by_group(self.count[:, :, j], group, ok.double())
+        found = [
+            [self._correlations(batch.views[0], images, original, scale, s, axis) for axis in (2, 3)]
+            for s in self.used
+        ]
+        both = torch.stack([torch.stack(axes).mean(0) for axes in found], -1)  # (B, places, shifts)
+        for i in range(len(self.names)):
+            self.add(i, group, both[:, i])
 
     def _correlations(
         self,
@@ -200,10 +196,10 @@ class ShiftConsistency(Measure):
 
     def _maps(self, view: View, images: Tensor) -> dict[str, Tensor]:
         """(B, C, h, w) of every place, then of the pixels' means."""
-        with torch.no_grad(), capture.capture(view, self.names) as seen:
+        with torch.no_grad(), capture.capture(view, self.observed) as seen:
             view.model(images)
         maps = {}
-        for name in self.names:
+        for name in self.observed:
             layout = seen.layout(name)
             assert layout is not None  # bind asked
             maps[name] = seen[name][:, layout.prefix :].mT.unflatten(2, layout.grid)
@@ -214,47 +210,34 @@ class ShiftConsistency(Measure):
         """Rows per place and shift; the pixels' values are the null of the others."""
         if lone := int(self.lone):
             self.note(f"{lone} images that came alone in their batch are left out")
-        found = grouped_estimate(lambda s, n: s / n, (self.total, self.count), self.count)
-        self.note(found.note)
-        rows = [*self._rows(found, self.used, "shift_correlation"), *self._dips()]
-        return Result(self.name, pd.DataFrame(rows), {"cell": list(self.cell), "max_images": self.max_images})
+        found = self.means()
+        rows = [self._row(found, np.array(self.used), "shift_correlation"), *self._dip(found)]
+        return self.result(rows, cell=list(self.cell), max_images=self.max_images)
 
-    def _rows(self, found: Estimate, at: Sequence[float], quantity: str) -> Iterator[dict[str, Any]]:
-        shared: dict[str, Any] = {
-            "quantity": quantity, "at_unit": "shift, pixels", "tokens": "patch", "value_unit": "none",
-            "estimator": "correlation with the interpolated map, mean of two directions and of images",
-        }  # fmt: skip
-        if quantity != "shift_dip":
-            shared |= {"ceiling": 1.0, "ceiling_kind": "the map moves with the image"}
-        for i, name in enumerate((*self.names, PIXELS)):
-            for j, shift in enumerate(at):
-                null = _null(found, j)  # of the pixels themselves: what they are
-                yield self.row(name, at=shift, **found.at(i, j), **null, **shared)
+    def _row(self, found: Estimate, at: np.ndarray, quantity: str) -> dict[str, Any]:
+        """Rows of every place (L,) and shift (S,), of an estimate (L, S)."""
+        pixels = found[[len(self.names) - 1] * len(self.names)]  # of the pixels themselves: what they are
+        row = self.row(
+            np.array(self.names, dtype=object)[:, None], estimate=found, quantity=quantity, at=at,
+            at_unit="shift, pixels", tokens="patch", value_unit="none",
+            null=pixels,
+            null_kind="bilinear interpolation of the pixels' means per cell",
+            estimator="correlation with the interpolated map, mean of two directions and of images",
+        )  # fmt: skip
+        top = (
+            {}
+            if quantity == "shift_dip"
+            else {"ceiling": 1.0, "ceiling_kind": "the map moves with the image"}
+        )
+        return row | top
 
-    def _dips(self) -> Iterator[dict[str, Any]]:
+    def _dip(self, found: Estimate) -> Iterator[dict[str, Any]]:
         """Correlation at one cell minus that at the shift nearest to half a cell."""
         cell = min(self.cell)
         if cell not in self.used:
             self.note(f"no shift_dip: the shifts {self.used} do not contain one cell, {cell} px")
             return
-        whole, half = (
-            self.used.index(cell),
-            min(range(len(self.used)), key=lambda j: abs(self.used[j] - cell / 2)),
-        )
-        found = grouped_estimate(
-            lambda s, n: (s[..., whole] / n[..., whole] - s[..., half] / n[..., half]).unsqueeze(-1),
-            (self.total, self.count),
-            self.count[..., [whole]],
-        )
-        yield from self._rows(found, [float(self.used[half])], "shift_dip")
-
-
-def _null(found: Estimate, j: int) -> dict[str, Any]:
-    """Columns of the null: what the last place, the means of the pixels, shows."""
-    pixels = found.at(len(found.value) - 1, j)
-    ends = {f"null_{end}": pixels[end] for end in ("low", "high")}
-    return {
-        "null": pixels["value"],
-        **ends,
-        "null_kind": "bilinear interpolation of the pixels' means per cell",
-    }
+        whole = self.used.index(cell)
+        half = min(range(len(self.used)), key=lambda j: abs(self.used[j] - cell / 2))
+        dip = found.map(lambda x: x[..., [whole]] - x[..., [half]], found.sizes[..., [whole]])
+        yield self._row(dip, np.array([float(self.used[half])]), "shift_dip")

@@ -8,7 +8,7 @@ attended columns are taken out of the maps, and the heads are compared again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,11 @@ from ..errors import T2TError
 from ..estimates import Estimate
 from ..results import Result
 from .base import Measure, MeasureBatch, View
-from .grouped import add_by_group, add_finite
 from .head_maps import off_diagonal_mean, thirds
 from .head_measure import OTHER_IMAGE
 from .head_outputs import backbone_output_weights
 from .head_summary import HeadIndex
+from .sums import add_by_group, add_finite, grouped_estimate, mean_estimate
 
 __all__ = [
     "KEYS", "LAST_THIRD", "Sinks",
@@ -335,11 +335,10 @@ class Sinks(Measure):
             self.note(
                 "heads are mixed before they are projected, so what one token's value adds is not defined"
             )
-        layers = _estimate(self._with_falls, (self.layers, self.layer_counts), self._counts())
-        heads = _estimate(lambda s, n: s / n, (self.heads, self.head_counts), self.head_counts)
-        self.note(layers.note)
+        layers = grouped_estimate(self._with_falls, (self.layers, self.layer_counts), self._counts())
+        heads = mean_estimate(self.heads, self.head_counts)
         rows = [*self._layer_rows(layers), *self._head_rows(heads), *self._position_rows()]
-        return Result(self.name, rows, {"grids": {self.views[0].label: list(self.grid)}})  # type: ignore[arg-type]
+        return self.result(rows, grids={self.views[0].label: list(self.grid)})
 
     def _counts(self) -> Tensor:
         """Images per group, (G, L + 1, Q + 3), of all that `_with_falls` makes."""
@@ -401,7 +400,7 @@ class Sinks(Measure):
 
     def _position_rows(self) -> Iterator[dict[str, Any]]:
         images = self.layer_counts[..., -1:]  # (G, L, 1)
-        found = _estimate(lambda s, n: s / n, (self.positions, images), images.expand_as(self.positions))
+        found = mean_estimate(self.positions, images)
         for i, layer in enumerate(self.places.values()):
             for at in np.flatnonzero(found.value[i] > 0):
                 yield self.row(
@@ -414,13 +413,6 @@ class Sinks(Measure):
 def _estimated(found: Estimate, quantity: str) -> Estimate:
     """Ratios of sizes are never below 0."""
     return found.positive() if quantity.endswith("value_ratio") else found
-
-
-def _estimate(fn: Callable[..., Tensor], sums: Sequence[Tensor], counts: Tensor) -> Estimate:
-    """``fn`` of summed states (G, ...) and of them without each group."""
-    totals = [s.sum(0, keepdim=True) for s in sums]
-    out = fn(*(torch.cat([t, t - s]) for t, s in zip(totals, sums, strict=True))).cpu().double().numpy()
-    return Estimate(out[0], out[1:], counts.cpu().numpy())
 
 
 _RANDOM = "as many random columns, as near to the border; 95 % interval of their mean"

@@ -11,15 +11,14 @@ from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
-import pandas as pd
+import numpy as np
 import torch
 from torch import Tensor
 
 from .. import capture
 from ..errors import T2TError, UnknownNameError
 from ..results import Result
-from .base import Estimate, Measure, MeasureBatch, View
-from .grouped import add_by_group, grouped_estimate
+from .base import Estimate, ImageMeans, View
 
 __all__ = [
     "INVARIANCES", "Spectrum",
@@ -125,7 +124,7 @@ def white_shares(grid: tuple[int, int], edges: Sequence[float] = RINGS) -> Tenso
 # ------------------------------------------------------------------------------------ the measure
 
 
-class Spectrum(Measure):
+class Spectrum(ImageMeans):
     """Spectra of the token maps (prefix removed, on their own grid), by place; averaged over images.
 
     Quantities: ``log_amplitude`` at the frequencies of `diagonal_frequencies` (in pi per token), and the last of them
@@ -158,15 +157,12 @@ class Spectrum(Measure):
     def bind(self, views: Sequence[View]) -> None:
         """Sums of spectra, per place."""
         (view,) = views
-        self.names = [n for n in view.names if any(fnmatchcase(n, pattern) for pattern in self.places)]
-        if not self.names:
+        names = [n for n in view.names if any(fnmatchcase(n, pattern) for pattern in self.places)]
+        if not names:
             raise UnknownNameError("place", ", ".join(self.places), view.names, hint=f"in {view.label}")
-        self.grids = [self._grid(view, name) for name in self.names]
-        for i, grid in enumerate(self.grids):
-            self.add_sum(f"log_{i}", self.groups, len(diagonal_frequencies(grid)))
-            self.add_sum(f"power_{i}", self.groups, len(RINGS))
-        self.add_sum("count", self.groups, len(self.names))
-        self.add_sum("varied", self.groups, len(self.names))
+        self.grids = [self._grid(view, name) for name in names]
+        self.frequencies = [diagonal_frequencies(grid) for grid in self.grids]
+        self.add_means(names, len(RINGS) + max(map(len, self.frequencies)))
 
     def _grid(self, view: View, name: str) -> tuple[int, int]:
         layout = view.layout_of(name)
@@ -178,77 +174,54 @@ class Spectrum(Measure):
         """All places."""
         return self.names
 
-    def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
-        """Diagonal log amplitude (B, K) and energy by ring (B, R)."""
+    def reduce(self, obs: capture.Observation) -> Tensor:
+        """Energy by ring and diagonal log amplitude, (B, R + K)."""
         assert obs.layout is not None  # bind asked
         maps = obs.value[:, obs.layout.prefix :].mT.unflatten(2, obs.layout.grid)
-        return log_amplitude(maps, self.eps), radial_power(maps)
-
-    def update(self, batch: MeasureBatch) -> None:
-        """Add the spectra of every image."""
-        group = self.group(batch)
-        for i, name in enumerate(self.names):
-            if name in batch.seen[0]:
-                amplitude, power = batch.seen[0][name]
-                ok = torch.isfinite(power).all(-1)
-                add_by_group(getattr(self, f"log_{i}"), group, amplitude)
-                add_by_group(getattr(self, f"power_{i}"), group, power.nan_to_num(0.0))
-                add_by_group(self.count[:, i], group, torch.ones(len(group)))
-                add_by_group(self.varied[:, i], group, ok.double())
+        return torch.cat([radial_power(maps), log_amplitude(maps, self.eps)], dim=-1)
 
     def compute(self) -> Result:
         """Rows per place and frequency."""
+        found, rings = self.means(), len(RINGS)
         rows = [
-            row for i in range(len(self.names)) for row in (*self._amplitude_rows(i), *self._power_rows(i))
+            row
+            for i, frequencies in enumerate(self.frequencies)
+            for row in (
+                *self._amplitude_rows(i, found[i, rings : rings + len(frequencies)], frequencies),
+                *self._power_rows(i, found[i, :rings]),
+            )
         ]
-        return Result(
-            self.name,
-            pd.DataFrame(rows),
-            {"grids": {n: list(g) for n, g in zip(self.names, self.grids, strict=True)}},
-        )
+        grids = {name: list(grid) for name, grid in zip(self.names, self.grids, strict=True)}
+        return self.result(rows, grids=grids)
 
-    def _mean(self, state: str, i: int, counts: Tensor) -> Estimate:
-        sums = getattr(self, f"{state}_{i}")
-        counts = counts[:, i, None].expand(sums.shape)
-        found = grouped_estimate(lambda s, n: s / n, (sums, counts), counts)
-        self.note(found.note)
-        return found
-
-    def _amplitude_rows(self, i: int) -> Iterator[dict[str, Any]]:
-        found = self._mean("log", i, self.count)
-        frequencies = diagonal_frequencies(self.grids[i]).tolist()
-        shared = {
-            "tokens": "patch", "value_unit": "log amplitude", "at_unit": "frequency, pi per token",
-            "null_kind": "white noise, expectation",
-            "estimator": "mean over channels and images of ln|F|, minus that of the mean",
-        }  # fmt: skip
-        for k, f in enumerate(frequencies):
-            row = self.row(self.names[i], at=f, null=WHITE_TAIL if k else 0.0, **found.at(k), **shared)
-            yield row | {"quantity": "log_amplitude"}
-        yield row | {"quantity": "log_amplitude_tail"}
-
-    def _power_rows(self, i: int) -> Iterator[dict[str, Any]]:
-        found, white = self._mean("power", i, self.varied), white_shares(self.grids[i])
-        shared = {
-            "tokens": "patch", "value_unit": "fraction", "null_kind": "white noise, expectation",
-            "estimator": "share of mean-removed |F|^2 summed over channels, mean over images",
-        }  # fmt: skip
-        for k, edge in enumerate(RINGS):
-            columns = found.at(k) | {
-                "at": edge,
-                "at_unit": "upper edge of ring, fraction of Nyquist",
-                "null": float(white[k]),
-            }
-            yield self.row(self.names[i], quantity="radial_power", **columns, **shared)
-        high = [k for k, edge in enumerate(RINGS) if edge > HIGH]
-        yield self._high_row(i, high, white, shared)
-
-    def _high_row(self, i: int, high: list[int], white: Tensor, shared: dict[str, Any]) -> dict[str, Any]:
-        sums, counts = getattr(self, f"power_{i}")[:, high].sum(-1), self.varied[:, i]
-        found = grouped_estimate(lambda s, n: s / n, (sums, counts), counts)
-        columns = found.at() | {
-            "at": HIGH,
-            "at_unit": "above this fraction of Nyquist",
-            "null": float(white[high].sum()),
+    def _amplitude_rows(self, i: int, found: Estimate, frequencies: Tensor) -> Iterator[dict[str, Any]]:
+        row = self.row(
+            self.names[i], tokens="patch", value_unit="log amplitude", at_unit="frequency, pi per token",
+            null_kind="white noise, expectation",
+            estimator="mean over channels and images of ln|F|, minus that of the mean",
+        )  # fmt: skip
+        null = np.where(np.arange(len(frequencies)) > 0, WHITE_TAIL, 0.0)
+        at = frequencies.numpy()
+        yield row | {"quantity": "log_amplitude", "at": at, "null": null, "estimate": found}
+        yield row | {
+            "quantity": "log_amplitude_tail",
+            "at": at[-1:],
+            "null": null[-1:],
+            "estimate": found[-1:],
         }
-        return self.row(self.names[i], quantity="high_frequency_share", **columns, **shared)
+
+    def _power_rows(self, i: int, found: Estimate) -> Iterator[dict[str, Any]]:
+        white = white_shares(self.grids[i]).double().numpy()
+        row = self.row(
+            self.names[i], tokens="patch", value_unit="fraction", null_kind="white noise, expectation",
+            estimator="share of mean-removed |F|^2 summed over channels, mean over images",
+        )  # fmt: skip
+        yield row | {
+            "quantity": "radial_power", "estimate": found, "null": white, "at": np.array(RINGS),
+            "at_unit": "upper edge of ring, fraction of Nyquist",
+        }  # fmt: skip
+        high = [k for k, edge in enumerate(RINGS) if edge > HIGH]
+        yield row | {
+            "quantity": "high_frequency_share", "estimate": found[high].map(lambda x: x.sum(-1)),
+            "null": float(white[high].sum()), "at": HIGH, "at_unit": "above this fraction of Nyquist",
+        }  # fmt: skip

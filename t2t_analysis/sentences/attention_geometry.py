@@ -38,8 +38,8 @@ def geometry_findings(
     ----------
     geometry, rollout, redundancy : of `AttentionGeometry`, `AttentionRollout`, `Redundancy` for both models and
         their twins.
-    difference : of `geometry_difference`, model minus baseline.
-    trained : of `geometry_difference`, each model minus its twin.
+    difference : of `difference`, model minus baseline.
+    trained : of `difference`, each model minus its twin.
     """
     pair = (model, baseline)
     lines = [
@@ -230,21 +230,15 @@ def _rolled(rollout: Result, models: Sequence[str]) -> str:
     def alike(name: str) -> pd.Series | None:
         return last("rollout_between_images", name)
 
-    ranks = _each(models, lambda name: last("rollout_rank_one", name), _with_null)
-    if not ranks:
-        return ""
     pairs = _each(models, alike, interval)
     twins = {name: alike(name + TWIN) for name in models}
     random = listed(interval(row) for row in twins.values() if row is not None)
     beside = f" (with random weights {random})" if random else ""
-    text = (
-        f"In the rollout of all layers the largest squared singular value has this share of all: {ranks}. What "
-        "uniform attention reaches too is the arithmetic of the product, not learned."
-    )
     return (
-        f"{text} Maps of two different images correlate by {pairs}{beside}; 0 is unrelated."
+        f"Rollouts of all layers of two different images correlate by {pairs}{beside}; 0 is unrelated, 1 a map that "
+        "shows positions and no image."
         if pairs
-        else text
+        else ""
     )
 
 

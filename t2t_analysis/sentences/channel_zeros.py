@@ -69,8 +69,8 @@ def zero_findings(
     ----------
     invalid : of `InvalidChannels` for both models and, where they have any, their random twins.
     outliers : of `ChannelOutliers` for both models.
-    difference : of `invalid_difference` in the residual stream, model minus baseline.
-    trained : of `invalid_difference`, each model minus its twin.
+    difference : of `difference` in the residual stream, model minus baseline.
+    trained : of `difference`, each model minus its twin.
     """
     pair = (model, baseline)
     lines = [
@@ -351,7 +351,7 @@ def _step(shortcut: Result, model: str, kind: str, top: Any) -> str:
 def zero_conclusions(invalid: Result, differences: Sequence[Result], model: str, baseline: str) -> list[str]:
     """One sentence per place on the paired differences of all kinds, then the verdict.
 
-    ``differences`` are of `invalid_difference` on ``invalid``, the residual stream first.
+    ``differences`` are of `difference` on ``invalid``, the residual stream first.
     """
     lines = [_place_words(result) for result in differences]
     if any(untrained_in(result.frame) for result in differences):

@@ -100,8 +100,8 @@ def map_findings(
     Parameters
     ----------
     edges : of `EdgeChannels` for both models, their random twins where they have any, and the reference.
-    early : of `edge_difference`, model minus baseline, in the first third of the blocks.
-    trained : of `edge_difference`: each model minus its twin, and one twin minus the other.
+    early : of `difference`, model minus baseline, in the first third of the blocks.
+    trained : of `difference`: each model minus its twin, and one twin minus the other.
     """
     pair = (model, baseline)
     if any(_row(edges, "outline_channels", name) is None for name in pair):
@@ -261,7 +261,7 @@ def map_conclusions(differences: Sequence[Result], read: Result, model: str, bas
 
     Parameters
     ----------
-    differences : of `edge_difference`, model minus baseline, one for each place.
+    differences : of `difference`, model minus baseline, one for each place.
     read : of `probe` or of `Spectrum` for both models.
     """
     more = _spectrum_words if read.measure == "spectrum" else _probe_words

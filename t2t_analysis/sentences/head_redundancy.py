@@ -56,9 +56,9 @@ def head_findings(similarity: Result, difference: Result, model: str, baseline: 
     Parameters
     ----------
     similarity : of `HeadSimilarity` for both models.
-    difference : of `contrast_difference` on it.
+    difference : of `difference` on it, last third minus first third of blocks.
     """
-    row = one(difference.frame, quantity="cosine_centred")
+    row = one(difference.frame, quantity=f"cosine_centred{_CHANGE}_difference")
     untrained = untrained_in(difference.frame)
     return [
         f"{_head_verdict(row, model, baseline, untrained)} The change of {code(model)} minus that of "
@@ -137,7 +137,7 @@ _QUANTITIES = {
 
 
 def _bare(row: Any) -> str:
-    return str(row["quantity"]).removesuffix(_CHANGE)
+    return str(row["quantity"]).removesuffix("_difference").removesuffix(_CHANGE)
 
 
 def _named(row: Any) -> str:

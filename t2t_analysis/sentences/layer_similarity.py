@@ -38,8 +38,8 @@ def layer_findings(
     ----------
     layers, collapse, rank : of `LayerCKA`, `LayerCollapse` and `EffectiveRank` for both models and their twins.
     between : of `CrossLayerCKA`, for the models and, where they are trained, for their twins.
-    differences : of `cka_difference`, `collapse_difference` and `rank_difference`, model minus baseline.
-    trained : of `cka_difference`, each model minus its twin.
+    differences : of `difference`, model minus baseline.
+    trained : of `difference`, each model minus its twin.
     """
     pair = (model, baseline)
     lines = [
@@ -47,7 +47,6 @@ def layer_findings(
         _training(layers, trained),
         _without_largest(layers, pair),
         _between(between, model),
-        _criterion(collapse, pair),
         _columns(collapse, pair),
         *(_rank(rank, differences, level, pair) for level in _LEVELS),
     ]
@@ -177,24 +176,6 @@ def _more_than(row: Any, random: Any) -> str:
     if row["high"] < random["low"]:
         return "So training made the two agree less than their architectures do."
     return "The intervals overlap, so this does not show that training made the two agree more."
-
-
-def _criterion(collapse: Result, models: Sequence[str]) -> str:
-    """DeepViT's count of similar layers, and what it counts on different images."""
-    rows = {name: found(collapse.frame, quantity="similar_blocks_same_head", model=name) for name in models}
-    there = {name: row for name, row in rows.items() if row is not None}
-    if not there:
-        return ""
-    counts = listed(
-        f"{row['value']:.0f} of {row['ceiling']:.0f} in {code(name)} ({row['null']:.0f} on different images)"
-        for name, row in there.items()
-    )
-    empty = all(row["null"] >= row["value"] for row in there.values())
-    moral = " The count is no larger than by chance, so it is no sign of collapse here." if empty else ""
-    return (
-        "DeepViT's criterion (80 % of the tokens at an uncentred cosine above 0.5) finds so many neighbouring layers "
-        f"that attend alike: {counts}.{moral}"
-    )
 
 
 def _columns(collapse: Result, models: Sequence[str]) -> str:

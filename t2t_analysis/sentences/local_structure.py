@@ -33,7 +33,7 @@ def local_findings(
     Parameters
     ----------
     results : by name, of `EdgeDecodability`, `RectifiedEdgeDecodability` and `BoundaryBlindness` for both models.
-    differences : of `first_third_difference` on the first two and `blindness_difference` on the third.
+    differences : of `difference` on the first two and `difference` on the third.
     """
     pair = _Pair(results, differences, model, baseline)
     lines = [_answer(pair), _outside(pair), _other_readout(pair), _what_readouts_show(pair)]
