@@ -12,7 +12,7 @@ from dataclasses import fields
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from ._show import METADATA, figure_data, table_data
+from ._show import METADATA, table_data
 from .explorer import Exploration, Selection
 from .measures.scene import CLASS
 
@@ -32,23 +32,21 @@ _CAPTION = (
 
 
 class Outputs:
-    """Figure, caption and table as outputs of the running cell that can be replaced later."""
+    """Figure and table as outputs of the running cell that can be replaced later."""
 
     def __init__(self) -> None:
         self._handles: dict[str, Any] = {}
 
     def __call__(self, figure: Figure, table: pd.DataFrame) -> None:
         """Show, or replace what was shown."""
-        data, image = figure_data(figure)
-        self._put("figure", data, image)
-        self._put("caption", {"text/markdown": figure.caption, "text/plain": figure.caption})
+        self._put("figure", figure._repr_mimebundle_())
         self._put("table", table_data(for_page(table), _CAPTION))
         figure.close()
 
-    def _put(self, role: str, data: dict[str, Any], metadata: dict[str, Any] | None = None) -> None:
+    def _put(self, role: str, data: dict[str, Any]) -> None:
         from IPython.display import display
 
-        words = {"raw": True, "metadata": {**(metadata or {}), METADATA: {"role": role}}}
+        words = {"raw": True, "metadata": {METADATA: {"role": role}}}
         if role in self._handles:
             self._handles[role].update(data, **words)
         else:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-from base64 import b64encode
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -45,8 +44,7 @@ RESULTS_VARIABLE = "T2T_ANALYSIS_RESULTS"
 def _publish(data: dict[str, Any], role: str, **details: Any) -> None:
     from IPython.display import display
 
-    image = details.pop("image", {})
-    display(data, raw=True, metadata={**image, METADATA: {"role": role, **details}})
+    display(data, raw=True, metadata={METADATA: {"role": role, **details}})
 
 
 def code(name: object) -> str:
@@ -79,18 +77,10 @@ def findings(sentences: Iterable[str]) -> None:
     _publish({"text/markdown": text, "text/plain": text}, "findings", sentences=sentences)
 
 
-def figure_data(figure: Figure) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a figure as the data of an output, and what is said about its picture in the metadata."""
-    data = {"image/png": b64encode(figure.png()).decode("ascii"), "text/plain": figure.alt}
-    return data, {"image/png": {"alt": figure.alt, "width": figure.width}}
-
-
 def show(*figures: Figure | None) -> None:
     """Show figures with alt text and caption, and let go of them; None, where there is nothing to draw, is left out."""
     for figure in filter(None, figures):
-        data, image = figure_data(figure)
-        _publish(data, "figure", image=image)
-        say(figure.caption, role="caption")
+        _publish(figure._repr_mimebundle_(), "figure")
         figure.close()
 
 

@@ -19,11 +19,13 @@ from urllib.parse import unquote
 import nbformat
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure as Drawing
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from t2t_analysis._paths import notebooks_dir
 from t2t_analysis.errors import ParameterError, T2TError, UnknownNameError
 from t2t_analysis.parameters import CommonParams
+from t2t_analysis.plots.base import Figure
 from t2t_analysis.reports import fingerprint, run_report, runner, stem
 from t2t_analysis.reports.export import Page, to_html
 from t2t_analysis.reports.index import write_index
@@ -46,6 +48,7 @@ results_dir: str = "auto"
 CHECK = """
 from t2t_analysis.notebooks import check, findings, say
 from t2t_analysis.parameters import CommonParams
+from t2t_analysis.plots.base import Figure
 p = check(CommonParams, globals())
 """.strip()
 FIGURE = """
@@ -132,8 +135,8 @@ def test_a_run_leaves_page_notebook_tables_sidecar_and_index(write: Any, made: M
     assert about["figures"] == 1
     assert made.bytes(f"{name}/numbers.csv") == b"seed,3"
     page = made.bytes(f"{name}.html").decode()
-    assert 'alt="Line from 0 to the seed"' in page
-    assert "<b>Figure 1. </b>A <strong>line</strong>." in page
+    assert 'aria-label="Line from 0 to the seed"' in page
+    assert '<b><a href="#figure-1">Figure 1</a>. </b>A <strong>line</strong>.' in page
     assert "-p seed 3" in page
     assert "The seed is 3." in made.bytes("index.html").decode()
     assert (
@@ -455,11 +458,15 @@ def _shown(*outputs: Any, markdown: str = "", page: Page | None = None) -> str:
 
 
 def test_names_labels_and_text_are_escaped_wherever_they_come_from() -> None:
-    figure = {"image/png": {"alt": EVIL, "width": 3}, "t2t_analysis": {"role": "figure"}}
-    caption = {"t2t_analysis": {"role": "caption"}}
+    figure = {"t2t_analysis": {"role": "figure"}}
+    drawing = Figure(Drawing(figsize=(1, 1)), f"**{EVIL}** `{EVIL}`", EVIL)
+    forged = (
+        f'<figure><img src="http://h/x.png" alt="a" onload="a()">{EVIL}<figcaption>b</figcaption></figure>'
+    )
     html = _shown(
-        new_output("display_data", {"image/png": PNG, "text/plain": EVIL}, metadata=figure),
-        new_output("display_data", {"text/markdown": f"**{EVIL}** `{EVIL}`"}, metadata=caption),
+        new_output("display_data", {"text/html": drawing.html()}, metadata=figure),
+        new_output("display_data", {"text/html": forged}, metadata=figure),
+        new_output("display_data", {"text/markdown": f"**{EVIL}** `{EVIL}`"}),
         new_output(
             "display_data", {"text/markdown": f"{EVIL} [a](javascript:alert(1)) ![b](http://h/x.png)"}
         ),
@@ -481,7 +488,7 @@ def test_names_labels_and_text_are_escaped_wherever_they_come_from() -> None:
     )
     page = assert_good_page(html)
     assert html.count("&lt;script&gt;") >= 14
-    assert len(page.images) == 1
+    assert (page.tags.count("svg"), len(page.images)) == (1, 0)
     assert "\x1b" not in html
 
 
@@ -550,6 +557,39 @@ def test_a_notebook_without_a_title_gets_one_and_only_one() -> None:
     html = to_html(new_notebook(cells=cells, metadata=SPEC), Page("T"))
     assert re.findall(r"<h1[^>]*>(.*?)</h1>", html) == ["A"]
     assert "<h1" in to_html(new_notebook(cells=cells[:1], metadata=SPEC), Page("T"))
+
+
+def test_the_answer_its_figure_and_its_verdict_come_first() -> None:
+    role = {"t2t_analysis": {"role": "findings"}}
+    said = "\n".join(["- **supported** Yes, by 3.", *(f"- more {i}" for i in range(4))])
+    pictures = [Figure(Drawing(figsize=(1, 1)), f"Caption {i}.", f"Alt {i}").html() for i in range(2)]
+    shown = [
+        [new_output("display_data", {"text/html": one}, metadata={"t2t_analysis": {"role": "figure"}})]
+        for one in pictures
+    ]
+    cells = [
+        new_markdown_cell("# Is it?\n\nThe method."),
+        new_code_cell(
+            "", id="findings", outputs=[new_output("display_data", {"text/markdown": said}, metadata=role)]
+        ),
+        new_markdown_cell("## First\n\nHow to read it."),
+        new_code_cell("a()", id="a", outputs=shown[0]),
+        new_markdown_cell("## Second\n\nWhy."),
+        new_code_cell(
+            "b()",
+            id="b",
+            metadata={"tags": ["deciding"]},
+            outputs=[*shown[1], new_output("stream", text="12 batches")],
+        ),
+    ]
+    html = to_html(new_notebook(cells=cells, metadata=SPEC), Page("T", stem="stem"))
+    assert_good_page(html)
+    order = ["Is it?</h1>", "chip chip-supported", "Yes, by 3.", "Alt 1", "more 1", "2 more findings", "The method",
+             "Alt 0", "How to read it", "<summary>Second", "Code of this page", "12 batches"]  # fmt: skip
+    places = [html.index(words, html.index("<main")) for words in order]
+    assert places == sorted(places)
+    assert html.index("<details", html.index("<main")) < html.index("The method")
+    assert "● supported" in html
 
 
 def test_a_page_refuses_a_figure_without_alt_text_unless_the_run_failed() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from base64 import b64decode
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +16,13 @@ from jinja2 import pass_context
 from nbconvert.exporters import HTMLExporter, TemplateExporter
 from nbconvert.filters.highlight import Highlight2HTML
 from nbconvert.filters.markdown_mistune import IPythonRenderer, MarkdownWithMath
+from nbconvert.preprocessors.sanitize import SanitizeHTML
 from nbformat import NotebookNode
 from traitlets.config import Config
 
 from .._show import METADATA
 from ..errors import T2TError
+from .layout import answer_first, mark_verdicts, slug
 from .mathml import to_mathml
 
 __all__ = ["Page", "outputs_with_role", "to_html"]
@@ -35,8 +39,8 @@ _PRIORITY = ["text/html", "text/markdown", "image/png", "image/jpeg", "text/late
 class Page:
     """What a page says about its run, beside the notebook's own content.
 
-    ``parameters`` are rows with name, value and help; ``commands`` rows with words and line, each a way to
-    make the page again; ``failure`` is empty unless the run failed.
+    ``stem`` begins the names of its files. ``parameters`` are rows with name, value and help; ``commands`` rows with
+    words and line, each a way to make the page again; ``failure`` is empty unless the run failed.
     """
 
     title: str
@@ -45,6 +49,7 @@ class Page:
     versions: Mapping[str, str] = field(default_factory=dict)
     commit: str = "unknown"
     failure: str = ""
+    stem: str = ""
 
 
 class _Renderer(IPythonRenderer):
@@ -76,17 +81,78 @@ class _Exporter(HTMLExporter):
         return MarkdownWithMath(renderer=renderer).render(source)
 
 
+#: what the HTML of an output may hold; everything else goes, and scripts and styles with what is in them
+_SANITIZER = SanitizeHTML(
+    tags=["a", "b", "br", "caption", "code", "div", "em", "i", "li", "ol", "p", "pre", "small", "span", "strong", "sub",
+          "sup", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul"],
+    attributes={"*": ["class"], "a": ["href", "title"], "td": ["colspan", "rowspan"], "th": ["colspan", "rowspan"]},
+    strip=True,
+)  # fmt: skip
+
+
 def own_html(html: str) -> str:
-    """Return the HTML of a table without what runs, loads or restyles.
+    """Return the HTML of an output without what runs, loads or restyles.
 
     >>> own_html('<p onclick="f()">a<script>b</script></p>')
     '<p>a</p>'
     """
     soup = BeautifulSoup(html, "html.parser")
-    for element in soup.find_all(_FOREIGN):
+    for element in soup.find_all(("script", "style")):
+        element.decompose()
+    return str(_SANITIZER.sanitize_html_tags(str(soup)))
+
+
+def own_figure(html: str) -> str:
+    """Return a figure of ours: an SVG becomes part of the page and follows its colours; a PNG stays as it is."""
+    given = BeautifulSoup(html, "html.parser")
+    image, words = given.find("img"), given.find("figcaption")
+    if not isinstance(image, Tag) or not isinstance(words, Tag):
+        return own_html(html)
+    source, link = str(image.get("src", "")), words.find("a", download=True)
+    numbers = str(link.get("href", "")) if isinstance(link, Tag) else ""
+    if isinstance(link, Tag):
+        link.extract()
+    caption = own_html(words.decode_contents())
+    if numbers.startswith("data:text/csv;base64,"):
+        caption += f' <a class="numbers" download="figure.csv" href="{escape(numbers)}">Numbers (CSV)</a>'
+    picture = (
+        f'<img src="{escape(source)}" alt="{escape(str(image.get("alt", "")))}" width="{_pixels(image)}">'
+    )
+    if source.startswith(_SVG):
+        picture = _inline(b64decode(source.removeprefix(_SVG)).decode("utf-8"), _pixels(image))
+    return f"<figure>{picture}<figcaption><p>{caption}</p></figcaption></figure>"
+
+
+_SVG = "data:image/svg+xml;base64,"
+#: colours of drawings that follow the page's
+_THEME = {"#000000": "currentColor", "#ffffff": "var(--page)", "#6e6e6e": "var(--soft)"}
+
+
+def _pixels(image: Tag) -> int:
+    """The width of a picture; what is no number has none that fits."""
+    width = str(image.get("width", ""))
+    return int(width) if width.isdigit() else 600
+
+
+def _inline(svg: str, width: int) -> str:
+    """An SVG as part of a page: nothing that runs or restyles, colours of the page, as wide as it was drawn."""
+    soup = BeautifulSoup(svg, "html.parser")
+    for element in soup.find_all((*_FOREIGN, "metadata", "foreignobject")):
         element.decompose()
     for element in soup.find_all(True):
-        element.attrs = {k: v for k, v in element.attrs.items() if not k.startswith("on") and k != "style"}
+        element.attrs = {
+            name: value
+            for name, value in element.attrs.items()
+            if not name.startswith(("on", "xmlns")) and (not name.endswith("href") or str(value)[:1] == "#")
+        }
+        if style := element.get("style"):
+            element["style"] = re.sub(
+                "#[0-9a-f]{6}", lambda found: _THEME.get(found[0], found[0]), str(style)
+            )
+    drawing = soup.find("svg")
+    if isinstance(drawing, Tag):
+        drawing["width"] = str(width)
+        del drawing["height"]
     return str(soup)
 
 
@@ -105,19 +171,6 @@ def _role(output: Any) -> str:
     return output.get("metadata", {}).get(METADATA, {}).get("role", "")
 
 
-def _with_captions(outputs: Sequence[NotebookNode]) -> list[NotebookNode]:
-    """Move each caption into the figure before it, and drop what the page says itself."""
-    kept: list[NotebookNode] = []
-    for output in outputs:
-        if _role(output) == "reproduce":  # the foot of the page says it
-            continue
-        if _role(output) == "caption" and kept and _role(kept[-1]) == "figure":
-            kept[-1].metadata["image/png"]["caption"] = output.data["text/markdown"]
-        else:
-            kept.append(output)
-    return kept
-
-
 def _last_lines(text: str) -> str:
     """What a terminal shows of a text in which carriage returns overwrite lines."""
     return "\n".join(line.rstrip("\r").rsplit("\r", 1)[-1] for line in text.split("\n"))
@@ -129,7 +182,7 @@ def _prepared(nb: NotebookNode) -> NotebookNode:
     for cell in nb.cells:
         if cell.cell_type != "code":
             continue
-        cell.outputs = _with_captions(cell.outputs)
+        cell.outputs = [output for output in cell.outputs if _role(output) != "reproduce"]  # the foot says it
         for output in cell.outputs:
             if output.output_type == "stream":
                 output.text = _last_lines(output.text)
@@ -147,6 +200,7 @@ def to_html(nb: NotebookNode, page: Page) -> str:
     config = Config({"NbConvertBase": {"display_data_priority": _PRIORITY}})
     exporter = _Exporter(config=config, template_name="template", extra_template_basedirs=[str(_TEMPLATES)])
     exporter.register_filter("own_html", own_html)
+    exporter.register_filter("own_figure", own_figure)
     exporter.register_filter("highlight_code", Highlight2HTML(pygments_lexer="ipython3", parent=exporter))
     # not HTMLExporter's, which would give a figure without alt text a placeholder instead of an error
     html, _ = TemplateExporter.from_notebook_node(exporter, _prepared(nb), {"page": page})
@@ -157,8 +211,10 @@ def _finished(html: str, page: Page) -> str:
     soup = BeautifulSoup(html, "html.parser")
     _one_title(soup, page)
     _only_embedded(soup, strict=not page.failure)
-    _number_figures(soup)
     _wrap_tables(soup)
+    answer_first(soup)
+    mark_verdicts(soup)
+    _number_figures(soup, page.stem)
     _contents(soup)
     return _squeezed(str(soup))
 
@@ -196,16 +252,28 @@ def _only_embedded(soup: BeautifulSoup, strict: bool) -> None:
                 raise T2TError("a figure has no alt text; show it with t2t_analysis.notebooks.show")
             image["alt"] = "A figure without a description, from a run that failed"
     for link in soup.find_all("a"):
-        if not re.match(r"https?://|#(?!harmful-link)|[\w./-]+$", str(link.get("href", ""))):
+        if not re.match(
+            r"https?://|#(?!harmful-link)|data:text/csv;base64,|[\w./-]+$", str(link.get("href", ""))
+        ):
             del link["href"]
 
 
-def _number_figures(soup: BeautifulSoup) -> None:
+def _number_figures(soup: BeautifulSoup, stem: str) -> None:
+    """Give every figure a number that is a link to it, ids of its own, and its numbers a name."""
     for number, figure in enumerate(soup.find_all("figure"), start=1):
         figure["id"] = f"figure-{number}"
+        for element in figure.find_all(True):
+            for name in [k for k in element.attrs if k == "id" or k.endswith(("href", "path", "style"))]:
+                element[name] = re.sub(r"(^#|url\(#)", rf"\1f{number}-", str(element[name]))
+            if element.get("id"):
+                element["id"] = f"f{number}-{element['id']}"
+        if (link := figure.find("a", class_="numbers")) is not None:
+            link["download"] = f"{stem or 'report'}-figure-{number}.csv"
         if (caption := figure.find("figcaption")) is not None:
-            label = soup.new_tag("b")
-            label.string = f"Figure {number}. "
+            label, mark = soup.new_tag("b"), soup.new_tag("a", href=f"#figure-{number}")
+            mark.string = f"Figure {number}"
+            label.append(mark)
+            label.append(". ")
             (caption.find("p") or caption).insert(0, label)
 
 
@@ -230,7 +298,7 @@ def _contents(soup: BeautifulSoup) -> None:
     entries = _one(_one(soup, "nav"), "ol")  # type: ignore[arg-type]
     taken: set[str] = {str(tag["id"]) for tag in soup.find_all(id=True) if not _is_heading(tag)}
     for heading in soup.find_all(["h1", "h2", "h3", "h4"]):
-        heading["id"] = _free(_slug(heading.get_text(" ")), taken)
+        heading["id"] = _free(slug(heading.get_text(" ")), taken)
         if heading.name == "h2":
             link = soup.new_tag("a", href=f"#{heading['id']}")
             link.string = heading.get_text(" ", strip=True)
@@ -241,10 +309,6 @@ def _contents(soup: BeautifulSoup) -> None:
 
 def _is_heading(tag: Tag) -> bool:
     return re.fullmatch("h[1-6]", tag.name) is not None
-
-
-def _slug(text: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "section"
 
 
 def _free(slug: str, taken: set[str]) -> str:

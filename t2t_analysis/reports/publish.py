@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +44,7 @@ def _page(job: Job, nb: NotebookNode, failure: str = "") -> Page:
     ]
     return Page(
         title=f"{title}: {job.params.subject}",
+        stem=job.stem,
         parameters=rows,
         commands=commands,
         versions=versions(),
@@ -77,8 +80,12 @@ def page_of(job: Job, nb: NotebookNode) -> str:
 
 
 def publish(job: Job, nb: NotebookNode, html: str, fingerprint: str) -> None:
-    """Write the page and then the sidecar of a run that is whole."""
+    """Write the page, the numbers of its figures and then the sidecar of a run that is whole."""
     write_whole(job.path(".html"), html)
+    for name, data in re.findall(r'download="([\w.-]+)" href="data:text/csv;base64,([A-Za-z0-9+/=]+)"', html):
+        folder = job.path("")
+        folder.mkdir(exist_ok=True)
+        write_whole(folder / name.removeprefix(f"{job.stem}-"), b64decode(data).decode("utf-8"))
     sidecar = _about(job, nb) | {
         "status": "done",
         "fingerprint": fingerprint,
