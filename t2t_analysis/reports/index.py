@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 
 from .._files import whole_file
+from .layout import CHIPS, chip_class
 
 __all__ = ["write_index"]
 
@@ -59,11 +60,28 @@ def _ledgers(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "about": ledger["about"],
             "page": row["page"],
             "pair": row["pair"],
-            "verdicts": [v | {"page": pages.get((v["notebook"], row["pair"]))} for v in ledger["verdicts"]],
+            "verdicts": [_verdict(v, pages.get((v["notebook"], row["pair"]))) for v in ledger["verdicts"]],
         }
         for row in done
         for ledger in row.get("verdicts", [])
     ]
+
+
+def _verdict(row: dict[str, Any], page: str | None) -> dict[str, Any]:
+    """One claim with what every kind of evidence says; of a single kind, the claim's own verdict."""
+    own = {"about": "", "verdict": row["verdict"], "size": "", "why": "", "numbers": row.get("numbers", [])}
+    evidence = [own | one for one in row.get("evidence") or [{k: row[k] for k in own if k in row}]]
+    return row | {"page": page, "evidence": evidence}
+
+
+def _groups(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs of one pair together, so that its names stand once."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in done:
+        group = found.setdefault(row["pair"], {"pair": row["pair"], "rows": [], "untrained": []})
+        group["rows"].append(row)
+        group["untrained"] += [name for name in row.get("untrained", []) if name not in group["untrained"]]
+    return list(found.values())
 
 
 def _matrix(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -82,6 +100,7 @@ def write_index(folder: str | Path) -> Path:
     folder = Path(folder)
     rows = [_row(about, folder) for about in _sidecars(folder)]
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True)
+    environment.filters["chip"] = chip_class
     failed = [row for row in rows if row["status"] == "failed"]
     done = [row for row in rows if row["status"] == "done"]
     made_from = sorted({str(row["commit"]) for row in done if row.get("commit")})
@@ -90,6 +109,8 @@ def write_index(folder: str | Path) -> Path:
         made_from=made_from,
         versions=versions,
         done=done,
+        groups=_groups(done),
+        shapes=CHIPS,
         failed=failed,
         matrix=_matrix(rows),
         ledgers=_ledgers(done),
