@@ -360,8 +360,8 @@ for _name, _words in (("parameters_over_half", "parameters over the paper's ViT,
 # the study
 _add("accuracy", "test accuracy", **_SHARE | {"smallest": ACCURACY, "claimed": 1})
 _add("test_accuracy", "test accuracy", **_SHARE | {"smallest": ACCURACY, "claimed": 1})
-_add("accuracy_at_learning_rate", "test accuracy at a learning rate", **_SHARE)
-_add("best_learning_rate", "best learning rate of the sweep", digits=5)
+_add("held_out_loss", "cross-entropy on held-out training images", unit="nats", digits=3)
+_add("best_learning_rate", "learning rate chosen on held-out training images", digits=5)
 for _name, _words, _smallest, _claimed in (
     ("tokeniser_effect", "soft split minus hard split", ACCURACY, 1),
     ("backbone_effect", "deep backbone minus wide backbone", BACKBONE, 1),
@@ -371,6 +371,16 @@ for _name, _words, _smallest, _claimed in (
     ("transformer_minus_convolution", "transformer tokens minus convolutions", CONVOLUTION, 1),
     ("transformer_minus_performer", "transformer minus performer tokens", ACCURACY, 1),
     ("convolution_minus_hard", "convolutions minus hard split", ACCURACY, 1),
+    ("norm_minus_hard", "hard split with the layer norm of T2T minus hard split, wide", ACCURACY, None),
+    ("overlap_minus_hard", "linear convolutions minus hard split, wide", ACCURACY, None),
+    (
+        "nonlinear_overlap_minus_hard",
+        "convolutions with norm and GELU minus hard split, wide",
+        ACCURACY,
+        None,
+    ),
+    ("mlp_minus_hard", "T2T without attention minus hard split, wide", ACCURACY, None),
+    ("attention_effect", "T2T minus T2T without attention, wide", ACCURACY, None),
     ("gap_growth_per_halving", "growth of the gap per halving of the training images", ACCURACY, 1),
     ("se_effect", "squeeze-and-excitation minus plain", ACCURACY, 1),
     ("dense_effect", "dense connections minus plain", ACCURACY, -1),
@@ -449,7 +459,12 @@ _ENDINGS: dict[str, Callable[[Quantity], Quantity]] = {
     "_wide": _said("{}, wide backbone"),
     "_hard": _said("{}, hard split"),
     "_performer": _said("{}, soft split"),
-    "_each_at_its_best": _said("{}, each cell at its best learning rate"),
+    "_adamw": _said("{}, under AdamW"),
+    "_log_odds": _said("{}, log-odds", **_PLAIN),
+    "_growth_per_doubling": _said("{}, growth per doubling of the training"),
+    "_at_epochs": _said("{}, at equal epochs"),
+    "_at_macs": _said("{}, at equal multiply-accumulates"),
+    "_at_time": _said("{}, at equal time"),
     "_published": _said("{}, as published"),
     "_at_fraction": _said("{}, at a share of the training images"),
 }  # fmt: skip

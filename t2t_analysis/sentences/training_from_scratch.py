@@ -85,7 +85,7 @@ def _sentence(result: Result, quantity: str) -> str | None:
         else f" The paper prints {points(printed)} on ImageNet ({printed['estimator']})."
     )
     return (
-        f"{words}: {points(row)} points{joint} (n = {row['n']} runs; smallest effect that counts "
+        f"{words}: {points(row)} points{joint} (n = {row['n']} {row['unit']}s; smallest effect that counts "
         f"{100 * SMALLEST[key]:g}).{paper}"
     )
 
@@ -105,7 +105,7 @@ def study_findings(result: Result, runs: pd.DataFrame) -> list[str]:
     seeds = runs.groupby("model")["seed"].nunique()
     about = (
         f"{len(runs)} runs of {len(seeds)} kinds of model, {_range(seeds)} each, {int(runs['epochs'].iloc[0])} epochs"
-        f"{' (fewer than the recipe has)' if bool(runs['reduced'].any()) else ''}, {runs['data'].iloc[0]}."
+        f"{' (of longer ones planned)' if bool(runs['reduced'].any()) else ''}, {runs['data'].iloc[0]}."
     )
     return [*against, *rest, about] if sentences else [f"No effect can be estimated yet. {about}"]
 
@@ -116,19 +116,16 @@ def _range(seeds: pd.Series) -> str:
 
 
 def recipe_sentences(result: Result) -> list[str]:
-    """Whether the recipe favoured one side, as far as the sweep of learning rates says."""
+    """Whether the recipe favoured one side: how rates were chosen, and what AdamW says."""
     best = result.frame[result.frame["quantity"] == "best_learning_rate"]
     if best.empty:
-        return ["No learning rate was swept, so the table cannot say whether the recipe favoured one side."]
+        return ["No learning rate was chosen on held-out images, so the recipe may have favoured one side."]
     each = listed(f"{row['model']} {row['value']:g}" for _, row in best.iterrows())
-    effect = _row(result, "tokeniser_effect_each_at_its_best")
-    fixed = _row(result, "tokeniser_effect")
-    lines = [f"Best of the swept learning rates, one seed each: {each}."]
-    if effect is not None and fixed is not None:
-        lines.append(
-            f"With every cell at its best, the soft split is {points(effect)} points ahead of the hard one (one "
-            f"seed, no interval); at the common rate {points(fixed)}."
-        )
+    lines = [f"Each cell has the rate that served it best on held-out training images: {each}."]
+    effect = _row(result, "t2t_minus_vit_adamw")
+    if effect is not None:
+        few = "" if pd.notna(effect["low"]) else " (one seed, no interval)"
+        lines.append(f"Under AdamW, the paper's optimiser, T2T minus ViT is {points(effect)} points{few}.")
     return lines
 
 

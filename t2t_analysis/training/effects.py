@@ -1,25 +1,27 @@
 """What the tokeniser and the backbone each do: effects with intervals, from the table of runs.
 
-The unit is the training seed. Every effect is a contrast between cell means: ordinary least squares with one mean per
-cell on the runs of the cells that it names, and Student's t with the pooled residual variance (statsmodels). Only runs
-of one task, one data set and one length are compared; runs of a sweep take no part.
+The unit is the training seed. Cells of one seed share order, crops and augmentation, so an effect is a contrast of
+cells within each seed, and its mean over seeds has Student's t interval: nothing is assumed about the variances of
+cells. Runs of one task, data set, optimiser and length are compared; runs of a sweep take no part.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy import stats as sps
 
 from ..errors import DataError
 from ..results import Result
-from .design import CORNERS, FRACTION_CELLS, IDEAS
+from . import rates
+from .design import CORNERS, FRACTION_CELLS, HORIZONS, IDEAS
 
-__all__ = ["CONTRASTS", "PUBLISHED", "contrast", "effects", "runs_of"]
+__all__ = ["CONTRASTS", "FOLLOWED", "PUBLISHED", "contrast", "effects", "runs_of"]
 
 HARD_DEEP, HARD_WIDE, SOFT_DEEP, SOFT_WIDE = CORNERS
 Weights = Mapping[str, float]
@@ -59,7 +61,16 @@ CONTRASTS: dict[str, dict[str, float]] = {
     "transformer_minus_convolution": _tokeniser("transformer", "conv"),
     "transformer_minus_performer": _tokeniser("transformer", "performer"),
     "convolution_minus_hard": _tokeniser("conv", "hard"),
+    # which part of the T2T module helps, on the wide backbone: each part alone, and what attention adds
+    "norm_minus_hard": _difference(["small_hardnorm_wide"], [HARD_WIDE]),
+    "overlap_minus_hard": _difference(["small_conv_wide"], [HARD_WIDE]),
+    "nonlinear_overlap_minus_hard": _difference(["small_convgelu_wide"], [HARD_WIDE]),
+    "mlp_minus_hard": _difference(["small_mlp_wide"], [HARD_WIDE]),
+    "attention_effect": _difference([SOFT_WIDE], ["small_mlp_wide"]),
 }
+#: effects that are also followed over training length, and taken in log-odds
+FOLLOWED = ("tokeniser_effect", "tokeniser_effect_deep", "tokeniser_effect_wide", "backbone_effect", "interaction",
+            "t2t_minus_vit")  # fmt: skip
 for _name in IDEAS:
     CONTRASTS[f"{_name}_effect"] = _idea(_name, "hard", "performer")
     CONTRASTS[f"{_name}_effect_hard"] = _idea(_name, "hard")
@@ -92,32 +103,52 @@ PUBLISHED_TRANSFER: dict[str, tuple[float, str]] = {
 
 @dataclass(frozen=True)
 class Estimate:
-    """A linear combination of coefficients with its 95 % interval; NaN ends where no degree of freedom is left."""
+    """Mean of one value per seed with its 95 % interval; NaN ends where no degree of freedom is left."""
 
     value: float
-    low: float
-    high: float
-    p: float
+    se: float
+    df: float
     n: int
-    freedom: int
     estimator: str
-    se: float = np.nan
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95 % interval."""
+        return self.value - self._half()
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        return self.value + self._half()
+
+    def _half(self) -> float:
+        return float(sps.t.ppf(0.975, self.df) * self.se) if self.df > 0 else np.nan
 
     def columns(self) -> dict[str, Any]:
-        """Columns of a result row."""
-        alone = self.freedom < 1
+        """Columns of a result row; p is of the null of no effect."""
+        alone = not self.df > 0
+        p = np.nan if alone or not self.se else 2 * sps.t.sf(abs(self.value) / self.se, self.df)
         return {
             "value": self.value,
             "low": self.low,
             "high": self.high,
-            "interval": "none: one seed per cell" if alone else f"t, {self.freedom} degrees of freedom",
-            "se": self.se,
-            "df": np.nan if alone else float(self.freedom),
-            "p": self.p,
+            "interval": "none: one seed per cell" if alone else f"t, {self.df:.3g} degrees of freedom",
+            "se": np.nan if alone else self.se,
+            "df": np.nan if alone else self.df,
+            "p": float(p),
             "n": self.n,
-            "unit": "run",
+            "unit": "seed",
             "estimator": self.estimator,
         }
+
+
+def _over_seeds(values: Iterable[float], estimator: str) -> Estimate:
+    """The mean of one value per seed."""
+    y = np.asarray(list(values), dtype=float)
+    n = len(y)
+    return Estimate(
+        float(y.mean()), float(y.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan, n - 1, n, estimator
+    )
 
 
 def runs_of(
@@ -127,26 +158,30 @@ def runs_of(
     epochs: int | None = None,
     task: str = "train",
     source: str = "",
+    optimizer: str = "muon",
 ) -> pd.DataFrame:
-    """Runs that may be compared: one task, data set, source and length; sweeps left out.
+    """Runs that may be compared: one task, data set, source, optimiser and length; sweeps left out.
 
     Parameters
     ----------
     table : as ``table.read_runs`` returns it.
     epochs : length; the default is the longest that all four corner cells have, else the longest there is.
+    optimizer : of runs that were trained; a probe has none.
 
-    Raises ``DataError`` if there are none, or if they saw different pixels under one name.
+    Raises
+    ------
+    DataError
+        if there are none, or if they saw different pixels under one name.
     """
-    rows = table[
-        (table["task"] == task) & (table["data"] == data) & (table["source"] == source) & ~table["sweep"]
-    ]
+    rows = _all_lengths(table, data, task, source, optimizer)
     if rows.empty:
         raise DataError(
             f"no runs of task {task!r} on {data!r} in the table; python -m t2t_analysis study --data {data} adds them"
         )
+    there = sorted(map(int, rows["epochs"].unique()))
     rows = rows[rows["epochs"] == (_longest(rows) if epochs is None else epochs)]
     if rows.empty:
-        raise DataError(f"no runs of {epochs} epochs on {data!r}; there are {sorted(set(table['epochs']))}")
+        raise DataError(f"no runs of {epochs} epochs on {data!r}; there are runs of {there}")
     if rows["data_hash"].nunique() > 1:
         raise DataError(f"runs on {data!r} saw different pixels: {dict(rows['data_hash'].value_counts())}")
     lengths = rows["source_run"].str.extract(r"__e(\d+)__", expand=False)
@@ -155,6 +190,12 @@ def runs_of(
             f"runs on {data!r} start from weights of {sorted(set(lengths))} epochs: keep them apart"
         )
     return rows
+
+
+def _all_lengths(table: pd.DataFrame, data: str, task: str, source: str, optimizer: str) -> pd.DataFrame:
+    """Runs of one task, data set, source and optimiser; no sweeps."""
+    same = (table["task"] == task) & (table["data"] == data) & (table["source"] == source) & ~table["sweep"]
+    return table[same & ((table["optimizer"] == optimizer) | (task == "probe"))]
 
 
 def _longest(rows: pd.DataFrame) -> int:
@@ -167,49 +208,52 @@ def _whole(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["fraction"] == 1.0]
 
 
-def _combine(
-    y: np.ndarray, design: np.ndarray, weights: np.ndarray, estimator: str, robust: bool
-) -> Estimate:
-    """``weights @ coefficients`` of a least-squares fit of y (n,) on design (n, k)."""
-    import statsmodels.api as sm
+def _by_seed(rows: pd.DataFrame, cells: Iterable[str], of: str) -> pd.DataFrame:
+    """Seeds by cells; seeds that miss a cell are left out.
 
-    freedom = len(y) - np.linalg.matrix_rank(design)
-    if freedom < 1:
-        value = float(weights @ np.linalg.pinv(design) @ y)
-        return Estimate(value, np.nan, np.nan, np.nan, len(y), 0, estimator)
-    fit = sm.OLS(y, design).fit(cov_type="HC3" if robust else "nonrobust", use_t=True)
-    found = fit.t_test(weights)
-    low, high = np.ravel(found.conf_int(0.05))
-    value, p = float(np.ravel(found.effect)[0]), float(np.ravel(found.pvalue)[0])
-    se = float(np.ravel(found.sd)[0])
-    return Estimate(value, float(low), float(high), p, len(y), int(freedom), estimator, se)
+    Raises
+    ------
+    DataError
+        naming the cells that have no run.
+    """
+    cells = list(cells)
+    if missing := [cell for cell in cells if not (rows["model"] == cell).any()]:
+        raise DataError(f"no runs of {', '.join(missing)}")
+    used = rows[rows["model"].isin(cells)].assign(**{of: lambda f: f[of].astype(float)})
+    return used.pivot_table(index="seed", columns="model", values=of)[cells].dropna()
 
 
-def contrast(
-    rows: pd.DataFrame, weights: Weights, *, of: str = "test_accuracy", robust: bool = False
-) -> Estimate:
-    """A contrast between means of cells, each run a replicate.
+def contrast(rows: pd.DataFrame, weights: Weights, *, of: str = "test_accuracy") -> Estimate:
+    """A weighted sum of cells within each seed, its mean over seeds.
+
+    Sides that share no seed (halves of one cell's seeds) are compared by Welch's t with Satterthwaite's degrees of
+    freedom (Welch 1947), for any weights.
 
     Parameters
     ----------
-    rows : runs, with columns model and ``of``; those of cells without a weight take no part.
-    weights : weight of each cell's mean.
+    rows : runs, with columns model, seed and ``of``; those of cells without a weight take no part.
+    weights : weight of each cell.
     of : column that is compared.
-    robust : the heteroscedasticity-consistent covariance HC3 (MacKinnon & White 1985) in place of the pooled variance;
-        needs two runs in each cell.
 
-    Raises ``DataError`` naming the cells that have no run.
+    Raises
+    ------
+    DataError
+        naming the cells that have no run.
     """
-    cells = list(weights)
-    if missing := [cell for cell in cells if not (rows["model"] == cell).any()]:
-        raise DataError(f"no runs of {', '.join(missing)}")
-    used = rows[rows["model"].isin(cells)]
-    design = (used["model"].to_numpy()[:, None] == np.array(cells)).astype(float)  # (runs, cells)
-    if robust and design.sum(0).min() < 2:
-        raise DataError("HC3 needs at least two runs in each cell")
-    y = used[of].to_numpy(dtype=float)
-    name = f"least squares, a mean per cell, {len(cells)} cells{', HC3' if robust else ''}"
-    return _combine(y, design, np.array([weights[cell] for cell in cells]), name, robust)
+    shared = _by_seed(rows, weights, of)
+    if len(shared):
+        return _over_seeds(
+            shared @ pd.Series(weights), f"mean over seeds of a contrast of {len(weights)} cells"
+        )
+    groups = {cell: rows.loc[rows["model"] == cell, of].to_numpy(dtype=float) for cell in weights}
+    value = sum(weight * groups[cell].mean() for cell, weight in weights.items())
+    parts = {cell: weights[cell] ** 2 * y.var(ddof=1) / len(y) for cell, y in groups.items() if len(y) > 1}
+    n = sum(map(len, groups.values()))
+    if len(parts) < len(groups):
+        return Estimate(value, np.nan, 0, n, "difference of means")
+    squares = sum(part**2 / (len(groups[cell]) - 1) for cell, part in parts.items())
+    total = sum(parts.values())
+    return Estimate(value, float(np.sqrt(total)), total**2 / squares if squares else 0, n, "Welch's t")
 
 
 def _row(quantity: str, found: Estimate | None = None, **columns: Any) -> dict[str, Any]:
@@ -221,93 +265,165 @@ def _row(quantity: str, found: Estimate | None = None, **columns: Any) -> dict[s
 
 def cell_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Mean accuracy of each cell at each fraction, with Student's t interval over seeds."""
-    from .. import stats
-
     out = []
     keys: Any
     for keys, group in rows.groupby(["model", "fraction"]):
         model, fraction = keys
-        y = group["test_accuracy"].to_numpy(dtype=float)
-        columns: dict[str, Any] = {"value": float(y.mean()), "n": len(y), "interval": "none: one seed"}
-        if len(y) > 1:
-            ci = stats.mean_ci(y, unit="seed")
-            columns |= {"low": ci.low, "high": ci.high, "interval": "t"}
-        columns |= {"null": float(group["chance"].mean()), "null_kind": "commonest class", "unit": "seed"}
-        columns |= {"at": float(fraction), "at_unit": "share of the training images", "estimator": "mean"}
+        columns = _over_seeds(group["test_accuracy"].astype(float), "mean").columns() | {"p": np.nan}
+        columns |= {"null": float(group["chance"].mean()), "null_kind": "commonest class"}
+        columns |= {"at": float(fraction), "at_unit": "share of the training images"}
         out.append(_row("accuracy", model=model, **columns))
     return out
 
 
 def contrast_rows(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
-    """Every contrast whose cells are there, and a note for each that misses some."""
+    """Every contrast whose cells are there, those that are followed in log-odds too; a note for each that is not."""
+    whole = _whole(rows)
+    y = whole["test_accuracy"].astype(float).clip(1e-4, 1 - 1e-4)
+    whole = whole.assign(log_odds=np.log(y / (1 - y)))
     out, notes = [], []
     for quantity, weights in CONTRASTS.items():
         try:
-            out.append(_row(quantity, contrast(_whole(rows), weights)))
+            out.append(_row(quantity, contrast(whole, weights)))
         except DataError as error:
             notes.append(f"{quantity} not estimated: {error}")
+            continue
+        if quantity in FOLLOWED:
+            found = contrast(whole, weights, of="log_odds")
+            out.append(_row(f"{quantity}_log_odds", found) | {"value_unit": "log-odds"})
     return out, notes
 
 
 def efficiency_rows(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
     """Soft minus hard at each fraction, and how much that gap grows when the training set is halved.
 
-    The model has a mean per fraction, a gap, and the gap's slope in log2(fraction); the slope, sign turned, is
-    ``gap_growth_per_halving``: positive if the gap to the hard split grows as data shrink.
+    Each seed has a slope of its gap in log2(1 / fraction); their mean is ``gap_growth_per_halving``, positive if the
+    gap to the hard split grows as data shrink.
     """
     hard, soft = FRACTION_CELLS
-    used = rows[rows["model"].isin(FRACTION_CELLS)]
-    counts: Any = used.groupby("fraction")["model"].nunique()
-    both = [float(fraction) for fraction in counts.index[counts == 2]]
-    used = used[used["fraction"].isin(both)]
-    if len(both) < 2:
-        return [], [
+    gaps = {}
+    for fraction, group in rows.groupby("fraction"):
+        if {hard, soft} <= set(group["model"]):
+            by_seed = _by_seed(group, [soft, hard], "test_accuracy")
+            gaps[float(fraction)] = by_seed[soft] - by_seed[hard]  # type: ignore[arg-type]
+    if len(gaps) < 2:
+        text = (
             "gap_growth_per_halving not estimated: fewer than two fractions of hard_deep and performer_deep"
-        ]
-    share = used["fraction"].to_numpy(dtype=float)
-    is_soft: Any = (used["model"] == soft).to_numpy(dtype=float)
-    means = (share[:, None] == np.array(both, dtype=float)).astype(float)  # (runs, fractions)
-    design = np.column_stack((means, is_soft, -is_soft * np.log2(share)))
-    weights = np.eye(design.shape[1])[-1]
-    name = "least squares: mean per fraction, gap, gap x log2(1 / fraction)"
-    y = used["test_accuracy"].to_numpy(dtype=float)
-    out = [_row("gap_growth_per_halving", _combine(y, design, weights, name, robust=False))]
-    for fraction in both:
-        gap = contrast(used[used["fraction"] == fraction], {soft: 1.0, hard: -1.0})
+        )
+        return [], [text]
+    wide = pd.DataFrame(gaps).dropna()  # seeds by fractions
+    words = "mean over seeds of the slope of the gap in log2(1 / fraction)"
+    slopes = _slopes(wide, -np.log2(wide.columns.to_numpy(dtype=float)))
+    out = [_row("gap_growth_per_halving", _over_seeds(slopes, words))]
+    for fraction, gap in gaps.items():
         at: dict[str, Any] = {"at": fraction, "at_unit": "share of the training images"}
-        out.append(_row("tokeniser_effect_deep_at_fraction", gap, **at))
+        out.append(
+            _row("tokeniser_effect_deep_at_fraction", _over_seeds(gap, "mean over seeds of the gap"), **at)
+        )
     return out, []
 
 
-def _without_lr(recipe: str) -> str:
-    return re.sub(r"lr [^ ]+", "lr", recipe)
+def _slopes(values: pd.DataFrame, x: np.ndarray) -> np.ndarray:
+    """Least-squares slope of each row of ``values`` (seeds, points) in ``x`` (points,)."""
+    centred = x - x.mean()
+    return values.to_numpy(dtype=float) @ centred / (centred @ centred)
 
 
-def sweep_rows(table: pd.DataFrame, rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Accuracy of each cell at each learning rate with the sweep's seed, and the best; one seed, so no intervals."""
-    keys = ["task", "data", "source", "epochs"]
-    same = table.merge(rows[keys].drop_duplicates(), on=keys)
-    same = same[(same["fraction"] == 1.0) & (same["seed"] == same["seed"].min())]
-    out, best = [], {}
-    for model, group in same.groupby("model"):
-        group = group[group["recipe"].map(_without_lr).isin(set(rows["recipe"].map(_without_lr)))]
-        if group["lr"].nunique() < 2:
-            continue
-        alone: dict[str, Any] = {"n": 1, "unit": "seed", "interval": "none: one seed", "model": model}
-        for lr, y in zip(group["lr"], group["test_accuracy"], strict=True):
-            at: dict[str, Any] = {"at": float(lr), "at_unit": "peak learning rate"}
-            out.append(_row("accuracy_at_learning_rate", value=float(y), **alone, **at))
-        winner = group.loc[group["test_accuracy"].astype(float).idxmax()]
-        best[str(model)] = float(winner["test_accuracy"])
-        out.append(_row("best_learning_rate", value=float(winner["lr"]), **alone) | {"value_unit": "none"})
-    for quantity in ("tokeniser_effect", "backbone_effect"):
+# ------------------------------------------------------------------------------------------ over training length
+
+
+#: what is held equal -> its unit
+COSTS = {"epochs": "epochs", "macs": "multiply-accumulates of training", "time": "CPU seconds of training"}
+
+
+def _costs(rows: pd.DataFrame) -> pd.DataFrame:
+    """Runs with what each took: epochs, 3 x forward multiply-accumulates x images, CPU seconds.
+
+    Seconds an image are the median over the runs of a model: they are measured on a shared machine.
+    """
+    per_image = rows["cpu_seconds"].astype(float) / rows["images_seen"].astype(float)
+    typical = per_image.groupby(rows["model"]).transform("median")
+    images = rows["images_seen"].astype(float)
+    return rows.assign(
+        epochs=rows["epochs"].astype(float),
+        macs=3 * rows["macs"].astype(float) * images,
+        time=typical * images,
+    )
+
+
+def _at_cost(rows: pd.DataFrame, weights: Weights, by: str, cost: float) -> pd.Series:
+    """A contrast of each seed where every cell has had ``cost``, interpolated on its logarithm.
+
+    Seeds of which a cell does not reach from below to above it are left out.
+    """
+    found = {}
+    for seed, group in rows[rows["model"].isin(list(weights))].groupby("seed"):
+        parts = []
+        for cell, weight in weights.items():
+            curve = group[group["model"] == cell].sort_values(by)
+            x, y = np.log(curve[by].to_numpy(dtype=float)), curve["test_accuracy"].to_numpy(dtype=float)
+            inside = len(x) > 0 and x[0] - 1e-9 <= np.log(cost) <= x[-1] + 1e-9
+            parts.append(weight * float(np.interp(np.log(cost), x, y)) if inside else np.nan)
+        found[seed] = sum(parts)
+    return pd.Series(found, dtype=float).dropna()
+
+
+def length_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Effects at equal epochs, multiply-accumulates and time, and their growth per doubling of the length.
+
+    Parameters
+    ----------
+    rows : runs of all lengths, see ``runs_of``. At each length, costs are those of the cell that spends least there.
+    """
+    rows = _costs(_whole(rows))
+    lengths = sorted(map(float, rows["epochs"].unique()))
+    out = []
+    for quantity in FOLLOWED:
         weights = CONTRASTS[quantity]
-        if set(weights) <= set(best):
-            value = sum(weight * best[cell] for cell, weight in weights.items())
-            alone = {"n": len(weights), "unit": "run", "interval": "none: one seed per cell"}
-            text = "each cell at its own best learning rate of the sweep"
-            out.append(_row(f"{quantity}_each_at_its_best", value=value, estimator=text, **alone))
+        used = rows[rows["model"].isin(list(weights))]
+        if set(weights) - set(used["model"]):
+            continue
+        for by, unit in COSTS.items():
+            curve = {}
+            for length in lengths:
+                cost = used.loc[used["epochs"] == length, by].min()
+                if np.isfinite(cost) and len(values := _at_cost(used, weights, by, float(cost))):
+                    curve[length] = values
+                    found = _over_seeds(values, f"mean over seeds of a contrast at equal {by}")
+                    out.append(_row(f"{quantity}_at_{by}", found, at=float(cost), at_unit=unit))
+            wide = pd.DataFrame(curve).dropna()
+            if by == "epochs" and len(curve) > 1 and len(wide):
+                slopes = _slopes(wide, np.log2(wide.columns.to_numpy(dtype=float)))
+                words = "mean over seeds of the slope of the effect in log2(epochs)"
+                out.append(_row(f"{quantity}_growth_per_doubling", _over_seeds(slopes, words)))
     return out
+
+
+# ------------------------------------------------------------------------------------------ the recipe, the paper
+
+
+def rate_rows(data: str, optimizer: str = "muon", folder: Path | None = None) -> list[dict[str, Any]]:
+    """The rate that was chosen for each corner cell, and the held-out loss at each that was tried."""
+    out = []
+    for model in CORNERS:
+        one: dict[str, Any] = {"n": 1, "unit": "seed", "interval": "none: one seed", "model": model}
+        for rate, loss in sorted(rates.tried(model, data, optimizer, folder).items()):
+            at: dict[str, Any] = {"at": rate, "at_unit": "peak learning rate"}
+            out.append(_row("held_out_loss", value=loss, **one, **at) | {"value_unit": "nats"})
+        if best := rates.chosen(model, data, optimizer, folder):
+            out.append(_row("best_learning_rate", value=best, **one) | {"value_unit": "none"})
+    return out
+
+
+def adamw_rows(table: pd.DataFrame, data: str, epochs: int) -> list[dict[str, Any]]:
+    """The followed effects under AdamW, the paper's optimiser, at the same length."""
+    rows = _whole(_all_lengths(table, data, "train", "", "adamw"))
+    rows = rows[rows["epochs"] == epochs]
+    return [
+        _row(f"{quantity}_adamw", contrast(rows, CONTRASTS[quantity]))
+        for quantity in FOLLOWED
+        if set(CONTRASTS[quantity]) <= set(rows["model"])
+    ]
 
 
 def published_rows(task: str, data: str) -> list[dict[str, Any]]:
@@ -315,15 +431,9 @@ def published_rows(task: str, data: str) -> list[dict[str, Any]]:
     known = PUBLISHED if task == "train" else {}
     if task == "finetune" and data in PUBLISHED_TRANSFER:
         known = {"t2t_minus_vit": PUBLISHED_TRANSFER[data]}
+    one: dict[str, Any] = {"n": 1, "unit": "run", "interval": "none: single runs"}
     return [
-        _row(
-            f"{quantity}_published",
-            value=value,
-            n=1,
-            unit="run",
-            interval="none: single runs",
-            estimator=where,
-        )
+        _row(f"{quantity}_published", value=value, **one, estimator=where)
         | {"weights": "the authors', on ImageNet"}
         for quantity, (value, where) in known.items()
     ]
@@ -337,7 +447,7 @@ def effects(
     task: str = "train",
     source: str = "",
 ) -> Result:
-    """Cell means, main effects, interaction, contrasts, sample efficiency, learning-rate sweep, published differences.
+    """Cell means, main effects, interaction, contrasts, their course over training length, and what stands beside.
 
     Parameters
     ----------
@@ -346,19 +456,27 @@ def effects(
 
     Returns
     -------
-    ``Result`` named study_effects. Accuracy and effects are fractions of the test images (0.01 is one point). What
-    cannot be estimated is named in the notes.
+    Result
+        Named study_effects. Accuracy and effects are fractions of the test images (0.01 is one point). What cannot be
+        estimated is named in the notes.
     """
     from .table import read_runs
 
     table = read_runs() if table is None else table
     rows = runs_of(table, data, epochs=epochs, task=task, source=source)
+    length = int(rows["epochs"].iloc[0])
     contrasts, missing = contrast_rows(rows)
     efficiency, too_few = efficiency_rows(rows)
-    found = cell_rows(rows) + contrasts + efficiency + sweep_rows(table, rows) + published_rows(task, data)
+    found = cell_rows(rows) + contrasts + efficiency
+    if task == "train":
+        every = _all_lengths(table, data, task, source, "muon")
+        found += length_rows(every[every["data_hash"] == rows["data_hash"].iloc[0]])
+        found += adamw_rows(table, data, length) + rate_rows(data)
+    found += published_rows(task, data)
     notes = [*missing, *too_few]
     if rows["reduced"].any():
-        notes.insert(0, f"reduced: {int(rows['epochs'].iloc[0])} epochs, fewer than the recipe's")
+        last = f", the last length is {HORIZONS[data][-1]}" if data in HORIZONS else ""
+        notes.insert(0, f"reduced: {length} epochs{last}")
     notes.append(
         "published differences are of single ImageNet runs of models 25 times as large: beside ours for their sign, "
         "not on the same scale"
