@@ -55,13 +55,20 @@ NAMES = (
 
 
 def write_study(
-    folder: Path, accuracy: Any, headline: Any, seeds: int = 5, noise: float = 0.005, draw: int = 1
+    folder: Path,
+    accuracy: Any,
+    headline: Any,
+    seeds: int = 5,
+    noise: float = 0.005,
+    draw: int = 1,
+    epochs: int = 24,
 ) -> Path:
     """Tables of a study whose cells have these true values, with normal noise over seeds."""
     rng = np.random.default_rng(draw)
     rows, found = [], []
     for model, seed in product(CORNERS, range(seeds)):
-        run = Run(model, "photo_crops", replace(recipe_for(model, "photo_crops"), epochs=4, seed=seed))
+        recipe = replace(recipe_for(model, "photo_crops"), epochs=epochs, seed=seed)
+        run = Run(model, "photo_crops", recipe)
         row = dict.fromkeys(table.COLUMNS) | study_rows.identity(run)
         row |= {"test_accuracy": accuracy(model) + noise * rng.standard_normal(), "chance": 0.1}
         rows.append(row | {"data_hash": "abc", "device": "made", "commit": "none", "precision": "32-true"})
@@ -359,7 +366,15 @@ def test_small_models_are_judged_by_the_study(tmp_path: Path) -> None:
     pair = {"first": _Made(True, "small_performer_deep"), "second": _Made(True, "small_hard_deep")}
     (found,) = gather(pair, _Made(False), folder=folder)
     assert found.meta["kind"] == "controlled"
-    assert "4 epochs, fewer than the recipe has" in found.meta["about"]
+    assert "trained here on photo_crops for 24 epochs, compared" in found.meta["about"]
+
+
+def test_runs_that_end_before_the_last_length_get_no_verdict(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, lambda m: 0.5 + 0.1 * soft(m), as_claimed, epochs=12)
+    frame = ledger(controlled_evidence(folder=folder))
+    assert set(frame.loc[frame["claim"] != "cost", "verdict"]) == {"not tested"}
+    reasons = set(frame.loc[frame["claim"] == "t2t-helps", "reason"])
+    assert reasons == {"no runs of 24 epochs on 'photo_crops'; there are runs of [12]"}
 
 
 # ------------------------------------------------------------------------------------------------ one model alone

@@ -18,7 +18,7 @@ from .. import stats
 from ..errors import DataError
 from ..models.provenance import confounds
 from ..results import Result
-from ..training.design import CORNERS, cell_of
+from ..training.design import CORNERS, cell_of, horizons_of
 from ..training.effects import CONTRASTS, contrast, effects, runs_of
 from .headlines import HEADLINES, as_dict, models_headlines, pair_differences, read_headlines
 from .premise import premise_evidence
@@ -63,14 +63,15 @@ def controlled_evidence(
 
     Parameters
     ----------
-    data, epochs : which runs, see ``effects.runs_of``.
+    data : which runs.
+    epochs : their length; the default is the last of the design, where alone effects are judged.
     folder : of the study's tables; the default are those that ship with the package.
 
     What cannot be estimated is in the notes, with the reason.
     """
     from ..training.table import read_runs
 
-    table = read_runs(folder)
+    table, epochs = read_runs(folder), epochs or horizons_of(data)[-1]
     rows, notes = list(cost_rows()), []
     try:
         of_accuracy = effects(table, data, epochs=epochs)
@@ -291,8 +292,8 @@ def _labelled(found: Result, kind: str, about: str) -> Result:
 
 def _about_study(meta: Mapping[str, Any]) -> str:
     if "epochs" not in meta:
-        return "no training runs: the study's table is empty"
-    short = ", fewer than the recipe has" if meta["reduced"] else ""
+        return "the small models of the study, of which no run has its last length yet"
+    short = ", fewer than its last length" if meta["reduced"] else ""
     return (
         f"the small models of the study, trained here on {meta['data']} for {meta['epochs']} epochs{short}, "
         "compared over training seeds"
