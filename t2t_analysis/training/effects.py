@@ -208,19 +208,30 @@ def _whole(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["fraction"] == 1.0]
 
 
-def _by_seed(rows: pd.DataFrame, cells: Iterable[str], of: str) -> pd.DataFrame:
-    """Seeds by cells; seeds that miss a cell are left out.
+Values = dict[str, dict[int, float]]
+
+
+def _values(rows: pd.DataFrame, cells: Iterable[str], of: str) -> Values:
+    """Cell -> seed -> value.
 
     Raises
     ------
     DataError
         naming the cells that have no run.
     """
-    cells = list(cells)
-    if missing := [cell for cell in cells if not (rows["model"] == cell).any()]:
+    found: Values = {cell: {} for cell in cells}
+    for cell, seed, value in zip(rows["model"], rows["seed"], rows[of], strict=True):
+        if cell in found and pd.notna(value):
+            found[cell][int(seed)] = float(value)
+    if missing := [cell for cell, by_seed in found.items() if not by_seed]:
         raise DataError(f"no runs of {', '.join(missing)}")
-    used = rows[rows["model"].isin(cells)].assign(**{of: lambda f: f[of].astype(float)})
-    return used.pivot_table(index="seed", columns="model", values=of)[cells].dropna()
+    return found
+
+
+def _within_seeds(values: Values, weights: Weights) -> dict[int, float]:
+    """Seed -> weighted sum of its cells; seeds that miss a cell are left out."""
+    shared = set.intersection(*(set(values[cell]) for cell in weights))
+    return {s: sum(weight * values[cell][s] for cell, weight in weights.items()) for s in sorted(shared)}
 
 
 def contrast(rows: pd.DataFrame, weights: Weights, *, of: str = "test_accuracy") -> Estimate:
@@ -240,20 +251,20 @@ def contrast(rows: pd.DataFrame, weights: Weights, *, of: str = "test_accuracy")
     DataError
         naming the cells that have no run.
     """
-    shared = _by_seed(rows, weights, of)
-    if len(shared):
-        return _over_seeds(
-            shared @ pd.Series(weights), f"mean over seeds of a contrast of {len(weights)} cells"
-        )
-    groups = {cell: rows.loc[rows["model"] == cell, of].to_numpy(dtype=float) for cell in weights}
+    values = _values(rows, weights, of)
+    if shared := _within_seeds(values, weights):
+        return _over_seeds(shared.values(), f"mean over seeds of a contrast of {len(weights)} cells")
+    groups = {cell: np.array(list(by_seed.values())) for cell, by_seed in values.items()}
     value = sum(weight * groups[cell].mean() for cell, weight in weights.items())
-    parts = {cell: weights[cell] ** 2 * y.var(ddof=1) / len(y) for cell, y in groups.items() if len(y) > 1}
-    n = sum(map(len, groups.values()))
-    if len(parts) < len(groups):
+    n, least = sum(map(len, groups.values())), min(map(len, groups.values()))
+    if least < 2:
         return Estimate(value, np.nan, 0, n, "difference of means")
-    squares = sum(part**2 / (len(groups[cell]) - 1) for cell, part in parts.items())
+    parts = {cell: weights[cell] ** 2 * y.var(ddof=1) / len(y) for cell, y in groups.items()}
     total = sum(parts.values())
-    return Estimate(value, float(np.sqrt(total)), total**2 / squares if squares else 0, n, "Welch's t")
+    df = (
+        total**2 / sum(part**2 / (len(groups[cell]) - 1) for cell, part in parts.items()) if total else np.inf
+    )
+    return Estimate(value, float(np.sqrt(total)), float(df), n, "Welch's t")
 
 
 def _row(quantity: str, found: Estimate | None = None, **columns: Any) -> dict[str, Any]:
@@ -304,8 +315,8 @@ def efficiency_rows(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]
     gaps = {}
     for fraction, group in rows.groupby("fraction"):
         if {hard, soft} <= set(group["model"]):
-            by_seed = _by_seed(group, [soft, hard], "test_accuracy")
-            gaps[float(fraction)] = by_seed[soft] - by_seed[hard]  # type: ignore[arg-type]
+            values = _values(group, (soft, hard), "test_accuracy")
+            gaps[float(fraction)] = _within_seeds(values, {soft: 1.0, hard: -1.0})  # type: ignore[arg-type]
     if len(gaps) < 2:
         text = (
             "gap_growth_per_halving not estimated: fewer than two fractions of hard_deep and performer_deep"
@@ -318,7 +329,7 @@ def efficiency_rows(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]
     for fraction, gap in gaps.items():
         at: dict[str, Any] = {"at": fraction, "at_unit": "share of the training images"}
         out.append(
-            _row("tokeniser_effect_deep_at_fraction", _over_seeds(gap, "mean over seeds of the gap"), **at)
+            _row("tokeniser_effect_deep_at_fraction", _over_seeds(gap.values(), "mean of the gap"), **at)
         )
     return out, []
 
@@ -336,36 +347,31 @@ def _slopes(values: pd.DataFrame, x: np.ndarray) -> np.ndarray:
 COSTS = {"epochs": "epochs", "macs": "multiply-accumulates of training", "time": "CPU seconds of training"}
 
 
-def _costs(rows: pd.DataFrame) -> pd.DataFrame:
-    """Runs with what each took: epochs, 3 x forward multiply-accumulates x images, CPU seconds.
+def _curves(rows: pd.DataFrame, by: str) -> dict[str, dict[int, np.ndarray]]:
+    """Cell -> seed -> (lengths, 2): logarithm of the cost, ascending, and accuracy.
 
-    Seconds an image are the median over the runs of a model: they are measured on a shared machine.
+    Costs are epochs, 3 x forward multiply-accumulates x images, or CPU seconds: seconds an image are the median over
+    the runs of a cell, since they are measured on a shared machine.
     """
-    per_image = rows["cpu_seconds"].astype(float) / rows["images_seen"].astype(float)
-    typical = per_image.groupby(rows["model"]).transform("median")
-    images = rows["images_seen"].astype(float)
-    return rows.assign(
-        epochs=rows["epochs"].astype(float),
-        macs=3 * rows["macs"].astype(float) * images,
-        time=typical * images,
-    )
+    images = rows["images_seen"].to_numpy(dtype=float)
+    each = rows["cpu_seconds"].to_numpy(dtype=float) / images
+    cells = rows["model"].to_numpy()
+    typical = {cell: np.median(each[cells == cell]) for cell in set(cells)}
+    cost = {
+        "epochs": lambda: rows["epochs"].to_numpy(dtype=float),
+        "macs": lambda: 3 * rows["macs"].to_numpy(dtype=float) * images,
+        "time": lambda: np.array([typical[cell] for cell in cells]) * images,
+    }[by]()
+    points: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for cell, seed, x, y in zip(cells, rows["seed"], np.log(cost), rows["test_accuracy"], strict=True):
+        points.setdefault(str(cell), {}).setdefault(int(seed), []).append((float(x), float(y)))
+    return {cell: {s: np.array(sorted(p)) for s, p in seeds.items()} for cell, seeds in points.items()}
 
 
-def _at_cost(rows: pd.DataFrame, weights: Weights, by: str, cost: float) -> pd.Series:
-    """A contrast of each seed where every cell has had ``cost``, interpolated on its logarithm.
-
-    Seeds of which a cell does not reach from below to above it are left out.
-    """
-    found = {}
-    for seed, group in rows[rows["model"].isin(list(weights))].groupby("seed"):
-        parts = []
-        for cell, weight in weights.items():
-            curve = group[group["model"] == cell].sort_values(by)
-            x, y = np.log(curve[by].to_numpy(dtype=float)), curve["test_accuracy"].to_numpy(dtype=float)
-            inside = len(x) > 0 and x[0] - 1e-9 <= np.log(cost) <= x[-1] + 1e-9
-            parts.append(weight * float(np.interp(np.log(cost), x, y)) if inside else np.nan)
-        found[seed] = sum(parts)
-    return pd.Series(found, dtype=float).dropna()
+def _at(curve: np.ndarray, x: float) -> float:
+    """Accuracy where the logarithm of the cost is ``x``, interpolated; NaN outside the lengths that were run."""
+    inside = curve[0, 0] - 1e-9 <= x <= curve[-1, 0] + 1e-9
+    return float(np.interp(x, *curve.T)) if inside else np.nan
 
 
 def length_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
@@ -373,27 +379,28 @@ def length_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
 
     Parameters
     ----------
-    rows : runs of all lengths, see ``runs_of``. At each length, costs are those of the cell that spends least there.
+    rows : runs of all lengths, see ``runs_of``. At each length, cost is that of the cell that spends least there;
+        seeds of which a cell does not reach from below to above it are left out.
     """
-    rows = _costs(_whole(rows))
-    lengths = sorted(map(float, rows["epochs"].unique()))
-    out = []
-    for quantity in FOLLOWED:
-        weights = CONTRASTS[quantity]
-        used = rows[rows["model"].isin(list(weights))]
-        if set(weights) - set(used["model"]):
-            continue
-        for by, unit in COSTS.items():
-            curve = {}
-            for length in lengths:
-                cost = used.loc[used["epochs"] == length, by].min()
-                if np.isfinite(cost) and len(values := _at_cost(used, weights, by, float(cost))):
-                    curve[length] = values
-                    found = _over_seeds(values, f"mean over seeds of a contrast at equal {by}")
-                    out.append(_row(f"{quantity}_at_{by}", found, at=float(cost), at_unit=unit))
-            wide = pd.DataFrame(curve).dropna()
-            if by == "epochs" and len(curve) > 1 and len(wide):
-                slopes = _slopes(wide, np.log2(wide.columns.to_numpy(dtype=float)))
+    rows, out = _whole(rows), []
+    for by, unit in COSTS.items():
+        curves = _curves(rows, by)
+        for quantity in FOLLOWED:
+            weights = CONTRASTS[quantity]
+            if not set(weights) <= set(curves):
+                continue
+            ends = [{x for curve in curves[cell].values() for x in curve[:, 0]} for cell in weights]
+            effect: dict[float, dict[int, float]] = {}
+            for x in sorted({min(xs) for xs in zip(*map(sorted, ends), strict=False)}):
+                values = {c: {s: _at(curve, x) for s, curve in curves[c].items()} for c in weights}
+                each = {s: y for s, y in _within_seeds(values, weights).items() if not np.isnan(y)}
+                if each:
+                    effect[x] = each
+                    found = _over_seeds(each.values(), f"mean over seeds of a contrast at equal {by}")
+                    out.append(_row(f"{quantity}_at_{by}", found, at=float(np.exp(x)), at_unit=unit))
+            wide = pd.DataFrame(effect).dropna()
+            if by == "epochs" and len(effect) > 1 and len(wide):
+                slopes = _slopes(wide, wide.columns.to_numpy(dtype=float) / np.log(2))
                 words = "mean over seeds of the slope of the effect in log2(epochs)"
                 out.append(_row(f"{quantity}_growth_per_doubling", _over_seeds(slopes, words)))
     return out
