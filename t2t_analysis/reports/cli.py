@@ -25,7 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="name in the suite, or path; default: all of the suite",
     )
     add("--models", type=_names, default=[], metavar="A,B", help="one report per notebook and model")
-    add("--baseline", metavar="NAME", help="what the models are compared with, none for each alone; default: what fits each")
+    add(
+        "--baseline",
+        metavar="NAME",
+        help="what models are compared with, none for each alone; default: what fits",
+    )
     add("--data", metavar="DATA", help="photos, photo_crops, a folder, a .tar, or a set as torch/cifar10")
     pair: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     add("-p", dest="params", help="a parameter of the notebooks", **pair)
