@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 
 from ._files import whole_file
+from ._repr import MOST_ROWS, html_table, readable
 from .errors import T2TError, UnknownNameError
 from .estimates import Estimate
 
@@ -150,7 +151,7 @@ def _aligned(found: list[tuple[slice, Estimate]], size: int) -> Estimate:
     return Estimate(value, left, sizes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """What one measure found.
 
@@ -183,6 +184,24 @@ class Result:
             )
         object.__setattr__(self, "frame", frame)
         object.__setattr__(self, "replicates", replicates)
+
+    def __repr__(self) -> str:
+        """One line; a notebook shows `_repr_html_`."""
+        models = ", ".join(self.frame["model"].dropna().unique())
+        count = self.frame["quantity"].nunique()
+        return (
+            f"<Result {self.measure}: {len(self.frame)} rows, {count} quantities, of {models or 'no model'}>"
+        )
+
+    def _repr_html_(self) -> str:
+        table = readable(self.frame.head(MOST_ROWS))
+        more = f", the first {MOST_ROWS}" if len(self.frame) > MOST_ROWS else ""
+        return html_table(f"{repr(self)[1:-1]}{more}", table.columns, table.itertuples(index=False))
+
+    def to_latex(self, caption: str = "") -> str:
+        """Return the rows as a LaTeX table (booktabs) with words, intervals, nulls and n; choose rows with `where`."""
+        text = readable(self.frame).to_latex(index=False, escape=True, caption=caption or None)
+        return text.replace("−", "$-$").replace("²", "$^2$").replace("σ", r"$\sigma$")
 
     def where(self, **columns: Any) -> Result:
         """The rows with these values: one value, a list of them, or None for a missing one.
@@ -255,7 +274,7 @@ def joined(results: Sequence[Result]) -> tuple[pd.DataFrame, Estimate | None]:
     return frame, kept
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Results(Mapping[str, Result]):
     """Several results from one pass over the images, by the name of the measure."""
 
@@ -272,6 +291,12 @@ class Results(Mapping[str, Result]):
 
     def __len__(self) -> int:
         return len({r.measure for r in self.results})
+
+    def __repr__(self) -> str:
+        return f"<Results: {', '.join(f'{r.measure} ({len(r.frame)} rows)' for r in self.results)}>"
+
+    def _repr_html_(self) -> str:
+        return "".join(result._repr_html_() for result in self.results)
 
     @property
     def frame(self) -> pd.DataFrame:

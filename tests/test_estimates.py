@@ -113,3 +113,34 @@ def test_a_twin_is_compared_with_its_model():
     (one,) = twin_differences(result, ["a", "b"])
     assert one.frame["value"].tolist() == pytest.approx([-1.0])
     assert one.frame["model_b"].tolist() == ["a, random"]
+
+
+def test_objects_show_themselves_in_one_line_and_a_small_table():
+    from t2t_analysis.claims.ledger import all_claims
+    from t2t_analysis.data.info import DataInfo
+    from t2t_analysis.models import Provenance
+    from t2t_analysis.results import Results
+
+    one = {
+        "measure": "m",
+        "quantity": "cosine_centred",
+        "model": "a<b",
+        "value": -0.5,
+        "low": -0.6,
+        "high": -0.4,
+    }
+    rows = [one | {"n": 8, "layer": i} for i in range(20)]
+    result = Result("m", rows)
+    assert repr(result) == "<Result m: 20 rows, 1 quantities, of a<b>"
+    assert repr(Results((result,))) == "<Results: m (20 rows)>"
+    html = Results((result,))._repr_html_()
+    assert html.count("<tr>") == 1 + 12
+    assert "a&lt;b" in html
+    assert "−0.500 [−0.600, −0.400]" in html
+    latex = result.to_latex("Heads")
+    assert latex.count("$-$0.500 [$-$0.600, $-$0.400]") == 20
+    assert r"\caption{Heads}" in latex
+    info = DataInfo("photos", "test", 3, ("a", "b"), "CC0", 0.5, names=("x",) * 500)
+    for shown in (info, Provenance("random", "seed 0", seed=0), all_claims()[0]):
+        assert len(repr(shown)) < 250
+        assert "<table>" in shown._repr_html_()

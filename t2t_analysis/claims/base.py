@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
+from .._repr import Shown
 from ..errors import UnknownNameError
 from .rule import SMALLEST
 
@@ -71,8 +72,8 @@ class Printed:
     where: str
 
 
-@dataclass(frozen=True)
-class Claim:
+@dataclass(frozen=True, repr=False)
+class Claim(Shown):
     """One entry of the ledger.
 
     Parameters
@@ -106,6 +107,15 @@ class Claim:
     premise: str = ""
     printed: tuple[Printed, ...] = field(default=())
     order: int = 100
+
+    def _line(self) -> str:
+        return f"{self.name}: {self.statement}"
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "said": self.said, "rests on": "; ".join(effect.words for effect in self.effects), "change": self.change,
+            "premise": self.premise, "notebook": self.notebook,
+        }  # fmt: skip
 
     def of_kind(self, kind: Kind) -> tuple[Effect, ...]:
         """Effects that evidence of a kind can speak to."""

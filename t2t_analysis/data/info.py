@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from .._repr import Shown
 
 __all__ = ["DataInfo", "Source", "chance_level"]
 
@@ -29,8 +32,8 @@ class Source:
         return f"{self.name}[{number}]"
 
 
-@dataclass(frozen=True)
-class DataInfo:
+@dataclass(frozen=True, repr=False)
+class DataInfo(Shown):
     """Name, size, classes and licence of a choice of images, and which of them they are.
 
     ``n`` is None for a stream of unknown length. ``chance`` is the accuracy of the best constant guess on
@@ -47,6 +50,16 @@ class DataInfo:
     notes: tuple[str, ...] = ()
     names: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+
+    def _line(self) -> str:
+        return f"{self.name}, {self.split}, {'a stream' if self.n is None else f'{self.n} images'}"
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "images": self.n, "split": self.split, "classes": len(self.classes), "licence": self.licence,
+            "chance": f"{100 * self.chance:.1f} %" if self.chance == self.chance else "",
+            "notes": "; ".join(self.notes), "left out": len(self.skipped),
+        }  # fmt: skip
 
 
 def chance_level(labels: np.ndarray) -> float:

@@ -381,6 +381,12 @@ class ImageLoader(DataLoader):
         super().__init__(dataset.prepared([config]), **how)
         self.config, self.img_size, self._how = config, img_size, how
 
+    def __repr__(self) -> str:
+        return f"<images: {self.dataset.info._line()}, batches of {self.batch_size}>"  # type: ignore[attr-defined]
+
+    def _repr_html_(self) -> str:
+        return self.dataset.info._repr_html_()  # type: ignore[attr-defined]
+
     def config_of(self, model: nn.Module) -> dict[str, Any]:
         """How this model wants its images; as the loader was made where the model does not tell."""
         told = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None)

@@ -6,6 +6,8 @@ import re
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from .._repr import Shown
+
 __all__ = ["Accuracy", "Kind", "Provenance", "confounds"]
 
 Kind = Literal["published", "bundled", "random", "file", "timm"]
@@ -20,8 +22,8 @@ class Accuracy(NamedTuple):
     n: int | None = None
 
 
-@dataclass(frozen=True)
-class Provenance:
+@dataclass(frozen=True, repr=False)
+class Provenance(Shown):
     """Origin of the weights of one model; it travels into every result.
 
     Attributes
@@ -49,6 +51,16 @@ class Provenance:
     data: str | None = None
     seed: int | None = None
     new_head: bool = False
+
+    def _line(self) -> str:
+        return self.label
+
+    def _facts(self) -> dict[str, Any]:
+        accuracy = f"{100 * self.accuracy.value:.1f} %" if self.accuracy else ""
+        return {
+            "kind": self.kind, "source": self.source, "sha256": self.sha256, "data": self.data, "seed": self.seed,
+            "recipe": self.recipe, "accuracy": accuracy, "changed": "; ".join(self.notes),
+        }  # fmt: skip
 
     @property
     def untrained(self) -> bool:
