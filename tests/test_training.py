@@ -202,7 +202,7 @@ def test_a_kill_while_writing_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     def dies(*_args, **_kwargs):
         raise Killed
 
-    monkeypatch.setattr("t2t_analysis.training.module.os.replace", dies)
+    monkeypatch.setattr("t2t_analysis._files.os.replace", dies)
     with pytest.raises(Killed):
         AtomicCheckpointIO().save_checkpoint({"state_dict": {}}, tmp_path / "last.ckpt")
     assert (tmp_path / "last.ckpt").read_bytes() == before
@@ -307,6 +307,47 @@ def test_calibration_error_of_perfect_and_overconfident_guesses():
 
 
 # --- the command and the card --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--epochs", "0"], "epochs=0: expected 1 to 1e+06"),
+        (["--lr", "nan"], "lr=nan: expected"),
+        (["--ema", "5"], "ema=5.0: expected 0 to 0.999999"),
+        (["--fraction", "0"], "fraction=0.0"),
+        (["--smoothing", "-1"], "smoothing=-1.0"),
+        (["--optimizer", "adamwe"], "did you mean 'adamw'"),
+        (["--precision", "17"], "unknown precision '17'"),
+        (["--out", "/dev/null/x"], "cannot write into /dev/null/x"),
+        (["--epoch", "1"], "did you mean '--epochs'"),
+    ],
+)
+def test_what_nothing_can_be_trained_with_is_refused_in_a_line(words, said, capsys):
+    assert cli.main(["train", "--model", "small_hard_wide", *words]) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert "Traceback" not in shown
+
+
+def test_an_interrupted_training_says_so(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classifier, "training_step", interrupt)
+    words = [
+        "train",
+        "--model",
+        "small_hard_wide",
+        "--epochs",
+        "1",
+        "--fraction",
+        "0.02",
+        "--batch-size",
+        "16",
+    ]
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 130
+    assert "interrupted" in capsys.readouterr().err
 
 
 def test_train_command_exports_weights_that_load_with_a_true_card(tmp_path, capsys):

@@ -220,14 +220,15 @@ def _add(rows: list[dict[str, Any]], folder: Path) -> None:
     """Append to the table; written beside it and moved, so that a killed command leaves the old one whole."""
     from filelock import FileLock
 
+    from .._files import whole_file
+
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".lock"):
         old, new = read_models(folder), pd.DataFrame(rows).convert_dtypes()
         whole = pd.concat([old, new], ignore_index=True) if len(old) else new
         whole = whole.reindex(columns=list(COLUMNS)).drop_duplicates(["endpoint", *_KEY], keep="last")
-        temporary = folder / f".{TABLE}.{os.getpid()}"
-        whole.to_csv(temporary, index=False, float_format="%.6g")
-        os.replace(temporary, folder / TABLE)
+        with whole_file(folder / TABLE) as temporary:
+            whole.to_csv(temporary, index=False, float_format="%.6g")
 
 
 # ------------------------------------------------------------------------------------------ as evidence

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sized
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import Sampler
 
+from .._files import whole_file
 from ..errors import T2TError
 from .optimiser import make_optimiser
 from .precision import LINEAR, with_bf16_products
@@ -230,9 +230,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write ``checkpoint`` to ``path`` whole or not at all."""
-        temporary = f"{path}.part"
-        super().save_checkpoint(checkpoint, temporary, storage_options)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            super().save_checkpoint(checkpoint, temporary, storage_options)
 
 
 class History(L.Callback):
@@ -311,9 +310,7 @@ def _line(row: dict[str, float], done: int, total: int, left: float) -> str:
 
 def write_curve(history: list[dict[str, float]], path: Path) -> None:
     """Write the learning curve as CSV, whole or not at all."""
-    temporary = path.with_name(path.name + ".part")
-    with temporary.open("w", newline="", encoding="utf-8") as file:
+    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(history[0]))
         writer.writeheader()
         writer.writerows(history)
-    os.replace(temporary, path)

@@ -7,7 +7,6 @@ both, so that the optimum never lies at the edge. What was tried is in ``rates.c
 from __future__ import annotations
 
 import csv
-import os
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
@@ -92,13 +91,13 @@ def add(row: Mapping[str, Any], folder: Path) -> None:
     """Add a trial; the file is replaced whole, under a lock."""
     from filelock import FileLock
 
+    from .._files import whole_file
+
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / TABLE
     with FileLock(folder / ".lock"):
         old = list(_rows(path, path.stat().st_mtime)) if path.exists() else []
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
-        with temporary.open("w", newline="", encoding="utf-8") as file:
+        with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
             writer.writeheader()
             writer.writerows([*old, {name: row[name] for name in COLUMNS}])
-        os.replace(temporary, path)

@@ -6,10 +6,18 @@ from dataclasses import asdict, dataclass
 from math import sqrt
 from typing import Any
 
+from ..errors import ParameterError, UnknownNameError
+
 __all__ = ["OPTIMISERS", "Recipe", "rate_at"]
 
 #: name -> how it is written
 OPTIMISERS = {"muon": "Muon", "adamw": "AdamW"}
+#: name -> the smallest and the largest value that can be trained with
+_RANGES = {
+    "epochs": (1, 1e6), "batch_size": (1, 1e6), "lr": (1e-12, 1e3), "warmup": (0, 1e6), "decay": (0, 1),
+    "weight_decay": (0, 1e3), "smoothing": (0, 0.99), "mixup": (0, 1e3), "cutmix": (0, 1e3), "drop_path": (0, 0.99),
+    "ema": (0, 0.999999), "clip": (0, 1e9), "fraction": (1e-9, 1), "seed": (0, 2**63 - 1),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,22 @@ class Recipe:
     clip: float = 0.0
     fraction: float = 1.0
     seed: int = 0
+
+    def check(self) -> None:
+        """Refuse what nothing can be trained with.
+
+        Raises
+        ------
+        ParameterError
+            A number outside its range, NaN among them; both are named.
+        UnknownNameError
+            No such optimiser.
+        """
+        for name, (low, high) in _RANGES.items():
+            if not low <= (value := getattr(self, name)) <= high:
+                raise ParameterError(f"{name}={value}: expected {low:g} to {high:g}")
+        if self.optimizer not in OPTIMISERS:
+            raise UnknownNameError("optimizer", self.optimizer, OPTIMISERS)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for a checkpoint or a card."""

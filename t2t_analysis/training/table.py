@@ -7,13 +7,13 @@ the table as it was.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from .._files import whole_file
 from .._paths import data_dir
 from ..errors import DataError
 
@@ -136,9 +136,8 @@ def finished(folder: str | Path | None = None) -> set[str]:
 
 
 def _write(frame: pd.DataFrame, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    frame.to_csv(temporary, index=False, float_format="%.6g")
-    os.replace(temporary, path)
+    with whole_file(path) as temporary:
+        frame.to_csv(temporary, index=False, float_format="%.6g")
 
 
 def add_row(row: Mapping[str, Any], curve: Iterable[Mapping[str, Any]], folder: str | Path) -> None:

@@ -15,6 +15,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from .. import models
+from .._files import writable_folder
 from ..data import train_data
 from ..errors import T2TError, UnknownNameError
 from .module import AtomicCheckpointIO, Classifier, History, LegSampler, Trunk
@@ -22,6 +23,19 @@ from .precision import LINEAR, usual
 from .recipe import Recipe
 
 __all__ = ["model_args", "train"]
+
+_PRECISIONS = (
+    "32-true",
+    "32",
+    "bf16-mixed",
+    "bf16",
+    "16-mixed",
+    "16",
+    "bf16-true",
+    "16-true",
+    "64-true",
+    "64",
+)
 
 
 class _Data(L.LightningDataModule):
@@ -133,18 +147,21 @@ def train(
         parameter is trained. A run that goes on from its checkpoint takes the weights from there.
     """
     recipe, out = recipe or Recipe(), Path(out)
+    recipe.check()
     blank = on_paper(model)
     size = img_size or blank.default_cfg["input_size"][-1]
     images: Any = dataset(
         data, split="train", img_size=size, fraction=recipe.fraction, seed=recipe.seed, model=blank
     )
     args = model_args(model, len(images.info.classes), img_size)
+    if precision not in (None, LINEAR, *_PRECISIONS):
+        raise UnknownNameError("precision", precision, (LINEAR, *_PRECISIONS))
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     precision = precision or usual(cuda)
     module = Classifier(model, args, recipe.as_dict(), len(images), precision)
     if init is not None:
         module.start_from(init)
-    out.mkdir(parents=True, exist_ok=True)
+    writable_folder(out)
     trunk = Trunk(trunks) if trunks else None
     checkpoint = _checkpoint_of(out, module, restart) or (trunk.find(module) if trunk else None)
     if compile:
@@ -169,7 +186,10 @@ def train(
                 ModelCheckpoint(dirpath=out, filename="last", save_top_k=1, enable_version_counter=False),
             ],
         )
-        trainer.fit(module, _Data(images, module, workers), ckpt_path=checkpoint, weights_only=True)
+        try:
+            trainer.fit(module, _Data(images, module, workers), ckpt_path=checkpoint, weights_only=True)
+        except SystemExit as end:  # how Lightning leaves after Ctrl-C, without a word
+            raise KeyboardInterrupt from end
     _finite(trainer)
     return module
 
