@@ -7,12 +7,13 @@ import timm
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models.feature_extraction import create_feature_extractor, get_graph_node_names
 
 from t2t_analysis import load_model
 from t2t_analysis.errors import CheckpointError, T2TError
 from t2t_analysis.measures import random_twin
 from t2t_analysis.models import MODELS, SMALL_MODELS, SMALL_PARTS, SMALL_VARIANTS, T2T_MODELS
-from t2t_analysis.models.tokens import T2TModule, TokenPerformer, Window, _Dropout, _plain, normalised_split
+from t2t_analysis.models.tokens import Dropout, T2TModule, TokenPerformer, Window, _plain, normalised_split
 
 from . import records
 
@@ -241,7 +242,7 @@ def test_windows_that_leave_pixels_over():
 
 
 def test_dropout_draws_at_its_rate_and_nothing_when_it_is_off():
-    drop, x = _Dropout(0.1), torch.ones(50, 40, 63)
+    drop, x = Dropout(0.1), torch.ones(50, 40, 63)
     torch.manual_seed(0)
     dropped = drop(x)
     assert dropped.unique().tolist() == pytest.approx([0.0, 1 / 0.9])
@@ -251,7 +252,7 @@ def test_dropout_draws_at_its_rate_and_nothing_when_it_is_off():
     drops = dropped.flatten(1) == 0
     assert (drops[:, 1:] & drops[:, :-1]).double().mean().item() == pytest.approx(0.01, abs=0.001)
     before = torch.get_rng_state()
-    assert torch.equal(_Dropout(0.0)(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
     assert torch.equal(drop.eval()(x), x)
     assert torch.equal(torch.get_rng_state(), before)
 
@@ -374,6 +375,66 @@ def test_every_model(name):
     if name in T2T_MODELS:
         assert config["crop_pct"] == 0.9
         assert config["mean"] == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize(
+    "name", ["t2t_vit_7", "t2t_vit_14_se", "t2t_vit_dense", "t2t_vit_t_14", "t2t_vit_16_ghost"]
+)
+def test_fx_and_jit_trace_as_timms_tests_do(name):
+    """The tokeniser is a leaf of the graph, as timm's own layers with control flow are."""
+    torch.manual_seed(0)
+    model = shallow(name).eval()
+    x = torch.randn(2, 3, 64, 64)
+    expected = model(x)
+    assert torch.allclose(torch.jit.trace(model, x)(x), expected, atol=1e-5)
+    tracing = dict(
+        leaf_modules=timm.models.get_notrace_modules(),
+        autowrap_functions=timm.models.get_notrace_functions(),
+        param_shapes_constant=True,
+    )
+    training, evaluation = get_graph_node_names(model, tracer_kwargs=tracing)
+    ends = dict(train_return_nodes=[training[-1]], eval_return_nodes=[evaluation[-1]])
+    traced = create_feature_extractor(model, tracer_kwargs=tracing, **ends).eval()
+    assert torch.allclose(next(iter(traced(x).values())), expected, atol=1e-5)
+    next(iter(traced.train()(x).values())).mean().backward()
+    assert {n for n, p in traced.named_parameters() if p.grad is None} == frozen(model)
+
+
+def frozen(model):
+    """Tables that the authors keep as parameters without a gradient."""
+    names = {name for name, p in model.named_parameters() if not p.requires_grad}
+    assert {name.rsplit(".", 1)[-1] for name in names} <= {"pos_embed", "w"}
+    return names
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_14_se", "t2t_vit_dense", "t2t_vit_t_14"])
+def test_default_cfgs_as_timms_test_of_transformers_does(name):
+    model = shallow(name, drop_rate=0.0).eval()
+    features = model.forward_features(torch.randn(2, 3, 64, 64))
+    assert features.shape[-1] == model.num_features
+    assert model.forward_head(features, pre_logits=True).shape == (2, model.head_hidden_size)
+    model.reset_classifier(0)
+    assert (model.num_classes, model.forward_head(features).shape) == (0, (2, model.num_features))
+    model.reset_classifier(0, "")
+    assert model.forward_head(features).shape == features.shape
+    keys = timm.create_model(name).state_dict()
+    assert f"{model.default_cfg['classifier']}.weight" in keys
+    assert all(f"{layer}.weight" in keys for layer in model.default_cfg["first_conv"])
+
+
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_dense", "t2t_vit_16_ghost"])
+def test_attention_masks_are_heeded(name):
+    """What is masked for all queries cannot matter."""
+    model = records.fill(shallow(name).eval())
+    block, tokens = next(iter(model.blocks)), model._pos_embed(model.patch_embed(torch.randn(1, 3, 64, 64)))
+    mask = torch.ones(tokens.shape[1], tokens.shape[1], dtype=torch.bool)
+    mask[:, -1] = False
+    moved = tokens.clone()
+    moved[:, -1] *= -1
+    change = [
+        (block(moved, attn_mask=m) - block(tokens, attn_mask=m))[:, :-1].abs().max() for m in (mask, None)
+    ]
+    assert change[0] < 1e-5 < 1e-2 < change[1]
 
 
 @pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_t_14", "t2t_vit_c_14", "t2t_vit_16_ghost"])

@@ -47,17 +47,15 @@ class DenseBlock(nn.Module):
 
     def __init__(self, dim: int, growth: int, num_heads: int, **kwargs: Any) -> None:
         super().__init__()
-        inner = Block(dim, num_heads, **kwargs)
-        for (
-            name,
-            module,
-        ) in inner.named_children():  # the block's parts under their own names: no extra key prefix
+        # The block's parts under their own names: no extra key prefix.
+        for name, module in Block(dim, num_heads, **kwargs).named_children():
             self.add_module(name, module)
         self.dense_linear = nn.Linear(dim, growth)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) to (B, N, C + growth)."""
-        return torch.cat((x, self.dense_linear(Block.forward(self, x))), dim=-1)  # type: ignore[arg-type]
+        new = Block.forward(self, x, attn_mask, is_causal)  # type: ignore[arg-type]
+        return torch.cat((x, self.dense_linear(new)), dim=-1)
 
 
 class Transition(nn.Module):
@@ -67,8 +65,8 @@ class Transition(nn.Module):
         super().__init__()
         self.linear = nn.Linear(dim, dim // 2)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, N, C // 2)."""
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
+        """(B, N, C) to (B, N, C // 2); masks are for attention, of which there is none here."""
         return F.gelu(self.linear(x))
 
 
@@ -112,7 +110,7 @@ class GhostAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(proj_drop)
 
-    def forward(self, x: Tensor, **_: Any) -> Tensor:
+    def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) to (B, N, C)."""
         pairs = (
             (self.q, self.cheap_operation_q),
@@ -121,11 +119,10 @@ class GhostAttention(nn.Module):
         )
         halves = [(linear(x), factor) for linear, factor in pairs]
         qkv = self.hook_qkv(torch.cat([part for h, f in halves for part in (h, _per_channel(f, h))], dim=-1))
-        q, k, v = qkv.unflatten(-1, (3, self.num_heads, self.head_dim)).permute(
-            2, 0, 3, 1, 4
-        )  # (B, H, N, d) each
+        qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_dim))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, N, d) each
         drop = self.attn_drop.p if self.training else 0.0
-        z = F.scaled_dot_product_attention(q, k, v, dropout_p=drop, scale=self.scale)
+        z = F.scaled_dot_product_attention(q, k, v, attn_mask, drop, is_causal, scale=self.scale)
         return self.proj_drop(self.proj(z.transpose(1, 2).flatten(2)))
 
 

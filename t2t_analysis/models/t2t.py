@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.fx
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import (
     Attention,
@@ -20,7 +21,12 @@ from timm.layers import (
     to_2tuple,
     trunc_normal_,
 )
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    register_notrace_function,
+)
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -49,6 +55,16 @@ def sinusoid_table(num_tokens: int, dim: int) -> Tensor:
     return torch.where(even, angle.sin(), angle.cos()).float().unsqueeze(0)
 
 
+@torch.fx.wrap
+@register_notrace_function
+def _on_grid(tokens: Tensor, images: Tensor, windows: Sequence[Window]) -> Tensor:
+    """(B, N, D) to (B, h, w, D); a function of its own, which fx takes as one step."""
+    grid = (images.shape[-2], images.shape[-1])
+    for window in windows:
+        grid = window.grid(*grid)
+    return tokens.unflatten(1, grid)
+
+
 class _GridTokens:
     """The tokeniser as timm's VisionTransformer wants it when image sizes vary: (B, C, H, W) to (B, h, w, D)."""
 
@@ -59,7 +75,7 @@ class _GridTokens:
         self.patch_size = to_2tuple(tokeniser.patch_size)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self.tokeniser(x).unflatten(1, self.dynamic_feat_size(x.shape[-2:]))
+        return _on_grid(self.tokeniser(x), x, self.tokeniser.windows)
 
     def dynamic_feat_size(self, img_size: Sequence[int]) -> tuple[int, int]:
         return self.tokeniser.grids(*img_size)[-1]

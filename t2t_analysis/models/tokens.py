@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d, Mlp
+from timm.models import register_notrace_module
 from torch import Tensor, nn
 
 from ..errors import CheckpointError, T2TError, UnknownNameError
 
 __all__ = [
     "TOKENISERS",
+    "Dropout",
     "T2TModule",
     "TokenPerformer",
     "TokenTransformer",
@@ -106,8 +108,8 @@ def normalised_split(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: W
     border, a saturated sky), whose deviation vanishes, are safe in any precision.
     """
     x = x.permute(0, 2, 3, 1).contiguous()
-    eager = not torch.compiler.is_compiling()
-    u = _Slide.apply(x, window) if eager and x.requires_grad else _windows(x, window)
+    eager = x.requires_grad and not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    u = _Slide.apply(x, window) if eager else _windows(x, window)
     u = F.layer_norm(u, u.shape[-1:], eps=norm.eps)
     weight = (linear.weight * norm.weight).unflatten(1, (-1, window.kernel, window.kernel))
     constant = (linear.weight * norm.bias).sum(dim=1)
@@ -124,10 +126,11 @@ def _autocast_off(x: Tensor) -> torch.autocast:
     return torch.autocast(device_type=x.device.type, enabled=False)
 
 
-class _Dropout(nn.Dropout):
+class Dropout(nn.Dropout):
     """Dropout that draws 16 bits a number: on a CPU PyTorch's own costs more than the layers around it."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """A tensor of any shape to the same shape."""
         if not self.training or not self.p or x.device.type != "cpu" or torch.compiler.is_compiling():
             return super().forward(x)
         bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
@@ -190,7 +193,7 @@ class TokenMlp(_TokenMixer):
         self.norm1 = nn.LayerNorm(dim_in)
         self.value = nn.Linear(dim_in, dim)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), _Dropout(drop))
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), Dropout(drop))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to (B, N, d)."""
@@ -233,10 +236,10 @@ class TokenPerformer(_TokenMixer):
         self.w = nn.Parameter(math.sqrt(features) * nn.init.orthogonal_(torch.empty(features, dim)), False)
         self.kqv = nn.Linear(dim_in, 3 * dim)
         self.proj = nn.Linear(dim, dim)
-        self.proj_drop = _Dropout(drop)
+        self.proj_drop = Dropout(drop)
         self.norm1 = nn.LayerNorm(dim_in)
         self.norm2 = nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), _Dropout(drop))
+        self.mlp = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, dim), Dropout(drop))
 
     def phi(self, x: Tensor) -> Tensor:
         """Positive random features: (B, N, d) to (B, N, m)."""
@@ -265,6 +268,7 @@ _MIXERS: dict[str, Any] = {
 }
 
 
+@register_notrace_module
 class T2TModule(nn.Module):
     """Image to tokens by one of ``TOKENISERS``: (B, C, H, W) to (B, N, embed_dim), N tokens in row-major order.
 
