@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from ._files import writable_folder
 from ._names import TWIN, Label
 from ._show import code, findings, plain, reproduce, save, say, show, table, title_block, verdicts
 from .errors import ParameterError, nearest
@@ -166,9 +167,13 @@ def set_up(params: CommonParams) -> Run:
     ------
     ParameterError
         model and baseline turn out to be the same network.
+    DataError
+        nothing can be written into the folder for results.
     """
     from .models import load_model
 
+    if params.results_dir != "auto":
+        writable_folder(params.results_dir)
     device, seed = params.torch_device(), params.seed
     weights = (params.weights, params.baseline_weights)
     loaded: list[Any] = [

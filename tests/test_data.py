@@ -36,8 +36,8 @@ from t2t_analysis.data import (
 )
 from t2t_analysis.data.loading import balanced_order, preprocessing
 from t2t_analysis.data.reading import read_rgb
-from t2t_analysis.data.readme import BEGIN, END, tables
 from t2t_analysis.errors import DataError, UnknownNameError
+from tests.data_tables import BEGIN, END, tables
 
 RNG = np.random.default_rng(0)
 

@@ -54,6 +54,13 @@ def test_constraints_suit_every_platform_and_index():
         ], word
 
 
+def test_every_requirement_has_its_reason():
+    text = (ROOT / "docs" / "dependencies.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| ([a-z][a-z-]+) \|", text, flags=re.MULTILINE)) - {"package"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert named == {re.match(r"[\w-]+", line)[0] for line in project["dependencies"]}
+
+
 def test_torch_and_torchvision_are_a_pair():
     import torch
     import torchvision

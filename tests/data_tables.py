@@ -1,4 +1,4 @@
-"""The tables of ``data/README.md``, made from what the code loads: ``python -m t2t_analysis.data.readme``."""
+"""The tables of ``data/README.md``, made from what the code loads: ``python -m tests.data_tables``."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import torch
 
-from .._paths import data_dir
-from .crops import CROP, MIN_STD, FixedCrops, blocks, crop_classes, left_out, reduction
-from .photos import PHOTOS, load_photo
+from t2t_analysis._paths import data_dir
+from t2t_analysis.data.crops import CROP, MIN_STD, FixedCrops, blocks, crop_classes, left_out, reduction
+from t2t_analysis.data.photos import PHOTOS, load_photo
 
 __all__ = ["tables", "write_tables"]
 
