@@ -155,14 +155,24 @@ def _images(run: Run) -> list[str]:
 
 
 def results_folder(params: CommonParams) -> Path:
-    """Return the folder for tables: the one asked for, the report command's, or one in ``reports/``."""
+    """Return the folder for tables: the one asked for, the report command's, or one of runs by hand.
+
+    A notebook that somebody runs must not write into the folder of a published report.
+    """
     if params.results_dir != "auto":
         return Path(params.results_dir).expanduser()
     if given := os.environ.get(RESULTS_VARIABLE):
         return Path(given)
     from .reports import default_reports_dir, stem
 
-    return default_reports_dir() / stem(params.notebook or "notebook", params)
+    return default_reports_dir() / "by-hand" / stem(params.notebook or "notebook", params)
+
+
+def _short(folder: Path) -> str:
+    """A folder as it is typed from here; no path of this machine for the report command's, which is moved."""
+    if str(folder) == os.environ.get(RESULTS_VARIABLE):
+        return "the report's folder"
+    return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
 def save(results: Result | Results, params: CommonParams) -> None:
@@ -175,7 +185,7 @@ def save(results: Result | Results, params: CommonParams) -> None:
     else:
         paths = results.save(folder)
     names = [path.name for path in paths]
-    text = f"Tables behind the figures: {', '.join(code(name) for name in names)} in the folder of results."
+    text = f"Tables behind the figures: {', '.join(code(name) for name in names)} in {code(_short(folder))}."
     _publish({"text/markdown": text, "text/plain": text}, "results", files=names)
 
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
+from t2t_analysis._paths import notebooks_dir
 from t2t_analysis.errors import DataError
+from t2t_analysis.reports.digest import results_markdown, write_figures
 from t2t_analysis.reports.index import write_index
 from t2t_analysis.reports.release import LIMIT, release, smaller
 
@@ -49,9 +51,9 @@ def test_verdicts_come_before_everything_else_with_links_to_their_figures(tmp_pa
     assert text.index('id="verdicts"') < text.index('id="reports"') < text.index('id="matrix"')
     assert "made runs &lt;b&gt;" in text
     assert "The T2T module helps &amp; more." in text
-    row = re.search(r"<tr><th[^>]*>The T2T.*?</tr>", text, re.DOTALL)
+    row = re.search(r"<li>\s*<p>The T2T.*?</details>", text, re.DOTALL)
     assert row
-    assert "<strong>contradicted</strong>" in row[0]
+    assert 'class="chip chip-contradicted">✖ contradicted<' in row[0]
     assert 'href="training_from_scratch__a__vs__b.html"' in row[0]
     assert row[0].count("<small>") == 3  # where it was said, and one line an effect
     assert "Made from commit 0123456789ab, with python 3.11." in text
@@ -115,3 +117,25 @@ def test_pictures_shrink_and_keep_their_colours_to_the_eye() -> None:
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(encoded[1]))).convert("RGB"), dtype=float)
     assert np.abs(seen - ramp).max() < 8
     assert smaller(shrunk) == shrunk
+
+
+def test_results_as_markdown_hold_verdicts_answers_and_pictures(tmp_path: Path) -> None:
+    line = '<path style="stroke: currentColor"></path>'
+    drawn = f'<figure><svg viewbox="0 0 1 1" aria-label="A line">{line}</svg></figure>'
+    put(tmp_path / "released", "claims", page=drawn, verdicts=[LEDGER])
+    write_figures(tmp_path / "released")
+    text = results_markdown(tmp_path / "released")
+    assert "| The T2T module helps & more. | ✖ contradicted |" in text
+    assert "One." in text
+    (picture,) = re.findall(r"!\[.*\]\(\.\./reports/(released/figures/.*)\)", text)
+    svg = (tmp_path / picture).read_text(encoding="utf-8")
+    assert 'viewBox="0 0 1 1"' in svg
+    assert "#000000" in svg
+
+
+def test_the_results_in_the_docs_are_those_of_the_released_reports() -> None:
+    root = notebooks_dir().parent
+    written = (root / "docs" / "results.md").read_text(encoding="utf-8")
+    assert written == results_markdown(root / "reports" / "released"), (
+        "run python -m t2t_analysis report --release"
+    )

@@ -76,10 +76,17 @@ def run(arguments: argparse.Namespace) -> int:
 def _release(out_dir: str | None) -> int:
     from pathlib import Path
 
+    from .._paths import notebooks_dir
     from . import default_reports_dir
+    from .digest import results_markdown
     from .release import release
 
     folder = Path(out_dir) if out_dir else default_reports_dir()
     names = release(folder, folder / "released")
     print(f"{len(names)} files in {folder / 'released'}")
+    if (
+        folder.resolve() == default_reports_dir().resolve()
+    ):  # the suite of this checkout, not another folder's
+        docs = notebooks_dir().parent / "docs" / "results.md"
+        docs.write_text(results_markdown(folder / "released"), encoding="utf-8")
     return 0

@@ -13,7 +13,7 @@ from .._paths import notebooks_dir
 from ..errors import DataError, ParameterError, UnknownNameError
 from ..notebooks import validate
 from ..parameters import PARAMS, CommonParams, params_for
-from . import default_reports_dir, stem
+from . import stem
 
 __all__ = [
     "Job",
@@ -140,8 +140,7 @@ def _words(name: str, value: Any) -> list[str]:
 def papermill_line(job: Job) -> str:
     """Return the plain command that makes this report's notebook in its place, quoted for a shell."""
     values = changed(job)
-    if job.out_dir.resolve() != default_reports_dir().resolve():
-        values.setdefault("results_dir", str(job.path("")))
+    values.setdefault("results_dir", str(job.path("")))
     return _papermill(without_braces(job.notebook), without_braces(job.path(".ipynb")), values)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError
+from .digest import write_figures
 from .index import write_index
 
 __all__ = ["LIMIT", "release", "smaller"]
@@ -85,8 +86,9 @@ def release(folder: Path, target: Path) -> list[str]:
         (fresh / f"{about['stem']}.json").write_text(
             json.dumps(shown, indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
+    write_figures(fresh)
     write_index(fresh)
-    size = sum(path.stat().st_size for path in fresh.iterdir())
+    size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())
     if size > LIMIT:
         shutil.rmtree(fresh)
         raise DataError(f"these reports are not released\n  {size / 1e6:.1f} MB, {LIMIT / 1e6:g} MB at most")

@@ -1,0 +1,85 @@
+"""The released reports as Markdown with pictures, for readers who see files and no pages."""
+
+from __future__ import annotations
+
+import json
+import re
+from base64 import b64decode
+from pathlib import Path
+from typing import Any
+
+from bs4 import BeautifulSoup, Tag
+
+from .layout import CHIPS
+
+__all__ = ["first_figure", "results_markdown", "write_figures"]
+
+#: folder of the pictures, in that of the released reports
+FIGURES = "figures"
+#: what HTML writes in lower case and XML does not; and the colours of a page on white paper
+_XML = {"viewbox=": "viewBox=", "<clippath": "<clipPath", "</clippath": "</clipPath", "currentColor": "#000000",
+        "var(--page)": "#ffffff", "var(--soft)": "#6e6e6e"}  # fmt: skip
+_SPACES = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
+
+
+def first_figure(page: str) -> tuple[str, bytes, str] | None:
+    """Return ending, bytes and alt text of the first figure of a page; None where it has none."""
+    figure = BeautifulSoup(page, "html.parser").find("figure")
+    drawing = figure.find(["svg", "img"]) if isinstance(figure, Tag) else None
+    if not isinstance(drawing, Tag):
+        return None
+    if drawing.name == "img":
+        data = str(drawing["src"]).partition("base64,")[2]
+        return ".png", b64decode(data), str(drawing.get("alt", ""))
+    text = str(drawing)
+    for html, xml in _XML.items():
+        text = text.replace(html, xml)
+    return ".svg", text.replace("<svg", f"<svg {_SPACES}", 1).encode(), str(drawing.get("aria-label", ""))
+
+
+def write_figures(released: Path) -> None:
+    """Write the first picture of every released page beside it."""
+    for about in _reports(released):
+        if found := first_figure((released / f"{about['stem']}.html").read_text(encoding="utf-8")):
+            (released / FIGURES).mkdir(exist_ok=True)
+            (released / FIGURES / f"{about['stem']}{found[0]}").write_bytes(found[1])
+
+
+def _reports(released: Path) -> list[dict[str, Any]]:
+    read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(released.glob("*.json"))]
+    return [about for about in read if about.get("status") == "done"]
+
+
+def results_markdown(released: Path) -> str:
+    """Return the released reports as Markdown: verdicts, and for each report its answer and its first picture."""
+    reports = _reports(released)
+    lines = ["# Results", "", "Made from the released reports by `python -m t2t_analysis report --release`; each title",
+             "links to its page, which holds every figure, null and interval.", ""]  # fmt: skip
+    for about in reports:
+        for ledger in about.get("verdicts", []):
+            lines += [
+                "## What holds",
+                "",
+                f"For {ledger['about']}.",
+                "",
+                "| claim | verdict | size |",
+                "| --- | --- | --- |",
+            ]
+            lines += [_claim(row) for row in ledger["verdicts"]] + [""]
+    for about in reports:
+        page = f"../reports/released/{about['stem']}.html"
+        lines += [f"## [{about['title']}]({page})", "", f"{about['model']} against {about['baseline']}.", ""]
+        lines += [str(sentence) + "\n" for sentence in about.get("findings", [])[:1]]
+        for picture in sorted((released / FIGURES).glob(f"{about['stem']}.*")):
+            lines += [f"![{about['title']}](../reports/released/{FIGURES}/{picture.name})", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _claim(row: dict[str, Any]) -> str:
+    """One line of the table, with what every kind of evidence says."""
+    evidence = row.get("evidence") or [
+        {"verdict": row["verdict"], "size": row.get("size") or row["numbers"][0]}
+    ]
+    verdicts = "<br>".join(f"{CHIPS.get(one['verdict'], '')} {one['verdict']}".strip() for one in evidence)
+    sizes = "<br>".join(re.sub(r"\s+", " ", str(one.get("size", ""))) for one in evidence)
+    return f"| {row['statement'].replace('|', '¦')} | {verdicts} | {sizes.replace('|', '¦')} |"
