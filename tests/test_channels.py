@@ -520,7 +520,7 @@ def test_the_grid_draws_three_scales_and_frames_what_the_measure_says():
         colours = [patch.get_edgecolor()[:3] for patch in ax.patches]
         assert len(colours) == 4
         assert len(set(colours)) == 2
-    assert "2 of the 9 drawn and 2 of all 192 invalid" in figure.caption
+    assert "2 of 9 drawn invalid (of all 192: 2)" in figure.caption
     assert figure.png()[:4] == b"\x89PNG"
     with pytest.raises(UnknownNameError, match="common"):
         plots.feature_map_grid(drawn, ["comon"])

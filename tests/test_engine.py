@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import nn
 
 from t2t_analysis.capture import capture
-from t2t_analysis.errors import DataError, T2TError
+from t2t_analysis.errors import DataError, T2TError, UnknownNameError
 from t2t_analysis.measures import LayerCKA, Measure, accumulate, collect, measure
 from t2t_analysis.measures.base import MeasureBatch, View, add_by_group, grouped_estimate
 from t2t_analysis.results import Result
@@ -418,3 +418,19 @@ def test_memory_does_not_grow_with_the_images():
 def test_a_compiled_or_foreign_module_is_refused():
     with pytest.raises(T2TError):
         run(nn.Linear(3, 3), TokenNorm())
+
+
+def test_accumulators_of_other_models_or_numbers_of_images_do_not_merge():
+    asked = TokenNorm()
+    (first,) = accumulate(tiny(), IMAGES.split(8), asked, progress=False, labels=["a"])
+    (other,) = accumulate(tiny(), IMAGES.split(8), asked, progress=False, labels=["b"])
+    with pytest.raises(T2TError, match=r"of a \(.* and of token_norm of b"):
+        first.merge_state(other)
+    other.views, other.n_expected = first.views, 7
+    with pytest.raises(T2TError, match="7 images"):
+        first.merge_state(other)
+
+
+def test_autocast_takes_a_dtype_at_its_word():
+    with pytest.raises(UnknownNameError, match="did you mean 'float16'"):
+        measure(tiny(), IMAGES.split(8), TokenNorm(), progress=False, autocast="flaot16")

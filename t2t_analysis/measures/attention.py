@@ -186,7 +186,9 @@ def head_numbers(patches: Tensor, cls: Tensor | None, layout: capture.TokenLayou
     distance = key_distance(layout.grid, pitch, device=patches.device)
     keys, prefix = patches[..., layout.prefix :], layout.prefix
     none = patches.new_full(patches.shape[:2], math.nan)
-    share, key = sink_mass(patches)
+    columns = patches.mean(-2)
+    share = columns.amax(-1)
+    ties = (columns >= share[..., None] * (1 - 1e-5)).to(share.dtype)  # uniform attention has no one key
     pixels = attention_distance(keys, distance)
     return torch.stack(
         [
@@ -197,7 +199,7 @@ def head_numbers(patches: Tensor, cls: Tensor | None, layout: capture.TokenLayou
             none if cls is None else prefix_attention(patches, 1),
             prefix_attention(patches, prefix) if prefix else none,
             share,
-            (key < prefix).to(share.dtype) if prefix else none,
+            ties[..., :prefix].sum(-1) / ties.sum(-1) if prefix else none,
         ],
         dim=-1,
     ).double()

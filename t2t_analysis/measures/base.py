@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from .. import capture
+from ..errors import T2TError
 from ..results import Result
 from .sums import Estimate, add_by_group, add_finite, grouped_estimate, mean_estimate
 from .view import View, layer_of
@@ -185,9 +186,22 @@ class Measure(Metric):
         self.update(batch)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
-        """Add the states of an accumulator that saw other images."""
+        """Add the states of an accumulator that saw other images.
+
+        Raises
+        ------
+        T2TError : the other one is of another measure, of other models or weights, or of another number of images.
+        """
+        if isinstance(incoming_state, Measure) and self._about() != incoming_state._about():
+            raise T2TError(f"cannot merge accumulators of {self._about()} and of {incoming_state._about()}")
         self._computed = None  # torchmetrics would go on answering from before the merge
         super().merge_state(incoming_state)
+
+    def _about(self) -> str:
+        """What an accumulator counts, in words: shards of one run have the same."""
+        models = " and ".join(f"{view.label} ({view.weights})" for view in self.views)
+        n = "so far unknown images" if self.n_expected is None else f"{self.n_expected} images"
+        return f"{self.name} of {models} at {sum(map(len, self.wanted))} places, {self.groups} groups, {n}"
 
     def _wrap_compute(self, compute: Callable[[], Result]) -> Callable[[], Result]:
         # torchmetrics' own would copy the result field by field, which a frozen dataclass refuses.

@@ -42,6 +42,8 @@ KINDS = ("zero", "flat", "dead", "too_large")
 AREAS = (*(f"{kind}_area" for kind in KINDS), "invalid_area")
 EPS_UNIT, LARGE_UNIT = "threshold eps, fraction of the layer's level", "threshold k, multiples of the level"
 MIXED = "the layer's own values shuffled over tokens and channels"
+#: of so many images of a batch one is shuffled for the null
+EVERY = 4
 EVERYWHERE = "_in_every_image"
 
 
@@ -131,9 +133,9 @@ class InvalidChannels(ImageMeans):
     Wilson's over channels. ``exact_zero``: fraction of values that are exactly 0. Each is given for every place,
     headlines also as mean over layers (``blocks.*.resid_post``).
 
-    Null: the layer's own values shuffled over tokens and channels (fixed seed). Shuffling over tokens alone
-    changes none of these numbers, since they do not depend on where in the map a value is. For random weights,
-    measure a `random_twin` beside the model.
+    Null: the layer's own values shuffled over tokens and channels (fixed seed), for every fourth image of a batch.
+    Shuffling over tokens alone changes none of these numbers, since they do not depend on where in the map a value is.
+    For random weights, measure a `random_twin` beside the model.
 
     Parameters
     ----------
@@ -164,14 +166,18 @@ class InvalidChannels(ImageMeans):
 
     def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
         """Areas, curves and zeros (B, 2, 5 + T + 1) and extremes (2, 4, C) of values and null."""
-        x = positions(obs).double()
-        zeros = (x == 0).double().mean((-2, -1))
-        numbers, extremes = [], []
-        for ratios, exact in zip(map(channel_ratios, (x, mixed(x))), (zeros, zeros * torch.nan), strict=True):
+        x = positions(obs)
+        zeros = 1 - x.count_nonzero((-2, -1)).double() / x[0].numel()
+        some = slice(None, None, EVERY)  # the null is the same for all images, but for noise
+        numbers = x.new_full((len(x), 2, len(AREAS) + self.points + 1), torch.nan, dtype=torch.float64)
+        numbers[:, 0, -1] = zeros
+        extremes = []
+        for version, (rows, values) in enumerate(((slice(None), x), (some, mixed(x[some])))):
+            ratios = Ratios(*(ratio.double() for ratio in channel_ratios(values)))
             areas = stacked_areas(ratios).mean(-1)
-            numbers.append(torch.cat([areas, stacked_curves(ratios), exact[:, None]], dim=-1))
+            numbers[rows, version, :-1] = torch.cat([areas, stacked_curves(ratios)], dim=-1)
             extremes.append(torch.stack([*ratios, -ratios.peak], dim=1).amax(0))
-        return torch.stack(numbers, dim=1), torch.stack(extremes)
+        return numbers, torch.stack(extremes)
 
     def update(self, batch: MeasureBatch) -> None:
         """Add areas, curves and zeros; keep extremes."""
@@ -222,9 +228,10 @@ class InvalidChannels(ImageMeans):
         if not images:
             return
         extreme = self.extreme[i, ..., : self.widths[i]].cpu()  # (2, 4, C)
-        words = f"holds in each of {images} images"
+        words, shuffled = f"holds in each of {images} images", int(self.count[:, i, 1, 0].sum())
         row = self.row(self.names[i], tokens="patch", value_unit="fraction of channels", interval="Wilson",
-                       n=self.widths[i], unit="channel", null_kind=MIXED)  # fmt: skip
+                       n=self.widths[i], unit="channel",
+                       null_kind=f"{MIXED}, in each of {shuffled} images")  # fmt: skip
         for quantities, shares, estimator in (
             (
                 {"quantity": _objects([area + EVERYWHERE for area in AREAS])},

@@ -37,7 +37,7 @@ def measure(
     *,
     device: str | torch.device | None = None,
     labels: Sequence[str] | None = None,
-    autocast: bool | torch.dtype = False,
+    autocast: bool | str | torch.dtype = False,
     progress: bool = True,
 ) -> Results:
     """Answer all ``measures`` in one pass over the images.
@@ -53,7 +53,7 @@ def measure(
         tensors, which are then numbered in order and shown to all models as they are.
     device : where the models run; they are put back afterwards. Default: where the first one is.
     labels : names of the models in the result. Default: architecture names.
-    autocast : True for bfloat16, or a dtype; the measures themselves always run outside autocast.
+    autocast : True for bfloat16, or a dtype or its name; the measures themselves always run outside autocast.
 
     Models run in eval mode without graph, in the precision of their weights, and get back the training mode they
     had. Under torch.distributed every process is given its own share of the images and all get the result for all
@@ -78,7 +78,7 @@ def accumulate(
     *,
     device: str | torch.device | None = None,
     labels: Sequence[str] | None = None,
-    autocast: bool | torch.dtype = False,
+    autocast: bool | str | torch.dtype = False,
     progress: bool = True,
 ) -> list[Measure]:
     """As `measure`, but return the accumulators: copies of ``measures``, bound and fed.
@@ -233,11 +233,11 @@ def _feed(
     views: list[View],
     batch: _Batch,
     shown: Mapping[int, Tensor],
-    autocast: bool | torch.dtype,
+    autocast: bool | str | torch.dtype,
 ) -> None:
     """Run every model over its images of one batch, then update every accumulator with what its hooks reduced."""
     takers = {id(view): [_Taker(a, {}, {}) for a in accumulators if view in a.views] for view in views}
-    dtype = autocast if isinstance(autocast, torch.dtype) else torch.bfloat16
+    dtype = _autocast_dtype(autocast)
     for view in views:
         handlers = _handlers(view, takers[id(view)])
         if handlers:
@@ -254,6 +254,16 @@ def _feed(
             batch.photographs,
         )  # fmt: skip
         accumulator.feed(fed, [t.nonfinite for t in own])
+
+
+def _autocast_dtype(autocast: bool | str | torch.dtype) -> torch.dtype:
+    """bfloat16 for True; a dtype, or the name of one, is taken at its word."""
+    if isinstance(autocast, torch.dtype | bool):
+        return autocast if isinstance(autocast, torch.dtype) else torch.bfloat16
+    known = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+    if autocast not in known:
+        raise UnknownNameError("autocast", str(autocast), known)
+    return known[autocast]
 
 
 @dataclass(eq=False)

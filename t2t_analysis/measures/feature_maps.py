@@ -71,10 +71,13 @@ def channel_ratios(maps: Tensor) -> Ratios:
     >>> channel_ratios(x).peak.tolist(), channel_ratios(x).flat.tolist()
     ([0.5, 0.0, 1.5], [0.5, 0.0, 0.0])
     """
-    x = maps.double()
-    peak = x.abs().amax(-2)
-    spread = (x - x.mean(-2, keepdim=True)).square().mean(-2).sqrt()
-    level = _median_of_live(x.square().mean(-2).sqrt())
+    x = maps.to(torch.promote_types(maps.dtype, torch.float32))
+    low, high = x.aminmax(dim=-2)
+    peak = torch.maximum(-low, high)
+    mean = x.mean(-2, keepdim=True)
+    variance = (x - mean).square().mean(-2)
+    spread = variance.sqrt()
+    level = _median_of_live((variance + mean.squeeze(-2).square()).sqrt())
     return Ratios(_over(peak, level), _over(spread, level), _over(spread, _median_of_live(spread)))
 
 
