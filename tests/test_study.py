@@ -545,6 +545,15 @@ def test_effects_are_students_t_of_contrasts_within_seeds():
     assert again.loc["tokeniser_effect_wide", "n"] == 5
 
 
+def test_without_a_run_there_is_a_reason_and_what_the_paper_prints():
+    empty = table._typed(pd.DataFrame(), table.COLUMNS, "made")
+    result = effects.effects(empty, "torch/cifar100")
+    assert result.notes[0].startswith("no runs of task 'train' on 'torch/cifar100'")
+    assert result.frame["quantity"].str.endswith("_published").all()
+    runs, _ = effects.runs_so_far(empty)
+    assert runs.empty
+
+
 def test_sides_without_a_common_seed_are_compared_by_welchs_t():
     from scipy.stats import ttest_ind
 

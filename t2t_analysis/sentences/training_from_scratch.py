@@ -98,6 +98,8 @@ def study_findings(result: Result, runs: pd.DataFrame) -> list[str]:
     result : of `training.effects.effects`.
     runs : rows of the study's table that it rests on.
     """
+    if runs.empty:
+        return [f"No verdict yet: {result.notes[0]}."]
     known = [(name, _sentence(result, name)) for name in _EFFECTS]
     sentences = [text for _, text in known if text]
     against = [text for text in sentences if "contrary to the paper" in text]

@@ -21,10 +21,14 @@ from ..results import Result
 from . import rates
 from .design import CORNERS, FRACTION_CELLS, HORIZONS, IDEAS
 
-__all__ = ["CONTRASTS", "FOLLOWED", "PUBLISHED", "contrast", "effects", "runs_of"]
+__all__ = ["CONTRASTS", "FOLLOWED", "PUBLISHED", "contrast", "effects", "runs_of", "runs_so_far"]
 
 HARD_DEEP, HARD_WIDE, SOFT_DEEP, SOFT_WIDE = CORNERS
 Weights = Mapping[str, float]
+
+
+class NoRunsError(DataError):
+    """The table has no run of what is asked for."""
 
 
 def _difference(plus: Iterable[str], minus: Iterable[str]) -> dict[str, float]:
@@ -175,13 +179,13 @@ def runs_of(
     """
     rows = _all_lengths(table, data, task, source, optimizer)
     if rows.empty:
-        raise DataError(
+        raise NoRunsError(
             f"no runs of task {task!r} on {data!r} in the table; python -m t2t_analysis study --data {data} adds them"
         )
     there = sorted(map(int, rows["epochs"].unique()))
     rows = rows[rows["epochs"] == (_longest(rows) if epochs is None else epochs)]
     if rows.empty:
-        raise DataError(f"no runs of {epochs} epochs on {data!r}; there are runs of {there}")
+        raise NoRunsError(f"no runs of {epochs} epochs on {data!r}; there are runs of {there}")
     if rows["data_hash"].nunique() > 1:
         raise DataError(f"runs on {data!r} saw different pixels: {dict(rows['data_hash'].value_counts())}")
     lengths = rows["source_run"].str.extract(r"__e(\d+)__", expand=False)
@@ -190,6 +194,14 @@ def runs_of(
             f"runs on {data!r} start from weights of {sorted(set(lengths))} epochs: keep them apart"
         )
     return rows
+
+
+def runs_so_far(table: pd.DataFrame, *args: Any, **kwargs: Any) -> tuple[pd.DataFrame, list[str]]:
+    """What ``runs_of`` returns; without a run no rows, and why there are none."""
+    try:
+        return runs_of(table, *args, **kwargs), []
+    except NoRunsError as error:
+        return table.iloc[:0], [str(error)]
 
 
 def _all_lengths(table: pd.DataFrame, data: str, task: str, source: str, optimizer: str) -> pd.DataFrame:
@@ -465,30 +477,30 @@ def effects(
     -------
     Result
         Named study_effects. Accuracy and effects are fractions of the test images (0.01 is one point). What cannot be
-        estimated is named in the notes.
+        estimated is named in the notes; without a run that is everything but the rates that were tried.
     """
     from .table import read_runs
 
     table = read_runs() if table is None else table
-    rows = runs_of(table, data, epochs=epochs, task=task, source=source)
-    length = int(rows["epochs"].iloc[0])
+    rows, absent = runs_so_far(table, data, epochs=epochs, task=task, source=source)
     contrasts, missing = contrast_rows(rows)
     efficiency, too_few = efficiency_rows(rows)
     found = cell_rows(rows) + contrasts + efficiency
-    if task == "train":
+    if task == "train" and len(rows):
         every = _all_lengths(table, data, task, source, "muon")
         found += length_rows(every[every["data_hash"] == rows["data_hash"].iloc[0]])
-        found += adamw_rows(table, data, length) + rate_rows(data)
-    found += published_rows(task, data)
-    notes = [*missing, *too_few]
+        found += adamw_rows(table, data, int(rows["epochs"].iloc[0]))
+    found += (rate_rows(data) if task == "train" else []) + published_rows(task, data)
+    notes = absent or [*missing, *too_few]
     if rows["reduced"].any():
         last = f", the last length is {HORIZONS[data][-1]}" if data in HORIZONS else ""
-        notes.insert(0, f"reduced: {length} epochs{last}")
+        notes.insert(0, f"reduced: {int(rows['epochs'].iloc[0])} epochs{last}")
     notes.append(
         "published differences are of single ImageNet runs of models 25 times as large: beside ours for their sign, "
         "not on the same scale"
     )
-    return Result("study_effects", pd.DataFrame(found), _meta(rows), tuple(notes))
+    meta = _meta(rows) if len(rows) else {"data": data, "task": task, "source": source, "runs": 0}
+    return Result("study_effects", pd.DataFrame(found), meta, tuple(notes))
 
 
 def _meta(rows: pd.DataFrame) -> dict[str, Any]:
