@@ -525,6 +525,22 @@ def test_bundled_files_that_do_not_match_their_card(bundle):
     assert bundle.is_file()
 
 
+@pytest.mark.parametrize("beside", ["{", "[1]", '{"architecture": "vit"}', '{"model": 1}'])
+def test_a_json_file_that_is_no_card_is_left_alone(tmp_path, state, beside):
+    torch.save(state, tmp_path / "a.pth")
+    (tmp_path / "a.json").write_text(beside)
+    assert same(load_model(SOFT, tmp_path / "a.pth"), state)
+
+
+def test_a_card_of_somebody_else_says_no_more_than_numbers(bundle, state):
+    odd = {"test_accuracy": "good", "img_size": 10**9, "num_classes": "seven", "in_chans": None}
+    card = json.loads(bundle.with_suffix(".json").read_text()) | odd
+    bundle.with_suffix(".json").write_text(json.dumps(card))
+    model = load_model(SOFT, bundle)
+    assert model.provenance.accuracy is None
+    assert model.num_classes == 7
+
+
 # --- published --------------------------------------------------
 
 

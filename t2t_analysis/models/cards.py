@@ -16,7 +16,7 @@ from ..errors import CheckpointError, ParameterError
 from .download import file_sha256
 from .provenance import Accuracy, Kind, Provenance
 
-__all__ = ["DEFAULT_DATA", "bundled_weights", "from_card", "read_card", "save_weights"]
+__all__ = ["DEFAULT_DATA", "bundled_weights", "card_beside", "from_card", "read_card", "save_weights"]
 
 _CARD = (
     "model",
@@ -48,10 +48,20 @@ def read_card(path: Path) -> dict[str, Any]:
     return card
 
 
+def card_beside(path: Path) -> dict[str, Any]:
+    """The card of somebody's own weights file; empty where the ``.json`` beside it is missing or no card."""
+    try:
+        said = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return read_card(path) if isinstance(said, dict) and "sha256" in said else {}
+
+
 def from_card(card: Mapping[str, Any], kind: Kind, source: str) -> Provenance:
     """What a card says of the origin of its weights."""
-    measured: dict[str, Any] = card["test_accuracy"] or {}
-    known = {key: measured[key] for key in Accuracy._fields if key in measured}
+    measured: Any = card["test_accuracy"]
+    numbers = measured.items() if isinstance(measured, Mapping) else ()
+    known = {key: n for key, n in numbers if key in Accuracy._fields and isinstance(n, int | float)}
     return Provenance(
         kind,
         source,

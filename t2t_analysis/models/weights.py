@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from .._paths import cache_dir
 from ..errors import CheckpointError, DownloadError, ParameterError, UnknownNameError
-from .cards import DEFAULT_DATA, bundled_weights, from_card, read_card
+from .cards import DEFAULT_DATA, bundled_weights, card_beside, from_card, read_card
 from .checkpoint import Checkpoint, Fit, fit, native_img_size, read_checkpoint
 from .download import fetch, file_sha256
 from .hub import hub_file, timm_file
@@ -226,7 +226,7 @@ def _random(request: _Request) -> tuple[nn.Module, Provenance]:
 
 def _file(request: _Request, path: str) -> tuple[nn.Module, Provenance]:
     checkpoint = read_checkpoint(path)
-    card = read_card(checkpoint.path) if checkpoint.path.with_suffix(".json").is_file() else {}
+    card = card_beside(checkpoint.path)
     origin = (
         Provenance("file", str(path), model=request.name) if not card else from_card(card, "file", str(path))
     )
