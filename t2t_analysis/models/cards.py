@@ -61,7 +61,9 @@ def from_card(card: Mapping[str, Any], kind: Kind, source: str) -> Provenance:
     """What a card says of the origin of its weights."""
     measured: Any = card["test_accuracy"]
     numbers = measured.items() if isinstance(measured, Mapping) else ()
-    known = {key: n for key, n in numbers if key in Accuracy._fields and isinstance(n, int | float)}
+    known: dict[str, Any] = {
+        key: n for key, n in numbers if key in Accuracy._fields and isinstance(n, int | float)
+    }
     return Provenance(
         kind,
         source,
