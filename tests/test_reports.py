@@ -17,7 +17,6 @@ from typing import Any
 from urllib.parse import unquote
 
 import nbformat
-import pandas as pd
 import pytest
 from matplotlib.figure import Figure as Drawing
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
@@ -31,8 +30,6 @@ from t2t_analysis.reports.export import Page, to_html
 from t2t_analysis.reports.index import write_index
 from t2t_analysis.reports.mathml import to_mathml
 from t2t_analysis.reports.plan import available, papermill_line, plan
-from t2t_analysis.results import Result
-from t2t_analysis.sentences.head_redundancy import _head_verdict, head_conclusions
 
 SPEC = {
     "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"},
@@ -649,46 +646,3 @@ def test_every_notebook_of_the_suite_makes_a_report(name: str, made: Made) -> No
 
 
 # ------------------------------------------------------------------------------------------------- sentences
-
-
-def _differences(low: float, high: float, weights: str = "bundled a | bundled b") -> Result:
-    shared = {"model": "t2t_vit_14", "model_b": "deit_small_patch16_224", "weights": weights, "n": 64}
-    middle = (low + high) / 2
-    rows = [
-        {"quantity": "cosine_centred", "value": middle, "low": low, "high": high},
-        {"quantity": "js_divergence", "value": -middle, "low": -high, "high": -low},
-    ]
-    return Result("head_similarity", pd.DataFrame([row | shared for row in rows]))
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "words"),
-    [
-        (
-            -0.20,
-            -0.10,
-            "rises more (or falls less) in `deit_small_patch16_224` than in `t2t_vit_14`, as the paper claims",
-        ),
-        (
-            0.10,
-            0.20,
-            "rises more (or falls less) in `t2t_vit_14` than in `deit_small_patch16_224`, contrary to the paper",
-        ),
-        (-0.01, 0.04, "changes with depth by the same amount"),
-        (-0.08, -0.02, "Inconclusive"),
-    ],
-)
-def test_a_verdict_follows_the_rule(low: float, high: float, words: str) -> None:
-    row = _differences(low, high).frame.iloc[0]
-    assert words in _head_verdict(row, row["model"], row["model_b"], untrained=False)
-    assert "No verdict" in _head_verdict(row, row["model"], row["model_b"], untrained=True)
-
-
-def test_conclusions_know_that_a_small_divergence_means_alike_and_give_none_untrained() -> None:
-    said = head_conclusions([_differences(-0.2, -0.1)], "t2t_vit_14", "deit_small_patch16_224")
-    assert said[0] == "Centred cosine of attention maps: −0.150 [−0.200, −0.100], beyond −0.05."
-    assert said[-1].startswith("All of them")
-    weights = "UNTRAINED (random weights, seed 0) | bundled b"
-    assert head_conclusions([_differences(-0.2, -0.1, weights)], "a", "b")[-1].startswith("No verdict")
-    split = [_differences(-0.2, -0.1), _differences(0.1, 0.2)]
-    assert "do not all say the same" in head_conclusions(split, "a", "b")[-1]

@@ -20,7 +20,7 @@ from ..models.provenance import confounds
 from ..results import Result
 from ..training.design import CORNERS, cell_of, horizons_of
 from ..training.effects import CONTRASTS, contrast, effects, runs_of
-from .headlines import HEADLINES, as_dict, models_headlines, pair_differences, read_headlines
+from .headlines import HEADLINES, as_dict, models_headlines, pair_differences, pair_order, read_headlines
 from .premise import premise_evidence
 
 __all__ = ["controlled_evidence", "cost_rows", "gather", "pair_evidence", "seed_evidence", "seed_ledgers"]
@@ -186,17 +186,23 @@ def _contrasts(headline: str) -> list[str]:
 
 
 def pair_evidence(models: Mapping[str, Any], images: Any, *, seed: int = 0) -> Result:
-    """Headlines of two models over the same images: the first of ``models`` minus the second; and the costs.
+    """Headlines of two models over the same images, soft split minus hard split; and the costs.
 
     The unit is the image, or the head: an interval says how sure the number is for these weights, and nothing of other
-    training runs. Random weights are marked in the ``weights`` column.
+    training runs. Random weights are marked in the ``weights`` column. Where both models split alike there is no such
+    difference, and only the costs are left.
     """
-    model, baseline = models
+    order = pair_order(models)
+    if order is None:
+        return Result("evidence", pd.DataFrame(list(cost_rows())), {}, (_ALIKE,))
     results, notes = models_headlines(models, images, seed=seed)
-    rows = [*pair_differences(results, model, baseline), *cost_rows()]
+    rows = [*pair_differences(results, *order), *cost_rows()]
     for row in rows:
-        row.setdefault("model", model)
-    return Result("evidence", pd.DataFrame(rows), {"models": [model, baseline]}, tuple(notes))
+        row.setdefault("model", order[0])
+    return Result("evidence", pd.DataFrame(rows), {"models": list(order)}, tuple(notes))
+
+
+_ALIKE = "both models split alike, and the claim compares a soft split with a hard one"
 
 
 # ------------------------------------------------------------------------------------------ costs

@@ -18,7 +18,8 @@ from ..errors import DataError, UnknownNameError
 from ..results import COLUMNS, Result, tidy
 
 __all__ = [
-    "HEADLINES", "TABLE", "Headline", "measure_runs", "models_headlines", "pair_differences", "read_headlines",
+    "HEADLINES", "TABLE", "Headline", "measure_runs", "models_headlines", "pair_differences", "pair_order",
+    "read_headlines",
 ]  # fmt: skip
 
 #: file of the headlines of the study's runs, beside its table
@@ -146,22 +147,28 @@ def models_headlines(
     return results, notes
 
 
-def pair_differences(results: Mapping[str, Result], model: str, baseline: str) -> list[dict[str, Any]]:
-    """Rows of tidy results: each headline's difference, model minus baseline, with the headline's name as quantity.
+def pair_order(models: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Labels of two models, soft split first, as every claim has it; None if both or neither have one."""
+    from .._names import has_soft_split
 
-    A headline without a difference gives one row per model, named ``<headline>:model`` and ``<headline>:baseline``.
+    if len(models) != 2:
+        return None
+    first, second = models
+    soft = [has_soft_split(model.provenance.model) for model in models.values()]
+    return None if soft[0] == soft[1] else (first, second) if soft[0] else (second, first)
+
+
+def pair_differences(results: Mapping[str, Result], model: str, baseline: str) -> list[dict[str, Any]]:
+    """Rows of each headline's difference, model minus baseline, with the headline's name as quantity.
+
+    Headlines whose measure is not among the results are passed over.
     """
-    rows: list[dict[str, Any]] = []
-    for name, headline in HEADLINES.items():
-        result = results[headline.measure]
-        if headline.paired:
-            row = headline.difference(result, model, baseline)
-            rows += [] if row is None else [as_dict(row) | {"quantity": name}]
-            continue
-        for part, label in (("model", model), ("baseline", baseline)):
-            row = headline.row(result.frame, label)
-            rows += [] if row is None else [as_dict(row) | {"quantity": f"{name}:{part}"}]
-    return rows
+    rows = {
+        name: headline.difference(results[headline.measure], model, baseline)
+        for name, headline in HEADLINES.items()
+        if headline.paired and headline.measure in results
+    }
+    return [as_dict(row) | {"quantity": name} for name, row in rows.items() if row is not None]
 
 
 # ------------------------------------------------------------------------------------------ runs of the study

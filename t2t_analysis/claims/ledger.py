@@ -19,6 +19,7 @@ import pandas as pd
 
 from .. import stats
 from ..results import Result
+from ..training.design import horizons_of
 from . import entries
 from .base import KINDS, Claim, Effect, Kind
 from .rule import NOT_TESTED, SMALLEST, VERDICTS, Judgement, Row, judge, overall
@@ -86,14 +87,14 @@ def ledger(evidence: Result, kind: Kind | None = None, claims: Iterable[Claim] |
     DataFrame
         Columns claim, statement, said, kind, basis (what the verdict rests on), effect, deciding, compared, value, low,
         high (95 %), low_all, high_all (for all effects at once), null, bound, p (of the minimal-effect null), p_holm
-        (corrected over the deciding effects), p_same (of equivalence), n, unit, direction, smallest, verdict, reason
-        (what an unsettled effect lacks), notebook, change.
+        (corrected over the deciding effects), p_same (of equivalence), n, unit, direction, smallest, quantity (see
+        `quantities`), verdict, reason (what an unsettled effect lacks), notebook, change.
     """
     kind = kind or evidence.meta.get("kind", "controlled")
-    rows = []
+    rows, short = [], _too_short(evidence, kind)
     for claim in all_claims() if claims is None else claims:
         effects = claim.of_kind(kind) or (Effect("", next(iter(SMALLEST))),)
-        rows += [_about(claim, effect, kind) | _judged(evidence, effect, kind) for effect in effects]
+        rows += [_about(claim, effect, kind) | _judged(evidence, effect, kind, short) for effect in effects]
     frame = pd.DataFrame(rows)
     counted = frame["deciding"] & frame["p"].notna()
     frame["p_holm"] = math.nan
@@ -106,11 +107,25 @@ def _about(claim: Claim, effect: Effect, kind: Kind) -> dict[str, Any]:
         "claim": claim.name, "statement": claim.premise if kind == "premise" and claim.premise else claim.statement,
         "said": claim.said, "kind": kind, "basis": KINDS[kind], "effect": effect.words,
         "deciding": effect.deciding, "direction": effect.direction, "smallest": SMALLEST[effect.smallest],
-        "bound": effect.bound, "notebook": claim.notebook, "change": claim.change,
+        "bound": effect.bound, "quantity": _quantity(effect, kind), "notebook": claim.notebook, "change": claim.change,
     }  # fmt: skip
 
 
-def _judged(evidence: Result, effect: Effect, kind: Kind) -> dict[str, Any]:
+def _quantity(effect: Effect, kind: Kind) -> str:
+    """Name by which the value is described and written."""
+    name = str(getattr(effect, kind))
+    return f"{name}_difference" if kind == "pair" and not name.startswith("cost:") else name
+
+
+def _too_short(evidence: Result, kind: Kind) -> str:
+    """Why runs of this length are not judged; empty for those of the last length of the design."""
+    if kind != "controlled" or "epochs" not in evidence.meta:
+        return ""
+    epochs, last = evidence.meta["epochs"], horizons_of(evidence.meta["data"])[-1]
+    return f"runs of {epochs} epochs, and those of {last} are judged" * (epochs < last)
+
+
+def _judged(evidence: Result, effect: Effect, kind: Kind, short: str = "") -> dict[str, Any]:
     """Numbers of the effect's row in the evidence, and the verdict; or why there are none."""
     row = _found(evidence, getattr(effect, kind))
     if isinstance(row, str):
@@ -121,6 +136,8 @@ def _judged(evidence: Result, effect: Effect, kind: Kind) -> dict[str, Any]:
         found = Judgement(NOT_TESTED, reason=str(row["interval"]))
     sides = [str(row[name]) for name in ("model", "model_b") if pd.notna(row[name])]
     unit = "" if pd.isna(row["unit"]) else str(row["unit"])
+    if short and unit in ("run", "seed"):
+        found = Judgement(NOT_TESTED, reason=short)
     joined = " over " if unit == "model" else " minus "  # costs are ratios
     return {name: _number(row, name) for name in _NUMBERS} | _columns(found) | {
         "n": 0 if pd.isna(row["n"]) else int(row["n"]), "unit": unit,
@@ -144,7 +161,13 @@ def _found(evidence: Result, quantity: str) -> pd.Series | str:
     if len(rows) == 1 and pd.notna(rows.iloc[0]["value"]):
         return rows.iloc[0]
     contrast, _, of = quantity.partition(":")
-    starts = (f"{contrast} of {of} not", f"{contrast} not", "random weights", "no runs")
+    starts = (
+        f"{contrast} of {of} not",
+        f"{contrast} not",
+        "random weights",
+        "no runs",
+        "both models split alike",
+    )
     said = (note for start in starts for note in evidence.notes if note.startswith(start))
     return next(said, f"no {quantity} in the evidence")
 

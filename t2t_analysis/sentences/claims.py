@@ -7,19 +7,16 @@ from typing import Any
 
 import pandas as pd
 
-from .._show import code
-from ..claims.ledger import VERDICTS, all_claims, claim_named, ledger, overall, summary
-from ..claims.premise import endpoint_rows
+from ..claims.ledger import VERDICTS, claim_named, overall, summary
 from ..claims.rule import SMALLEST
-from ..errors import T2TError
-from ..results import Result
-from .words import interval, listed, number
+from ..quantities import quantity
+from .words import listed
 
 __all__ = [
     "claim_findings",
+    "effect_words",
     "effects_table",
     "missing_weights",
-    "premise_findings",
     "printed_table",
     "rule_sentences",
     "seed_sentences",
@@ -50,61 +47,38 @@ def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
     return [first, *(_claim(row, frame) for row in _rows(verdicts) if row["verdict"] in _SETTLED)]
 
 
-def premise_findings(models: Mapping[str, Any], results: Mapping[str, Result], notebook: str) -> list[str]:
-    """What each trained model says by itself to what the notebook's claim takes for granted.
-
-    Parameters
-    ----------
-    models
-        Label -> model. Random weights get no verdict.
-    results
-        By the name of the measure; from them come the endpoints.
-    notebook
-        Claims whose evidence it shows are judged.
-    """
-    claims = [claim for claim in all_claims() if claim.notebook == notebook and claim.premise]
-    lines = []
-    for label, model in models.items():
-        try:
-            rows = [] if model.provenance.untrained else endpoint_rows(label, model, results)
-        except T2TError as error:
-            lines.append(f"Of {code(label)} alone nothing is judged: {error}.")
-            continue
-        if not rows:
-            continue
-        evidence = Result("evidence", rows, {})  # type: ignore[arg-type]
-        frame = ledger(evidence, "premise", claims)
-        for row in _rows(summary(frame)):
-            effects = " ".join(map(_effect, _rows(frame[frame["claim"] == row["claim"]])))
-            lines.append(f"Of {code(label)} alone, “{row['statement']}”: **{row['verdict']}**. {effects}")
-    return lines
-
-
 def _names(verdicts: pd.DataFrame, verdict: str) -> list[str]:
     return [str(name) for name in verdicts.loc[verdicts["verdict"] == verdict, "claim"]]
 
 
 def _claim(row: pd.Series, frame: pd.DataFrame) -> str:
     effects = frame[(frame["claim"] == row["claim"]) & frame["deciding"]]
-    return f"**{row['claim']}**: {row['verdict']}. {' '.join(map(_effect, _rows(effects)))}"
+    return f"**{row['claim']}**: {row['verdict']}. {' '.join(map(effect_words, _rows(effects)))}"
 
 
 def _rows(frame: pd.DataFrame) -> list[pd.Series]:
     return [row for _, row in frame.iterrows()]
 
 
-def _effect(row: pd.Series) -> str:
+def effect_words(row: pd.Series) -> str:
+    """One effect of a ledger: what is compared, value with interval, what it is held against, verdict."""
     words = str(row["effect"])
     words = words[0].upper() + words[1:]
     if row["verdict"] == "not tested":
         return f"{words}: not tested, {row['reason']}."
-    counted = "counted" if row["unit"] == "model" else f"corrected p {_p(row['p_holm'])}, {_units(row)}"
-    return f"{words}, {row['compared']}: {_shown(row)} ({counted}; {_against(row)}): {row['verdict']}."
+    both = " minus " in row["compared"] or " over " in row["compared"]
+    compared = f", {row['compared']}" if both else ""
+    counted = "counted" if row["unit"] == "model" else _units(row)
+    why = f", {row['reason']}" if row["reason"] else ""
+    return f"{words}{compared}: {_shown(row)} ({counted}; {_against(row)}): {row['verdict']}{why}."
 
 
 def _against(row: pd.Series) -> str:
     """What the effect is held against."""
-    return f"bound {row['bound']:g}" if row["bound"] else f"smallest effect that counts {row['smallest']:g}"
+    about = quantity(row["quantity"])
+    if row["bound"]:
+        return f"bound {about.number(row['bound'])}"
+    return f"smallest that counts {about.number(row['smallest'])}"
 
 
 def _units(row: pd.Series) -> str:
@@ -124,7 +98,9 @@ def effects_table(frame: pd.DataFrame) -> pd.DataFrame:
             "effect": [f"{row['effect']}{': ' * bool(row['compared'])}{row['compared']}" for row in rows],
             "claimed": [_claimed(row) for row in rows],
             "value [95 %]": ["" if pd.isna(row["value"]) else _shown(row) for row in rows],
-            "null": ["" if pd.isna(row["null"]) else number(row["null"]) for row in rows],
+            "null": [
+                "" if pd.isna(row["null"]) else quantity(row["quantity"]).number(row["null"]) for row in rows
+            ],
             "p (Holm)": [
                 "" if pd.isna(row["p"]) else f"{_p(row['p'])} ({_p(row['p_holm'])})" for row in rows
             ],
@@ -137,10 +113,10 @@ def effects_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _claimed(row: pd.Series) -> str:
     """What the claim says of the number, in terms of the smallest effect that counts."""
+    number = quantity(row["quantity"]).number
     if not row["direction"]:
-        return f"within ±{row['smallest']:g}"
-    bound = number(row["bound"] + row["direction"] * row["smallest"])
-    return f"{'above' if row['direction'] > 0 else 'below'} {bound}"
+        return f"within ±{number(row['smallest'])}"
+    return f"{'above' if row['direction'] > 0 else 'below'} {number(row['bound'] + row['direction'] * row['smallest'])}"
 
 
 def seed_table(ledgers: dict[str, pd.DataFrame]) -> pd.DataFrame:
@@ -168,7 +144,8 @@ def printed_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _shown(row: pd.Series) -> str:
-    return number(row["value"]) if row["low"] == row["high"] else interval(row)
+    about = quantity(row["quantity"])
+    return about.number(row["value"]) if row["low"] == row["high"] else about.interval(row)
 
 
 def _with_reason(row: pd.Series) -> str:

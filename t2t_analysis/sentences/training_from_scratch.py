@@ -2,119 +2,59 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
-from ..claims.rule import SMALLEST, place
+from ..claims.ledger import VERDICTS, all_claims, claim_named, ledger
+from ..quantities import quantity
 from ..results import Result
-from .words import listed
+from .claims import effect_words
+from .template import MOST, listed
 
 __all__ = ["cost_table", "recipe_sentences", "study_conclusions", "study_findings"]
 
-#: effect -> words, what the paper says of its sign, key of the smallest effect that counts
-_EFFECTS: dict[str, tuple[str, int, str]] = {
-    "tokeniser_effect": ("the soft split against the hard one, over both backbones", 1, "accuracy"),
-    "backbone_effect": (
-        "deep and narrow against shallow and wide, over both tokenisers",
-        1,
-        "backbone_accuracy",
-    ),
-    "interaction": ("the extra gain of the soft split on the deep backbone", 0, "accuracy"),
-    "t2t_minus_vit": ("soft and deep against hard and wide, T2T-ViT against ViT", 1, "accuracy"),
-    "performer_minus_convolution": (
-        "soft split against convolutions, over both backbones",
-        1,
-        "convolution_accuracy",
-    ),
-    "performer_minus_convolution_deep": ("soft split against convolutions, deep", 1, "convolution_accuracy"),
-    "gap_growth_per_halving": (
-        "growth of the gap, soft against hard, per halving of the images",
-        1,
-        "accuracy",
-    ),
-    "se_effect_performer": ("squeeze-and-excitation on the soft split", 1, "accuracy"),
-    "dense_effect_performer": ("dense connections on the soft split", -1, "accuracy"),
-    "ghost_effect_performer": ("ghost blocks on the soft split", -1, "accuracy"),
-    "resnext_effect_performer": ("twice the heads on the soft split", 0, "accuracy"),
-}
 
-
-def points(row: Any) -> str:
-    """Value and interval of a difference of fractions, in points.
-
-    >>> points({"value": 0.0312, "low": 0.01, "high": 0.05})
-    '+3.1 [+1.0, +5.0]'
-    """
-    value = f"{100 * row['value']:+.1f}"
-    if not pd.isna(row["low"]):
-        value += f" [{100 * row['low']:+.1f}, {100 * row['high']:+.1f}]"
-    return value.replace("-", "−")
-
-
-def _row(result: Result, quantity: str) -> pd.Series | None:
-    rows = result.frame[result.frame["quantity"] == quantity]
-    return rows.iloc[0] if len(rows) == 1 else None
-
-
-def _side(row: pd.Series, claimed: int, smallest: float) -> str:
-    """Where the interval lies, and whether that is what the paper says."""
-    if pd.isna(row["low"]):
-        return "one seed per cell, so no interval"
-    where = place(row["low"], row["high"], smallest)
-    if where in ("within", "across"):
-        return {"within": "too small to matter", "across": "not settled"}[where]
-    sign = 1 if where == "above" else -1
-    return (
-        {claimed: ", as the paper says", -claimed: ", contrary to the paper"}.get(sign, "") if claimed else ""
-    )
-
-
-def _sentence(result: Result, quantity: str) -> str | None:
-    words, claimed, key = _EFFECTS[quantity]
-    row = _row(result, quantity)
-    if row is None:
-        return None
-    said = _side(row, claimed, SMALLEST[key])
-    joint = said if said.startswith(",") else f", {said}" if said else ""
-    words = words[0].upper() + words[1:]
-    printed = _row(result, f"{quantity}_published")
-    paper = (
-        ""
-        if printed is None
-        else f" The paper prints {points(printed)} on ImageNet ({printed['estimator']})."
-    )
-    return (
-        f"{words}: {points(row)} points{joint} (n = {row['n']} {row['unit']}s; smallest effect that counts "
-        f"{100 * SMALLEST[key]:g}).{paper}"
-    )
+def _effects(result: Result) -> pd.DataFrame:
+    """Deciding effects on accuracy of the claims that the study is for, judged as in the ledger."""
+    claims = [claim for claim in all_claims() if claim.notebook == "training_from_scratch"]
+    frame = ledger(result, "controlled", claims)
+    return frame[frame["deciding"] & ~frame["quantity"].str.contains(":")]
 
 
 def study_findings(result: Result, runs: pd.DataFrame) -> list[str]:
-    """Every effect on accuracy that was estimated, those against the paper first.
+    """Every effect on accuracy that was estimated, with what the paper prints, and what it rests on.
 
     Parameters
     ----------
-    result : of `training.effects.effects`.
-    runs : rows of the study's table that it rests on.
+    result
+        Of `training.effects.effects`.
+    runs
+        Rows of the study's table that it rests on.
     """
     if runs.empty:
         return [f"No verdict yet: {result.notes[0]}."]
-    known = [(name, _sentence(result, name)) for name in _EFFECTS]
-    sentences = [text for _, text in known if text]
-    against = [text for text in sentences if "contrary to the paper" in text]
-    rest = [text for text in sentences if text not in against]
+    frame = _effects(result)
+    frame = frame[frame["value"].notna()]
     seeds = runs.groupby("model")["seed"].nunique()
+    each = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     about = (
-        f"{len(runs)} runs of {len(seeds)} kinds of model, {_range(seeds)} each, {int(runs['epochs'].iloc[0])} epochs"
+        f"{len(runs)} runs of {len(seeds)} kinds of model, {each} seeds each, {int(runs['epochs'].iloc[0])} epochs"
         f"{' (of longer ones planned)' if bool(runs['reduced'].any()) else ''}, {runs['data'].iloc[0]}."
     )
-    return [*against, *rest, about] if sentences else [f"No effect can be estimated yet. {about}"]
+    if frame.empty:
+        return [f"No effect can be estimated yet. {about}"]
+    said = [_sentence(row) for _, row in frame.iterrows()]
+    return [*said[: MOST - 1], about]
 
 
-def _range(seeds: pd.Series) -> str:
-    low, high = int(seeds.min()), int(seeds.max())
-    return f"{low} seeds" if low == high else f"{low} to {high} seeds"
+def _sentence(row: pd.Series) -> str:
+    """An effect, and what the paper prints to the same claim; where it prints several numbers the page lists them."""
+    printed, said = claim_named(row["claim"]).printed, effect_words(row)
+    if row["verdict"] == "not tested":
+        said = f"{said} What they have: {quantity(row['quantity']).interval(row)}, n = {row['n']} {row['unit']}s."
+    if len(printed) != 1:
+        return said
+    points = f"{printed[0].points:+.1f}".replace("-", "−")
+    return f"{said} The paper prints {points} points ({printed[0].where})."
 
 
 def recipe_sentences(result: Result) -> list[str]:
@@ -124,31 +64,21 @@ def recipe_sentences(result: Result) -> list[str]:
         return ["No learning rate was chosen on held-out images, so the recipe may have favoured one side."]
     each = listed(f"{row['model']} {row['value']:g}" for _, row in best.iterrows())
     lines = [f"Each cell has the rate that served it best on held-out training images: {each}."]
-    effect = _row(result, "t2t_minus_vit_adamw")
-    if effect is not None:
-        few = "" if pd.notna(effect["low"]) else " (one seed, no interval)"
-        lines.append(f"Under AdamW, the paper's optimiser, T2T minus ViT is {points(effect)} points{few}.")
+    found = result.frame[result.frame["quantity"] == "t2t_minus_vit_adamw"]
+    if len(found) == 1:
+        shown = quantity("t2t_minus_vit").interval(found.iloc[0])
+        lines.append(f"Under AdamW, the paper's optimiser, T2T minus ViT is {shown}.")
     return lines
 
 
 def study_conclusions(result: Result) -> list[str]:
-    """Which effects agree with the paper, which do not, which are open, and what was not run."""
-    groups: dict[str, list[str]] = {"as": [], "against": [], "open": []}
-    for name, (words, claimed, key) in _EFFECTS.items():
-        if claimed and (row := _row(result, name)) is not None:
-            said = _side(row, claimed, SMALLEST[key])
-            kind = "as" if said.startswith(", as") else "against" if said.startswith(", contrary") else "open"
-            groups[kind].append(words)
-    heads = {
-        "against": "Contrary to the paper, under this recipe and at this size",
-        "as": "As the paper says",
-        "open": "Not settled or too small to matter",
-    }
-    lines = [f"{head}: {'; '.join(groups[kind])}." for kind, head in heads.items() if groups[kind]]
-    missing = [name for name in _EFFECTS if _row(result, name) is None]
-    if missing:
-        lines.append(f"Not run: {listed(_EFFECTS[name][0] for name in missing)}.")
-    return lines
+    """Which effects got which verdict, and what was not run."""
+    frame = _effects(result)
+    return [
+        f"{verdict[:1].upper()}{verdict[1:]}: {'; '.join(frame.loc[frame['verdict'] == verdict, 'effect'])}."
+        for verdict in VERDICTS
+        if verdict in set(frame["verdict"])
+    ]
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:

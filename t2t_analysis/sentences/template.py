@@ -1,0 +1,229 @@
+"""The standard form of a finding: value in each model with interval, null, untrained control, difference, verdict.
+
+Words and digits come from `quantities`, verdicts from `claims`. A sentence holds no number that no result holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from .._names import TWIN
+from .._show import code
+from ..claims.base import Effect, Kind
+from ..claims.headlines import pair_differences, pair_order
+from ..claims.ledger import claim_named, effect_verdict, ledger, summary
+from ..claims.premise import endpoint_rows
+from ..errors import T2TError
+from ..quantities import quantity
+from ..results import Result
+from .claims import effect_words
+
+__all__ = ["MOST", "Facts", "kept", "largest", "listed"]
+
+#: sentences in the findings of a notebook; the first three are shown, the rest is folded
+MOST = 8
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Join words as one says them.
+
+    >>> listed(["a"]), listed(["a", "b"]), listed("abc")
+    ('a', 'a and b', 'a, b and c')
+    """
+    *first, last = list(parts) or [""]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def kept(sentences: Iterable[str]) -> list[str]:
+    """The first `MOST` sentences that have something to say."""
+    return [sentence for sentence in sentences if sentence][:MOST]
+
+
+def largest(rows: pd.DataFrame) -> pd.Series:
+    """The row with the largest value."""
+    return rows.iloc[int(rows["value"].to_numpy(float).argmax())]
+
+
+class Facts:
+    """What was measured of one or two models, and sentences of the standard form about it.
+
+    Parameters
+    ----------
+    results
+        Of measures, of differences between the models, of their untrained controls; None is passed over.
+    models
+        Label -> model: the model in question, then what it is compared with, a baseline or its untrained control.
+
+    Raises
+    ------
+    T2TError
+        By `row`: several rows where one was asked for.
+    """
+
+    def __init__(self, results: Iterable[Result | None], models: Mapping[str, Any]) -> None:
+        self.results = [result for result in results if result is not None]
+        self.models = dict(models)
+        self.labels = [label for label in self.models if not label.endswith(TWIN)]  # the others are controls
+        self.untrained = [label for label in self.labels if self.models[label].provenance.untrained]
+
+    @cached_property
+    def frame(self) -> pd.DataFrame:
+        """All rows, each once."""
+        return pd.concat([result.frame for result in self.results], ignore_index=True).drop_duplicates()
+
+    # ---------------------------------------------------------------------------------- one number
+
+    def rows(self, name: str, **where: Any) -> pd.DataFrame:
+        """Rows of a quantity that have a value, with these columns; None asks for a missing one.
+
+        Raises
+        ------
+        UnknownNameError
+            For a quantity that is not registered.
+        """
+        frame = self.frame[self.frame["quantity"] == quantity(name).name]
+        for column, value in where.items():
+            frame = frame[frame[column].isna() if value is None else (frame[column] == value).fillna(False)]
+        return frame[frame["value"].notna()]
+
+    def row(self, name: str, label: str, **where: Any) -> pd.Series | None:
+        """The one row of a model; None where it was not measured."""
+        found = self.rows(name, model=label, **({"model_b": None} | where))
+        if len(found) > 1:
+            raise T2TError(f"{len(found)} rows of {name} of {label} where {where}; say which")
+        return found.iloc[0] if len(found) else None
+
+    def most(self, name: str, label: str, **where: Any) -> pd.Series | None:
+        """Of several rows of a model, that with the largest value."""
+        found = self.rows(name, model=label, **where)
+        return largest(found) if len(found) else None
+
+    def difference(self, name: str, **where: Any) -> pd.Series | None:
+        """The row of the difference of the two models, or of one and its control: the first minus the second."""
+        if len(self.models) < 2:
+            return None
+        first, second = self.models
+        known = {column: value for column, value in where.items() if value is not None}
+        return self.row(f"{name}_difference", first, **known, model_b=second)
+
+    # ---------------------------------------------------------------------------------- one sentence
+
+    def line(self, name: str, *, note: str = "", **where: Any) -> str:
+        """A quantity in the standard form; empty where no model has it.
+
+        Parameters
+        ----------
+        name
+            Of the quantity.
+        note
+            What a reader must know to read it, at the end.
+        """
+        return self.of_rows(
+            name, lambda label: self.row(name, label, **where), self.difference(name, **where), note
+        )
+
+    def of_rows(
+        self,
+        name: str,
+        row: Callable[[str], pd.Series | None],
+        apart: pd.Series | None = None,
+        note: str = "",
+    ) -> str:
+        """As `line`, of the row that a function finds for each model."""
+        about = quantity(name)
+        rows = {label: found for label in self.labels if (found := row(label)) is not None}
+        if not rows:
+            return ""
+        each = listed(f"{about.interval(found)} in {code(label)}" for label, found in rows.items())
+        beside = [
+            *self._nulls(name, rows),
+            *(f"{code(label)} untrained {about.number(twin['value'])}" for label in rows
+              if (twin := row(label + TWIN)) is not None),
+        ]  # fmt: skip
+        shown = f" ({'; '.join(beside)})" if beside else ""
+        text = f"{about.title}: {each}{shown}"
+        if apart is not None:
+            of = quantity(str(apart["quantity"]))
+            text += f"; {code(apart['model'])} minus {code(apart['model_b'])} {of.interval(apart)}"
+        counts = listed(dict.fromkeys(f"{row['n']} {row['unit']}s" for row in rows.values() if row["n"] > 0))
+        return f"{text}{f', n = {counts}' if counts else ''}.{' ' * bool(note)}{note}"
+
+    def _nulls(self, name: str, rows: Mapping[str, pd.Series]) -> list[str]:
+        """What the numbers would be with nothing to find, once if it is the same for all."""
+        nulls = [quantity(name).number(row["null"]) for row in rows.values() if pd.notna(row["null"])]
+        return [f"null {listed(dict.fromkeys(nulls))}"] if nulls else []
+
+    # ---------------------------------------------------------------------------------- verdicts
+
+    def claim(self, name: str) -> list[str]:
+        """What these models say of a claim, as the ledger has it: the two together, then each trained one alone."""
+        said = []
+        for _, about, frame in self._ledgers(name):
+            (row,) = summary(frame).to_dict("records")
+            effects = " ".join(effect_words(effect) for _, effect in frame[frame["deciding"]].iterrows())
+            said.append(f"{row['statement']} **{str(row['verdict']).capitalize()}** for {about}. {effects}")
+        if self.untrained:
+            said.append(f"No verdict from random weights: {listed(map(code, self.untrained))}.")
+        return said
+
+    def _ledgers(self, name: str) -> list[tuple[Kind, str, pd.DataFrame]]:
+        claim, found = claim_named(name), []
+        by_measure = {
+            result.measure: result for result in self.results if result.measure not in ("", "evidence")
+        }
+        order = pair_order(self.models)
+        if order and not self.untrained and claim.of_kind("pair"):
+            rows = pair_differences(self._whole(by_measure), *order)
+            evidence = Result("evidence", pd.DataFrame(rows), {"kind": "pair"})
+            about = f"{code(order[0])} against {code(order[1])}, two models as they are, over images"
+            found.append(("pair", about, ledger(evidence, claims=[claim])))
+        for label in self.labels:
+            if label in self.untrained or not claim.of_kind("premise"):
+                continue
+            rows = endpoint_rows(label, self.models[label], self._whole(by_measure))
+            evidence = Result("evidence", rows, {"kind": "premise"})  # type: ignore[arg-type]
+            frame = ledger(evidence, claims=[claim])
+            if (frame["verdict"] != "not tested").any():
+                found.append(("premise", f"{code(label)} alone, over images", frame))
+        return found  # type: ignore[return-value]
+
+    def _whole(self, by_measure: dict[str, Result]) -> dict[str, Result]:
+        """The results of measures; differences carry the same names and are passed over."""
+        return by_measure | {r.measure: r for r in self.results if r.frame["model_b"].isna().any()}
+
+    def closing(self, name: str) -> list[str]:
+        """The verdicts once more in short, and what would change them."""
+        said = [
+            f"**{str(summary(frame)['verdict'].iloc[0]).capitalize()}** for {about}: "
+            f"{summary(frame)['statement'].iloc[0]}"
+            for _, about, frame in self._ledgers(name)
+        ]
+        what = [f"What would change this: {claim_named(name).change}"] if said else []
+        none = (
+            [f"No verdict from random weights: {listed(map(code, self.untrained))}."]
+            if self.untrained
+            else []
+        )
+        return [*said, *none, *what]
+
+    def judged(self, effects: Iterable[Effect], **where: Any) -> list[str]:
+        """Differences that no claim of the ledger is about, judged by the same rule, each by itself."""
+        said = []
+        for effect in effects if len(self.labels) > 1 else ():
+            row = self.difference(effect.pair, **where)
+            if row is None:
+                continue
+            of = quantity(str(row["quantity"]))
+            found = effect_verdict(effect, "pair", dict(row))
+            verdict = f"{found.verdict}{f' ({found.reason})' if found.reason else ''}"
+            smallest = of.number(of.smallest) if of.smallest else "0"
+            said.append(
+                f"{effect.words[:1].upper()}{effect.words[1:]}: **{verdict}** for {code(row['model'])} against "
+                f"{code(row['model_b'])}, over {row['n']} {row['unit']}s. {of.interval(row)}, smallest that counts "
+                f"{smallest}."
+            )
+        return said
