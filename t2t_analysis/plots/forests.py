@@ -66,8 +66,8 @@ def forest(
         tall = 0.3 * len(lines) + 0.16 * sum(label.count("\n") for label in lines)
         fig, ax = new_axes(width=8.0, height=1.5 + tall + 0.25 * bool(by))
         if smallest is not None:
-            band = looks[0].shown(smallest)
-            ax.axvspan(-band, band, color=PALETTE["grey"], alpha=0.18, linewidth=0)
+            half = looks[0].shown(smallest)
+            ax.axvspan(-half, half, color=PALETTE["grey"], alpha=0.18, linewidth=0)
         marks = list(dict.fromkeys(frame[by].astype(str))) if by else [""]
         for number, group in enumerate(marks):
             own = rows[by].astype(str) == group if by else pd.Series(True, index=rows.index)
@@ -78,7 +78,9 @@ def forest(
             )
             _nulls(ax, rows[own], y[own.to_numpy()] + off)
         extra = _points(ax, lines, *points, looks[0]) if points else []
-        limits([ax], [rows, *extra], axis="x", log=False)
+        ends = looks[0].shown(smallest) if smallest else None  # the whole band is in sight
+        band = [pd.DataFrame({"value": [-ends, ends]}).reindex(columns=list(COLUMNS))] if ends else []
+        limits([ax], [rows, *extra, *band], axis="x", log=False)
         if not _compares(frame) and ax.get_xlim()[0] > 0:
             ax.set_xlim(left=0)
         ax.set_yticks(range(len(lines)), lines[::-1])

@@ -178,19 +178,21 @@ def limits(
         low, high = low - room * (low != 0), high + room * (high != 0)
         low, high = (0.0, 1.0) if low == high else (low, high)
     for ax in axes:
+        ax.set(**{f"{axis}lim": (low, high)})
         if log:
             log_axis(ax, axis)
-        ax.set(**{f"{axis}lim": (low, high)})
+            ax.set(**{f"{axis}lim": (low, high)})
         if not log and low < 0 < high:
             (ax.axhline if axis == "y" else ax.axvline)(0, color=PALETTE["black"], linewidth=0.6)
     return log
 
 
 def log_axis(ax: Axes, axis: str) -> None:
-    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    """A logarithmic axis with plain numbers, at 1, 2 and 5 where it spans less than two decades."""
     ax.set(**{f"{axis}scale": "log"})
-    one = ax.yaxis if axis == "y" else ax.xaxis
-    one.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+    one, ends = (ax.yaxis, ax.get_ylim()) if axis == "y" else (ax.xaxis, ax.get_xlim())
+    short = max(ends) < 100 * max(min(ends), 1e-300)
+    one.set_major_locator(LogLocator(subs=(1, 2, 5) if short else (1,), numticks=9 if short else 5))
     one.set_major_formatter(lambda x, _: f"{x:g}")
     one.set_minor_formatter("")
 
