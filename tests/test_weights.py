@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import socket
 import threading
 import time
@@ -115,6 +116,19 @@ def test_unknown_names(name, weights, said):
     with pytest.raises(UnknownNameError) as error:
         load_model(name, weights)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"img_size": "x"}, {"img_size": -4}, {"img_size": (32,)}, {"img_size": 10**7}, {"num_classes": -1},
+        {"num_classes": 2.5}, {"in_chans": 0}, {"in_chans": True}, {"seed": -1}, {"seed": None}, {"weights": " "},
+    ],
+)  # fmt: skip
+def test_sizes_that_are_none(given):
+    (name, value), *_ = given.items()
+    with pytest.raises((ParameterError, UnknownNameError), match=f"{name}[= ]{re.escape(repr(value))}"):
+        load_model(HARD, **{"weights": "random"} | given)
 
 
 # --- files ------------------------------------------------------

@@ -91,8 +91,14 @@ def load_model(
     device = _device(device)
     if not isinstance(weights, str | os.PathLike):
         raise UnknownNameError("weights", weights, ("auto", "random", "bundled", "published"), "or a path")
-    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
-        raise ParameterError(f"seed={seed!r}: expected a whole number, 0 or more")
+    for what, given, least in (("seed", seed, 0), ("num_classes", num_classes, 0), ("in_chans", in_chans, 1)):
+        whole = isinstance(given, int) and not isinstance(given, bool) and least <= given < 2**63
+        if not whole and (given is not None or what == "seed"):
+            raise ParameterError(f"{what}={given!r}: expected a whole number, {least} or more")
+    if img_size is not None and _as_size(img_size) is None:
+        raise ParameterError(
+            f"img_size={img_size!r}: expected pixels, 1 to {_MOST_PIXELS}, or (height, width)"
+        )
     request = _Request(name, img_size, num_classes, in_chans, seed, timeout, kwargs)
     _check_name(name)
     model, provenance = _resolve(request, os.fspath(weights))
@@ -192,6 +198,8 @@ def _resolve(request: _Request, weights: str) -> tuple[nn.Module, Provenance]:
     kind, _, variant = weights.partition("/")
     if weights == "auto":
         return _auto(request)
+    if not weights.strip():
+        raise UnknownNameError("weights", weights, available_weights(request.name), "or a path")
     if weights == "random":
         return _random(request)
     if kind == "bundled":
