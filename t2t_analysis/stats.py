@@ -33,7 +33,6 @@ __all__ = [
     "paired_t",
     "permutation_p",
     "proportion_ci",
-    "sign_flip_test",
 ]
 
 Alternative = Literal["two-sided", "greater", "less"]
@@ -252,40 +251,6 @@ def calibrated(
     everything = np.sort(np.concatenate([observed[None], null]), axis=0)
     tau = everything[math.ceil((1 - alpha) * (len(null) + 1)) - 1]
     return np.maximum(observed - tau, 0.0) / (highest - tau)
-
-
-def sign_flip_test(
-    differences: ArrayLike,
-    *,
-    flips: int = 9999,
-    alternative: Alternative = "two-sided",
-    seed: int = 0,
-    unit: str = "image",
-) -> Test:
-    """Paired permutation test: is the mean of paired differences 0? Swapping a pair flips its sign.
-
-    All 2^n sign patterns are tried where there are no more than ``flips``, otherwise so many random ones.
-    """
-    d = _sample(differences, 2, "a sign-flip test")
-    n = len(d)
-    exact = 2**n <= flips
-    if exact:
-        signs = 1 - 2 * ((np.arange(2**n)[:, None] >> np.arange(n)) & 1)
-        null = signs @ d / n
-        # The observed pattern is one of them: leave it out once, as permutation_p adds it.
-        p = permutation_p(d.mean(), null[1:], alternative)
-    else:
-        p = permutation_p(d.mean(), _random_flips(d, flips, seed), alternative)
-    method = f"sign flips, {'all ' + str(2**n) if exact else flips}"
-    return Test(mean_ci(d, unit=unit), float(p), method)
-
-
-def _random_flips(d: np.ndarray, flips: int, seed: int, chunk: int = 256) -> np.ndarray:
-    """Means (flips,) under random signs, a bounded number of patterns at a time."""
-    rng = np.random.default_rng(seed)
-    sizes = [min(chunk, flips - start) for start in range(0, flips, chunk)]
-    means = [rng.choice([-1.0, 1.0], (size, len(d))) @ d / len(d) for size in sizes]
-    return np.concatenate(means)
 
 
 def paired_t(a: ArrayLike, b: ArrayLike, *, unit: str = "image") -> Test:

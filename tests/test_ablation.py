@@ -784,9 +784,9 @@ def test_orders_are_those_of_the_results(both):
     similarity, ablation = (collect([m])[m.name] for m in both)
     orders = pruning_orders(similarity, ablation)
     assert sorted(orders["similarity"]) == sorted(orders["importance"])
-    importance = of_mode(ablation, "E|dL", "importance").set_index(["layer", "head"]).value
+    importance = of_mode(ablation, None, "importance").set_index(["layer", "head"]).value
     assert [importance[h] for h in orders["importance"]] == sorted(importance)
-    assert ascending_order(ablation, "kl", starts="zero") != orders["importance"]
+    assert ascending_order(ablation, "kl", variant="zero") != orders["importance"]
 
 
 @pytest.fixture(scope="module")

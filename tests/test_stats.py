@@ -120,22 +120,6 @@ def test_calibrated_is_zero_under_the_null_and_one_at_the_top(rng):
     assert stats.calibrated(np.ones(1), null[:, :1]) == pytest.approx(1.0)
 
 
-@pytest.mark.parametrize("alternative", ["two-sided", "greater", "less"])
-def test_sign_flips_are_scipys_permutation_test(rng, alternative):
-    d = rng.normal(0.3, size=11)
-    ours = stats.sign_flip_test(d, alternative=alternative)
-    scipys = sps.permutation_test(
-        (d,), np.mean, permutation_type="samples", n_resamples=10_000, alternative=alternative
-    )
-    assert ours.method == "sign flips, all 2048"
-    assert ours.p == pytest.approx(scipys.pvalue)
-
-
-def test_random_sign_flips_agree_with_the_t_test(rng):
-    d = rng.normal(0.2, size=100)
-    assert stats.sign_flip_test(d).p == pytest.approx(sps.ttest_1samp(d, 0).pvalue, abs=0.01)
-
-
 def test_paired_t_and_mcnemar_against_the_libraries(rng):
     a, b = rng.normal(size=(2, 30))
     assert stats.paired_t(a, b).p == pytest.approx(sps.ttest_rel(a, b).pvalue)

@@ -105,8 +105,11 @@ def similarity_order(matrix: Array, heads: Array, *, greedy: bool = True) -> lis
     return _named(heads, gone)
 
 
-def ascending_order(result: Result, quantity: str, model: str | None = None) -> list[Head]:
-    """Heads by a quantity of a `HeadAblation` result, the smallest first."""
+def ascending_order(
+    result: Result, quantity: str, model: str | None = None, variant: str | None = None
+) -> list[Head]:
+    """Heads by a quantity of a `HeadAblation` result, the smallest first; of several kinds of ablation one."""
+    result = result if variant is None else result.where(variant=variant)
     frame = _rows(result, quantity, _of_model(result, model))
     frame = frame.drop_duplicates(["layer", "head"]).sort_values("value", kind="stable")
     return [(int(layer), int(head)) for layer, head in frame[["layer", "head"]].to_numpy()]
