@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
-from matplotlib.image import AxesImage
 
 from .._names import TWIN
 from ..errors import UnknownNameError
@@ -57,44 +56,55 @@ def draw_maps(fig: Any, axes: Sequence[Axes], maps: Sequence[Map], label: str, *
     norm, colours = scale_of(maps, log)
     numbers = max(max(one.cells.shape) for one in maps) <= ANNOTATED
     for ax, one in zip(axes, maps, strict=True):
-        image = _square(ax, one, norm, colours)
-        if numbers:
-            _write_cells(ax, image, one)
-        elif one.marked is not None:
+        _heat_map(ax, one, norm, colours, numbers)
+        if not numbers and one.marked is not None:
             y, x = np.nonzero(one.marked)  # black on white, so that a cross is seen on every colour
-            ax.scatter(x, y, marker="x", s=14, linewidth=1.8, color="white")
-            ax.scatter(x, y, marker="x", s=10, linewidth=0.8, color="black")
+            ax.scatter(x + 0.5, y + 0.5, marker="x", s=14, linewidth=1.8, color="white")
+            ax.scatter(x + 0.5, y + 0.5, marker="x", s=10, linewidth=0.8, color="black")
         title_block(ax, one.title)
-    bar = fig.colorbar(image, ax=list(axes), label=label, shrink=0.85, aspect=25)
+    bar = fig.colorbar(axes[0].collections[0], ax=list(axes), label=label, shrink=0.85, aspect=25)
     if isinstance(norm, LogNorm):
         bar.ax.yaxis.set_major_formatter(lambda x, _: f"{x:g}")
         bar.ax.yaxis.set_minor_formatter("")
 
 
-def _square(ax: Axes, one: Map, norm: Normalize, colours: str) -> AxesImage:
-    cmap = matplotlib.colormaps[colours].with_extremes(bad="#c8c8c8")
-    aspect: Literal["equal", "auto"] = "equal" if one.cells.shape[0] == one.cells.shape[1] else "auto"
-    image = ax.imshow(one.cells, cmap=cmap, norm=norm, aspect=aspect)
+def _heat_map(ax: Axes, one: Map, norm: Normalize, colours: str, numbers: bool) -> None:
+    """Cell (i, j) is the square whose middle is (j + 0.5, i + 0.5)."""
+    import seaborn  # takes a second, which commands that draw no map need not wait for
+
+    seaborn.heatmap(
+        one.cells, ax=ax, norm=norm, cmap=colours, mask=np.isnan(one.cells), cbar=False, rasterized=True,
+        square=one.cells.shape[0] == one.cells.shape[1], annot=_cell_texts(one) if numbers else None, fmt="",
+        annot_kws={"fontsize": 9}, xticklabels=False, yticklabels=False,
+    )  # fmt: skip
+    ax.set_facecolor("#c8c8c8")
+    for (
+        text
+    ) in ax.texts:  # black or white, whichever stands out more (WCAG 2); seaborn turns to white too soon
+        x, y = text.get_position()
+        red, green, blue, _ = colormaps[colours](norm(one.cells[int(y), int(x)]))
+        dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.18
+        text.set_color("white" if dark else "black")
     for axis, labels in ((ax.yaxis, one.rows), (ax.xaxis, one.columns)):
         at = range(0, len(labels), -(-len(labels) // 13))
-        axis.set_ticks(list(at), [str(labels[i]) for i in at])
-    ax.spines[:].set_visible(False)
+        axis.set_ticks([i + 0.5 for i in at], [str(labels[i]) for i in at])
     ax.tick_params(length=0)
     ax.set_xlabel(one.across)
     ax.set_ylabel(one.down)
-    return image
 
 
-def _write_cells(ax: Axes, image: AxesImage, one: Map) -> None:
-    """Numbers in two decimals, black or white by the cell's luminance; marked ones in brackets; an exact 1 as 1."""
-    for (i, j), value in np.ndenumerate(one.cells):
-        if np.isnan(value) or round(value, 6) == 1:
-            continue
-        red, green, blue, _ = image.cmap(image.norm(value))
-        dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.18
-        text = f"{value:.2f}".replace("-0.00", "0.00").replace("0.", ".", 1).replace("-", "−")
-        text = f"({text})" if one.marked is not None and one.marked[i, j] else text
-        ax.text(j, i, text, ha="center", va="center", fontsize=9, color="white" if dark else "black")
+def _cell_texts(one: Map) -> np.ndarray:
+    """Numbers in two decimals, marked ones in brackets; none where a layer is compared with itself.
+
+    >>> _cell_texts(Map(np.array([[1.0, -0.25]]), "a", "ab", "")).tolist()
+    [['', '−.25']]
+    """
+    texts = np.full(one.cells.shape, "", dtype=object)
+    for at, value in np.ndenumerate(one.cells):
+        if not np.isnan(value) and round(value, 6) != 1:
+            text = f"{value:.2f}".replace("-0.00", "0.00").replace("0.", ".", 1).replace("-", "−")
+            texts[at] = f"({text})" if one.marked is not None and one.marked[at] else text
+    return texts
 
 
 # ------------------------------------------------------------------------------------------------ heads
@@ -170,7 +180,7 @@ def _head_counts(pairs: pd.DataFrame) -> dict[int, int]:
 
 def _layer_lines(ax: Axes, sizes: Mapping[int, int]) -> None:
     """Lines between layers, and a tick in the middle of each."""
-    edges = np.cumsum([0, *sizes.values()]) - 0.5
+    edges = np.cumsum([0, *sizes.values()])
     for edge in edges[1:-1]:
         ax.axhline(edge, color="black", linewidth=0.4)
         ax.axvline(edge, color="black", linewidth=0.4)

@@ -22,7 +22,7 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 #: packages whose version may change a number or a picture
 _PACKAGES = (
     *("t2t-analysis", "torch", "torchvision", "timm", "torchmetrics", "numpy", "scipy", "pandas"),
-    *("scikit-learn", "scikit-image", "captum", "matplotlib", "pillow"),
+    *("scikit-learn", "scikit-image", "captum", "matplotlib", "seaborn", "pillow"),
 )
 #: parts of this package that run no measurement: a change there makes no number stale
 _NO_NUMBERS = ("reports", "training", "cli.py", "__main__.py")
