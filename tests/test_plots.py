@@ -358,7 +358,7 @@ def test_marks_of_one_line_and_single_points():
 
 def test_head_map_draws_the_measured_cells_on_one_scale_from_the_data(results):
     few = head_map(results["head_similarity"], "cosine_centred", ["shallow"])
-    cells = few.fig.axes[0].images[0].get_array().filled(np.nan)
+    cells = few.fig.axes[0].collections[0].get_array().filled(np.nan)
     assert cells.shape == (18, 18)
     assert np.isnan(cells.diagonal()).all()
     np.testing.assert_array_equal(cells, cells.T)
@@ -367,7 +367,7 @@ def test_head_map_draws_the_measured_cells_on_one_scale_from_the_data(results):
     found = frame[np.logical_and.reduce([(frame[k] == v).fillna(False) for k, v in where.items()])]
     assert cells[8, 16] == found["value"].iloc[0]
     both = head_map(results["head_similarity"])
-    limits_of = {ax.images[0].get_clim() for ax in both.fig.axes[:2]}
+    limits_of = {ax.collections[0].get_clim() for ax in both.fig.axes[:2]}
     ((low, high),) = limits_of
     assert low == -high
     assert high < 1
@@ -376,7 +376,7 @@ def test_head_map_draws_the_measured_cells_on_one_scale_from_the_data(results):
 def test_many_heads_are_drawn_as_means_of_layers(results, monkeypatch):
     monkeypatch.setattr("t2t_analysis.plots.maps.HEADS", 30)
     figure = head_map(results["head_similarity"], "cosine_centred", ["deep"])
-    assert figure.fig.axes[0].images[0].get_array().shape == (13, 13)
+    assert figure.fig.axes[0].collections[0].get_array().shape == (13, 13)
     assert "mean over pairs" in figure.caption
 
 
@@ -385,7 +385,7 @@ def test_cells_within_the_null_are_marked_and_no_others(results):
     main = frame[frame["quantity"] == "cka_unbiased"].copy()
     main["p"] = [0.5 if i % 3 == 0 else 0.01 for i in range(len(main))]
     figure = cka_map(Result("cross_layer_cka", main))
-    crosses = figure.fig.axes[0].collections[0].get_offsets()
+    crosses = figure.fig.axes[0].collections[1].get_offsets()
     expected = main[main["p"] == 0.5]
     assert {(int(y), int(x)) for x, y in crosses} == set(
         zip(expected["layer"].astype(int), expected["layer_b"].astype(int), strict=True)
@@ -394,7 +394,8 @@ def test_cells_within_the_null_are_marked_and_no_others(results):
 
 
 def test_a_layer_with_itself_is_neither_marked_nor_numbered(results):
-    texts = [t.get_text() for t in cka_map(results["layer_cka"], ["shallow"]).fig.axes[0].texts]
+    axes = cka_map(results["layer_cka"], ["shallow"]).fig.axes[0]
+    texts = [text.get_text() for text in axes.texts if text.get_text()]
     assert len(texts) == 6
     assert not any("1.00" in text for text in texts)
     with pytest.raises(UnknownNameError, match="did you mean 'deep'"):
@@ -410,9 +411,9 @@ def test_head_effects_show_the_numbers_and_mark_corrected_p():
     figure = head_effects(ablated(), "kl", variant="mean")
     maps, ordered = figure.fig.axes[:4:2], figure.fig.axes[1:4:2]
     for ax, right in zip(maps, ordered, strict=True):
-        np.testing.assert_allclose(ax.images[0].get_array(), 0.01 * np.arange(1, 7).reshape(2, 3))
+        np.testing.assert_allclose(ax.collections[0].get_array(), 0.01 * np.arange(1, 7).reshape(2, 3))
         np.testing.assert_allclose(right.containers[0].lines[0].get_ydata(), 0.01 * np.arange(6, 0, -1))
-    assert {ax.images[0].get_clim() for ax in maps} == {(0, 0.06)}
+    assert {ax.collections[0].get_clim() for ax in maps} == {(0, 0.06)}
     assert "1 of 6 in `one`" in figure.caption
     with pytest.raises(UnknownNameError, match="did you mean 'kl'"):
         head_effects(ablated(), "k")
