@@ -21,7 +21,9 @@ from .resident import ResidentLoader, resident_loader
 __all__ = ["RECIPE", "RandomLabels", "train_random_labels"]
 
 #: made to learn by heart: nothing in it that holds a network back
-RECIPE = Recipe(epochs=6, lr=2e-3, weight_decay=0.0, smoothing=0.0, drop_path=0.0, ema=0.9, clip=1.0)
+RECIPE = Recipe(
+    epochs=6, optimizer="adamw", lr=2e-3, weight_decay=0.0, smoothing=0.0, drop_path=0.0, ema=0.9, clip=1.0
+)
 #: different images; as many as a small model learns by heart in minutes on one core
 IMAGES = 128
 #: times that an epoch goes through them
