@@ -40,9 +40,8 @@ def _run(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path, **given: Any)
 def test_a_model_alone_is_judged_beside_its_control(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     shown = _run("head_redundancy", monkeypatch, tmp_path, model="small_hard_deep", baseline="none")
     said = "\n".join(shown["findings"])
-    assert (
-        "Of `small_hard_deep` alone, “The heads of this model's later layers are nearly identical.”" in said
-    )
+    assert "The heads of this model's later layers are nearly identical. **" in said
+    assert "for `small_hard_deep` alone, over images" in said
     assert "`small_hard_deep, random`" in said
     assert "No verdict" not in said
     assert not any(text.startswith("Untrained weights") for text in shown["figure"])

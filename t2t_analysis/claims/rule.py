@@ -219,11 +219,6 @@ def unseen_share(n: int) -> float:
     return float(1 - 0.05 ** (1 / int(n)))
 
 
-def too_few_agree(low: float, high: float, n: int, smallest: float) -> bool:
-    """Whether ``n`` units that all agree leave an interval without width that promises too much, see `unseen_share`."""
-    return bool(low == high and n > 0 and unseen_share(n) > smallest)
-
-
 Place = Literal["below", "above", "within", "across"]
 
 

@@ -21,21 +21,12 @@ from ..errors import T2TError
 from ..quantities import quantity
 from ..results import Result
 from .claims import effect_words
+from .words import listed
 
 __all__ = ["MOST", "Facts", "kept", "largest", "listed"]
 
 #: sentences in the findings of a notebook; the first three are shown, the rest is folded
 MOST = 8
-
-
-def listed(parts: Iterable[str]) -> str:
-    """Join words as one says them.
-
-    >>> listed(["a"]), listed(["a", "b"]), listed("abc")
-    ('a', 'a and b', 'a, b and c')
-    """
-    *first, last = list(parts) or [""]
-    return f"{', '.join(first)} and {last}" if first else last
 
 
 def kept(sentences: Iterable[str]) -> list[str]:
