@@ -451,6 +451,13 @@ def test_real_weights_are_recorded_once_and_a_killed_run_keeps_what_it_had(
     list(record(*given, n_images=4, folder=tmp_path))
     assert asked == ["rank"]  # what failed is tried again, and stands there once
     assert (read_models(tmp_path)["endpoint"] == "rank").sum() == 1
+    monkeypatch.setattr(
+        recorded, "measure_endpoints", lambda *_, **__: [{"quantity": "rank_pooled", "value": 0.5}]
+    )
+    list(record(*given, n_images=4, folder=tmp_path))
+    assert "rank" not in set(
+        read_models(tmp_path)["endpoint"]
+    )  # nor does it stay when it was measured after all
     (frame,) = premise_ledgers(tmp_path).values()
     assert "late_cosine" in read_models(tmp_path)["endpoint"].tolist()
     assert frame.loc[frame["effect"] == "centred cosine of attention maps, last third", "value"].tolist() == [

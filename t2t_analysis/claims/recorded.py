@@ -227,8 +227,18 @@ def _add(rows: list[dict[str, Any]], folder: Path) -> None:
         old, new = read_models(folder), pd.DataFrame(rows).convert_dtypes()
         whole = pd.concat([old, new], ignore_index=True) if len(old) else new
         whole = whole.reindex(columns=list(COLUMNS)).drop_duplicates(["endpoint", *_KEY], keep="last")
+        whole = whole[~_made_good(whole)]
         with whole_file(folder / TABLE) as temporary:
             whole.to_csv(temporary, index=False, float_format="%.6g")
+
+
+def _made_good(table: pd.DataFrame) -> pd.Series:
+    """Rows that say why a group could not be measured, where by now it was."""
+    columns = ["endpoint", *_KEY]
+    groups = (
+        table.assign(endpoint=list(_groups_of(table["endpoint"])))[columns].astype(str).agg(tuple, axis=1)
+    )
+    return table["value"].isna() & groups.isin(set(groups[table["value"].notna()]))
 
 
 # ------------------------------------------------------------------------------------------ as evidence
