@@ -190,8 +190,10 @@ class Estimate:
         return replace(self, logarithm=True)
 
     @classmethod
-    def of_units(cls, values: Any, unit: str = "image", groups: int = 32) -> Estimate:
+    def of_units(cls, values: Any, unit: str = "image", groups: int = 32, group: Any = None) -> Estimate:
         """Mean over units of ``values`` (n, ...), a number each; NaN is left out of its own mean.
+
+        ``group`` (n,) numbers what belongs together, such as crops of one photograph, and is left out together.
 
         >>> e = Estimate.of_units([1.0, 2.0, 3.0, 4.0, float("nan")])
         >>> float(e.value), round(float(e.low), 5), int(e.n)
@@ -199,8 +201,9 @@ class Estimate:
         """
         x = np.asarray(values, dtype=float)
         exists = np.isfinite(x)
-        sums, counts = (np.zeros((min(groups, len(x)), *x.shape[1:])) for _ in range(2))
-        group = np.arange(len(x)) % len(sums)
+        known = np.arange(len(x)) if group is None else np.unique(group, return_inverse=True)[1]
+        sums, counts = (np.zeros((min(groups, int(known.max()) + 1), *x.shape[1:])) for _ in range(2))
+        group = known % len(sums)
         np.add.at(sums, group, np.where(exists, x, 0.0))
         np.add.at(counts, group, exists)
         with np.errstate(divide="ignore", invalid="ignore"):

@@ -203,6 +203,23 @@ _add("kl_layer", "KL divergence without a layer's heads", "KL without the layer"
 _add("kl_all_but_one", "KL divergence with one head of a layer left", "KL with this head alone", **_NATS)
 _add("loss_change", "change of the loss", unit="nats")
 _add("accuracy_change", "change of accuracy", **_POINTS)
+_add("pair_kl", "KL divergence without two heads", "KL without both", **_NATS)
+_add(
+    "pair_interaction",
+    "KL divergence without two heads less that without each",
+    "interaction",
+    unit="nats",
+    digits=4,
+)
+_add("pair_interaction_contrast", "interaction of similar pairs of heads less that of dissimilar ones",
+     "similar less dissimilar", unit="nats", digits=4)  # fmt: skip
+_add(
+    "skip_cka_spearman",
+    "rank correlation of CKA across a block with the loss without it",
+    "Spearman",
+    **_COSINE,
+)
+_add("layer_skip_kl", "KL divergence without a block", "KL without the block", **_NATS)
 _add("prediction_change", "images whose predicted class changes", **_SHARE)
 _add("output_shift", "change of the output", "share of the output's variance", **_UP)
 _add("importance", "importance by gradients", "importance (layer norm 1)", **_UP)
@@ -310,6 +327,15 @@ for _cell, _words in _CELLS.items():
              bounds=(None, 1.0))  # fmt: skip
 _add("boundary_precision", "average precision of drawn boundaries", "average precision", smallest=EDGES, claimed=1,
      bounds=(0.0, 1.0))  # fmt: skip
+_add("behaviour_accuracy", "accuracy on distorted images", "accuracy", **_SHARE)
+_add(
+    "behaviour_accuracy_change",
+    "change of accuracy by distortion",
+    "change of accuracy",
+    smallest=ACCURACY,
+    **_POINTS,
+)
+_add("behaviour_kl", "KL divergence from the intact prediction", "KL from the intact prediction", **_NATS)
 _add("gradient_outside", "share of the tokeniser's gradient outside the own cell", "gradient outside the cell",
      **_SHARE | {"smallest": GRADIENT, "claimed": 1})  # fmt: skip
 for _share in (50, 95):

@@ -6,6 +6,7 @@ from .attention import AttentionGeometry
 from .attribution import Explained, attribute, explain
 from .attribution_checks import check_attribution
 from .base import Measure, MeasureBatch
+from .behaviour import behaviour, distorted, read_categories
 from .boundaries import boundaries
 from .channels import FeatureMapView, InvalidChannels
 from .collapse import LayerCollapse
@@ -16,6 +17,7 @@ from .feature_maps import ChannelMaps, channel_maps
 from .footprint import footprints
 from .head_ablation import HeadAblation
 from .head_outputs import HeadOutputCKA
+from .head_pairs import HeadPairs, similar_pairs_stand_in, skips_beside_cka
 from .heads import HeadDivergence, HeadSimilarity
 from .latency import latencies
 from .layer_cka import CrossLayerCKA, LayerCKA
@@ -52,6 +54,7 @@ __all__ = [
     "HeadDivergence",
     "HeadMeans",
     "HeadOutputCKA",
+    "HeadPairs",
     "HeadSimilarity",
     "InvalidChannels",
     "LayerCKA",
@@ -68,6 +71,7 @@ __all__ = [
     "ablated",
     "accumulate",
     "attribute",
+    "behaviour",
     "boundaries",
     "chainable",
     "channel_maps",
@@ -76,6 +80,7 @@ __all__ = [
     "costs",
     "count",
     "difference",
+    "distorted",
     "example_image",
     "example_rollouts",
     "explain",
@@ -92,9 +97,12 @@ __all__ = [
     "pruning_orders",
     "random_twin",
     "random_twins",
+    "read_categories",
     "shortcut_features",
     "shortcut_share",
+    "similar_pairs_stand_in",
     "similarity_is_redundancy",
+    "skips_beside_cka",
     "token_geometry",
     "token_pca",
     "token_stages",

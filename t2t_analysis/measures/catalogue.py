@@ -60,10 +60,13 @@ COMPARISONS: tuple[Measure, ...] = (CrossLayerCKA(),)
 #: What is no sum over images, by question: functions of ``t2t_analysis.measures``.
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "Two models over the same images": ("difference", "twin_differences"),
-    "Removing heads": ("similarity_is_redundancy", "pruning_orders"),
+    "Removing heads": (
+        "similarity_is_redundancy", "HeadPairs", "similar_pairs_stand_in", "skips_beside_cka", "pruning_orders",
+    ),
     "Which pixels decide": ("attribute", "explain", "check_attribution"),
-    "What a layer tells": ("probe", "token_pca"),
+    "What a layer tells": ("probe", "boundaries", "token_pca"),
     "The released notebooks' path": ("shortcut_share", "shortcut_features", "path_maps"),
+    "What a classifier needs": ("behaviour", "distorted"),
     "Cost": ("costs", "printed_costs", "paper_table", "token_geometry", "latencies"),
     "What training did": ("random_twin",),
 }  # fmt: skip

@@ -1,0 +1,266 @@
+"""What does a classifier need of an image? Its output when detail, form or place is taken away, by degrees."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..data.loading import as_seen_by
+from ..errors import DataError, T2TError, UnknownNameError
+from ..estimates import Estimate
+from ..results import Result
+from .attribution import named_models
+from .attribution_methods import evaluating
+from .base import View
+from .head_effects import kl_divergence
+from .probes import data_info
+
+__all__ = ["DISTORTIONS", "behaviour", "distorted", "read_categories"]
+
+#: kind of distortion -> what its strength is, strengths; 0 is the image itself
+DISTORTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
+    "low-pass": ("width of the blur, patches", (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)),
+    "high-pass": ("patches per width of the blur taken off", (0, 1 / 4, 1 / 2, 1, 2, 4)),
+    "edges": ("share of the edge drawing in the image", (0, 1 / 4, 1 / 2, 3 / 4, 1)),
+    "shuffle": ("side of the cells shuffled inside, patches", (0, 1 / 4, 1 / 2, 1)),
+    "shift": ("shift down and right, patches", (0, 1 / 4, 1 / 2, 3 / 4, 1)),
+}
+
+
+def distorted(images: Tensor, kind: str, strength: float, patch: int, seed: int = 0) -> Tensor:
+    """Images (B, C, H, W) with one kind of `DISTORTIONS`, at a strength; at 0 the very same.
+
+    "low-pass": Gaussian blur, its standard deviation in patches. "high-pass": a blur taken off, the image's mean kept.
+    "edges": dark lines where luminance changes, in the image's mean and contrast, mixed with the image. "shuffle":
+    pixels in random order inside square cells. "shift": moved down and right, what comes in is mirrored.
+
+    Parameters
+    ----------
+    patch : side of a patch in pixels. seed : of the order of the pixels.
+
+    Raises
+    ------
+    UnknownNameError : a kind that does not exist.
+    """
+    if kind not in DISTORTIONS:
+        raise UnknownNameError("distortion", kind, DISTORTIONS)
+    if strength == 0:
+        return images
+    if kind == "low-pass":
+        return _blurred(images, strength * patch)
+    if kind == "high-pass":
+        return images - _blurred(images, patch / strength) + images.mean((2, 3), keepdim=True)
+    if kind == "edges":
+        return torch.lerp(images, _drawing(images), strength)
+    if kind == "shuffle":
+        return _shuffled(images, round(strength * patch), seed)
+    step = round(strength * patch)
+    return F.pad(images, (step, 0, step, 0), mode="reflect")[..., : images.shape[2], : images.shape[3]]
+
+
+def _blurred(images: Tensor, sigma: float) -> Tensor:
+    from torchvision.transforms.functional import gaussian_blur
+
+    reach = min(int(3 * sigma) + 1, min(images.shape[2:]) - 1)
+    return gaussian_blur(images, [2 * reach + 1] * 2, [sigma] * 2)
+
+
+def _drawing(images: Tensor) -> Tensor:
+    grey = F.pad(images.mean(1, keepdim=True), (0, 1, 0, 1), mode="replicate")
+    a, b, c, d = grey[..., :-1, :-1], grey[..., :-1, 1:], grey[..., 1:, :-1], grey[..., 1:, 1:]
+    lines = -torch.hypot(a - d, b - c)  # Roberts 1963
+    lines = (lines - lines.mean((2, 3), keepdim=True)) / lines.std((2, 3), keepdim=True).clamp_min(1e-6)
+    whole = images.flatten(1)
+    return (lines * whole.std(1)[:, None, None, None] + whole.mean(1)[:, None, None, None]).expand_as(images)
+
+
+def _shuffled(images: Tensor, side: int, seed: int) -> Tensor:
+    if side < 2:
+        return images
+    h, w = (size // side for size in images.shape[2:])
+    cells = (
+        images[..., : h * side, : w * side].unflatten(3, (w, side)).unflatten(2, (h, side)).transpose(3, 4)
+    )
+    flat = cells.flatten(4)  # (B, C, h, w, side^2)
+    order = torch.rand(h, w, side * side, generator=torch.Generator().manual_seed(seed)).argsort(-1)
+    moved = (
+        flat.gather(-1, order.to(images.device).expand_as(flat)).unflatten(-1, (side, side)).transpose(3, 4)
+    )
+    out = images.clone()
+    out[..., : h * side, : w * side] = moved.flatten(4).flatten(2, 3)
+    return out
+
+
+def read_categories(path: str | Path) -> dict[str, list[int]]:
+    """Which outputs of a head belong to each category: a CSV file with columns ``imagenet_index`` and ``category``.
+
+    Raises
+    ------
+    DataError : a file without these columns.
+    """
+    found: dict[str, list[int]] = {}
+    with Path(path).open(encoding="utf-8", newline="") as file:
+        reader = csv.DictReader(file)
+        if not {"imagenet_index", "category"} <= set(reader.fieldnames or ()):
+            raise DataError(f"{path}: expected columns imagenet_index and category, got {reader.fieldnames}")
+        for row in reader:
+            found.setdefault(row["category"], []).append(int(row["imagenet_index"]))
+    return found
+
+
+def behaviour(
+    models: nn.Module | Sequence[nn.Module] | Mapping[str, nn.Module],
+    loader: Any,
+    *,
+    distortions: Sequence[str] = tuple(DISTORTIONS),
+    categories: Mapping[str, Sequence[int]] | None = None,
+    max_images: int = 128,
+    seed: int = 0,
+    progress: bool = True,
+) -> Result:
+    """Accuracy and output of classifiers as images are distorted more and more, paired over images.
+
+    For each kind of `distorted` and each strength, in units of the model's own patch: ``behaviour_accuracy`` (null: the
+    label of another image) and ``behaviour_accuracy_change`` from the intact image (p: no change), where the labels are
+    the model's classes; ``behaviour_kl``, KL(intact || distorted) of the predictions in nats, which needs no labels
+    (null: the distorted image is another one). Every model sees the images through its own preprocessing and is
+    distorted there. Intervals leave out images, or photographs where several images were cut from one.
+
+    Parameters
+    ----------
+    loader : of `load_images`.
+    distortions : names of `DISTORTIONS`, or none for the intact images alone.
+    categories : names of the data's classes -> outputs that belong to each; then the answer is the category with the
+        largest mean probability (Geirhos et al. 2019). See `read_categories`.
+    max_images : only the first so many.
+
+    Raises
+    ------
+    UnknownNameError : a distortion or a class without category.
+    T2TError : a model that is no classifier, or tells no patches.
+    """
+    for kind in distortions:
+        if kind not in DISTORTIONS:
+            raise UnknownNameError("distortion", kind, DISTORTIONS)
+    rows: list[dict[str, Any]] = []
+    described, notes = [], []
+    for label, model in named_models(models).items():
+        view = View(model, label)
+        described.append(view.describe())
+        notes += [f"{label}: UNTRAINED weights ({view.weights})"] * bool(view.untrained)
+        rows += _of_model(
+            view, as_seen_by(loader, model), distortions, categories, max_images, seed, progress
+        )
+    meta = {"models": described, "data": data_info(loader), "max_images": max_images, "seed": seed}
+    return Result("behaviour", rows, meta, tuple(notes))  # type: ignore[arg-type]
+
+
+def _of_model(
+    view: View, loader: Any, distortions: Sequence[str], categories: Mapping[str, Sequence[int]] | None,
+    max_images: int, seed: int, progress: bool,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    asked = [("none", 0.0)] + [(kind, s) for kind in distortions for s in DISTORTIONS[kind][1]]
+    seen: dict[tuple[str, float], list[tuple[Tensor, Tensor]]] = {key: [] for key in asked}
+    members = _members(categories, loader)
+    labels: list[Tensor] = []
+    index: list[Tensor] = []
+    batches: Any = loader
+    if progress:
+        from .._progress import progress as shown
+
+        batches = shown(loader, f"distorting, {view.label}", total=len(loader), unit="batch")
+    with evaluating(view.model), torch.no_grad():
+        for batch in batches:
+            kept = max_images - sum(map(len, index))
+            if kept <= 0:
+                break
+            images = batch.images[:kept].to(next(view.model.parameters()).device)
+            patch = _patch(view, images)
+            labels.append(batch.labels[:kept])
+            index.append(batch.index[:kept])
+            intact = _predicted(view, images)
+            for kind, strength in asked:
+                same = strength == 0
+                log = intact if same else _predicted(view, distorted(images, kind, strength, patch, seed))
+                answers = log if members is None else log.exp() @ members[:, : log.shape[1]].T
+                kl = torch.stack([kl_divergence(intact, x) for x in (log, log.roll(1, 0))], 1)
+                seen[kind, strength].append((answers.argmax(-1), kl))
+    yield from _rows(view, loader, seen, torch.cat(labels), torch.cat(index), members)
+
+
+def _predicted(view: View, images: Tensor) -> Tensor:
+    """Log-probabilities (B, K)."""
+    out = view.model(images)
+    if not isinstance(out, Tensor) or out.ndim != 2 or getattr(view.model, "num_classes", None) == 0:
+        raise T2TError(f"{view.label} is no classifier: it gives {tuple(getattr(out, 'shape', ()))}")
+    return out.float().log_softmax(-1).cpu()
+
+
+def _patch(view: View, images: Tensor) -> int:
+    """Pixels from one patch to the next."""
+    view.example = images[:1]
+    layout = view.layout_of("embed") if "embed" in view.names else None
+    if layout is None:
+        raise T2TError(f"{view.label} tells no patches to measure distortions by")
+    return min(size // cells for size, cells in zip(images.shape[2:], layout.grid, strict=True))
+
+
+def _members(categories: Mapping[str, Sequence[int]] | None, loader: Any) -> Tensor | None:
+    """(categories, K) weights that average the probabilities of each, in the order of the data's classes."""
+    if categories is None:
+        return None
+    classes = loader.dataset.info.classes
+    for name in classes:
+        if name not in categories:
+            raise UnknownNameError("category", name, categories, hint="for a class of the data")
+    found = torch.zeros(len(classes), max(1000, 1 + max(max(of) for of in categories.values())))
+    for row, name in zip(found, classes, strict=True):
+        row[list(categories[name])] = 1 / len(categories[name])
+    return found
+
+
+def _rows(
+    view: View, loader: Any, seen: Mapping[tuple[str, float], list[tuple[Tensor, Tensor]]], labels: Tensor,
+    index: Tensor, members: Tensor | None,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    info = getattr(loader.dataset, "info", None)
+    classes = len(getattr(info, "classes", ()))
+    width = int(getattr(view.model, "num_classes", 0)) if members is None else classes
+    labelled = bool((labels >= 0).all()) and classes in (0, width) and int(labels.max()) < width
+    photographs = getattr(loader.dataset, "photographs", None)
+    group = index.numpy() if photographs is None else np.asarray(photographs)[index.numpy()]
+    found = {key: [torch.cat(part) for part in zip(*parts, strict=True)] for key, parts in seen.items()}
+    other = labels.roll(1)
+
+    def mean(values: Any) -> Estimate:
+        return Estimate.of_units(np.asarray(values, dtype=float), group=group)
+
+    right = {key: (answers == labels).numpy().astype(float) for key, (answers, _) in found.items()}
+    base = {"measure": "behaviour", "model": view.label, "weights": view.weights, "tokens": "all"}
+    for (kind, strength), (answers, kl) in found.items():
+        at = base | {"variant": kind, "at": strength, "at_unit": "strength"}
+        how = f"; strength: {DISTORTIONS[kind][0]}" if kind in DISTORTIONS else ""
+        moved = mean(kl[:, 0].clamp_min(0))
+        yield at | {
+            "quantity": "behaviour_kl", "estimate": moved.positive(), "null": mean(kl[:, 1]), "value_unit": "nats",
+            "null_kind": "the distorted image is another one", "estimator": f"KL(intact || distorted){how}",
+        }  # fmt: skip
+        if not labelled:
+            continue
+        change = mean(right[kind, strength] - right["none", 0.0])
+        wrong = mean((answers == other).numpy() * np.where((other == labels).numpy(), np.nan, 1.0))
+        yield at | {
+            "quantity": "behaviour_accuracy", "estimate": mean(right[kind, strength]), "value_unit": "fraction",
+            "null": wrong, "null_kind": "label of another image", "estimator": f"top-1{how}",
+        }  # fmt: skip
+        yield at | {
+            "quantity": "behaviour_accuracy_change", "estimate": change, "p": change, "value_unit": "fraction",
+            "null": 0.0, "null_kind": "no change", "estimator": f"top-1 less that of the intact image, paired{how}",
+        }  # fmt: skip
