@@ -151,7 +151,24 @@ def _images(run: Run) -> list[str]:
     about += " All networks see the same ones, in the same order, each through its own preprocessing."
     if run.alone:
         about += " The untrained control is the same architecture with random weights: it shows what was not learned."
-    return [about, *(f"\nNote on the images: {plain(note)}." for note in info.notes)]
+    notes = [f"\nNote on the images: {plain(note)}." for note in info.notes]
+    return [about, *_frames(run), *notes]
+
+
+def _frames(run: Run) -> list[str]:
+    """How the models see a picture, where they do not see it alike."""
+    from .capture.layout import Grids
+
+    seen = {}
+    for name, model in run.asked.items():
+        config, layout = run.images.config_of(model), Grids(model).layout("blocks")
+        size, share = "x".join(map(str, config["input_size"][1:])), config.get("crop_pct", 1.0)
+        tokens = f", {'x'.join(map(str, layout.grid))} tokens" if layout else ""
+        seen[name] = f"{size} pixels of {100 * share:g} % of a side{tokens}"
+    if len(set(seen.values())) < 2:
+        return []
+    each = "; ".join(f"{code(name)} {words}" for name, words in seen.items())
+    return [f"\nWhat a model sees of a picture: {each}. So a token is not the same piece of it in both."]
 
 
 def results_folder(params: CommonParams) -> Path:

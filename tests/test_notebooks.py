@@ -182,6 +182,13 @@ def test_a_model_alone_is_set_up_beside_its_untrained_control(monkeypatch: pytes
     assert made.params.subject == "small_hard_deep"
 
 
+def test_what_models_of_different_size_see_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = {"baseline": "vit_tiny_patch16_224", "baseline_weights": "random"}
+    _, title = _set_up(monkeypatch, model="small_hard_deep", **pair)
+    assert "`small_hard_deep` 32x32 pixels of 100 % of a side, 8x8 tokens" in title
+    assert "`vit_tiny_patch16_224` 224x224 pixels of 90 % of a side, 14x14 tokens" in title
+
+
 def test_labels_tell_the_architecture_and_differences_of_training_are_said(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
