@@ -232,7 +232,7 @@ def _references(
             row = rows_of(result, model=model, **{**panel, "place": place}).iloc[0]
         except UnknownNameError:
             continue
-        if row["value"] != 1:  # the target itself
+        if abs(float(row["value"]) - 1) > 1e-6:  # else the target itself
             ax.axhline(
                 quantity(panel["quantity"]).shown(float(row["value"])),
                 color=PALETTE["black"],

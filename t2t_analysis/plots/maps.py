@@ -45,10 +45,10 @@ def scale_of(maps: Sequence[Map], log: bool = False) -> tuple[Normalize, str]:
     low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
     if log and low > 0 and high > SQUASHED * float(np.median(values)):
         return LogNorm(low, high), SEQUENTIAL
-    if low < -0.05 * high:
+    if low < -0.25 * high:
         most = max(-low, high)
         return Normalize(-most, most), DIVERGING
-    return Normalize(min(0.0, low), high or 1.0), SEQUENTIAL
+    return Normalize(min(0.0, low), high or 1.0), SEQUENTIAL  # a little below 0 is noise about 0
 
 
 def draw_maps(fig: Any, axes: Sequence[Axes], maps: Sequence[Map], label: str, *, log: bool = False) -> None:
