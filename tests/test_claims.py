@@ -174,7 +174,9 @@ def test_a_bound_is_crossed_or_not_and_holds_for_either_side() -> None:
     effect = Effect("mean cosine", "threshold", premise="q", bound=0.5)
     for value, expected in ((0.9, "supported"), (0.51, "open"), (0.1, "contradicted")):
         row = {"value": value, "low": value - 0.05, "high": value + 0.05, "weights": "file"}
-        assert effect_verdict(effect, "premise", row).verdict == expected
+        found = effect_verdict(effect, "premise", row)
+        assert found.verdict == expected
+        assert found.low < value < found.high  # on the scale of the value, not of its distance to the bound
 
 
 def test_holms_correction_runs_over_the_deciding_effects_only() -> None:

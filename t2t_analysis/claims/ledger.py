@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
@@ -67,7 +67,8 @@ def effect_verdict(effect: Effect, kind: Kind, row: Row) -> Judgement:
         name: _number(row, name) - effect.bound for name in ("value", "low", "high")
     }
     size = family(kind) if effect.deciding else 1
-    return judge(less, direction=effect.direction, smallest=SMALLEST[effect.smallest], family=size)
+    found = judge(less, direction=effect.direction, smallest=SMALLEST[effect.smallest], family=size)
+    return replace(found, low=found.low + effect.bound, high=found.high + effect.bound)
 
 
 def ledger(evidence: Result, kind: Kind | None = None, claims: Iterable[Claim] | None = None) -> pd.DataFrame:

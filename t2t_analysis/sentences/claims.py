@@ -41,9 +41,11 @@ def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
     about
         What the verdicts hold for, in words.
     """
-    verdicts = summary(frame)
+    verdicts = summary(frame[frame["effect"] != ""])  # of the others this kind of evidence cannot speak
+    rest = frame["claim"].nunique() - len(verdicts)
+    other = f" To {rest} others it cannot speak." if rest else ""
     parts = [f"{v} {listed(names)}" for v in VERDICTS if (names := _names(verdicts, v))]
-    first = f"Of {len(verdicts)} claims: {'; '.join(parts)}. This rests on {about}."
+    first = f"Of {len(verdicts)} claims: {'; '.join(parts)}. This rests on {about}.{other}"
     return [first, *(_claim(row, frame) for row in _rows(verdicts) if row["verdict"] in _SETTLED)]
 
 
