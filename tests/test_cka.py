@@ -516,3 +516,15 @@ def test_images_that_are_numbered_wrongly_are_named():
     batches.dataset = range(5)
     with pytest.raises(DataError, match="image number 7 in a data set of 5"):
         measure(tiny(), batches, LayerCKA(), progress=False)
+
+
+def test_a_batch_with_an_image_that_is_not_finite_is_left_out_and_the_rest_is_used():
+    images = IMAGES[:20].clone()
+    images[3] = torch.nan
+    found = run(tiny(), LayerCKA(permutations=9), 4, images)["layer_cka"]
+    expected = run(tiny(), LayerCKA(permutations=9), 4, images[torch.arange(20) // 4 != 0])["layer_cka"]
+    ours, theirs = (
+        r.frame[r.frame.quantity == "cka_unbiased"].value.astype(float) for r in (found, expected)
+    )
+    assert ours.to_numpy() == pytest.approx(theirs.to_numpy(), abs=1e-9)
+    assert any("their batches are left out" in note for note in found.notes)

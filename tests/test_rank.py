@@ -250,3 +250,10 @@ def test_a_place_that_is_not_finite_is_named_and_the_others_come_out():
     assert any("blocks.1.resid_post is not finite" in note for note in result.notes)
     assert set(result.frame.place) == {"embed", "blocks.0.resid_post", RESID}
     assert at(result, "effective_rank_over_null", "pooled", RESID).estimator == "mean over 1 layers"
+
+
+def test_equal_images_have_no_rank_and_the_reason_is_said():
+    result = run(tiny(), images=torch.full((12, 3, 32, 32), 0.5))
+    pooled = result.frame[result.frame.tokens == "pooled"]
+    assert pooled.value.isna().all()
+    assert any("is the same for all images, so it has no rank" in note for note in result.notes)
