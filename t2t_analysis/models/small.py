@@ -136,12 +136,6 @@ def _front(tokens_type: str) -> dict[str, Any]:
     }
 
 
-def _create(tokens: str, shape: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    backbone, tokens_type = SMALL_BACKBONES[shape], SMALL_TOKENISERS[tokens]
-    config = _front(tokens_type) | backbone._asdict() | {"mlp_ratio": mlp_ratio(tokens_type, backbone)}
-    return create_t2t_vit(f"small_{tokens}_{shape}", pretrained, **config | kwargs)
-
-
 def _se(tokens_type: str) -> dict[str, Any]:
     """Channel gate after each attention, squeezed 16 times."""
     deep = SMALL_BACKBONES["deep"]
@@ -174,121 +168,124 @@ def _dense(tokens_type: str) -> dict[str, Any]:
 _IDEAS = {"se": _se, "dense": _dense, "resnext": _resnext, "ghost": _ghost}
 
 
-def _create_variant(tokens: str, idea: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
-    tokens_type = SMALL_TOKENISERS[tokens]
-    config = _front(tokens_type) | _IDEAS[idea](tokens_type)
-    return create_t2t_vit(f"small_{tokens}_deep_{idea}", pretrained, **config | kwargs)
+def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+    """``small_<tokeniser>_<backbone>``, or ``small_<tokeniser>_deep_<idea>``."""
+    _, tokens, shape, *idea = name.split("_")
+    tokens_type, backbone = SMALL_TOKENISERS[tokens], SMALL_BACKBONES[shape]
+    plain = backbone._asdict() | {"mlp_ratio": mlp_ratio(tokens_type, backbone)}
+    parts = _IDEAS[idea[0]](tokens_type) if idea else plain
+    return create_t2t_vit(name, pretrained, **_front(tokens_type) | parts | kwargs)
 
 
 @register_model
 def small_hard_deep(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hard 4x4 split, deep-narrow: a plain ViT."""
-    return _create("hard", "deep", pretrained, kwargs)
+    return _create("small_hard_deep", pretrained, kwargs)
 
 
 @register_model
 def small_hard_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hard 4x4 split, shallow-wide."""
-    return _create("hard", "wide", pretrained, kwargs)
+    return _create("small_hard_wide", pretrained, kwargs)
 
 
 @register_model
 def small_performer_deep(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Soft split with performer, deep-narrow: a small T2T-ViT."""
-    return _create("performer", "deep", pretrained, kwargs)
+    return _create("small_performer_deep", pretrained, kwargs)
 
 
 @register_model
 def small_performer_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Soft split with performer, shallow-wide."""
-    return _create("performer", "wide", pretrained, kwargs)
+    return _create("small_performer_wide", pretrained, kwargs)
 
 
 @register_model
 def small_transformer_deep(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Soft split with transformer, deep-narrow."""
-    return _create("transformer", "deep", pretrained, kwargs)
+    return _create("small_transformer_deep", pretrained, kwargs)
 
 
 @register_model
 def small_transformer_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Soft split with transformer, shallow-wide."""
-    return _create("transformer", "wide", pretrained, kwargs)
+    return _create("small_transformer_wide", pretrained, kwargs)
 
 
 @register_model
 def small_conv_deep(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Three convolutions, deep-narrow."""
-    return _create("conv", "deep", pretrained, kwargs)
+    return _create("small_conv_deep", pretrained, kwargs)
 
 
 @register_model
 def small_conv_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Three convolutions, shallow-wide."""
-    return _create("conv", "wide", pretrained, kwargs)
+    return _create("small_conv_wide", pretrained, kwargs)
 
 
 @register_model
 def small_hardnorm_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hard 4x4 split, layer norm over the pixels of each patch, shallow-wide."""
-    return _create("hardnorm", "wide", pretrained, kwargs)
+    return _create("small_hardnorm_wide", pretrained, kwargs)
 
 
 @register_model
 def small_mlp_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Soft split with an MLP and no attention, shallow-wide."""
-    return _create("mlp", "wide", pretrained, kwargs)
+    return _create("small_mlp_wide", pretrained, kwargs)
 
 
 @register_model
 def small_convgelu_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Three convolutions with norm and GELU between them, shallow-wide."""
-    return _create("convgelu", "wide", pretrained, kwargs)
+    return _create("small_convgelu_wide", pretrained, kwargs)
 
 
 @register_model
 def small_hard_deep_se(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hard 4x4 split, deep-narrow, a channel gate after each attention."""
-    return _create_variant("hard", "se", pretrained, kwargs)
+    return _create("small_hard_deep_se", pretrained, kwargs)
 
 
 @register_model
 def small_hard_deep_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hard 4x4 split, deep-narrow, every layer's result appended (DenseNet)."""
-    return _create_variant("hard", "dense", pretrained, kwargs)
+    return _create("small_hard_deep_dense", pretrained, kwargs)
 
 
 @register_model
 def small_hard_deep_resnext(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hard 4x4 split, deep-narrow, twelve heads of width 8."""
-    return _create_variant("hard", "resnext", pretrained, kwargs)
+    return _create("small_hard_deep_resnext", pretrained, kwargs)
 
 
 @register_model
 def small_hard_deep_ghost(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Hard 4x4 split, deep-narrow, parts of queries, keys, values and MLPs are rescaled copies."""
-    return _create_variant("hard", "ghost", pretrained, kwargs)
+    return _create("small_hard_deep_ghost", pretrained, kwargs)
 
 
 @register_model
 def small_performer_deep_se(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Soft split with performer, deep-narrow, a channel gate after each attention."""
-    return _create_variant("performer", "se", pretrained, kwargs)
+    return _create("small_performer_deep_se", pretrained, kwargs)
 
 
 @register_model
 def small_performer_deep_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Soft split with performer, deep-narrow, every layer's result appended (DenseNet)."""
-    return _create_variant("performer", "dense", pretrained, kwargs)
+    return _create("small_performer_deep_dense", pretrained, kwargs)
 
 
 @register_model
 def small_performer_deep_resnext(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Soft split with performer, deep-narrow, twelve heads of width 8."""
-    return _create_variant("performer", "resnext", pretrained, kwargs)
+    return _create("small_performer_deep_resnext", pretrained, kwargs)
 
 
 @register_model
 def small_performer_deep_ghost(pretrained: bool = False, **kwargs: Any) -> nn.Module:
     """Soft split with performer, deep-narrow, parts of queries, keys, values and MLPs are rescaled copies."""
-    return _create_variant("performer", "ghost", pretrained, kwargs)
+    return _create("small_performer_deep_ghost", pretrained, kwargs)
