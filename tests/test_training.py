@@ -161,6 +161,9 @@ def test_muon_takes_the_matrices_inside_the_network_and_leaves_no_parameter_out(
     assert not names
     assert "blocks.0.attn.qkv.weight" in matrices
     assert not {"head.weight", "cls_token", "norm.weight"} & matrices
+    for optimizer in ("muon", "adamw"):
+        free = make_optimiser(model, Recipe(optimizer=optimizer, weight_decay=0.0))
+        assert not any(group["weight_decay"] for group in free.param_groups)
     with pytest.raises(ValueError, match="did you mean 'adamw'"):
         make_optimiser(model, Recipe(optimizer="adamwe"))
 

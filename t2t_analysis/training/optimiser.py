@@ -83,7 +83,9 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimizer not in OPTIMISERS:
         raise UnknownNameError("optimizer", recipe.optimizer, list(OPTIMISERS))
     spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
-    rest, decayed = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=spared)
+    # asked for with a decay, since without one timm does not tell the two apart
+    rest, decayed = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)
+    decayed["weight_decay"] = recipe.weight_decay
     if recipe.optimizer == "adamw":
         return torch.optim.AdamW([rest, decayed], lr=recipe.lr, fused=True)
     get_classifier: Any = getattr(model, "get_classifier", nn.Identity)
