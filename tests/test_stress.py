@@ -253,7 +253,7 @@ class Evil:
             "system": (os.system, (f"mkdir {self.harm}",)),
             "eval": (eval, (f"__import__('os').mkdir({self.harm!r})",)),
             "exec": (exec, (f"import os; os.mkdir({self.harm!r})",)),
-            "getattr": (getattr, (os, "mkdir")),
+            "getattr": (getattr, ("text", "upper")),
             "import": (__import__, ("antigravity",)),
             "load": (torch.load, (self.harm,)),
             "hub": (torch.hub.load, (self.harm, "x")),
