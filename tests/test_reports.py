@@ -558,7 +558,7 @@ def test_a_notebook_without_a_title_gets_one_and_only_one() -> None:
 
 def test_the_answer_its_figure_and_its_verdict_come_first() -> None:
     role = {"t2t_analysis": {"role": "findings"}}
-    said = "\n".join(["- **supported** Yes, by 3.", *(f"- more {i}" for i in range(4))])
+    said = "\n".join(["- **Supported** Yes, by 3.", *(f"- more {i}" for i in range(4))])
     pictures = [Figure(Drawing(figsize=(1, 1)), f"Caption {i}.", f"Alt {i}").html() for i in range(2)]
     shown = [
         [new_output("display_data", {"text/html": one}, metadata={"t2t_analysis": {"role": "figure"}})]
@@ -586,7 +586,7 @@ def test_the_answer_its_figure_and_its_verdict_come_first() -> None:
     places = [html.index(words, html.index("<main")) for words in order]
     assert places == sorted(places)
     assert html.index("<details", html.index("<main")) < html.index("The method")
-    assert "● supported" in html
+    assert "● Supported" in html
 
 
 def test_a_page_refuses_a_figure_without_alt_text_unless_the_run_failed() -> None:

@@ -32,9 +32,10 @@ def chip_class(verdict: str) -> str:
 def mark_verdicts(soup: BeautifulSoup) -> None:
     """A verdict in bold becomes a chip: colour, shape and word."""
     for strong in soup.find_all("strong"):
-        if (verdict := strong.get_text()) in CHIPS:
+        words = strong.get_text()
+        if (verdict := words.lower()) in CHIPS:  # a sentence may begin with it
             strong.name, strong["class"] = "span", chip_class(verdict)
-            strong.string = f"{CHIPS[verdict]} {verdict}"
+            strong.string = f"{CHIPS[verdict]} {words}"
 
 
 def answer_first(soup: BeautifulSoup) -> None:
