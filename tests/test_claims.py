@@ -364,7 +364,7 @@ def test_random_weights_are_not_even_measured(tmp_path: Path) -> None:
 
 
 def test_small_models_are_judged_by_the_study(tmp_path: Path) -> None:
-    folder = write_study(tmp_path, lambda m: 0.5 + 0.1 * soft(m), as_claimed, epochs=12)
+    folder = write_study(tmp_path, lambda m: 0.5 + 0.1 * soft(m), as_claimed)
     pair = {"first": _Made(True, "small_performer_deep"), "second": _Made(True, "small_hard_deep")}
     (found,) = gather(pair, _Made(False), folder=folder)
     assert found.meta["kind"] == "controlled"
