@@ -16,6 +16,7 @@ __all__ = ["first_figure", "results_markdown", "write_figures"]
 
 #: folder of the pictures, in that of the released reports
 FIGURES = "figures"
+_RELEASED = "../reports" + "/released"  # as seen from docs/
 #: what HTML writes in lower case and XML does not; and the colours of a page on white paper
 _XML = {"viewbox=": "viewBox=", "<clippath": "<clipPath", "</clippath": "</clipPath", "currentColor": "#000000",
         "var(--page)": "#ffffff", "var(--soft)": "#6e6e6e"}  # fmt: skip
@@ -67,11 +68,11 @@ def results_markdown(released: Path) -> str:
             ]
             lines += [_claim(row) for row in ledger["verdicts"]] + [""]
     for about in reports:
-        page = f"../reports/released/{about['stem']}.html"
+        page = f"{_RELEASED}/{about['stem']}.html"
         lines += [f"## [{about['title']}]({page})", "", f"{about['model']} against {about['baseline']}.", ""]
         lines += [str(sentence) + "\n" for sentence in about.get("findings", [])[:1]]
         for picture in sorted((released / FIGURES).glob(f"{about['stem']}.*")):
-            lines += [f"![{about['title']}](../reports/released/{FIGURES}/{picture.name})", ""]
+            lines += [f"![{about['title']}]({_RELEASED}/{FIGURES}/{picture.name})", ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
