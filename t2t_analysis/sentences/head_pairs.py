@@ -41,7 +41,7 @@ def _pairs(pairs: Result, similarity: Result, model: str) -> str:
         "are not told from dissimilar ones in how they stand in for each other"
     )  # fmt: skip
     return (
-        f"In {code(model)} similar heads of a layer {stand}: the loss without both, less that without each, is larger "
+        f"In {code(model)} similar heads of a layer {stand}: the loss without both, less that without each, differs "
         f"by {words.interval(row)} ({p_words(row['p'])}, n = {row['n']}). Without both, similar pairs cost "
         f"{loss.interval(alike)}, dissimilar ones {loss.interval(unlike)}."
     )
