@@ -196,11 +196,15 @@ def test_holms_correction_runs_over_the_deciding_effects_only() -> None:
 
 
 def test_the_table_of_seeds_puts_each_number_under_its_cell_and_leaves_out_what_was_not_tested() -> None:
-    effects = tuple(Effect(f"e{i}", "accuracy", controlled=f"q{i}") for i in range(3))
+    names = ("cosine_centred", "cosine_raw", "cosine_content")
+    effects = tuple(Effect(f"e{i}", "accuracy", controlled=name) for i, name in enumerate(names))
     claim = Claim("c", "s", "here", effects, "nothing", "claims")
     common = {"p": 0.5, "weights": "made", "n": 5, "unit": "seed"}
     cells = {}
-    for cell, values in {"one": {"q0": 0.125, "q1": -0.25}, "two": {"q0": 0.375}}.items():
+    for cell, values in {
+        "one": {"cosine_centred": 0.125, "cosine_raw": -0.25},
+        "two": {"cosine_centred": 0.375},
+    }.items():
         rows = [
             {"quantity": q, "value": v, "low": v - 0.5, "high": v + 0.5} | common for q, v in values.items()
         ]

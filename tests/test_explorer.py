@@ -166,7 +166,7 @@ def test_the_second_model_follows_by_relative_depth_and_place(pair: Exploration)
     stage, embed = pair.select(layer="tokens.0", head=0, channel=3).scenes()
     assert (stage.look.place, embed.look.place) == ("tokens.0", "embed")
     assert stage.attention is not None
-    assert stage.attention.shape == (32, 24)
+    assert stage.attention.shape == (16, 12)
     assert embed.missing["attention"] == "this is the tokeniser's output"
 
 
@@ -396,9 +396,12 @@ def test_moving_a_slider_is_quick() -> None:
 
 def test_outputs_are_replaced_not_added(pair: Exploration, shown: list[Any]) -> None:
     outputs = Outputs()
-    for channel in (0, 1):
-        outputs(*pair.select(channel=channel).picture())
-    assert [kind for kind, *_ in shown] == ["display"] * 3 + ["update"] * 3
+    outputs(*pair.select(channel=0).picture())
+    first = [kind for kind, *_ in shown].count("display")
+    outputs(*pair.select(channel=1).picture())
+    kinds = [kind for kind, *_ in shown]
+    assert kinds.count("display") == first > 0
+    assert kinds.count("update") >= first
 
 
 def test_numbers_are_tidy(pair: Exploration) -> None:

@@ -642,7 +642,10 @@ def test_every_notebook_of_the_suite_makes_a_report(name: str, made: Made) -> No
         assert about["findings"][0].startswith("No verdict")
     numbers = re.findall(r'href="data:text/csv;base64,[^"]*"', html)
     assert all('role="img"' in drawing and "aria-label=" in drawing for drawing in drawings)
-    assert len(html) - sum(map(len, (*drawings, *numbers, *(str(image["src"]) for image in page.images)))) < 100_000
+    assert (
+        len(html) - sum(map(len, (*drawings, *numbers, *(str(image["src"]) for image in page.images))))
+        < 100_000
+    )
     assert sorted(path.name for path in (made.folder / side.stem).glob("*.parquet")) == sorted(
         about["results"]
     )

@@ -180,7 +180,6 @@ def test_permuted_labels_that_were_not_run_are_said_not_to():
         ({"n_images": 1}, "takes two or more"),
         ({"model": "t2t_vit_14", "label_randomisation": True}, "takes a small model"),
         ({"data": "photos", "label_randomisation": True}, "images with labels"),
-        ({"model": "t2t_vit_14", "baseline": "small_hard_deep"}, "needs the same images"),
     ],
 )
 def test_what_the_checks_cannot_be_made_with_is_refused_at_once(given, words):

@@ -96,7 +96,7 @@ def test_the_measure_over_places_grids_and_prefix():
     images = noise(8, 3, 32, 48).float()
     result = run(model, images)
     frame = result.frame
-    assert result.meta["grids"]["tokens.0.out"] == [32, 48]
+    assert result.meta["grids"]["tokens.0.out"] == [16, 24]
     assert result.meta["grids"]["blocks.1.resid_post"] == [8, 12]
     assert set(frame.quantity) == {
         "log_amplitude",

@@ -73,7 +73,7 @@ def channel_ratios(maps: Tensor) -> Ratios:
     """
     x = maps.to(torch.promote_types(maps.dtype, torch.float32))
     low, high = x.aminmax(dim=-2)
-    peak = torch.maximum(-low, high)
+    peak = torch.maximum(low.abs(), high.abs())
     mean = x.mean(-2, keepdim=True)
     variance = (x - mean).square().mean(-2)
     spread = variance.sqrt()

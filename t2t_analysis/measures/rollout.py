@@ -234,7 +234,9 @@ class AttentionRollout(ImageMeans):
             "estimator": "rollout of (mean of heads + I) / 2 from the first layer to this one",
         }
         places = np.array([name.removesuffix(".pattern") for name in self.names], dtype=object)
-        alike, spread = replace(found[:, 0], unit="image pair"), found[:, 1]
+        reached = found.n[:, 1] > 0  # a layer that is not finite ends the rollout
+        places = places[reached]
+        alike, spread = replace(found[reached, 0], unit="image pair"), found[reached, 1]
         return self.result([
             self.row(places) | about | {
                 "quantity": "rollout_between_images", "estimate": alike, "value_unit": "none", "null": 0.0,

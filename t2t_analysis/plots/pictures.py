@@ -20,7 +20,7 @@ from ..errors import DataError, UnknownNameError
 from ..quantities import number, quantity
 from ..results import Result, tidy
 from .base import DIVERGING, PALETTE, SEQUENTIAL, Figure, finish, new_axes, title_block, use_style
-from .series import caption, models_of, rows_of
+from .series import caption, models_of, rows_of, untrained_words
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,6 +141,7 @@ def rollout_examples(
     words = caption(
         f"Attention rollout to the class token (or the mean patch) over uniform attention: {ranges}.",
         f"Examples, n = {len(pictures)}, no interval; whether maps depend on the image is measured, not judged here.",
+        untrained_words(shares).replace("Crosses", '"random"'),
     )
     alt = f"{len(pictures)} images, each beside its rollout by {', '.join(shares)}."
     return finish(

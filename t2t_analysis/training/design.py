@@ -193,7 +193,7 @@ class Run:
         """Readable and unique: the same words always mean the same run.
 
         >>> Run("small_hard_deep", "photo_crops", Recipe(epochs=4)).name
-        'small_hard_deep__photo_crops__f100__e4__s0__XXX'
+        'small_hard_deep__photo_crops__f100__e4__s0__c4da565e'
         """
         recipe, label = self.recipe, data_label(self.data)
         identity = [
