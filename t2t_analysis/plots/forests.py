@@ -34,8 +34,8 @@ def forest(
 
     Parameters
     ----------
-    results : whose rows are drawn, from top to bottom; all in one unit, since they share an axis. None is left out, and
-        there is no figure of nothing: one model alone has no differences.
+    results : whose rows are drawn, from top to bottom; all in one unit, since they share an axis. None, or a result
+        without rows, is left out, and there is no figure of nothing: one model alone has no differences.
     quantities : which of them, in this order; all when left out.
     by : column whose values are drawn as marks of one line (a model, a readout), with a legend.
     groups : names of the marks in the legend, by the value of that column.
@@ -51,7 +51,7 @@ def forest(
         a quantity that the results do not have.
     """
     asked = [results] if isinstance(results, Result) or results is None else results
-    several = [result for result in asked if result is not None]
+    several = [result for result in asked if result is not None and len(result.frame)]
     if not several:
         return None
     frame = _chosen(several, quantities)

@@ -261,8 +261,11 @@ def _only_embedded(soup: BeautifulSoup, strict: bool) -> None:
 def _number_figures(soup: BeautifulSoup, stem: str) -> None:
     """Give every figure a number that is a link to it, ids of its own, and its numbers a name."""
     for number, figure in enumerate(soup.find_all("figure"), start=1):
+        used = set(re.findall(r"""(?:url\(|href="|href=')#([^"')]+)""", str(figure)))
         figure["id"] = f"figure-{number}"
         for element in figure.find_all(True):
+            if element.get("id") not in used:  # drawings give two equal pictures one name
+                del element["id"]
             for name in [k for k in element.attrs if k == "id" or k.endswith(("href", "path", "style"))]:
                 element[name] = re.sub(r"(^#|url\(#)", rf"\1f{number}-", str(element[name]))
             if element.get("id"):

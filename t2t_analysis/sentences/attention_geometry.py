@@ -29,6 +29,7 @@ def geometry_findings(results: Iterable[Result | None], models: Mapping[str, Any
     facts = Facts(results, models)
     return kept(
         [
+            *facts.no_verdict,
             facts.line("attention_distance", tokens="patch", **_LAYERS, note="Null: uniform attention."),
             facts.line("attention_distance_last_minus_first", tokens="patch"),
             facts.line("attention_entropy", tokens="patch", **_LAYERS),

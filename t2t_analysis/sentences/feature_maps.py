@@ -85,10 +85,7 @@ def map_findings(
         facts.line("outline_best", **_EARLY, note="Some channel always seems to fit."),
         _of_reference(facts, reference),
     ]
-    none = (
-        [f"No verdict from random weights: {listed(map(code, facts.untrained))}."] if facts.untrained else []
-    )
-    return kept([*said, *none, *lines])
+    return kept([*said, *facts.no_verdict, *lines])
 
 
 def _of_reference(facts: Facts, reference: str) -> str:
@@ -104,7 +101,7 @@ def map_conclusions(results: Iterable[Result | None], models: Mapping[str, Any])
     """The verdict at the embedding and in the first third, and what a readout of the first block finds."""
     facts = Facts(results, models)
     if facts.untrained:
-        return [f"No verdict from random weights: {listed(map(code, facts.untrained))}."]
+        return facts.no_verdict
     first = {"place": "blocks.0.resid_post"}
     read = [facts.line("linear_accuracy", **first), facts.line("high_frequency_share", **first)]
     at = [f"At the embedding: {line}" for line in facts.judged(_EFFECTS, place="embed")]

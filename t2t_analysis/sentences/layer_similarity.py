@@ -12,7 +12,7 @@ from .._show import code
 from ..claims.base import Effect
 from ..quantities import quantity
 from ..results import Result
-from .template import Facts, kept, listed
+from .template import Facts, kept
 
 __all__ = ["HEADLINES", "layer_conclusions", "layer_findings"]
 
@@ -92,7 +92,7 @@ def layer_conclusions(results: Iterable[Result | None], models: Mapping[str, Any
     """Every difference, judged by the rule; arguments as for `layer_findings`."""
     facts = Facts(results, models)
     if facts.untrained:
-        return [f"No verdict from random weights: {listed(map(code, facts.untrained))}."]
+        return facts.no_verdict
     return _judged(facts) or [
         "One model alone has no difference to judge; its untrained control stands beside it."
     ]

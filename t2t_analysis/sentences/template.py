@@ -60,6 +60,9 @@ class Facts:
         self.models = dict(models)
         self.labels = [label for label in self.models if not label.endswith(TWIN)]  # the others are controls
         self.untrained = [label for label in self.labels if self.models[label].provenance.untrained]
+        names = listed(map(code, self.untrained))
+        #: the sentence about models with random weights, a list of none or one
+        self.no_verdict = [f"No verdict from random weights: {names}."] if self.untrained else []
 
     @cached_property
     def frame(self) -> pd.DataFrame:
@@ -157,9 +160,7 @@ class Facts:
             (row,) = summary(frame).to_dict("records")
             effects = " ".join(effect_words(effect) for _, effect in frame[frame["deciding"]].iterrows())
             said.append(f"{row['statement']} **{str(row['verdict']).capitalize()}** for {about}. {effects}")
-        if self.untrained:
-            said.append(f"No verdict from random weights: {listed(map(code, self.untrained))}.")
-        return said
+        return [*said, *self.no_verdict]
 
     def _ledgers(self, name: str) -> list[tuple[Kind, str, pd.DataFrame]]:
         claim, found = claim_named(name), []
@@ -194,12 +195,7 @@ class Facts:
             for _, about, frame in self._ledgers(name)
         ]
         what = [f"What would change this: {claim_named(name).change}"] if said else []
-        none = (
-            [f"No verdict from random weights: {listed(map(code, self.untrained))}."]
-            if self.untrained
-            else []
-        )
-        return [*said, *none, *what]
+        return [*said, *self.no_verdict, *what]
 
     def judged(self, effects: Iterable[Effect], **where: Any) -> list[str]:
         """Differences that no claim of the ledger is about, judged by the same rule, each by itself."""
