@@ -44,7 +44,7 @@ def layer_findings(results: Iterable[Result | None], models: Mapping[str, Any]) 
     within = {"measure": "layer_cka"}
     return kept(
         [
-            *(_judged(facts)[:1] if not facts.untrained else []),
+            *(facts.no_verdict or _judged(facts)[:1]),
             facts.line("cka_mean", **within),
             facts.of_rows("cka", _ends(facts), note="Of the first layer and the last."),
             _between(facts),
