@@ -618,15 +618,22 @@ def test_an_empty_index_says_how_to_fill_it(tmp_path: Path) -> None:
     assert_good_page(html, tmp_path)
 
 
-#: what they say rests on training runs or on counts, not on the weights that they are given
 #: figures of the shortest pages: one look per model; none of a study whose runs have not ended
 LEAST = {"explore": 2, "claims": 1, "training_from_scratch": 0}
+#: what takes longest, made short
+QUICK: dict[str, dict[str, Any]] = {
+    "attribution": {"steps": 4, "squares": 4, "stages": 1},
+    "cost": {"batch_sizes": [1, 4], "repeats": 6},
+    "head_ablation": {"kinds": ["mean"], "random_orders": 2},
+}
+#: what they say rests on training runs or on counts, not on the weights that they are given
 NOT_OF_THE_WEIGHTS = {"claims", "cost", "training_from_scratch"}
 
 
 @pytest.mark.parametrize("name", available())
 def test_every_notebook_of_the_suite_makes_a_report(name: str, made: Made) -> None:
     given = {"weights": "random", "baseline_weights": "random", "n_images": 8, "batch_size": 4}
+    given |= QUICK.get(name, {})
     assert made.run(name, params=given) == 0, made.said
     (side,) = made.folder.glob(f"{name}*.json")
     about = made.sidecar(side.stem)
