@@ -33,6 +33,7 @@ from t2t_analysis.plots import (
     similarity_against_effect,
 )
 from t2t_analysis.plots.series import MOST_WORDS, limits
+from t2t_analysis.reports.export import own_figure
 from t2t_analysis.results import Result
 
 TWO = ("one", "two")
@@ -434,3 +435,11 @@ def test_costs_are_bars():
     rows = [row("parameters", m, None, v, low=None, high=None) for m, v in zip(TWO, (8e5, 9e5), strict=True)]
     bars = cost_bars(Result("cost", rows), ["parameters"]).fig.axes[0].patches
     assert bars[1].get_width() / bars[0].get_width() == pytest.approx(9 / 8)
+
+
+def test_maps_in_a_page_keep_their_cells_and_their_colours():
+    figure = head_effects(ablated(), "kl", variant="mean")
+    cells = figure.svg().count("data:image/png;base64,")
+    assert cells >= 3
+    assert figure.picture[0] == "image/svg+xml"
+    assert own_figure(figure.html()).count("data:image/png;base64,") == cells

@@ -143,7 +143,8 @@ def _inline(svg: str, width: int) -> str:
         element.attrs = {
             name: value
             for name, value in element.attrs.items()
-            if not name.startswith(("on", "xmlns")) and (not name.endswith("href") or str(value)[:1] == "#")
+            if not name.startswith(("on", "xmlns"))
+            and (not name.endswith("href") or str(value).startswith(("#", "data:image/png;base64,")))
         }
         if style := element.get("style"):
             element["style"] = re.sub(
