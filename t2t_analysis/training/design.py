@@ -192,8 +192,8 @@ class Run:
     def name(self) -> str:
         """Readable and unique: the same words always mean the same run.
 
-        >>> Run("small_hard_deep", "photo_crops", Recipe(epochs=4)).name
-        'small_hard_deep__photo_crops__f100__e4__s0__c4da565e'
+        >>> Run("small_hard_deep", "my_photos", Recipe(epochs=4)).name
+        'small_hard_deep__my_photos__f100__e4__s0__5cf0e21c'
         """
         recipe, label = self.recipe, data_label(self.data)
         identity = [
