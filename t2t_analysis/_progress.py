@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-__all__ = ["progress"]
+__all__ = ["in_kernel", "progress"]
 
 T = TypeVar("T")
 KERNEL_EVERY, LOG_EVERY = 0.5, 10.0  # seconds
@@ -16,7 +16,7 @@ KERNEL_EVERY, LOG_EVERY = 0.5, 10.0  # seconds
 SECONDS = "T2T_ANALYSIS_PROGRESS_SECONDS"
 
 
-def _in_kernel() -> bool:
+def in_kernel() -> bool:
     """Whether this is an IPython kernel, found without importing IPython."""
     ipython = sys.modules.get("IPython")
     shell = ipython.get_ipython() if ipython and hasattr(ipython, "get_ipython") else None
@@ -138,7 +138,7 @@ def progress(
     [1, 2, 3]
     """
     total = _length(iterable) if total is None else total
-    if _in_kernel():
+    if in_kernel():
         timed = os.environ.get(SECONDS) == "1" if seconds is None else seconds
         return _kernel(iterable, desc, total, unit, timed)
     if sys.stderr is not None and sys.stderr.isatty():

@@ -43,7 +43,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> _Handle:
         return handle
 
     monkeypatch.setattr("IPython.display.display", display)
-    monkeypatch.setattr(_progress, "_in_kernel", lambda: True)
+    monkeypatch.setattr(_progress, "in_kernel", lambda: True)
     monkeypatch.delenv(_progress.SECONDS, raising=False)
     return handle
 

@@ -1,35 +1,36 @@
 """Fetch one file into the cache: verified, atomic, and quick to say that there is no network.
 
-``torch.hub.download_url_to_file`` waits for a silent server without end and takes a truncated answer for the file.
+What ``torch.hub.download_url_to_file`` leaves open is closed around it: it waits for a silent server without end, takes
+a truncated answer for the file, and asks any address.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
 import queue
 import re
-import shutil
+import socket
+import sys
 import threading
 import urllib.error
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 
-from filelock import AcquireReturnProxy, FileLock, Timeout
+from filelock import FileLock
+from torch.hub import download_url_to_file
 
-from .._progress import progress
+from .._files import whole_file
+from .._progress import in_kernel
 from ..errors import DownloadError
 
-__all__ = ["fetch", "file_sha256", "hash_prefix_of", "reachable", "within"]
+__all__ = ["fetch", "file_sha256", "hash_prefix_of", "within"]
 
-_CHUNK = 1 << 20
 _STALL = 30.0  # seconds without a byte, once a server has begun to answer
-_HEADERS = {"User-Agent": "t2t_analysis", "Accept-Encoding": "identity"}
 _T = TypeVar("_T")
 
 
@@ -74,28 +75,6 @@ def within(seconds: float, function: Callable[[], _T]) -> _T:
     raise value
 
 
-def reachable(url: str, timeout: float = 5.0) -> None:
-    """Return if the server of ``url`` answers at all within ``timeout`` seconds; proxies are honoured.
-
-    Raises
-    ------
-    DownloadError
-        Nobody answers: no network, no such host, connection refused, or silence.
-    """
-    request = urllib.request.Request(url, method="HEAD", headers=_HEADERS)
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(request, timeout=timeout).close()
-        except urllib.error.HTTPError:
-            return  # an answer, if not a kind one
-
-    try:
-        within(timeout, ask)
-    except (OSError, HTTPException, ValueError) as error:
-        raise DownloadError(f"cannot reach {url}: {_reason(error)}") from error
-
-
 def fetch(url: str, path: str | Path, sha256_prefix: str | None = None, *, timeout: float = 5.0) -> Path:
     """Download ``url`` to ``path`` unless it is there, and return ``path``.
 
@@ -119,21 +98,54 @@ def fetch(url: str, path: str | Path, sha256_prefix: str | None = None, *, timeo
     prefix = (sha256_prefix or hash_prefix_of(path.name) or "").lower()
     if _is_good(path, prefix):
         return path
-    _check_address(url)
+    length = _length(url, timeout)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _lock(path, url, timeout):
+        with FileLock(f"{path}.lock"):
             if not _is_good(path, prefix):  # another process may have been quicker
-                _download(url, path, prefix, timeout)
+                _download(url, path, prefix, length)
     except DownloadError:
         raise
+    except urllib.error.HTTPError as error:
+        raise DownloadError(f"{url} answered {error.code} {error.reason}; expected the file") from error
+    except RuntimeError as error:
+        raise DownloadError(f"{url} has the wrong content: {error}; the download was deleted") from error
     except (OSError, HTTPException, ValueError) as error:
-        raise DownloadError(f"cannot fetch {url} to {path}: {_reason(error)}") from error
+        hint = "the environment variable T2T_ANALYSIS_CACHE moves the cache"
+        raise DownloadError(f"cannot fetch {url} to {path}: {_reason(error)} ({hint})") from error
     return path
+
+
+def _download(url: str, path: Path, prefix: str, length: int) -> None:
+    with whole_file(path) as part, _impatient():
+        download_url_to_file(url, str(part), prefix or None, sys.stderr.isatty() or in_kernel())
+        if length and (arrived := part.stat().st_size) != length:
+            raise DownloadError(f"{url} broke off: {arrived} of {length} bytes arrived; try again")
 
 
 def _is_good(path: Path, prefix: str) -> bool:
     return path.is_file() and (not prefix or file_sha256(path).startswith(prefix))
+
+
+def _length(url: str, timeout: float) -> int:
+    """Bytes that the server of ``url`` promises, 0 where it does not say; it has ``timeout`` seconds to answer."""
+    _check_address(url)
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "t2t_analysis"})
+
+    def ask() -> Any:
+        try:
+            return urllib.request.urlopen(request, timeout=timeout)
+        except urllib.error.HTTPError as error:
+            return error  # an answer, if not a kind one: the file itself is asked for next
+
+    try:
+        with within(timeout, ask) as answer:
+            _check_address(answer.url)  # after redirections
+            return int(answer.headers.get("Content-Length") or 0) if answer.status in (200, None) else 0
+    except DownloadError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:
+        raise DownloadError(f"cannot reach {url}: {_reason(error)}") from error
 
 
 def _check_address(url: str) -> None:
@@ -142,56 +154,15 @@ def _check_address(url: str) -> None:
         raise DownloadError(f"{url} is refused: expected an https address")
 
 
-def _lock(path: Path, url: str, timeout: float) -> AcquireReturnProxy:
-    """The file's lock, taken. Who has to wait for it first checks that there is something to wait for."""
-    lock = FileLock(f"{path}.lock")
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Let no connection be silent for longer than ``_STALL``."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_STALL)
     try:
-        return lock.acquire(timeout=0)
-    except Timeout:
-        reachable(url, timeout)
-        return lock.acquire()
-
-
-def _download(url: str, path: Path, prefix: str, timeout: float) -> None:
-    part = Path(f"{path}.part")  # what a killed process has left there is overwritten
-    try:
-        with _open(url, timeout) as answer, open(part, "wb") as file:
-            _check_address(answer.url)  # after redirections
-            total = int(answer.headers.get("Content-Length") or 0)
-            _check_room(part, total)
-            pieces = iter(partial(answer.read, _CHUNK), b"")
-            for piece in progress(pieces, f"downloading {path.name}", total=-(-total // _CHUNK), unit="MiB"):
-                file.write(piece)
-        if total and (arrived := part.stat().st_size) != total:
-            raise DownloadError(f"{url} broke off: {arrived} of {total} bytes arrived; try again")
-        found = file_sha256(part) if prefix else ""
-        if not found.startswith(prefix):
-            raise DownloadError(
-                f"{url} has the wrong content: expected SHA-256 {prefix}, found {found[:16]}...; "
-                "the download was deleted"
-            )
-        os.replace(part, path)
+        yield
     finally:
-        part.unlink(missing_ok=True)
-
-
-def _open(url: str, timeout: float) -> Any:
-    request = urllib.request.Request(url, headers=_HEADERS)
-    try:
-        return within(timeout, lambda: urllib.request.urlopen(request, timeout=max(timeout, _STALL)))
-    except urllib.error.HTTPError as error:
-        raise DownloadError(f"{url} answered {error.code} {error.reason}; expected the file") from error
-    except (OSError, HTTPException) as error:
-        raise DownloadError(f"cannot reach {url}: {_reason(error)}") from error
-
-
-def _check_room(part: Path, total: int) -> None:
-    free = shutil.disk_usage(part.parent).free
-    if total > free:
-        raise DownloadError(
-            f"{total} bytes do not fit into {part.parent}: {free} bytes are free; "
-            "the environment variable T2T_ANALYSIS_CACHE moves the cache"
-        )
+        socket.setdefaulttimeout(before)
 
 
 def _reason(error: BaseException) -> str:
