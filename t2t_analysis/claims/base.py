@@ -29,7 +29,7 @@ class Effect:
     words
         What is compared, as a table says it.
     smallest
-        Key of ``rule.SMALLEST``.
+        Key of ``quantities.SMALLEST``.
     controlled
         Name of its row in the evidence of the study's runs: a contrast of accuracies ("tokeniser_effect"), the same of
         a headline ("tokeniser_effect:edge_own"), or any other row of it. Empty if the study cannot say.

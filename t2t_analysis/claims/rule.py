@@ -1,4 +1,4 @@
-"""The rule of every verdict, and the smallest effects that are worth speaking of.
+"""The rule of every verdict.
 
 An effect counts if it is shown to be larger than the smallest effect of interest, delta, not merely larger than 0. What
 is tested is the minimal-effect null |effect| <= delta (Murphy & Myors 1999), and for "no difference" the two one-sided
@@ -16,6 +16,8 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 from scipy import stats as sps
 
+from ..quantities import SMALLEST
+
 __all__ = [
     "ALPHA",
     "SMALLEST",
@@ -28,19 +30,6 @@ __all__ = [
     "unseen_share",
 ]
 
-#: Smallest effect of interest by what is measured; fixed before any number was seen.
-SMALLEST = {
-    "edge_r2": 0.02,  # coefficient of determination of an edge map
-    "channel_share": 0.01,  # of the channels
-    "similarity": 0.05,  # of two heads, two layers; of an effective rank relative to its Gaussian null
-    "rank_correlation": 0.1,  # Spearman
-    "gradient_share": 0.05,  # of the squared gradient
-    "accuracy": 0.005,  # half a point of top-1
-    "backbone_accuracy": 0.01,  # one point
-    "convolution_accuracy": 0.003,  # the paper speaks of 0.7 points, so finer than the others
-    "cost": 0.01,  # of the printed number
-    "threshold": 0.0,  # the reference is itself the bound: on which side of it does the value lie
-}
 #: probability of any false verdict in a report
 ALPHA = 0.05
 #: an interval wider than so many smallest effects cannot answer the question

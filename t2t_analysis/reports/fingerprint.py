@@ -52,9 +52,8 @@ def _sources(paths: Iterable[Path]) -> str:
 
 @cache
 def _library() -> str:
-    return _sources(
-        path for path in _PACKAGE.rglob("*.py") if path.relative_to(_PACKAGE).parts[0] not in _NO_NUMBERS
-    )
+    paths = [*_PACKAGE.rglob("*.py"), *_PACKAGE.rglob("*.csv")]
+    return _sources(path for path in paths if path.relative_to(_PACKAGE).parts[0] not in _NO_NUMBERS)
 
 
 @cache
