@@ -37,7 +37,8 @@ def difference(
 
     Returns
     -------
-    A row for each, with ``_difference`` after the name of its quantity and null 0; it keeps replicates in its turn.
+    A row for each, with ``_difference`` after the name of its quantity and null 0; it keeps replicates in its turn. A
+    note says which rows the two measured on different images, so that they cannot be paired.
 
     Raises
     ------
@@ -50,13 +51,18 @@ def difference(
     first, second = (side.rows([pair[k] for pair in pairs]) for k, side in enumerate((a, b)))
     if not pairs or not (paired := _paired(first, second)).any():
         raise T2TError(_why(result, first, second, model, model_b))
+    left_out = sorted(set(first.frame["quantity"][~paired]))
     first, second = (side.rows(np.flatnonzero(paired)) for side in (first, second))
     units = first.frame["unit"]
     rows = [
         _rows(*(side.rows(np.flatnonzero(units == unit)) for side in (first, second)))
         for unit in units.unique()
     ]
-    notes = (*result.notes, *_conditions(result, model, model_b))
+    unpaired = (
+        f"no difference in {', '.join(left_out)}: {np.sum(~paired)} rows rest on other images of {model} than of "
+        f"{model_b}, or on other groups of them",
+    ) * bool(left_out)
+    notes = (*result.notes, *unpaired, *_conditions(result, model, model_b))
     return Result(result.measure, rows, {"models": [model, model_b]}, notes)  # type: ignore[arg-type]
 
 

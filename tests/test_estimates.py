@@ -103,6 +103,12 @@ def test_what_cannot_be_paired_is_refused():
         difference(found(a=x, b=x[:16]), "a", "b")
     with pytest.raises(UnknownNameError, match="'aa'"):
         difference(found(a=x, b=x), "aa", "b")
+    counts = [("q", "a", 24), ("q", "b", 24), ("r", "a", 24), ("r", "b", 16)]
+    shared = {"place": "embed", "weights": "file"}
+    mixed = Result("m", [shared | {"quantity": q, "model": m, **of_mean(x[:n]).at(0)} for q, m, n in counts])
+    left = difference(mixed, "a", "b")
+    assert left.frame["quantity"].tolist() == ["q_difference"]
+    assert "no difference in r: 1 rows rest on other images of a than of b" in left.notes[-1]
     asked = replace(found(a=x, b=x), meta={"conditions": {"a": {"cells": 1}, "b": {"cells": 2}}})
     assert difference(asked, "a", "b").notes == ("a and b differ in what they were asked: cells 1 and 2",)
 
