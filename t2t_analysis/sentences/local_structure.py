@@ -54,11 +54,10 @@ def local_conclusions(
     results, models
         As for `local_findings`.
     untrained
-        The same measures of the untrained controls.
+        The same measures of the untrained controls that are not among the models.
     """
     facts = Facts(results, models)
-    alone = len(facts.labels) < len(facts.models)  # then the control was measured with the model
-    with_controls = facts if alone else Facts([*facts.results, *untrained], models)
+    with_controls = Facts([*facts.results, *untrained], models)
     return [
         *filter(None, [with_controls.line("edge_r2_own", **_LINEAR, **_EARLY, place_b=None)]),
         *facts.closing("local-structure"),

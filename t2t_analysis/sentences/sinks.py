@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
 from .._show import code
-from ..claims.likeness import ALIKE, BY_SINKS, IN_CONTENT, NOT_ALIKE, NOT_TESTED, why_alike
+from ..claims.headlines import as_dict
+from ..claims.ledger import claim_named, ledger
+from ..claims.likeness import ALIKE, BY_SINKS, IN_CONTENT, NOT_ALIKE, NOT_TESTED
+from ..claims.premise import endpoint_rows
 from ..measures.sinks import LAST_THIRD
 from ..quantities import quantity
 from ..results import Result
@@ -18,25 +26,32 @@ _ANSWERS = {
 }
 
 
-def sink_findings(sinks: Result, *models: str) -> list[str]:
+def sink_findings(sinks: Result, models: Mapping[str, Any]) -> list[str]:
     """Two sentences a model: why the heads of its late layers are alike, and what the sinks are.
 
     Parameters
     ----------
     sinks : of `Sinks`.
-    models : labels in it.
+    models : label in it -> model.
     """
-    return [sentence for model in models for sentence in _of_model(sinks, model)]
+    return [sentence for label, model in models.items() for sentence in _of_model(sinks, label, model)]
 
 
-def _of_model(sinks: Result, model: str) -> list[str]:
+def _because(sinks: Result, label: str, model: Any, patch: pd.Series) -> str:
+    """The ledger's answer, from these maps alone."""
+    rows = [*endpoint_rows(label, model, {"sinks": sinks}), as_dict(patch) | {"quantity": "late_cosine"}]
+    evidence = Result("evidence", rows, {"kind": "premise"})  # type: ignore[arg-type]
+    return str(ledger(evidence, claims=[claim_named("head-similarity")])["because"].iloc[0])
+
+
+def _of_model(sinks: Result, model: str, network: Any) -> list[str]:
     late = sinks.where(model=model, place=LAST_THIRD)
     cosine = quantity("cosine_centred")
     patch, without, random = (
         late.where(quantity="cosine_centred", variant=variant).frame.iloc[0]
         for variant in ("patch keys", "without sinks", "without random columns")
     )
-    verdict = why_alike(sinks, model)
+    verdict = _because(sinks, model, network, patch)
     answer = _ANSWERS.get(
         verdict, f"are neither clearly above {ALIKE:g} nor below, with or without attention sinks"
     )
