@@ -229,6 +229,9 @@ ENDPOINTS = {
     "similar_is_redundant": "similarity_effect_spearman_within_layers",
     "late_cosine": "cosine_centred",
     "late_cka": "head_output_cka",
+    "late_cosine_without_sinks": "cosine_centred",
+    "late_cosine_by_sinks": "sink_likeness",
+    "late_sink_writes": "sink_value_ratio",
     "edges_over_pixels": "edge_r2_own_over_reference",
 }
 

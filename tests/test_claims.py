@@ -18,7 +18,7 @@ from t2t_analysis.claims import headlines, recorded
 from t2t_analysis.claims.base import KINDS, Claim, Effect
 from t2t_analysis.claims.evidence import controlled_evidence, cost_rows, gather, seed_evidence, seed_ledgers
 from t2t_analysis.claims.headlines import HEADLINES, Headline, read_headlines
-from t2t_analysis.claims.ledger import all_claims, effect_verdict, ledger, summary
+from t2t_analysis.claims.ledger import all_claims, claim_named, effect_verdict, ledger, summary
 from t2t_analysis.claims.premise import ENDPOINTS
 from t2t_analysis.claims.recorded import premise_ledgers, published_ledger, read_models, record
 from t2t_analysis.claims.rule import SMALLEST, judge, overall
@@ -419,6 +419,14 @@ def test_the_premise_of_one_model_follows_the_bounds_that_were_fixed() -> None:
     assert verdicts["dead-channels"] == verdicts["local-structure"] == "contradicted"
 
 
+def test_few_images_are_the_reason_where_they_leave_no_interval() -> None:
+    row = {"quantity": "late_cosine", "value": 0.9, "n": 1, "unit": "image", "model": "m", "weights": "file"}
+    for text, reason in (("Fisher z", "no interval from 1 image"), ("none: one crop", "one crop")):
+        evidence = Result("evidence", pd.DataFrame([row | {"interval": text}]), {"kind": "premise"})
+        frame = ledger(evidence, claims=[claim_named("head-similarity")])
+        assert frame["reason"].iloc[0] == reason
+
+
 def test_real_weights_are_recorded_once_and_a_killed_run_keeps_what_it_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,7 +455,7 @@ def test_real_weights_are_recorded_once_and_a_killed_run_keeps_what_it_had(
     assert read_models(tmp_path)["endpoint"].tolist() == ["late_cosine"]
     asked.clear()
     list(record(*given, n_images=4, folder=tmp_path, remark="seen in training"))
-    assert asked == ["edges", "channels", "rank", "redundancy"]  # the heads were there
+    assert asked == ["edges", "channels", "rank", "sinks", "redundancy"]  # the heads were there
     table = read_models(tmp_path)
     assert table["sha256"].str.len().eq(64).all()
     assert table["accuracy"].between(0, 1).all()

@@ -1,14 +1,19 @@
 """Attention sinks: planted ones are found and taken out, uniform attention has none."""
 
+from dataclasses import replace
+
 import pytest
 import timm
 import torch
 
-from t2t_analysis.claims.likeness import why_alike
+from t2t_analysis.claims.ledger import claim_named, ledger
+from t2t_analysis.claims.premise import endpoint_rows
 from t2t_analysis.measures import HeadSimilarity, Sinks, measure
 from t2t_analysis.measures import sinks as sk
 from t2t_analysis.measures.head_maps import head_cosine, off_diagonal_mean
 from t2t_analysis.models import load_model
+from t2t_analysis.results import Result
+from t2t_analysis.sentences.claims import side_by_side
 from t2t_analysis.sentences.sinks import sink_findings
 
 
@@ -235,8 +240,14 @@ def test_heads_that_are_mixed_before_the_projection_have_no_values():
     ],
 )
 def test_why_heads_are_alike(model, verdict, words):
-    result = run(model, Sinks())["sinks"]
-    assert why_alike(result, "m") == verdict
-    sentences = " ".join(sink_findings(result, "m"))
+    if verdict != "not tested":
+        model.provenance = replace(load_model("vit_tiny_patch16_224", "random").provenance, kind="file")
+    results = run(model, Sinks(), HeadSimilarity())
+    evidence = Result("evidence", endpoint_rows("m", model, results), {"kind": "premise"})
+    frame = ledger(evidence, claims=[claim_named("head-similarity")])
+    assert set(frame["because"]) == {verdict}
+    assert side_by_side({"m": frame})[0]["why"].split("; ")[0] == verdict
+    result = results["sinks"]
+    sentences = " ".join(sink_findings(result, {"m": model}))
     assert words in sentences
     assert "nan" not in sentences

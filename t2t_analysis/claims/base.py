@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -94,6 +95,9 @@ class Claim(Shown):
         What it takes for granted of a single model, in one sentence; empty if nothing.
     printed
         What the paper's tables say, beside ours.
+    because
+        Why a single model is as the premise has it, or is not, in a few words: a function of the verdicts on the
+        premise's effects, by their names. None where the claim does not ask why.
     order
         Place in the ledger.
     """
@@ -106,6 +110,7 @@ class Claim(Shown):
     notebook: str
     premise: str = ""
     printed: tuple[Printed, ...] = field(default=())
+    because: Callable[[Mapping[str, str]], str] | None = None
     order: int = 100
 
     def _line(self) -> str:

@@ -89,13 +89,17 @@ def ledger(evidence: Result, kind: Kind | None = None, claims: Iterable[Claim] |
         Columns claim, statement, said, kind, basis (what the verdict rests on), effect, deciding, compared, value, low,
         high (95 %), low_all, high_all (for all effects at once), null, bound, p (of the minimal-effect null), p_holm
         (corrected over the deciding effects), p_same (of equivalence), n, unit, direction, smallest, quantity (see
-        `quantities`), verdict, reason (what an unsettled effect lacks), notebook, change.
+        `quantities`), verdict, reason (what an unsettled effect lacks), because (why the premise holds or does not,
+        where the claim asks), notebook, change.
     """
     kind = kind or evidence.meta.get("kind", "controlled")
     rows, short = [], _too_short(evidence, kind)
     for claim in all_claims() if claims is None else claims:
         effects = claim.of_kind(kind) or (Effect("", next(iter(SMALLEST))),)
-        rows += [_about(claim, effect, kind) | _judged(evidence, effect, kind, short) for effect in effects]
+        own = [_about(claim, effect, kind) | _judged(evidence, effect, kind, short) for effect in effects]
+        verdicts = {str(row["quantity"]): str(row["verdict"]) for row in own}
+        because = claim.because(verdicts) if claim.because and kind == "premise" else ""
+        rows += [row | {"because": because} for row in own]
     frame = pd.DataFrame(rows)
     counted = frame["deciding"] & frame["p"].notna()
     frame["p_holm"] = math.nan
@@ -133,15 +137,18 @@ def _judged(evidence: Result, effect: Effect, kind: Kind, short: str = "") -> di
         empty = dict.fromkeys(_NUMBERS, math.nan) | {"n": 0, "unit": "", "compared": "", "weights": ""}
         return empty | _columns(Judgement(NOT_TESTED, reason=row if effect.words else _CANNOT[kind]))
     found = effect_verdict(effect, kind, row)
-    if found.verdict == NOT_TESTED and pd.notna(row["interval"]) and found.reason == "no interval":
-        found = Judgement(NOT_TESTED, reason=str(row["interval"]))
     sides = [str(row[name]) for name in ("model", "model_b") if pd.notna(row[name])]
     unit = "" if pd.isna(row["unit"]) else str(row["unit"])
+    n = 0 if pd.isna(row["n"]) else int(row["n"])
+    if found.reason == "no interval":
+        said = str(row["interval"])
+        few = f"no interval from {n} {unit}{'s' * (n != 1)}"
+        found = replace(found, reason=said[6:] if said.startswith("none: ") else few)
     if short and unit in ("run", "seed"):
         found = Judgement(NOT_TESTED, reason=short)
     joined = " over " if unit == "model" else " minus "  # costs are ratios
     return {name: _number(row, name) for name in _NUMBERS} | _columns(found) | {
-        "n": 0 if pd.isna(row["n"]) else int(row["n"]), "unit": unit,
+        "n": n, "unit": unit,
         "compared": joined.join(sides), "weights": str(row["weights"]),
     }  # fmt: skip
 
@@ -180,6 +187,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         deciding = effects[effects["deciding"]]
         counts = deciding["verdict"].value_counts()
         votes = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if v in counts)
-        first = effects.iloc[0][["statement", "said", "kind", "basis", "notebook", "change"]].to_dict()
+        first = effects.iloc[0][
+            ["statement", "said", "kind", "basis", "because", "notebook", "change"]
+        ].to_dict()
         rows.append({"claim": claim, "verdict": overall(list(deciding["verdict"])), "votes": votes} | first)
     return pd.DataFrame(rows)

@@ -2,53 +2,42 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
-from ..measures.sinks import KEYS, LAST_THIRD
-from ..results import Result
-from .rule import SMALLEST
+from .rule import CONTRADICTED, SUPPORTED
 
-__all__ = ["ALIKE", "why_alike"]
+__all__ = ["ALIKE", "ENDPOINTS", "why_alike"]
 
 #: Mean centred cosine above which heads count as alike.
 ALIKE = 0.5
 BY_SINKS, IN_CONTENT, NOT_ALIKE, OPEN, NOT_TESTED = (
     "alike by sinks", "alike in content", "not alike", "open", "not tested",
 )  # fmt: skip
+#: Cosine over patch keys, the same without the sinks, and what the sinks make of it beyond random columns.
+ENDPOINTS = ("late_cosine", "late_cosine_without_sinks", "late_cosine_by_sinks")
 
 
-def why_alike(sinks: Result, model: str) -> str:
+def why_alike(verdicts: Mapping[str, str]) -> str:
     """Why the heads of the last third of the layers are alike, if they are.
 
-    "not alike": the centred cosine over patch keys lies below `ALIKE` with its whole interval. "alike in content": it
-    lies above, and so it does without the sinks. "alike by sinks": it lies above, without the sinks below, and taking
-    them out costs more than random columns by the smallest difference that counts, with whole intervals. Else "open".
-    Random weights are "not tested".
+    "not alike": the centred cosine over patch keys lies below `ALIKE`. "alike in content": it lies above, and so it
+    does without the sinks. "alike by sinks": it lies above, without the sinks below, and taking them out costs more
+    than random columns by the smallest difference that counts. Else "open", or "not tested".
 
     Parameters
     ----------
-    sinks : of `Sinks`.
-    model : label in it.
+    verdicts : of the rule on each of `ENDPOINTS`, "supported" where it lies above its bound.
 
-    Raises
-    ------
-    UnknownNameError : a label that the result does not have.
+    >>> why_alike(dict(zip(ENDPOINTS, ("supported", "contradicted", "supported"))))
+    'alike by sinks'
+    >>> why_alike({"late_cosine": "contradicted"}), why_alike({"late_cosine": "supported"}), why_alike({})
+    ('not alike', 'open', 'not tested')
     """
-    rows = sinks.where(model=model, place=LAST_THIRD)
-    if rows.frame["weights"].str.contains("UNTRAINED").any():
-        return NOT_TESTED
-    patch, without = (_side(rows, quantity="cosine_centred", variant=variant) for variant in KEYS[1:3])
-    fall = rows.where(quantity="sink_likeness").frame.iloc[0]
-    if patch < 0:
+    whole, without, by_sinks = (verdicts.get(name, NOT_TESTED) for name in ENDPOINTS)
+    if whole == CONTRADICTED:
         return NOT_ALIKE
-    if patch > 0 and without > 0:
+    if whole == without == SUPPORTED:
         return IN_CONTENT
-    if patch > 0 > without and fall["low"] - fall["null_high"] > SMALLEST["similarity"]:
+    if (whole, without, by_sinks) == (SUPPORTED, CONTRADICTED, SUPPORTED):
         return BY_SINKS
-    return OPEN
-
-
-def _side(rows: Result, **where: Any) -> int:
-    """On which side of `ALIKE` the whole interval lies, 0 for neither."""
-    row = rows.where(**where).frame.iloc[0]
-    return int(row["low"] > ALIKE) - int(row["high"] < ALIKE)
+    return NOT_TESTED if whole == NOT_TESTED else OPEN

@@ -24,6 +24,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "edges": ("EdgeDecodability", "RectifiedEdgeDecodability"),
     "channels": ("InvalidChannels",),
     "rank": ("EffectiveRank",),
+    "sinks": ("Sinks",),
     "redundancy": ("HeadSimilarity", "HeadAblation"),
 }
 #: groups that are measured of the untrained control too
@@ -59,6 +60,8 @@ def _likeness(
     measure: str, quantity: str, tokens: str, trained: bool
 ) -> Callable[[Results, str], Row | None]:
     def row(results: Results, label: str) -> Row | None:
+        if trained and label + TWIN not in set(results[measure].frame["model"]):
+            return None
         late = _late(results, label, measure, quantity, tokens)
         words: Row = {"place": "last third of blocks", "tokens": tokens, "value_unit": "none"}
         if late is None or not trained:
@@ -73,6 +76,32 @@ def _likeness(
         return words | {"estimate": late - control}
 
     return row
+
+
+def _by_sinks(subtract: bool) -> Callable[[Results, str], Row | None]:
+    """Similarity of maps without sinks, or how far it lies below that without random columns."""
+
+    def row(results: Results, label: str) -> Row | None:
+        from ..measures.sinks import KEYS, LAST_THIRD
+
+        late = results["sinks"].where(model=label, place=LAST_THIRD, quantity="cosine_centred")
+        without, random = (late.where(variant=variant).estimates()[0] for variant in KEYS[2:])
+        words: Row = {"place": LAST_THIRD, "tokens": "patch", "value_unit": "none"}
+        words |= {"estimator": "mean over layers, sinks by image and layer"}
+        null: Row = {"null": 0.0, "null_kind": "as many random columns"} if subtract else {"null": random}
+        return words | {"null_kind": "without random columns"} | null | {
+            "estimate": random - without if subtract else without
+        }  # fmt: skip
+
+    return row
+
+
+def _sink_writes(results: Results, label: str) -> Row | None:
+    from ..measures.sinks import LAST_THIRD
+
+    return as_dict(
+        results["sinks"].where(model=label, place=LAST_THIRD, quantity="sink_value_ratio").frame.iloc[0]
+    )
 
 
 def _over_pixels(results: Results, label: str) -> Row | None:
@@ -101,6 +130,9 @@ ENDPOINTS: dict[str, tuple[str, Callable[[Results, str], Row | None]]] = {
     "late_cosine_trained": ("heads", _likeness(*_COSINE, trained=True)),
     "late_cka": ("heads", _likeness(*_CKA, trained=False)),
     "late_cka_trained": ("heads", _likeness(*_CKA, trained=True)),
+    "late_cosine_without_sinks": ("sinks", _by_sinks(subtract=False)),
+    "late_cosine_by_sinks": ("sinks", _by_sinks(subtract=True)),
+    "late_sink_writes": ("sinks", _sink_writes),
     "edges_over_pixels": ("edges", _over_pixels),
     **{name: (group, _headline(name)) for name, group in _FROM_HEADLINES.items()},
 }

@@ -231,9 +231,10 @@ def _numbers(effects: pd.DataFrame) -> dict[str, Any]:
     rows = [row for row in _rows(effects) if row["effect"]]
     tested = [row for row in rows if row["verdict"] != "not tested"]
     reasons = dict.fromkeys(str(row["reason"]) for row in _rows(effects) if row["reason"])
+    because = dict.fromkeys(str(row["because"]) for row in _rows(effects) if row["because"])
     return {
         "size": f"{_shown(tested[0])}, {_units(tested[0])}" if tested else "",
-        "why": "; ".join(reasons),
+        "why": "; ".join([*because, *reasons]),
         "numbers": [
             f"{row['effect']}: not tested"
             if row["verdict"] == "not tested"

@@ -159,7 +159,10 @@ class Facts:
         for _, about, frame in self._ledgers(name):
             (row,) = summary(frame).to_dict("records")
             effects = " ".join(effect_words(effect) for _, effect in frame[frame["deciding"]].iterrows())
-            said.append(f"{row['statement']} **{str(row['verdict']).capitalize()}** for {about}. {effects}")
+            why = f" Why: {row['because']}." if row["because"] else ""
+            said.append(
+                f"{row['statement']} **{str(row['verdict']).capitalize()}** for {about}.{why} {effects}"
+            )
         return [*said, *self.no_verdict]
 
     def _ledgers(self, name: str) -> list[tuple[Kind, str, pd.DataFrame]]:

@@ -1,6 +1,7 @@
 """head-similarity: heads repeat each other."""
 
 from ..base import Claim, Effect
+from ..likeness import ALIKE, why_alike
 
 __all__ = ["CLAIM"]
 
@@ -31,7 +32,7 @@ CLAIM = Claim(
                 ("late_cka", "CKA of head outputs, last third"),
             )
             for effect in (
-                Effect(words, smallest="threshold", premise=endpoint, bound=0.5),
+                Effect(words, smallest="threshold", premise=endpoint, bound=ALIKE),
                 Effect(
                     f"{words}, less the untrained control's",
                     smallest="similarity",
@@ -39,7 +40,29 @@ CLAIM = Claim(
                 ),
             )
         ),
+        Effect(
+            "centred cosine of attention maps without attention sinks, last third",
+            smallest="threshold",
+            premise="late_cosine_without_sinks",
+            bound=ALIKE,
+            deciding=False,
+        ),
+        Effect(
+            "centred cosine of attention maps without random columns minus without sinks, last third",
+            smallest="similarity",
+            premise="late_cosine_by_sinks",
+            deciding=False,
+        ),
+        Effect(
+            "norm of what sinks write over that of other patches, last third",
+            smallest="threshold",
+            premise="late_sink_writes",
+            direction=-1,
+            bound=0.5,
+            deciding=False,
+        ),
     ),
+    because=why_alike,
     change="Deeper or longer trained models, in which likeness may rise with depth.",
     notebook="head_redundancy",
     order=30,
