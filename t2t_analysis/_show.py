@@ -110,7 +110,9 @@ def title_block(run: Run) -> None:
     lines = ["| | name | weights | parameters |", "|:--|:--|:--|--:|"]
     for part, (name, model) in zip(parts, named.items(), strict=True):
         count = sum(weight.numel() for weight in model.parameters())
-        lines.append(f"| {part} | {code(name)} | {plain(model.provenance.label)} | {count:,} |")
+        origin = model.provenance
+        digits = f", SHA-256 {origin.sha256[:12]}" if origin.kind == "file" and origin.sha256 else ""
+        lines.append(f"| {part} | {code(name)} | {plain(origin.label)}{digits} | {count:,} |")
     untrained = [name for name in run.asked | run.reference if named[name].provenance.untrained]
     warnings = [*_untrained(untrained, run.asked), *_confounded(run.asked)]
     text = "\n".join([*warnings, *lines, "", *_images(run)])

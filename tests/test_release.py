@@ -98,6 +98,25 @@ def test_what_is_not_fit_is_refused_and_the_old_release_stays(
         release(tmp_path / "nothing", tmp_path / "released")
 
 
+def test_a_suite_in_a_folder_of_the_release_stays_is_linked_and_names_no_folder_of_this_machine(
+    tmp_path: Path,
+) -> None:
+    weights = tmp_path / "w.safetensors"
+    weights.touch()
+    reports, other, released = (tmp_path / name for name in ("reports", "other", "released"))
+    put(reports, "cost")
+    put(other, "cost", page=f"<p>-p weights {weights}</p>", parameters={"weights": str(weights)})
+    release(reports, released)
+    release(other, released / "alone")
+    for made in (released / "alone").glob("cost*"):
+        assert str(tmp_path) not in made.read_text(encoding="utf-8")
+        assert "w.safetensors" in made.read_text(encoding="utf-8")
+    assert 'href="../index.html"' in (released / "alone" / "index.html").read_text(encoding="utf-8")
+    release(reports, released)
+    assert 'href="alone/index.html"' in (released / "index.html").read_text(encoding="utf-8")
+    assert "[alone](../reports/released/alone/index.html)" in results_markdown(released)
+
+
 def test_pictures_shrink_and_keep_their_colours_to_the_eye() -> None:
     import base64
     import io

@@ -43,6 +43,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="then copy the pages to released/ in that folder, to be tracked",
     )
+    add(
+        "--release-to",
+        metavar="FOLDER",
+        help="the same to another folder, as one beside the pages of reports/released",
+    )
     add("--timeout", type=positive, metavar="SECONDS", help="how long one cell may take")
 
 
@@ -70,23 +75,27 @@ def run(arguments: argparse.Namespace) -> int:
         out_dir=arguments.out_dir,
         timeout=arguments.timeout,
     )
-    return status or (_release(arguments.out_dir) if arguments.release and not arguments.list else 0)
+    if status or arguments.list or not (arguments.release or arguments.release_to):
+        return status
+    return _release(arguments.out_dir, arguments.release_to)
 
 
-def _release(out_dir: str | None) -> int:
+def _release(out_dir: str | None, to: str | None) -> int:
     from pathlib import Path
 
     from .._paths import notebooks_dir
     from . import default_reports_dir
     from .digest import results_markdown
+    from .index import write_index
     from .release import release
 
     folder = Path(out_dir) if out_dir else default_reports_dir()
-    names = release(folder, folder / "released")
-    print(f"{len(names)} files in {folder / 'released'}")
-    if (
-        folder.resolve() == default_reports_dir().resolve()
-    ):  # the suite of this checkout, not another folder's
+    target = Path(to) if to else folder / "released"
+    print(f"{len(release(folder, target))} files in {target}")
+    tracked = default_reports_dir().resolve() / "released"
+    if target.resolve().parent == tracked:
+        write_index(tracked)
+    if tracked in (target.resolve(), target.resolve().parent):  # of this checkout, not another folder's
         docs = notebooks_dir().parent / "docs" / "results.md"
-        docs.write_text(results_markdown(folder / "released"), encoding="utf-8")
+        docs.write_text(results_markdown(tracked), encoding="utf-8")
     return 0

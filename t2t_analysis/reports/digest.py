@@ -54,19 +54,13 @@ def _reports(released: Path) -> list[dict[str, Any]]:
 def results_markdown(released: Path) -> str:
     """Return the released reports as Markdown: verdicts, and for each report its answer and its first picture."""
     reports = _reports(released)
+    suites = [path.parent for path in sorted(released.glob("*/index.html"))]
     lines = ["# Results", "", "Made from the released reports by `python -m t2t_analysis report --release`; each title",
              "links to its page, which holds every figure, null and interval.", ""]  # fmt: skip
-    for about in reports:
-        for ledger in about.get("verdicts", []):
-            lines += [
-                "## What holds",
-                "",
-                f"For {ledger['about']}.",
-                "",
-                "| claim | verdict | size |",
-                "| --- | --- | --- |",
-            ]
-            lines += [_claim(row) for row in ledger["verdicts"]] + [""]
+    lines += _what_holds(reports)
+    for suite in suites:
+        lines += [f"Further pages: [{suite.name}]({_RELEASED}/{suite.name}/index.html).", ""]
+        lines += _what_holds(_reports(suite))
     for about in reports:
         page = f"{_RELEASED}/{about['stem']}.html"
         lines += [f"## [{about['title']}]({page})", "", f"{about['model']} against {about['baseline']}.", ""]
@@ -74,6 +68,15 @@ def results_markdown(released: Path) -> str:
         for picture in sorted((released / FIGURES).glob(f"{about['stem']}.*")):
             lines += [f"![{about['title']}]({_RELEASED}/{FIGURES}/{picture.name})", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _what_holds(reports: list[dict[str, Any]]) -> list[str]:
+    """The verdicts of a suite, by claim."""
+    lines = []
+    for ledger in (ledger for about in reports for ledger in about.get("verdicts", [])):
+        lines += ["## What holds", "", f"For {ledger['about']}.", "", "| claim | verdict | size |"]
+        lines += ["| --- | --- | --- |", *(_claim(row) for row in ledger["verdicts"]), ""]
+    return lines
 
 
 def _claim(row: dict[str, Any]) -> str:

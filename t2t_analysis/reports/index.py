@@ -105,10 +105,13 @@ def write_index(folder: str | Path) -> Path:
     done = [row for row in rows if row["status"] == "done"]
     made_from = sorted({str(row["commit"]) for row in done if row.get("commit")})
     versions: dict[str, str] = next((row["versions"] for row in done if row.get("versions")), {})
+    suites = [path.parent.name for path in sorted(folder.glob("*/index.html"))]
     text = environment.get_template("suite.html.j2").render(
         made_from=made_from,
         versions=versions,
         done=done,
+        suites=suites,
+        above=(folder.parent / "index.html").is_file() and not suites,
         groups=_groups(done),
         shapes=CHIPS,
         failed=failed,

@@ -1,10 +1,11 @@
-"""A copy of the default suite that readers see without running anything: pages, sidecars and an index."""
+"""A copy of a suite that readers see without running anything: pages, sidecars and an index."""
 
 from __future__ import annotations
 
 import base64
 import io
 import json
+import os
 import re
 import shutil
 from pathlib import Path
@@ -62,8 +63,19 @@ def _with_palette(encoded: str) -> str:
     return shrunk if len(shrunk) < len(encoded) else encoded
 
 
+def _elsewhere(text: str, about: dict[str, Any]) -> str:
+    """Text of a report in which files of this machine go by their names alone."""
+    for value in about.get("parameters", {}).values():
+        if isinstance(value, str) and os.sep in value and Path(value).expanduser().exists():
+            text = text.replace(value, Path(value).name)
+    return text
+
+
 def release(folder: Path, target: Path) -> list[str]:
     """Replace what is in ``target`` by the reports in ``folder``, with an index of their own.
+
+    Other suites in folders of ``target`` stay, and its index links to them; a suite in such a folder has no separate
+    pictures. Files that the reports were made from, such as weights, are named without their folders.
 
     Raises
     ------
@@ -80,18 +92,20 @@ def release(folder: Path, target: Path) -> list[str]:
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     for about in reports:
-        page = smaller((folder / f"{about['stem']}.html").read_text(encoding="utf-8"))
+        page = _elsewhere(smaller((folder / f"{about['stem']}.html").read_text(encoding="utf-8")), about)
         (fresh / f"{about['stem']}.html").write_text(page, encoding="utf-8")
         shown = about | {"page_bytes": len(page.encode())}
-        (fresh / f"{about['stem']}.json").write_text(
-            json.dumps(shown, indent=1, sort_keys=True) + "\n", encoding="utf-8"
-        )
-    write_figures(fresh)
-    write_index(fresh)
+        text = _elsewhere(json.dumps(shown, indent=1, sort_keys=True), about)
+        (fresh / f"{about['stem']}.json").write_text(text + "\n", encoding="utf-8")
+    if not (target.parent / "index.html").is_file():
+        write_figures(fresh)
     size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())
     if size > LIMIT:
         shutil.rmtree(fresh)
         raise DataError(f"these reports are not released\n  {size / 1e6:.1f} MB, {LIMIT / 1e6:g} MB at most")
+    for suite in target.glob("*/index.html"):
+        shutil.copytree(suite.parent, fresh / suite.parent.name)
+    write_index(fresh)
     shutil.rmtree(target, ignore_errors=True)
     fresh.replace(target)
     return sorted(path.name for path in target.iterdir())
