@@ -292,9 +292,9 @@ class HeadAblationParams(CommonParams):
         default=None, ge=4, description="how many images, None for what fits the data"
     )
     kinds: Annotated[list[Literal["mean", "zero", "resample"]], BeforeValidator(_listed)] = Field(
-        default=["mean", "zero", "resample"],
+        default=["mean"],
         min_length=1,
-        description="how heads are taken out, the first counts",
+        description="how heads are taken out: mean, zero or resample; the first is drawn",
     )
     random_orders: int = Field(default=10, ge=2, description="random orders to prune by")
 
