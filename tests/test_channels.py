@@ -20,11 +20,11 @@ from t2t_analysis.measures import (
     channels,
     collect,
     measure,
-    notebook_path,
     outliers,
+    path_maps,
 )
 from t2t_analysis.measures import feature_maps as maps
-from t2t_analysis.measures.notebook_path import NOTEBOOK, REAL, Path, shortcut_features, shortcut_share
+from t2t_analysis.measures.notebook_path import ShortcutShare, shortcut_features
 from t2t_analysis.measures.outliers import ChannelOutliers
 from t2t_analysis.plots import channels as plots
 
@@ -202,18 +202,10 @@ def test_values_are_means_over_images_of_the_pure_functions():
 
 
 def test_every_row_has_interval_null_and_unit():
-    results = run(
-        tiny(), [InvalidChannels(), ChannelOutliers(), notebook_path.ShortcutShare(values="stretch")]
-    )
+    results = run(tiny(), [InvalidChannels(), ChannelOutliers(), ShortcutShare(values="stretch", size=32)])
     frame = results.frame
-    share = frame.quantity.str.endswith("_share")  # missing where the shortcut shows nothing
-    assert (
-        not frame[~share][["value", "low", "high", "interval", "n", "unit", "null", "null_kind"]]
-        .isna()
-        .any(axis=None)
-    )
-    assert not frame[["estimator", "tokens", "value_unit"]].isna().any(axis=None)
-    assert frame[share].value.isna().equals(frame[share].interval.isna())
+    numbers = ["value", "low", "high", "interval", "n", "unit", "null", "null_kind"]
+    assert not frame[[*numbers, "estimator", "tokens", "value_unit"]].isna().any(axis=None)
 
 
 def test_shares_of_the_images_add_up():
@@ -308,37 +300,17 @@ def test_a_resnet_is_a_column_on_its_real_forward_pass():
 
 # ------------------------------------------------------------------------------------------ the notebook's path
 
-PLAIN = [
-    ("vit_tiny_patch16_224", {}),
-    ("deit_tiny_distilled_patch16_224", {}),
-    ("vit_small_patch14_reg4_dinov2", {"img_size": 28}),
-]
-
 
 def normalised(model, images):
     mean, std = (torch.tensor(model.pretrained_cfg[key]).view(-1, 1, 1) for key in ("mean", "std"))
     return (images - mean) / std
 
 
-@pytest.mark.parametrize("name", [*PLAIN, "small_performer_deep", "small_hard_wide"], ids=str)
-def test_with_every_step_put_right_it_is_the_real_forward_pass(name):
-    model = load_model(name, "random") if isinstance(name, str) else tiny(name[0], **name[1])
-    size = name[1].get("img_size", 32) if isinstance(name, tuple) else 32
-    images = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad(), capture(model, ["embed", RESID]) as seen:
-        model(normalised(model, images))
-    found = shortcut_features(model, images, REAL)
-    assert list(found) == list(seen)
-    for place in seen:
-        assert torch.equal(found[place].value, seen[place])
-        assert found[place].layout == seen.layout(place)
-
-
 def test_the_notebook_path_is_patches_and_blocks_and_nothing_else():
     model = tiny(img_size=48)
     images = torch.rand(2, 3, 48, 48)
     x = model.patch_embed.proj(images).flatten(2).transpose(1, 2)
-    found = shortcut_features(model, images)
+    found = shortcut_features(model, images, size=48)
     assert torch.equal(found["embed"].value, x)
     with torch.no_grad():
         for i, block in enumerate(model.blocks):
@@ -347,12 +319,13 @@ def test_the_notebook_path_is_patches_and_blocks_and_nothing_else():
     assert found["blocks.1.resid_post"].layout == (0, (3, 3))
 
 
-def test_large_models_get_512_pixels_and_positions_follow():
+def test_images_are_enlarged_to_512_pixels():
     model = tiny(img_size=224, depth=1)
-    found = shortcut_features(model, torch.rand(1, 3, 40, 40), Path(position=True, class_token=True))
-    assert found["embed"].layout.grid == (32, 32)
-    assert found["blocks.0.resid_post"].layout == (1, (32, 32))
-    assert shortcut_features(model, torch.rand(1, 3, 40, 40), Path(size=64))["embed"].layout.grid == (4, 4)
+    found = shortcut_features(model, torch.rand(1, 3, 40, 40))
+    assert found["blocks.0.resid_post"].layout == (0, (32, 32))
+    assert shortcut_features(model, torch.rand(1, 3, 40, 40), size=64)["embed"].layout.grid == (4, 4)
+    small = load_model("small_hard_deep", "random")
+    assert set(chainable({"large": model, "small": small, "other": nn.Linear(2, 2)})) == {"large"}
 
 
 def test_what_is_more_than_its_children_is_refused():
@@ -361,6 +334,10 @@ def test_what_is_more_than_its_children_is_refused():
     eva = timm.create_model("eva02_tiny_patch14_224", img_size=28, depth=1)
     with pytest.raises(T2TError, match="chained by hand"):
         shortcut_features(eva, torch.rand(1, 3, 28, 28))
+
+
+def share_of(model, images, **parameters):
+    return measure(model, images, ShortcutShare(size=32, **parameters), progress=False)["shortcut_share"]
 
 
 def test_the_share_is_shortcut_minus_real():
@@ -375,17 +352,10 @@ def test_the_share_is_shortcut_minus_real():
             block.mlp.fc2.bias.zero_()
         model.pos_embed.normal_()
     images = normalised(model, torch.rand(6, 3, 32, 32))
-    result = shortcut_share(model, images.split(2), progress=False, steps=True)
+    result = share_of(model, images.split(2))
     made = at(result, "zero_area_made_by_shortcut", "blocks.1.resid_post")
     assert made.value == pytest.approx(0.25, abs=1e-6)
     assert made.p < 1e-6
-    assert at(result, "zero_area_share", "blocks.1.resid_post").value == pytest.approx(1.0)
-    assert at(result, "zero_area_made_with_position", "blocks.1.resid_post").value == pytest.approx(
-        0, abs=1e-6
-    )
-    assert at(result, "zero_area_made_with_normalise", "blocks.1.resid_post").value == pytest.approx(
-        0.25, abs=1e-6
-    )
     assert at(result, "zero_area_made_by_shortcut", "embed").value == pytest.approx(
         0, abs=1e-6
     )  # zero either way
@@ -396,13 +366,13 @@ def test_the_share_is_shortcut_minus_real():
 def test_images_that_were_normalised_otherwise_are_refused_or_stretched():
     model = tiny()
     with pytest.raises(T2TError, match="stretch"):
-        shortcut_share(model, [5 * IMAGES], progress=False)
+        share_of(model, [5 * IMAGES])
     stretched = maps.stretched(5 * IMAGES)
     assert stretched.amax((1, 2, 3)).tolist() == [1.0] * len(IMAGES)
-    result = shortcut_share(model, [5 * IMAGES], progress=False, values="stretch")
+    result = share_of(model, [5 * IMAGES], values="stretch")
     assert any("stretch" in note for note in result.notes)
     with pytest.raises(UnknownNameError, match="model"):
-        shortcut_share(model, [IMAGES], values="modl")
+        ShortcutShare(values="modl")
 
 
 def test_maps_of_the_path_are_compared_with_the_real_ones():
@@ -410,12 +380,11 @@ def test_maps_of_the_path_are_compared_with_the_real_ones():
     with torch.no_grad():
         model.pos_embed.normal_()
     grey = IMAGES[:, :1].expand(-1, 3, -1, -1)  # stretching a grey image is affine, so is a linear embedding
-    result = shortcut_share(model, grey.split(5), progress=False, values="stretch")
+    result = share_of(model, grey.split(5), values="stretch")
     embed, last = (at(result, "map_correlation", place) for place in ("embed", "blocks.1.resid_post"))
     assert embed.value == pytest.approx(1, abs=1e-4)
     assert abs(embed.null) < 0.3
     assert last.value < 0.5  # most of it was the position table
-    assert set(chainable({"vit": model, "other": nn.Linear(2, 2)})) == {"vit"}
 
 
 # ------------------------------------------------------------------------------------------ outliers
@@ -485,7 +454,7 @@ def test_maps_of_an_image_with_what_the_measure_says_of_them():
     assert best == sorted(best, key=lambda c: -found.edges[c])
     assert not set(best) & {0, 1, 2}
     assert max(best) < 36
-    short = notebook_path.path_maps(model, maps.stretched(image), "blocks.1.resid_post", NOTEBOOK)
+    short = path_maps(model, maps.stretched(image), "blocks.1.resid_post", size=32)
     assert short.prefix.shape == (192, 0)
     assert "notebook path" in short.place
 

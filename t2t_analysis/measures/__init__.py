@@ -22,7 +22,7 @@ from .heads import HeadDivergence, HeadSimilarity
 from .latency import latencies
 from .layer_cka import CrossLayerCKA, LayerCKA
 from .locality import EdgeDecodability, RectifiedEdgeDecodability
-from .notebook_path import ShortcutShare, chainable, path_maps, shortcut_features, shortcut_share
+from .notebook_path import ShortcutShare, chainable, path_maps, shortcut_features
 from .outliers import ChannelOutliers
 from .paper_costs import paper_table, printed_costs
 from .probes import probe
@@ -99,7 +99,6 @@ __all__ = [
     "random_twins",
     "read_categories",
     "shortcut_features",
-    "shortcut_share",
     "similar_pairs_stand_in",
     "similarity_is_redundancy",
     "skips_beside_cka",

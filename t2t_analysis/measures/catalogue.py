@@ -19,7 +19,6 @@ from .head_outputs import HeadOutputCKA
 from .heads import HeadDivergence, HeadSimilarity
 from .layer_cka import CrossLayerCKA, LayerCKA
 from .locality import EdgeDecodability, RectifiedEdgeDecodability
-from .notebook_path import ShortcutShare
 from .outliers import ChannelOutliers
 from .rank import EffectiveRank
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
@@ -44,7 +43,6 @@ ALL: tuple[Measure, ...] = (
     Redundancy(),
     InvalidChannels(),
     ChannelOutliers(),
-    ShortcutShare(),
     EdgeChannels(),
     EffectiveRank(),
     EdgeDecodability(),
@@ -65,7 +63,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     ),
     "Which pixels decide": ("attribute", "explain", "check_attribution"),
     "What a layer tells": ("probe", "boundaries", "token_pca"),
-    "The released notebooks' path": ("shortcut_share", "shortcut_features", "path_maps"),
+    "The released notebooks' path": ("ShortcutShare", "shortcut_features", "path_maps"),
     "What a classifier needs": ("behaviour", "distorted"),
     "Cost": ("costs", "printed_costs", "paper_table", "token_geometry", "latencies"),
     "What training did": ("random_twin",),

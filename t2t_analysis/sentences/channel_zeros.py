@@ -8,18 +8,12 @@ from typing import Any
 from .._show import code
 from ..quantities import quantity
 from ..results import Result
-from .template import Facts, kept, largest, listed
+from .feature_maps import no_path
+from .template import Facts, kept, largest
 
 __all__ = ["path_findings", "zero_conclusions", "zero_findings"]
 
 _STREAM = {"place": "blocks.*.resid_post", "tokens": "patch"}
-#: what is said of a single step of the released notebooks' path
-_STEPS = {
-    "normalise": "mean and deviation of the data",
-    "class_token": "the class token",
-    "position": "the position table",
-    "own_size": "images of the model's own size",
-}
 
 
 def zero_findings(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
@@ -70,7 +64,7 @@ def path_findings(shortcut: Result | None, models: Mapping[str, Any]) -> list[st
     Parameters
     ----------
     shortcut
-        Of `ShortcutShare` with ``steps``; None where no model has such a path.
+        Of `ShortcutShare`; None where no model has such a path.
     models
         Label -> model.
     """
@@ -78,7 +72,7 @@ def path_findings(shortcut: Result | None, models: Mapping[str, Any]) -> list[st
     lines = []
     for label in facts.labels:
         if shortcut is None or label not in set(shortcut.frame["model"]):
-            lines.append(f"For {code(label)} the path does not exist: it is more than its children in a row.")
+            lines.append(no_path([label]))
             continue
         lines += [_made(facts, label, kind) for kind in ("zero", "flat")]
     return kept(lines)
@@ -97,16 +91,10 @@ def _made(facts: Facts, label: str, kind: str) -> str:
     if shown is None or real is None:
         return ""
     path, true = quantity(f"{kind}_area_shortcut"), quantity(f"{kind}_area_real")
-    left = {
-        words: row
-        for step, words in _STEPS.items()
-        if (row := facts.row(f"{kind}_area_made_with_{step}", label, place=top["place"])) is not None
-    }
-    steps = listed(f"{about.number(row['value'])} with {words}" for words, row in left.items())
     return (
         f"At {top['place']} of {code(label)} the released notebooks' path shows {path.interval(shown)} {kind} "
         f"channels, the real forward pass {true.interval(real)}: the path makes {about.interval(top)}, "
-        f"n = {top['n']} images.{f' Each step put right by itself leaves {steps}.' if steps else ''}"
+        f"n = {top['n']} images."
     )
 
 

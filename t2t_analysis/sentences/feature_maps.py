@@ -7,11 +7,12 @@ from typing import Any
 
 from .._show import code
 from ..claims.base import Effect
+from ..measures.notebook_path import LARGE
 from ..quantities import quantity
 from ..results import Result
 from .template import Facts, kept, listed
 
-__all__ = ["example_words", "map_conclusions", "map_findings", "path_words"]
+__all__ = ["example_words", "map_conclusions", "map_findings", "no_path", "path_words"]
 
 _EARLY = {"place": "first third of blocks"}
 #: no claim of the ledger; the paper says that T2T-ViT has more of both
@@ -40,8 +41,7 @@ def path_words(paths: Result | None, where: str, models: Sequence[str]) -> str:
     rows = {} if frame is None else {
         str(row["model"]): row for _, row in frame[frame["place"] == where].iterrows() if row["value"] == row["value"]
     }  # fmt: skip
-    lacking = [code(name) for name in models if name not in rows]
-    without = f"For {listed(lacking)} the path does not exist: it is more than its children in a row."
+    without = no_path([name for name in models if name not in rows])
     if not rows:
         return without
     about = quantity("map_correlation")
@@ -50,7 +50,17 @@ def path_words(paths: Result | None, where: str, models: Sequence[str]) -> str:
     return (
         f"Over {first['n']} images, the path's map of a channel at {where} correlates with the real one by {each}; 1 "
         f"would be the same picture, and another image's map has {about.number(first['null'])}."
-        f"{f' {without}' if lacking else ''}"
+        f"{f' {without}' if without else ''}"
+    )
+
+
+def no_path(models: Sequence[str]) -> str:
+    """Which models the released notebooks' path says nothing about; nothing where there is none."""
+    if not models:
+        return ""
+    return (
+        f"For {listed(map(code, models))} the path does not exist: it is of plain transformers for images of "
+        f"{LARGE} pixels or more."
     )
 
 
