@@ -321,9 +321,6 @@ class AttributionParams(CommonParams):
     stages: int | None = Field(
         default=None, gt=0, description="looks while weights are randomised, None for 3, at photos 1"
     )
-    label_randomisation: bool = Field(
-        default=False, description="train a second model on permuted labels (minutes) and compare with it"
-    )
 
     def resolve(self) -> Self:
         """Also look once, at the end, while weights of a large model are randomised: a look costs all maps anew.
@@ -336,14 +333,9 @@ class AttributionParams(CommonParams):
         return found.model_copy(update={"stages": self.stages or usual})
 
     def pair_problem(self) -> str | None:
-        """Say also what the checks cannot be made with: a single image, or images without labels to permute."""
+        """Say also what the checks cannot be made with: a single image."""
         if self.n_images == 1:
             return "n_images=1: maps are compared with maps of other images, which takes two or more"
-        if self.label_randomisation and not (is_small(self.model) and self.data != "photos"):
-            return (
-                f"label_randomisation=True: {self.model} would be trained on labelled crops, which takes a small "
-                "model, as small_performer_deep, and images with labels, as photo_crops"
-            )
         return super().pair_problem()
 
 

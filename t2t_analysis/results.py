@@ -9,6 +9,7 @@ models (`difference`), or any other function of rows (`Result.estimates`), gets 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +25,7 @@ from ._repr import MOST_ROWS, html_table, readable
 from .errors import T2TError, UnknownNameError
 from .estimates import Estimate
 
-__all__ = ["COLUMNS", "Result", "Results", "joined"]
+__all__ = ["COLUMNS", "Result", "Results", "as_json", "joined"]
 
 #: column -> (dtype, meaning). The order is the order in every frame and file.
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -311,3 +312,22 @@ class Results(Mapping[str, Result]):
     def save(self, folder: str | Path, suffix: str = ".parquet") -> list[Path]:
         """Write one file per measure into ``folder``."""
         return [r.save(Path(folder) / f"{r.measure}{suffix}") for r in self.results]
+
+
+def as_json(value: Any) -> Any:
+    """``value`` with dataclasses and named tuples turned into dicts; what JSON does not know becomes text.
+
+    >>> as_json({"n": 3, "chance": float("nan"), "size": (2, 3)})
+    {'n': 3, 'chance': None, 'size': [2, 3]}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_json(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if hasattr(value, "_asdict"):
+        return as_json(value._asdict())
+    if isinstance(value, dict):
+        return {str(k): as_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None  # JSON has no word for it
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)

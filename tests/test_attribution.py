@@ -12,27 +12,32 @@ import torch
 from torch import nn
 
 from t2t_analysis import models
-from t2t_analysis.capture import capture
 from t2t_analysis.data.loading import Batch
 from t2t_analysis.errors import CaptureError, DataError, T2TError, UnknownNameError
-from t2t_analysis.measures import attribution, attribution_checks, attribution_methods, faithfulness
-from t2t_analysis.measures.attribution import METHODS, Explained, Settings, attribute, explain
+from t2t_analysis.measures import attribution, attribution_checks, faithfulness
+from t2t_analysis.measures.attribution import (
+    METHODS,
+    Explained,
+    Settings,
+    attribute,
+    explain,
+    reference_images,
+)
 from t2t_analysis.measures.attribution_checks import (
     cascade_stages,
     completeness,
-    label_randomisation,
     map_agreement,
-    other_class,
     rank_correlations,
-    structural_similarity,
     weight_randomisation,
 )
-from t2t_analysis.measures.attribution_methods import gradient_weighted, grid_tap, reference_images
+from t2t_analysis.measures.base import View
 from t2t_analysis.measures.clustered import cluster_mean, paired_against_others, permute_clusters
 from t2t_analysis.measures.faithfulness import cell_order, deletion_insertion, exchange_null
-from t2t_analysis.measures.footprint import footprints
-from t2t_analysis.measures.token_pixels import token_to_pixel_weights, tokens_to_pixels
-from t2t_analysis.plots import attribution_panels, footprint_panels
+from t2t_analysis.measures.footprint import token_footprint
+from t2t_analysis.measures.token_pixels import shares_of, split_windows
+from t2t_analysis.plots import attribution_panels
+
+from .references import token_to_pixel_weights
 
 assert models  # registers our models with timm
 
@@ -117,39 +122,12 @@ def test_a_hard_token_weighs_its_own_cell_evenly(make):
 
 def test_relevance_is_spread_linearly_and_the_wrong_grid_is_refused():
     model, tokens = t2t(), torch.randn(2, 8, 8, dtype=torch.float64)
-    weights = token_to_pixel_weights(model, (32, 32))
-    expected = torch.einsum("bn,nhw->bhw", tokens.flatten(1), weights)
-    assert torch.allclose(tokens_to_pixels(model, tokens, (32, 32)), expected, atol=1e-12)
-    even = tokens_to_pixels(model, tokens, (32, 32), even=True)
-    assert torch.allclose(even, expected / weights.sum(0) / 16, atol=1e-12)
-    assert torch.allclose(
-        tokens_to_pixels(model, torch.ones(1, 8, 8), (32, 32), even=True), torch.tensor(1 / 16), atol=1e-6
-    )
+    expected = torch.einsum("bn,nhw->bhw", tokens.flatten(1), token_to_pixel_weights(model, (32, 32)))
+    assert torch.allclose(shares_of(tokens, split_windows(model), (32, 32)), expected, atol=1e-12)
     with pytest.raises(DataError, match="8x8"):
-        tokens_to_pixels(model, tokens[:, :4, :4], (32, 32))
+        shares_of(tokens[:, :4, :4], split_windows(model), (32, 32))
     with pytest.raises(CaptureError, match="cannot be placed on pixels"):
-        token_to_pixel_weights(nn.Linear(2, 2), (32, 32))
-
-
-# ------------------------------------------------------------------------------------------ the tap
-
-
-@pytest.mark.parametrize("make", [vit, t2t, lambda: vit(reg_tokens=2)])
-def test_the_tap_leaves_the_model_as_it_was(make):
-    model = make()
-    with torch.no_grad():
-        plain = model(IMAGES)
-        for place in ("embed", "blocks.0.resid_post"):
-            seen = []
-            with grid_tap(model, place) as tap, capture(model, place) as captured:
-                tap.register_forward_hook(lambda m, args, out, seen=seen: seen.append(out))
-                assert torch.equal(model(IMAGES), plain)
-            layout = captured.layout(place)
-            tokens = captured[place][:, layout.prefix :]
-            assert torch.equal(seen[0].flatten(2).transpose(1, 2), tokens)
-    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    with pytest.raises(UnknownNameError, match="embed"), grid_tap(model, "blocks.0.attn.z"):
-        pass
+        split_windows(nn.Linear(2, 2))
 
 
 # ------------------------------------------------------------------------------------------ methods
@@ -180,12 +158,6 @@ def test_every_method_maps_pixels_and_leaves_no_trace(make, method):
     assert torch.equal(images, IMAGES)
     assert not images.requires_grad
     assert found.pixels.shape == (4, 32, 32)
-    assert (found.tokens is not None) == METHODS[method].by_token
-    if found.tokens is not None:
-        spread = tokens_to_pixels(model, found.tokens, (32, 32), even=True)
-        assert torch.allclose(found.pixels, spread, rtol=1e-4, atol=1e-7)
-    if not METHODS[method].signed:
-        assert float(found.pixels.min()) >= 0
     assert float(found.pixels.abs().max()) > 0
 
 
@@ -208,11 +180,10 @@ def test_a_model_that_fails_is_left_as_it_was(method):
     assert same_state(before, state(model))
 
 
-@pytest.mark.parametrize("method", ["integrated_gradients", "token_integrated_gradients"])
-def test_integrated_gradients_sum_to_the_change_of_the_logit(method):
+def test_integrated_gradients_sum_to_the_change_of_the_logit():
     model = vit().double()
     images = IMAGES.double()
-    found = attribute(model, images, TARGET, method, Settings(steps=64))
+    found = attribute(model, images, TARGET, settings=Settings(steps=64))
     with torch.no_grad():
         both = [
             model(x).gather(1, TARGET[:, None])[:, 0] for x in (images, reference_images(images, "blurred"))
@@ -220,18 +191,6 @@ def test_integrated_gradients_sum_to_the_change_of_the_logit(method):
     assert torch.allclose(found.change, both[0] - both[1])
     assert torch.allclose(found.pixels.sum((1, 2)), found.change, atol=1e-4 * float(found.change.abs().max()))
     assert torch.allclose(found.error, found.pixels.sum((1, 2)) - found.change, atol=1e-10)
-
-
-def test_tokens_of_a_hard_split_get_what_their_pixels_get():
-    """A hard split is linear, so both paths are one; a soft split normalises in between."""
-    gap = {}
-    for name, model, cell in (("hard", vit(), 8), ("soft", t2t(), 4)):
-        how = Settings(steps=6)
-        pixels = attribute(model, IMAGES, TARGET, "integrated_gradients", how).pixels
-        tokens = attribute(model, IMAGES, TARGET, "token_integrated_gradients", how).tokens
-        summed = nn.functional.avg_pool2d(pixels, cell) * cell**2
-        gap[name] = float((summed - tokens).abs().max() / tokens.abs().max())
-    assert gap["hard"] < 1e-4 < 0.1 < gap["soft"]
 
 
 def test_a_flat_baseline_defeats_integrated_gradients_of_a_soft_split():
@@ -253,73 +212,7 @@ def test_occlusion_by_hand():
     assert torch.allclose(found[:, 8:16, 16:24], drop[:, None, None].expand(4, 8, 8), atol=1e-5)
 
 
-@pytest.mark.parametrize("batch", [4, 24])  # one token at a time, and six
-def test_token_occlusion_by_hand(batch):
-    model = vit()
-    found = attribute(model, IMAGES, TARGET, "token_occlusion", Settings(batch=batch)).tokens
-
-    def hide(module, args, output):
-        output = output.clone()
-        output[:, 6] = output.mean(1)
-        return output
-
-    with torch.no_grad():
-        plain = model(IMAGES)
-        handle = model.patch_embed.register_forward_hook(hide)
-        drop = (plain - model(IMAGES)).gather(1, TARGET[:, None])[:, 0]
-        handle.remove()
-    assert torch.allclose(found[:, 1, 2], drop, atol=1e-5)
-
-
-def test_grad_cam_by_hand():
-    model = vit(reg_tokens=1)
-    with capture(model, "blocks.0.resid_post", graph=True) as seen:
-        score = model(IMAGES).gather(1, TARGET[:, None]).sum()
-    tokens = seen["blocks.0.resid_post"]
-    gradient = torch.autograd.grad(score, tokens)[0]
-    weight = gradient[:, 2:].mean(1, keepdim=True)  # after the class token and a register
-    expected = (weight * tokens[:, 2:]).sum(-1).clamp_min(0).detach().unflatten(1, (4, 4))
-    assert torch.allclose(attribute(model, IMAGES, TARGET, "grad_cam").tokens, expected, atol=1e-6)
-
-
-def test_grad_cam_looks_where_patch_tokens_still_count():
-    pooled = vit(global_pool="avg")
-    assert attribution_methods.grad_cam_place(pooled) == "blocks.1.resid_post"
-    assert attribution_methods.grad_cam_place(vit()) == "blocks.0.resid_post"
-    dead = attribute(vit(), IMAGES, TARGET, "grad_cam", Settings(place="blocks.1.resid_post"))
-    assert float(dead.tokens.abs().max()) == 0
-
-
-def test_gradient_of_attention_without_its_graph():
-    model = vit()
-    names = [f"blocks.0.attn.{part}" for part in ("z", "v", "pattern")]
-    with capture(model, names, graph=True) as seen:
-        score = model(IMAGES).gather(1, TARGET[:, None]).sum()
-    gradient = torch.autograd.grad(score, seen[names[0]])[0]
-    found = gradient_weighted(seen[names[2]], gradient, seen[names[1]])
-    for block in model.blocks:
-        block.attn.fused_attn = False
-    kept = []
-    model.blocks[0].attn.attn_drop.register_forward_hook(lambda m, args, out: kept.append(out))
-    score = model(IMAGES).gather(1, TARGET[:, None]).sum()
-    slope = torch.autograd.grad(score, kept[0])[0]
-    assert torch.allclose(found, (kept[0] * slope).clamp_min(0).mean(1), atol=1e-6)
-
-
-def test_attention_gradient_composes_layers_and_reads_the_class_row():
-    model = vit(depth=1)
-    names = [f"blocks.0.attn.{part}" for part in ("z", "v", "pattern")]
-    with capture(model, names, graph=True) as seen:
-        score = model(IMAGES).gather(1, TARGET[:, None]).sum()
-    gradient = torch.autograd.grad(score, seen[names[0]])[0]
-    expected = gradient_weighted(seen[names[2]], gradient, seen[names[1]])[
-        :, 0, 1:
-    ]  # I adds to the class alone
-    found = attribute(model, IMAGES, TARGET, "attention_gradient").tokens
-    assert torch.allclose(found.flatten(1), expected.detach(), atol=1e-7)
-
-
-@pytest.mark.parametrize("method", ["integrated_gradients", "token_integrated_gradients", "occlusion"])
+@pytest.mark.parametrize("method", METHODS)
 def test_the_only_cell_that_differs_from_the_baseline_gets_everything(method):
     images = torch.zeros_like(IMAGES)
     images[:, :, 8:16, 16:24] = IMAGES[:, :, 8:16, 16:24]
@@ -330,8 +223,8 @@ def test_the_only_cell_that_differs_from_the_baseline_gets_everything(method):
 
 
 def test_unknown_names_and_classes():
-    with pytest.raises(UnknownNameError, match="grad_cam"):
-        attribute(vit(), IMAGES, TARGET, "gradcam")
+    with pytest.raises(UnknownNameError, match="occlusion"):
+        attribute(vit(), IMAGES, TARGET, "oclusion")
     with pytest.raises(T2TError, match="class 9"):
         attribute(vit(), IMAGES, torch.full((4,), 9), "occlusion")
     with pytest.raises(UnknownNameError, match="blurred"):
@@ -341,7 +234,7 @@ def test_unknown_names_and_classes():
 
 
 def test_captum_is_imported_inside_functions_only():
-    for module in (attribution, attribution_methods, attribution_checks, faithfulness):
+    for module in (attribution, attribution_checks, faithfulness):
         top = ast.parse(inspect.getsource(module)).body
         imported = [ast.unparse(node) for node in top if isinstance(node, ast.Import | ast.ImportFrom)]
         assert imported
@@ -354,12 +247,12 @@ def test_captum_is_imported_inside_functions_only():
 def test_explain_gathers_what_attribute_gives():
     model = vit()
     loader = loader_of(photos(7), torch.arange(7) % 4, clusters=np.arange(7) // 2)
-    one = explain(model, loader, ["grad_cam"], n_images=5, target="label", progress=False)[0]
+    one = explain(model, loader, ["occlusion"], n_images=5, target="label", progress=False)[0]
     assert one.clusters.tolist() == [0, 0, 1, 1, 2]
     assert one.target.tolist() == [0, 1, 2, 3, 0]
-    alone = attribute(model, photos(7)[:5], one.target, "grad_cam").pixels
-    assert torch.allclose(one.maps["grad_cam"], alone, atol=1e-6)
-    predicted = explain({"a": model}, loader, ["grad_cam"], n_images=5, progress=False)[0]
+    alone = attribute(model, photos(7)[:5], one.target, "occlusion").pixels
+    assert torch.allclose(one.maps["occlusion"], alone, atol=1e-6)
+    predicted = explain({"a": model}, loader, ["occlusion"], n_images=5, progress=False)[0]
     assert predicted.label == "a"
     with torch.no_grad():
         assert torch.equal(predicted.target, model(photos(7)[:5]).argmax(1))
@@ -368,21 +261,23 @@ def test_explain_gathers_what_attribute_gives():
 def test_explain_names_what_is_missing():
     model = vit()
     with pytest.raises(DataError, match="gave 4"):
-        explain(model, loader_of(IMAGES), ["grad_cam"], n_images=5, progress=False)
+        explain(model, loader_of(IMAGES), ["occlusion"], n_images=5, progress=False)
     with pytest.raises(DataError, match="without a label"):
-        explain(model, loader_of(IMAGES), ["grad_cam"], n_images=2, target="label", progress=False)
+        explain(model, loader_of(IMAGES), ["occlusion"], n_images=2, target="label", progress=False)
     with pytest.raises(T2TError, match="same name"):
-        explain([model, model], loader_of(IMAGES), ["grad_cam"], n_images=2, progress=False)
+        explain([model, model], loader_of(IMAGES), ["occlusion"], n_images=2, progress=False)
 
 
 def test_a_map_that_is_not_finite_is_named_and_the_others_come_out():
     images = photos(5)
     images[2, 0, 0, 0] = float("nan")
-    one = explain(vit(), loader_of(images), ["grad_cam", "occlusion"], n_images=5, progress=False)[0]
+    one = explain(
+        vit(), loader_of(images), ["integrated_gradients", "occlusion"], n_images=5, progress=False
+    )[0]
     assert one.usable("occlusion").tolist() == [True, True, False, True, True]
     assert any("not finite for 1 of 5" in note for note in one.notes)
     frame = deletion_insertion(one, steps=2, draws=2).frame
-    assert frame[frame.estimator == "occlusion"]["n"].unique().tolist() == [4]
+    assert frame[frame.variant == "occlusion"]["n"].unique().tolist() == [4]
     assert frame["value"].notna().all()
 
 
@@ -469,7 +364,7 @@ class Readout(nn.Module):
 
 def readout_maps(maps, images, model, target):
     return Explained(
-        model, "readout", "set by hand", images, torch.full((len(images),), -1), target,
+        model, "readout", "set by hand", images, target,
         np.arange(len(images)), maps, {}, Settings(), "predicted",
     )  # fmt: skip
 
@@ -485,18 +380,25 @@ def test_true_contributions_delete_and_insert_best_and_inverted_ones_worst():
     images = 0.3 * torch.randn(24, 1, 8, 8, generator=torch.Generator().manual_seed(5))
     target = model(images).argmax(1)
     truth = contributions(model, images, target)
-    one = readout_maps({"occlusion": truth, "grad_cam": -truth}, images, model, target)
+    one = readout_maps({"occlusion": truth, "integrated_gradients": -truth}, images, model, target)
     result = deletion_insertion(one, cells=(8, 8), draws=4)
-    area = result.frame.set_index(["estimator", "quantity"])
+    area = result.frame.set_index(["variant", "quantity"])
     for name, kind, below in [
         ("occlusion", "deletion_area", True), ("occlusion", "insertion_area", False),
-        ("grad_cam", "deletion_area", False), ("grad_cam", "insertion_area", True),
+        ("integrated_gradients", "deletion_area", False), ("integrated_gradients", "insertion_area", True),
     ]:  # fmt: skip
         row = area.loc[(name, kind)]
         assert (row["value"] < row["null_low"]) == below
         assert (row["value"] > row["null_high"]) != below
         assert row["p"] < 0.01
-    curve = result.frame.query("estimator == 'occlusion' and quantity == 'deletion'")
+    gain = {name: area.loc[(name, "faithfulness")] for name in one.maps}
+    assert gain["occlusion"]["low"] > 0 > gain["integrated_gradients"]["high"]
+    assert gain["occlusion"]["value"] == pytest.approx(
+        area.loc[("occlusion", "insertion_area"), "value"] - area.loc[("occlusion", "insertion_area"), "null"]
+        - area.loc[("occlusion", "deletion_area"), "value"] + area.loc[("occlusion", "deletion_area"), "null"]
+    )  # fmt: skip
+    assert max(row["p"] for row in gain.values()) < 0.01
+    curve = result.frame.query("variant == 'occlusion' and quantity == 'deletion'")
     start = model(images).detach().softmax(1).gather(1, target[:, None]).mean()
     assert curve["value"].iloc[0] == pytest.approx(float(start), abs=1e-6)
     assert curve["value"].iloc[-1] == pytest.approx(curve["null"].iloc[-1])  # all is deleted in either order
@@ -510,7 +412,7 @@ def test_maps_that_know_nothing_are_not_called_faithful():
         maps = torch.rand(8, 8, 8, generator=torch.Generator().manual_seed(seed))
         one = readout_maps({"occlusion": maps}, images, model, target)
         frame = deletion_insertion(one, cells=(4, 4), steps=2, draws=3, resamples=99, seed=seed).frame
-        p_values.append(frame.query("quantity == 'deletion_area'")["p"].item())
+        p_values.append(frame.query("quantity == 'faithfulness'")["p"].item())
     share, most = rejections(p_values)
     assert share <= most
 
@@ -532,12 +434,9 @@ def test_rank_correlation_ignores_monotone_changes_and_notices_the_rest():
     assert np.allclose(rank_correlations(x.exp(), y), rank_correlations(x, y))
     assert not np.allclose(rank_correlations(x.flip(1), y), rank_correlations(x, y))
     assert np.allclose(np.diagonal(rank_correlations(x, x)), 1)
-    assert np.allclose(structural_similarity(x, -3 * x), 1)
-    with pytest.raises(DataError, match="7x7"):
-        structural_similarity(x[:, :5, :5], y[:, :5, :5])
 
 
-SOME = ["grad_cam", "rollout", "integrated_gradients"]
+SOME = list(METHODS)
 
 
 def explained(model, n=6, methods=SOME, label="model"):
@@ -547,7 +446,7 @@ def explained(model, n=6, methods=SOME, label="model"):
 
 
 def test_completeness_row():
-    one = explained(vit(), methods=["integrated_gradients", "grad_cam"])
+    one = explained(vit(), methods=SOME)
     row = completeness(one).frame.squeeze()
     error, change = one.errors["integrated_gradients"]
     assert row["value"] == pytest.approx(float(error.abs().sum() / change.abs().sum()))
@@ -558,9 +457,9 @@ def test_completeness_row():
 def test_cascade_ends_at_the_twin_and_leaves_the_model_alone():
     model, twin = vit(), vit(seed=1)
     one, before = explained(model), state(model)
-    result = weight_randomisation(one, twin, n_images=6)
+    result = weight_randomisation(one, twin)
     assert same_state(before, state(model))
-    frame = result.frame.query("quantity == 'spearman_abs'").set_index(["estimator", "at"])
+    frame = result.frame.set_index(["variant", "at"])
     keys = [key for _, part in cascade_stages(model) for key in part]
     assert sorted(keys) == sorted(model.state_dict())
     for method in SOME:
@@ -569,14 +468,11 @@ def test_cascade_ends_at_the_twin_and_leaves_the_model_alone():
         expected = np.diagonal(rank_correlations(one.maps[method].abs(), maps.abs())).mean()
         assert frame.loc[(method, 4.0), "value"] == pytest.approx(expected, abs=1e-6)
         assert frame.loc[(method, 4.0), "place"] == "embed"
-    # Rollout never sees the head, so it survives its loss; Grad-CAM does not.
-    assert frame.loc[("rollout", 1.0), "value"] == pytest.approx(1)
-    assert frame.loc[("grad_cam", 1.0), "value"] < 0.9
 
 
 def test_a_twin_that_is_no_other_is_refused():
     model = vit()
-    one = explained(model, methods=["grad_cam"])
+    one = explained(model, methods=["occlusion"])
     with pytest.raises(T2TError, match="same weights"):
         weight_randomisation(one, copy.deepcopy(model))
     with pytest.raises(T2TError, match="1 models but 2 twins"):
@@ -585,39 +481,28 @@ def test_a_twin_that_is_no_other_is_refused():
 
 def test_default_twin_of_an_untrained_model_is_another_one():
     model = models.load_model("small_hard_wide", "random", seed=0, num_classes=4)
-    one = explained(model, methods=["grad_cam"], n=3)
-    frame = weight_randomisation(one, n_images=3, stages=1).frame
-    assert frame.query("at > 0 and quantity == 'ssim'")["value"].item() < 0.999
+    one = explained(model, methods=["occlusion"], n=3)
+    frame = weight_randomisation(one, stages=1).frame
+    assert frame.query("at > 0")["value"].item() < 0.999
     assert frame["place"].dropna().unique().tolist() == ["embed"]  # a single look is one at the end
     assert any("UNTRAINED" in note for note in one.notes)
 
 
-def test_methods_without_maps_are_refused():
-    with pytest.raises(UnknownNameError, match="did you mean 'rollout'"):
-        other_class(explained(vit(), methods=["rollout"]), methods=["rolout"])
-
-
-def test_rollout_does_not_know_the_class():
-    frame = other_class(explained(vit())).frame.set_index(["estimator", "quantity"])
-    assert frame.loc[("rollout", "other_class"), "value"] == pytest.approx(1)
-    assert frame.loc[("integrated_gradients", "other_class"), "value"] < 0.9
-
-
 def test_a_model_agrees_with_itself_and_with_a_stranger_by_its_null():
-    one = explained(vit(), n=16, methods=["grad_cam", "occlusion"])
+    one = explained(vit(), n=16, methods=SOME)
     own = map_agreement(one, dataclasses.replace(one, label="twin")).frame
     assert np.allclose(own["value"], 1)
     assert (own["p"] < 0.01).all()
-    assert set(own["quantity"]) == {"agreement", "agreement_abs"}
+    assert set(own["quantity"]) == {"agreement"}
     shuffled = dataclasses.replace(one, maps={k: torch.rand_like(v) for k, v in one.maps.items()})
     other = map_agreement(one, shuffled).frame
     assert (other["value"].abs() < 0.1).all()
     with pytest.raises(DataError, match="do not match"):
-        map_agreement(one, explained(vit(), n=5, methods=["grad_cam"]))
+        map_agreement(one, explained(vit(), n=5, methods=["occlusion"]))
 
 
 def test_agreement_may_leave_out_images_of_different_classes():
-    one = explained(vit(), n=6, methods=["grad_cam"])
+    one = explained(vit(), n=6, methods=["occlusion"])
     target = one.target.clone()
     target[:2] = (target[:2] + 1) % 4
     other = dataclasses.replace(one, label="other", target=target)
@@ -644,49 +529,30 @@ def test_occlusion_covers_as_many_squares_as_it_is_told():
 
 def test_the_footprint_of_a_token_is_where_its_splits_put_it():
     """Three soft splits with padding 1 on even grids: token k of T2T-ViT is centred on pixel 16 k + 1."""
-    soft, hard = footprints(
-        {
-            "soft": timm.create_model("t2t_vit_7", depth=1),
-            "hard": timm.create_model("vit_tiny_patch16_224", depth=1),
-        },
-        (224, 224),
+    soft, hard = (
+        token_footprint(View(timm.create_model(name, depth=1)), "embed", (224, 224), (14, 14))
+        for name in ("t2t_vit_7", "vit_tiny_patch16_224")
     )
-    assert (hard.pixels, hard.outside, hard.offset) == (256, 0.0, (0.0, 0.0))
-    assert soft.pixels == 31**2  # 7 + 2 * 4 + 2 * 8
+    assert (int((hard.shares > 0).sum()), hard.outside, hard.offset) == (256, 0.0, (0.0, 0.0))
+    assert int((soft.shares > 0).sum()) == 31**2  # 7 + 2 * 4 + 2 * 8
     assert soft.offset == pytest.approx((1 - 7.5, 1 - 7.5))
     assert soft.cell == hard.cell == (112, 112, 16, 16)
-    figure = footprint_panels([soft, hard])
-    assert "`soft` 961 pixels" in figure.caption
-    assert "`hard` 256 pixels, 0 % of it outside its cell" in figure.caption
-
-
-def test_label_randomisation_compares_with_the_model_that_it_is_given():
-    one = explained(vit(), methods=["rollout", "grad_cam"])
-    same = label_randomisation(one, vit()).frame
-    assert np.allclose(same["value"], 1, atol=1e-6)
-    other = label_randomisation(one, vit(seed=3)).frame
-    assert (other["value"] < 0.99).all()
 
 
 def test_all_questions_in_one_call_and_their_drawings():
     several = [explained(make(), n=3, label=str(make)) for make in (vit, t2t)]
-    results = attribution_checks.check_attribution(
-        several, twins=[vit(1), t2t(1)], draws=2, n_cascade=3, stages=1, again=list(several[0].maps)[1:]
-    )
-    for name in ("attribution_other_class", "attribution_cascade"):
-        assert set(results[name].frame["estimator"]) == set(several[0].maps) - {next(iter(several[0].maps))}
+    results = attribution_checks.check_attribution(several, twins=[vit(1), t2t(1)], draws=2, stages=1)
     assert sorted(results) == [
-        "attribution_agreement", "attribution_cascade", "attribution_completeness",
-        "attribution_faithfulness", "attribution_other_class",
+        "attribution_agreement", "attribution_cascade", "attribution_completeness", "attribution_faithfulness",
     ]  # fmt: skip
     frame = results.frame
     tested = frame[frame["interval"].fillna("").str.startswith("t,")]
-    assert len(tested) > 100
+    assert len(tested) > 90
     assert tested[["null", "null_kind", "low", "high", "n", "unit"]].notna().all(axis=None)
     panels = attribution_panels(several, images=[0, 2])
-    assert len([ax for ax in panels.fig.axes if ax.images]) == 4 * 4
+    assert len([ax for ax in panels.fig.axes if ax.images]) == 4 * 3
     assert f"class {several[0].target[0]}" in panels.caption
-    signed = panels.fig.axes[4 * 1 + 3].get_images()[0]
+    signed = panels.fig.axes[3 * 1 + 1].get_images()[0]
     assert (signed.get_cmap().name, signed.norm.vmin, signed.norm.vmax) == ("RdBu_r", -1, 1)
-    with pytest.raises(UnknownNameError, match="grad_cam"):
-        attribution_panels(several, methods=["gradcam"])
+    with pytest.raises(UnknownNameError, match="occlusion"):
+        attribution_panels(several, methods=["oclusion"])

@@ -17,7 +17,9 @@ from t2t_analysis.measures import (
 )
 from t2t_analysis.measures.edge_channels import BINS, Targets, content, share_above
 from t2t_analysis.measures.feature_maps import gradient_size
-from t2t_analysis.measures.token_pixels import pixels_to_tokens, token_to_pixel_weights, windows_to
+from t2t_analysis.measures.token_pixels import pixels_to_tokens, windows_to
+
+from .references import token_to_pixel_weights
 
 GRID = (8, 8)
 

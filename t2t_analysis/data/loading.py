@@ -22,7 +22,7 @@ from .info import DataInfo, chance_level
 from .reading import to_rgb
 from .sources import Source, StreamSource, find_source
 
-__all__ = ["Batch", "ImageLoader", "as_seen_by", "load_images", "seen_by"]
+__all__ = ["Batch", "ImageLoader", "as_seen_by", "gather_images", "load_images", "seen_by"]
 
 #: Below this input size no border is cut off: a 32 px image has none to spare.
 SMALL = 64
@@ -417,6 +417,30 @@ def seen_by(loader: Any, models: Sequence[nn.Module]) -> tuple[Any, list[int]]:
 def as_seen_by(loader: Any, model: nn.Module) -> Any:
     """Return a loader of the same images, prepared as ``model`` wants them."""
     return seen_by(loader, [model])[0]
+
+
+def gather_images(loader: Any, n_images: int | None) -> tuple[Tensor, Tensor, np.ndarray]:
+    """The first ``n_images``: images (n, C, H, W), labels (n,), clusters (n,) of images that belong together.
+
+    Raises
+    ------
+    DataError : the loader has fewer, or none.
+    """
+    images, labels, index = [], [], []
+    count = 0
+    for batch in loader:
+        images.append(batch.images.cpu())
+        labels.append(torch.as_tensor(batch.labels).cpu())
+        index.append(torch.as_tensor(batch.index).cpu())
+        count += len(batch.images)
+        if n_images is not None and count >= n_images:
+            break
+    if count == 0 or (n_images is not None and (n_images < 1 or count < n_images)):
+        raise DataError(f"n_images={n_images}: the loader gave {count} images")
+    where = torch.cat(index)[:n_images].numpy()
+    clusters = getattr(loader.dataset, "clusters", None)
+    clusters = where if clusters is None else np.asarray(clusters)[where]
+    return torch.cat(images)[:n_images], torch.cat(labels)[:n_images], clusters
 
 
 def load_images(

@@ -14,7 +14,6 @@ from .cost import costs, count, token_geometry, token_stages
 from .edge_channels import EdgeChannels, example_image, image_for
 from .engine import accumulate, collect, measure
 from .feature_maps import ChannelMaps, channel_maps
-from .footprint import footprints
 from .head_ablation import HeadAblation
 from .head_outputs import HeadOutputCKA
 from .head_pairs import HeadPairs, similar_pairs_stand_in, skips_beside_cka
@@ -84,7 +83,6 @@ __all__ = [
     "example_image",
     "example_rollouts",
     "explain",
-    "footprints",
     "image_for",
     "latencies",
     "measure",

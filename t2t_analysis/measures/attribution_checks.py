@@ -1,4 +1,4 @@
-"""Is an attribution map about the model? Completeness, randomised weights, another class, another model.
+"""Is an attribution map about the model? Completeness, randomised weights, another model.
 
 Adebayo et al. (2018) ask that a map change when what the model learned is destroyed. Every comparison of maps
 is read beside the same comparison with maps of other images: what is left there is where all maps lie.
@@ -7,7 +7,7 @@ is read beside the same comparison with maps of other images: what is left there
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,28 +16,18 @@ import torch.nn.functional as F
 from scipy.stats import rankdata
 from torch import Tensor, nn
 
-from ..errors import DataError, T2TError, UnknownNameError
+from ..errors import DataError, T2TError
 from ..results import Result, Results
-from .attribution import METHODS, Explained, attribute
-from .clustered import cluster_mean, paired_against_others, permute_clusters
-from .faithfulness import deletion_insertion
+from .attribution import METHODS, Explained, maps_of, ranks_something
+from .clustered import paired_against_others, permute_clusters
+from .faithfulness import deletion_insertion, method_row, several
 from .reference import random_twin
 from .sums import grouped_estimate
 
 __all__ = [
-    "cascade_stages",
-    "check_attribution",
-    "completeness",
-    "label_randomisation",
-    "map_agreement",
-    "other_class",
-    "rank_correlations",
-    "structural_similarity",
+    "cascade_stages", "check_attribution", "completeness", "map_agreement", "rank_correlations",
     "weight_randomisation",
-]
-
-#: pairings for the null of the structural similarity, which costs too much for all pairs
-SSIM_DRAWS = 8
+]  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------ comparing maps
@@ -60,89 +50,19 @@ def _ranks(maps: Tensor) -> np.ndarray:
     return ranks / np.linalg.norm(ranks, axis=1, keepdims=True)
 
 
-def structural_similarity(first: Tensor, second: Tensor) -> np.ndarray:
-    """SSIM (Wang et al. 2004) of the absolute values of maps (n, H, W), each scaled to a maximum of 1: (n,)."""
-    from skimage.metrics import structural_similarity as ssim
+def _likeness(
+    first: Tensor, second: Tensor, clusters: np.ndarray, seed: int, notes: list[str], what: str
+) -> dict[str, Any]:
+    """Columns of the rank correlation of maps of the same images, and of maps of different ones as null.
 
-    if min(first.shape[1:]) < 7:
-        raise DataError(f"SSIM looks at windows of 7x7; maps of {tuple(first.shape[1:])} are smaller")
-    pairs = zip(_scaled(first), _scaled(second), strict=True)
-    return np.array([ssim(a, b, data_range=1.0) for a, b in pairs])
-
-
-def _scaled(maps: Tensor) -> np.ndarray:
-    size = maps.abs().double()
-    return (size / size.amax((1, 2), keepdim=True)).numpy()
-
-
-def _several(explained: Explained | Sequence[Explained]) -> list[Explained]:
-    return [explained] if isinstance(explained, Explained) else list(explained)
-
-
-def _asked(one: Explained, methods: Sequence[str] | None) -> list[str]:
-    """Those of ``methods`` that there are maps of; an unknown one is an error."""
-    for method in methods or ():
-        if method not in one.maps:
-            raise UnknownNameError("attribution method", method, one.maps, hint="with maps to check")
-    return list(methods or one.maps)
-
-
-def _base(measure: str, one: Explained, method: str) -> dict[str, Any]:
-    return {
-        "measure": measure,
-        "model": one.label,
-        "weights": one.weights,
-        "variant": method,
-        "estimator": method,
-        "tokens": "patch" if METHODS[method].by_token else None,
-    }
-
-
-def _usable(maps: Tensor) -> np.ndarray:
-    values = maps.flatten(1)
-    return (values.isfinite().all(1) & (values.amax(1) > values.amin(1))).numpy()
-
-
-class _Comparison:
-    """Maps of the same images under two conditions, those alone that rank something in both."""
-
-    def __init__(self, first: Tensor, second: Tensor, clusters: np.ndarray, seed: int) -> None:
-        self.keep = _usable(first) & _usable(second)
-        self.first, self.second = first[self.keep], second[self.keep]
-        self.clusters, self.seed = clusters[self.keep], seed
-
-    def note(self, what: str) -> Iterator[str]:
-        if missing := int((~self.keep).sum()):
-            yield f"{what}: a map is constant or not finite for {missing} images, left out"
-
-    def spearman(self, size_only: bool) -> dict[str, Any]:
-        """Columns of the rank correlation, of the maps or of their absolute values."""
-        if len(set(self.clusters)) < 2:
-            return {}
-        pair = (self.first.abs(), self.second.abs()) if size_only else (self.first, self.second)
-        return paired_against_others(rank_correlations(*pair), self.clusters, seed=self.seed)
-
-    def ssim(self) -> dict[str, Any]:
-        """Columns of the structural similarity."""
-        if len(set(self.clusters)) < 2:
-            return {}
-        rng = np.random.default_rng(self.seed)
-        others = permute_clusters(self.clusters, SSIM_DRAWS, rng, others_only=True)
-        null = np.array([structural_similarity(self.first, self.second[o]).mean() for o in others])
-        return cluster_mean(structural_similarity(self.first, self.second), self.clusters) | {
-            "null": float(null.mean()),
-            "null_low": float(null.min()),
-            "null_high": float(null.max()),
-            "null_kind": f"maps of other images; mean and range of {SSIM_DRAWS} random pairings",
-        }
-
-
-def _both_signs(pair: _Comparison, name: str, method: str, base: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Rows of the rank correlation; for signed maps that of their absolute values too."""
-    if columns := pair.spearman(size_only=False):
-        yield base | {"quantity": name} | columns
-    if METHODS[method].signed and (columns := pair.spearman(size_only=True)):
-        yield base | {"quantity": f"{name}_abs"} | columns
+    Images of which a map ranks nothing are left out, which a note says; nothing where too few are left.
+    """
+    keep = ranks_something(first) & ranks_something(second)
+    if missing := int((~keep).sum()):
+        notes.append(f"{what}: a map is constant or not finite for {missing} images, left out")
+    if len(set(clusters[keep])) < 2:
+        return {}
+    return paired_against_others(rank_correlations(first[keep], second[keep]), clusters[keep], seed=seed)
 
 
 # ------------------------------------------------------------------------------------------ completeness
@@ -151,22 +71,18 @@ def _both_signs(pair: _Comparison, name: str, method: str, base: dict[str, Any])
 def completeness(explained: Explained | Sequence[Explained]) -> Result:
     """Compare what integrated gradients add up to with the change of the logit (Sundararajan et al. 2017).
 
-    Rows ``completeness_error`` by method: sum over images of |sum of the map - (f(x) - f(baseline))|, over
-    the sum of |f(x) - f(baseline)|; 0 for an exact integral. Null: sums of other images' maps.
+    Row ``completeness_error``: sum over images of |sum of the map - (f(x) - f(baseline))|, over the sum of
+    |f(x) - f(baseline)|; 0 for an exact integral. Null: sums of other images' maps.
     """
-    rows: list[dict[str, Any]] = []
-    notes: list[str] = []
-    for one in _several(explained):
-        notes.extend(one.notes)
+    rows, models = [], several(explained)
+    for one in models:
         for method, (error, change) in one.errors.items():
-            usable = torch.from_numpy(one.usable(method))
-            rows.append(
-                _base("attribution_completeness", one, method)
-                | {"quantity": "completeness_error", "value_unit": "fraction"}
-                | _completeness(error[usable], change[usable], one.clusters[usable.numpy()])
-            )
-    meta = {"runs": [one.meta for one in _several(explained)]}
-    return Result("attribution_completeness", rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
+            usable = one.usable(method)
+            columns = _completeness(error[usable], change[usable], one.clusters[usable])
+            row = method_row("attribution_completeness", one, method)
+            rows.append(row | {"quantity": "completeness_error", "value_unit": "fraction"} | columns)
+    notes = dict.fromkeys(note for one in models for note in one.notes)
+    return Result("attribution_completeness", rows, {"runs": [one.meta for one in models]}, tuple(notes))  # type: ignore[arg-type]
 
 
 def _completeness(error: Tensor, change: Tensor, clusters: np.ndarray) -> dict[str, Any]:
@@ -178,63 +94,12 @@ def _completeness(error: Tensor, change: Tensor, clusters: np.ndarray) -> dict[s
     null = (((error + change)[others] - change).abs().sum(1) / change.abs().sum()).numpy()
     low, high = np.quantile(null, [0.025, 0.975])
     return grouped_estimate(lambda e, c: e / c, sums[:2], sums[2]).columns() | {
-        "null": float(null.mean()),
-        "null_low": float(low),
-        "null_high": float(high),
+        "null": float(null.mean()), "null_low": float(low), "null_high": float(high),
         "null_kind": "sums of other images' maps, 99 random pairings",
-    }
+    }  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------ sanity checks
-
-
-def _maps_of(model: nn.Module, one: Explained, target: Tensor, method: str, n: int) -> Tensor:
-    """Maps (n, H, W) of the first images of ``one`` by another model or for other classes."""
-    device = next(model.parameters()).device
-    parts = []
-    for chunk in torch.arange(n).split(16):
-        images, classes = one.images[chunk].to(device), target[chunk].to(device)
-        parts.append(attribute(model, images, classes, method, one.settings).pixels.float().cpu())
-    return torch.cat(parts)
-
-
-def other_class(
-    explained: Explained | Sequence[Explained], *, methods: Sequence[str] | None = None, seed: int = 0
-) -> Result:
-    """Rank correlation of a map with the map for another class, drawn at random, of the same image.
-
-    Near 1, a map shows where something is and not why this class was answered. It asks less than training on
-    random labels (`label_randomisation`) and needs no second model. Rows ``other_class`` and, for signed
-    maps, ``other_class_abs``; the ceiling is 1, the map itself.
-    """
-    rows: list[dict[str, Any]] = []
-    notes: list[str] = []
-    for one in _several(explained):
-        target = _other_targets(one, seed)
-        for method in _asked(one, methods):
-            maps = one.maps[method]
-            other = _maps_of(one.model, one, target, method, len(maps))
-            pair = _Comparison(maps, other, one.clusters, seed)
-            notes.extend(pair.note(f"{one.label}, {METHODS[method].words}, another class"))
-            rows.extend(
-                _both_signs(
-                    pair, "other_class", method, _base("attribution_other_class", one, method) | _ITSELF
-                )
-            )
-        notes.extend(one.notes)
-    meta = {"seed": seed, "runs": [one.meta for one in _several(explained)]}
-    return Result("attribution_other_class", rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
-
-
-_ITSELF = {"ceiling": 1.0, "ceiling_kind": "the map itself"}
-
-
-def _other_targets(one: Explained, seed: int) -> Tensor:
-    classes = int(getattr(one.model, "num_classes", 0))
-    if classes < 2:
-        raise T2TError(f"{one.label} has {classes} classes: there is no other class to attribute")
-    shift = np.random.default_rng(seed).integers(1, classes, len(one.target))
-    return (one.target + torch.from_numpy(shift)) % classes
+# ------------------------------------------------------------------------------------------ random weights
 
 
 def cascade_stages(model: nn.Module) -> list[tuple[str, list[str]]]:
@@ -251,9 +116,8 @@ def cascade_stages(model: nn.Module) -> list[tuple[str, list[str]]]:
         if key.startswith("blocks."):
             stages[".".join(key.split(".")[:2])].append(key)
         else:
-            stages["head" if key.startswith(("head", "norm.", "fc_norm", "attn_pool")) else "embed"].append(
-                key
-            )
+            last = key.startswith(("head", "norm.", "fc_norm", "attn_pool"))
+            stages["head" if last else "embed"].append(key)
     return list(stages.items())
 
 
@@ -261,16 +125,14 @@ def weight_randomisation(
     explained: Explained | Sequence[Explained],
     twins: nn.Module | Sequence[nn.Module] | None = None,
     *,
-    methods: Sequence[str] | None = None,
-    n_images: int = 16,
     stages: int | None = None,
     seed: int = 0,
 ) -> Result:
     """How soon a map forgets what the weights knew: cascading randomisation (Adebayo et al. 2018).
 
     From the head backwards, part after part takes the weights of an untrained twin, and the map for the
-    class that the whole model was attributed for is compared with the original one: ``spearman_abs`` of the
-    absolute values and ``ssim``, over the number of parts replaced (``at``; ``place`` is the last of them).
+    class that the whole model was attributed for is compared with the original one: ``spearman_abs``, the rank
+    correlation of absolute values, over the number of parts replaced (``at``; ``place`` is the last of them).
     A map about the model falls to its null, maps of other images, soon; one that stays up shows the image.
 
     Parameters
@@ -278,30 +140,40 @@ def weight_randomisation(
     twins : untrained, one for each model; default `random_twin` of each with ``seed``.
     stages : compare after so many parts, evenly spread and the last included; default after each.
 
+    Raises
+    ------
+    T2TError : another number of twins than of models, or a twin with the model's own weights.
+
     The models themselves are not touched: parts are replaced in a copy.
     """
-    several = _several(explained)
+    models = several(explained)
     given = [twins] if isinstance(twins, nn.Module) else list(twins or [])
-    given = given or [_unlike(one.model, seed) for one in several]
-    if len(given) != len(several):
-        raise T2TError(f"{len(several)} models but {len(given)} twins")
-    for one, twin in zip(several, given, strict=True):
-        if _same_weights(one.model, twin):
-            raise T2TError(f"the twin of {one.label} has the same weights: nothing would be randomised")
+    given = given or [_unlike(one.model, seed) for one in models]
+    if len(given) != len(models):
+        raise T2TError(f"{len(models)} models but {len(given)} twins")
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    for one, twin in zip(several, given, strict=True):
-        asked = _asked(one, methods)
-        for method in asked:
-            rows.append(_base(_CASCADE, one, method) | _ORIGINAL | {"quantity": "spearman_abs"} | _ITSELF)
-            rows.append(_base(_CASCADE, one, method) | _ORIGINAL | {"quantity": "ssim"} | _ITSELF)
+    for one, twin in zip(models, given, strict=True):
+        if _same_weights(one.model, twin):
+            raise T2TError(f"the twin of {one.label} has the same weights: nothing would be randomised")
+        rows += [method_row(_CASCADE, one, method) | _ORIGINAL for method in one.maps]
         for count, place, hybrid in _cascade(one.model, twin, stages):
-            at = {"at": float(count), "at_unit": "parts randomised, head first", "place": place}
-            for method in asked:
-                found = _compare(one, hybrid, method, n_images, seed, notes, f"after {place}")
-                rows.extend(_base(_CASCADE, one, method) | at | _ITSELF | row for row in found)
+            for method, maps in one.maps.items():
+                parts = torch.arange(len(maps)).split(16)
+                found = [maps_of(hybrid, one.images[i], one.target[i], method, one.settings) for i in parts]
+                other, what = (
+                    torch.cat([p.pixels for p in found]),
+                    f"{one.label}, {METHODS[method].words}, after {place}",
+                )
+                if columns := _likeness(maps.abs(), other.abs(), one.clusters, seed, notes, what):
+                    rows.append(
+                        method_row(_CASCADE, one, method)
+                        | _LIKENESS
+                        | {"at": float(count), "place": place}
+                        | columns
+                    )
         notes.extend(one.notes)
-    meta = {"seed": seed, "n_images": n_images, "runs": [one.meta for one in several]}
+    meta = {"seed": seed, "runs": [one.meta for one in models]}
     return Result(_CASCADE, rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
 
 
@@ -317,12 +189,11 @@ def _same_weights(model: nn.Module, twin: nn.Module) -> bool:
 
 
 _CASCADE = "attribution_cascade"
-_ORIGINAL = {
-    "at": 0.0,
-    "at_unit": "parts randomised, head first",
-    "value": 1.0,
-    "interval": "none: the original map with itself",
-}
+_LIKENESS = {
+    "quantity": "spearman_abs", "at_unit": "parts randomised, head first", "ceiling": 1.0,
+    "ceiling_kind": "the map itself",
+}  # fmt: skip
+_ORIGINAL = _LIKENESS | {"at": 0.0, "value": 1.0, "interval": "none: the original map with itself"}
 
 
 def _cascade(model: nn.Module, twin: nn.Module, most: int | None) -> Iterator[tuple[int, str, nn.Module]]:
@@ -339,52 +210,22 @@ def _cascade(model: nn.Module, twin: nn.Module, most: int | None) -> Iterator[tu
             yield count, place, hybrid
 
 
-def _compare(
-    one: Explained, model: nn.Module, method: str, n: int, seed: int, notes: list[str], when: str
-) -> Iterator[dict[str, Any]]:
-    """Spearman of absolute values and SSIM of the maps of ``one`` with those of another model."""
-    n = min(n, len(one.images))
-    other = _maps_of(model, one, one.target, method, n)
-    pair = _Comparison(one.maps[method][:n], other, one.clusters[:n], seed)
-    notes.extend(pair.note(f"{one.label}, {METHODS[method].words}, {when}"))
-    questions: dict[str, Callable[[], dict[str, Any]]] = {
-        "spearman_abs": lambda: pair.spearman(size_only=True),
-        "ssim": pair.ssim,
-    }
-    for quantity, ask in questions.items():
-        if columns := ask():
-            yield {"quantity": quantity} | columns
-
-
-def label_randomisation(
-    explained: Explained, random_label_model: nn.Module, *, n_images: int | None = None, seed: int = 0
-) -> Result:
-    """Compare maps with those of the same architecture trained on permuted labels (Adebayo et al. 2018).
-
-    That model is the caller's to train. Rows ``spearman_abs`` and ``ssim``, as in `weight_randomisation`.
-    """
-    rows: list[dict[str, Any]] = []
-    notes = list(explained.notes)
-    n = len(explained.images) if n_images is None else n_images
-    for method in explained.maps:
-        found = _compare(explained, random_label_model, method, n, seed, notes, "random labels")
-        rows.extend(_base("attribution_random_labels", explained, method) | _ITSELF | row for row in found)
-    meta = {"seed": seed, "runs": [explained.meta]}
-    return Result("attribution_random_labels", rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
-
-
 # ------------------------------------------------------------------------------------------ two models
 
 
 def map_agreement(first: Explained, second: Explained, *, same_class: bool = False, seed: int = 0) -> Result:
-    """Do two models look at the same pixels? Rank correlation of their maps of the same image.
+    """Do two models look at the same pixels? Rank correlation of their maps of the same image, ``agreement``.
 
-    Rows ``agreement`` and, for signed maps, ``agreement_abs``, for the methods that both have. Null: the
-    second model's maps of other images; what is common to all images (the middle, the border) is in it.
+    For the methods that both have. Null: the second model's maps of other images; what is common to all images (the
+    middle, the border) is in it.
 
     Parameters
     ----------
     same_class : leave out images for which the maps are about different classes; the notes count them.
+
+    Raises
+    ------
+    DataError : maps of another number of images.
     """
     if len(first.images) != len(second.images):
         raise DataError(
@@ -402,13 +243,12 @@ def map_agreement(first: Explained, second: Explained, *, same_class: bool = Fal
         )
     for method in (m for m in first.maps if m in second.maps):
         maps = _where_both_look(first, second, method)
-        pair = _Comparison(maps[0][kept], maps[1][kept], first.clusters[kept], seed)
-        notes.extend(pair.note(f"{first.label} and {second.label}, {METHODS[method].words}"))
-        base = _base("attribution_agreement", first, method) | {
-            "model_b": second.label,
-            "weights": f"{first.weights} | {second.weights}",
-        }
-        rows.extend(_both_signs(pair, "agreement", method, base))
+        what = f"{first.label} and {second.label}, {METHODS[method].words}"
+        columns = _likeness(maps[0][kept], maps[1][kept], first.clusters[kept], seed, notes, what)
+        if columns:
+            pair = {"model_b": second.label, "weights": f"{first.weights} | {second.weights}"}
+            row = method_row("attribution_agreement", first, method)
+            rows.append(row | pair | {"quantity": "agreement"} | columns)
     meta = {"seed": seed, "same_class": float(alike.mean()), "runs": [first.meta, second.meta]}
     return Result("attribution_agreement", rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
 
@@ -435,28 +275,25 @@ def check_attribution(
     twins: Sequence[nn.Module] | None = None,
     steps: int = 10,
     draws: int = 8,
-    again: Sequence[str] | None = None,
-    n_cascade: int = 16,
     stages: int | None = None,
     same_class: bool = False,
     seed: int = 0,
 ) -> Results:
-    """Put all questions to the maps: completeness, faithfulness, other class, randomised weights, agreement.
+    """Put all questions to the maps: completeness, faithfulness, randomised weights, agreement.
 
     The first model is the one that every other is compared with.
 
     Parameters
     ----------
     steps, draws : points and random orders of `deletion_insertion`.
-    again : methods whose maps are made anew for another class and for randomised weights; default all.
-    twins, n_cascade, stages : of `weight_randomisation`; ``same_class`` of `map_agreement`.
+    twins, stages : of `weight_randomisation`.
+    same_class : of `map_agreement`.
     """
-    several = list(explained)
+    models = list(explained)
     results = [
-        completeness(several),
-        deletion_insertion(several, steps=steps, draws=draws, seed=seed),
-        other_class(several, methods=again, seed=seed),
-        weight_randomisation(several, twins, methods=again, n_images=n_cascade, stages=stages, seed=seed),
+        completeness(models),
+        deletion_insertion(models, steps=steps, draws=draws, seed=seed),
+        weight_randomisation(models, twins, stages=stages, seed=seed),
     ]
-    results += [map_agreement(several[0], other, same_class=same_class, seed=seed) for other in several[1:]]
+    results += [map_agreement(models[0], other, same_class=same_class, seed=seed) for other in models[1:]]
     return Results(tuple(results))

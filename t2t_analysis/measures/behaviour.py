@@ -16,11 +16,10 @@ from ..data.loading import as_seen_by
 from ..errors import DataError, T2TError, UnknownNameError
 from ..estimates import Estimate
 from ..results import Result
-from .attribution import named_models
-from .attribution_methods import evaluating
 from .base import View
 from .head_effects import kl_divergence
 from .probes import data_info
+from .view import evaluating, named_models
 
 __all__ = ["DISTORTIONS", "behaviour", "distorted", "read_categories"]
 

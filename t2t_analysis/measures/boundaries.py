@@ -16,14 +16,13 @@ from ..data.loading import preprocessing, transform_of
 from ..errors import DataError, T2TError
 from ..estimates import Estimate
 from ..results import Result
-from .attribution import named_models
-from .attribution_methods import evaluating
 from .base import View, layer_of
 from .edges import edge_targets, inner_tokens, luminance, pixel_windows
 from .footprint import token_footprint
 from .head_maps import thirds
 from .locality import FIRST_THIRD
 from .ridge import pair_half, random_projection
+from .view import evaluating, named_models
 
 __all__ = ["average_precision", "boundaries"]
 

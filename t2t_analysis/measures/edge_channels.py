@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import capture
-from ..data.loading import as_seen_by
+from ..data.loading import as_seen_by, gather_images
 from ..errors import DataError, T2TError
 from ..models.tokens import Window
 from ..results import Result
-from .attribution import gather_images
 from .base import Estimate, Measure, MeasureBatch, View, add_by_group, layer_of
 from .channels import FeatureMapView, channel_places
 from .feature_maps import correlation, gradient_size

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from .. import capture
 from ..data.loading import seen_by
 from ..errors import DataError, T2TError, UnknownNameError
-from ..results import Result, Results, joined
+from ..results import Result, Results, as_json, joined
 from .base import Measure, MeasureBatch
-from .view import View, as_json
+from .view import View
 
 __all__ = ["accumulate", "collect", "measure"]
 

@@ -15,11 +15,27 @@ from torch import Tensor, nn
 
 from ..errors import T2TError
 from ..results import Result
-from .attribution import Explained
-from .attribution_methods import METHODS, evaluating, reference_images
+from .attribution import METHODS, Explained, reference_images
 from .clustered import cluster_mean
+from .view import evaluating
 
-__all__ = ["area_under", "cell_order", "deletion_insertion", "exchange_null", "perturbation_curve"]
+__all__ = ["cell_order", "deletion_insertion", "exchange_null", "perturbation_curve"]
+
+#: what an image turns into while its cells are deleted, and from what it is brought back
+DELETED, BLANK = "mean", "blurred"
+
+
+def several(explained: Explained | Sequence[Explained]) -> list[Explained]:
+    """Maps of one model or of several as a list."""
+    return [explained] if isinstance(explained, Explained) else list(explained)
+
+
+def method_row(measure: str, one: Explained, method: str) -> dict[str, Any]:
+    """Columns that every row about one method's maps has."""
+    return {
+        "measure": measure, "model": one.label, "weights": one.weights, "variant": method,
+        "estimator": METHODS[method].words,
+    }  # fmt: skip
 
 
 def cell_order(relevance: Tensor, cells: tuple[int, int], rng: np.random.Generator) -> Tensor:
@@ -62,15 +78,6 @@ def perturbation_curve(
     return torch.cat([torch.empty(len(start), 0), *curves], dim=1).double().numpy()
 
 
-def area_under(curve: np.ndarray, fractions: np.ndarray) -> np.ndarray:
-    """Area under curves (..., F) by the trapezoidal rule, over the range of ``fractions``.
-
-    >>> float(area_under(np.array([1.0, 0.5, 0.0]), np.array([0.0, 0.5, 1.0])))
-    0.5
-    """
-    return np.trapezoid(curve, fractions, axis=-1) / (fractions[-1] - fractions[0])
-
-
 def exchange_null(
     observed: np.ndarray, draws: np.ndarray, *, resamples: int = 1999, seed: int = 0
 ) -> dict[str, Any]:
@@ -109,54 +116,46 @@ def deletion_insertion(
     steps: int = 10,
     draws: int = 8,
     cells: tuple[int, int] | None = None,
-    deleted: str = "mean",
-    blank: str = "blurred",
     resamples: int = 1999,
     seed: int = 0,
 ) -> Result:
     """Deletion and insertion curves and the areas under them (Petsiuk, Das & Saenko 2018).
 
-    Deletion turns the image, most relevant cells first, into its ``deleted`` version (mean colour): the
-    probability of the class should fall fast, the area be small. Insertion starts from the ``blank`` (blurred)
-    image and brings the cells back: the area should be large.
+    Deletion turns the image, most relevant cells first, into its mean colour: the probability of the class should
+    fall fast, the area be small. Insertion starts from the blurred image and brings the cells back: the area should be
+    large. Images with cells exchanged are like none that a model was trained on, which may help one curve and hurt the
+    other; so what a map is worth is said by both together.
 
     Parameters
     ----------
     steps : points of a curve after the first.
     draws : random orders per image for the null; each costs what a method costs.
-    cells : grid of cells that go together; default the grid of the model's tokens, so that maps of pixels and
-        of tokens are asked the same question and have the same null.
+    cells : grid of cells that go together; default the grid of the model's tokens.
 
-    Rows, by method (``estimator``): ``deletion``, ``insertion`` over the fraction of cells;
-    ``deletion_area``, ``insertion_area`` with the p of a random order being as good (or as bad).
+    Rows, by method (``variant``): ``deletion``, ``insertion`` over the fraction of cells; ``deletion_area``,
+    ``insertion_area``; and ``faithfulness``, insertion area minus deletion area, less the same of random orders of the
+    same images. p is that of a random order being as good, or as bad.
+
+    Raises
+    ------
+    T2TError : fewer than one step or draw.
     """
     if steps < 1 or draws < 1:
         raise T2TError(f"steps={steps} and draws={draws} must be at least 1")
-    several = [explained] if isinstance(explained, Explained) else list(explained)
     fractions = np.linspace(0, 1, steps + 1)
-    states = {"deletion": (None, deleted), "insertion": (blank, None)}
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    for one in several:
-        grid = cells or one.grid
-        versions = {
-            kind: tuple(one.images if b is None else reference_images(one.images, b) for b in pair)
-            for kind, pair in states.items()
-        }
-        found = _Curves(one, grid, fractions, draws, seed, versions)
+    models = several(explained)
+    for one in models:
+        found = _Curves(one, cells or one.grid, fractions, draws, seed)
         for method in one.maps:
             notes.extend(_left_out(one, method))
             rows.extend(_rows(found, method, resamples, seed))
         notes.extend(one.notes)
     meta = {
-        "fractions": fractions.tolist(),
-        "draws": draws,
-        "seed": seed,
-        "deleted": deleted,
-        "blank": blank,
-        "cells": [list(cells or one.grid) for one in several],
-        "runs": [one.meta for one in several],
-    }
+        "fractions": fractions.tolist(), "draws": draws, "seed": seed, "deleted": DELETED, "blank": BLANK,
+        "cells": [list(cells or one.grid) for one in models], "runs": [one.meta for one in models],
+    }  # fmt: skip
     return Result("attribution_faithfulness", rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
 
 
@@ -169,21 +168,19 @@ class _Curves:
     """Curves of one model; those of random orders are computed once, for all methods."""
 
     def __init__(
-        self,
-        one: Explained,
-        grid: tuple[int, int],
-        fractions: np.ndarray,
-        draws: int,
-        seed: int,
-        versions: dict[str, tuple[Tensor, ...]],
+        self, one: Explained, grid: tuple[int, int], fractions: np.ndarray, draws: int, seed: int
     ) -> None:
-        self.one, self.grid, self.fractions, self.versions = one, grid, fractions, versions
+        self.one, self.grid, self.fractions = one, grid, fractions
+        self.versions = {
+            "deletion": (one.images, reference_images(one.images, DELETED)),
+            "insertion": (reference_images(one.images, BLANK), one.images),
+        }
         self.rng = np.random.default_rng(seed)
         flat = torch.zeros(len(one.images), *grid)  # all cells tie, so their order is drawn
         both = np.array([0.0, 1.0])  # nothing or everything exchanged: the same whatever the order
-        self.ends = {kind: self._points(kind, flat, both) for kind in versions}
+        self.ends = {kind: self._points(kind, flat, both) for kind in self.versions}
         orders = [cell_order(flat, grid, self.rng) for _ in range(draws)]
-        self.null = {kind: np.stack([self._run(kind, order) for order in orders]) for kind in versions}
+        self.null = {kind: np.stack([self._run(kind, order) for order in orders]) for kind in self.versions}
 
     def _run(self, kind: str, ranks: Tensor) -> np.ndarray:
         inner = self._points(kind, ranks, self.fractions[1:-1])
@@ -204,22 +201,19 @@ def _rows(found: _Curves, method: str, resamples: int, seed: int) -> Iterator[di
     one, usable = found.one, found.one.usable(method)
     if not usable.any():
         return
-    base = {
-        "measure": "attribution_faithfulness",
-        "model": one.label,
-        "weights": one.weights,
-        "variant": method,
-        "estimator": method,
-        "tokens": "patch" if METHODS[method].by_token else None,
-        "value_unit": "probability",
-    }
+    base = method_row("attribution_faithfulness", one, method) | {"value_unit": "probability"}
+    clusters, areas = one.clusters[usable], {}
     for kind, curve in found.of(method).items():
-        curve, null, clusters = curve[usable], found.null[kind][:, usable], one.clusters[usable]
+        curve, null = curve[usable], found.null[kind][:, usable]
         for i, fraction in enumerate(found.fractions):
             columns = exchange_null(curve[:, i], null[:, :, i], resamples=min(resamples, 499), seed=seed)
             del columns["p"]  # one question, one test: that of the area
             at = {"quantity": kind, "at": float(fraction), "at_unit": "fraction of cells"}
             yield base | at | cluster_mean(curve[:, i], clusters) | columns
-        areas, null_areas = area_under(curve, found.fractions), area_under(null, found.fractions)
-        columns = exchange_null(areas, null_areas, resamples=resamples, seed=seed)
-        yield base | {"quantity": f"{kind}_area"} | cluster_mean(areas, clusters) | columns
+        areas[kind] = own, drawn = tuple(np.trapezoid(c, found.fractions, axis=-1) for c in (curve, null))
+        columns = exchange_null(own, drawn, resamples=resamples, seed=seed)
+        yield base | {"quantity": f"{kind}_area"} | cluster_mean(own, clusters) | columns
+    own, drawn = (areas["insertion"][i] - areas["deletion"][i] for i in (0, 1))
+    mean = drawn.mean(0)
+    columns = exchange_null(own - mean, drawn - mean, resamples=resamples, seed=seed)
+    yield base | {"quantity": "faithfulness"} | cluster_mean(own - mean, clusters) | columns

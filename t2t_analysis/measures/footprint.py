@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import capture
 from ..models.tokens import Window
 from .edges import pink_noise
-from .token_pixels import shares_of, split_windows, windows_to
+from .token_pixels import shares_of, windows_to
 
-__all__ = ["Footprint", "footprints", "token_footprint"]
+__all__ = ["Footprint", "token_footprint"]
 
 Box = tuple[int, int, int, int]
 
@@ -35,7 +34,6 @@ class Footprint:
         offset is then rounded to half a pixel.
     """
 
-    label: str
     shares: Tensor
     cell: tuple[int, int, int, int]
     outside: float
@@ -60,31 +58,6 @@ class Footprint:
         (dy, dx), (height, width) = self.offset, self.cell[2:]
         return math.floor(dy), math.floor(dx), math.ceil(dy) + height, math.ceil(dx) + width
 
-    @property
-    def pixels(self) -> int:
-        """How many pixels have a share."""
-        return int((self.shares > 0).sum())
-
-
-def footprints(models: Mapping[str, nn.Module], img_size: tuple[int, int]) -> list[Footprint]:
-    """Lay the central token of every model (label -> model) back on an image of ``img_size``.
-
-    Raises CaptureError where the tokens have no known geometry.
-
-    >>> from t2t_analysis import load_model
-    >>> names = ("small_hard_deep", "small_performer_deep")
-    >>> found = footprints({name: load_model(name, "random") for name in names}, (32, 32))
-    >>> [(foot.pixels, round(foot.outside, 2), foot.offset) for foot in found]
-    [(16, 0.0, (0.0, 0.0)), (225, 0.89, (-1.5, -1.5))]
-    """
-    feet = []
-    for label, model in models.items():
-        windows, grid = split_windows(model), img_size
-        for window in windows:
-            grid = window.grid(*grid)
-        feet.append(_of_windows(label, windows, img_size, grid))
-    return feet
-
 
 def token_footprint(
     view: capture.ModelView, place: str, img_size: tuple[int, int], grid: tuple[int, int], channels: int = 3
@@ -95,7 +68,7 @@ def token_footprint(
     """
     windows = windows_to(view.model, place)
     if windows:
-        return _of_windows(view.label, windows, img_size, grid)
+        return _of_windows(windows, img_size, grid)
     parameter = next(view.model.parameters())
     images = pink_noise(32, (channels, *img_size), seed=0).to(parameter).requires_grad_()
     with torch.enable_grad(), capture.capture(view, ["embed"], graph=True) as seen:
@@ -108,17 +81,15 @@ def token_footprint(
         (gradient,) = torch.autograd.grad((central.sum((0, 2, 3)) * direction).sum(), images)
     energy = gradient.double().square().sum(1).cpu()
     shares = (energy / energy.sum((1, 2), keepdim=True)).nanmean(0)
-    return _footprint(view.label, shares, img_size, grid, measured=True)
+    return _footprint(shares, img_size, grid, measured=True)
 
 
-def _of_windows(
-    label: str, windows: tuple[Window, ...], img_size: tuple[int, int], grid: tuple[int, int]
-) -> Footprint:
+def _of_windows(windows: tuple[Window, ...], img_size: tuple[int, int], grid: tuple[int, int]) -> Footprint:
     fine = img_size
     for window in windows:
         fine = window.grid(*fine)
     token = _of_cell(grid, fine)[None].double()
-    return _footprint(label, shares_of(token, windows, img_size)[0], img_size, grid)
+    return _footprint(shares_of(token, windows, img_size)[0], img_size, grid)
 
 
 def _of_cell(grid: tuple[int, int], fine: tuple[int, int]) -> Tensor:
@@ -134,7 +105,7 @@ def _pooled(cells: int, fine: int) -> Tensor:
 
 
 def _footprint(
-    label: str, shares: Tensor, img_size: tuple[int, int], grid: tuple[int, int], measured: bool = False
+    shares: Tensor, img_size: tuple[int, int], grid: tuple[int, int], measured: bool = False
 ) -> Footprint:
     height, width = img_size[0] // grid[0], img_size[1] // grid[1]
     top, left = grid[0] // 2 * height, grid[1] // 2 * width
@@ -142,7 +113,7 @@ def _footprint(
     dy = _centre(shares.sum(1)) - (top + (height - 1) / 2)
     dx = _centre(shares.sum(0)) - (left + (width - 1) / 2)
     offset = (round(2 * dy) / 2, round(2 * dx) / 2) if measured else (dy, dx)
-    return Footprint(label, shares, (top, left, height, width), float(1 - inside), offset, measured)
+    return Footprint(shares, (top, left, height, width), float(1 - inside), offset, measured)
 
 
 def _centre(profile: Tensor) -> float:

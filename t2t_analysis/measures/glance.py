@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from .. import capture
 from ..data.loading import preprocessing
 from ..errors import CaptureError, DataError
-from .attribution_methods import evaluating
 from .head_maps import head_cosine, off_diagonal_mean
 from .sinks import upper_part
 from .token_components import fit_pca
-from .view import View
+from .view import View, evaluating
 
 __all__ = ["Glance", "glance", "half_share"]
 

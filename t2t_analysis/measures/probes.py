@@ -14,13 +14,11 @@ from torch import Tensor, nn
 from .. import capture
 from ..data.loading import as_seen_by
 from ..errors import DataError, T2TError, UnknownNameError
-from ..results import Result
+from ..results import Result, as_json
 from ..stats import proportion_ci
-from .attribution import named_models
-from .attribution_methods import evaluating
 from .base import View, layer_of
 from .clustered import cluster_mean
-from .view import as_json
+from .view import evaluating, named_models
 
 __all__ = ["Features", "collect_features", "probe"]
 

@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
-from ..data.loading import as_seen_by
+from ..data.loading import as_seen_by, gather_images
 from ..errors import DataError, T2TError
 from ..results import Result
 from ..stats import delete_group_jackknife
-from .attribution import gather_images, named_models
-from .attribution_methods import evaluating
 from .base import View, layer_of
 from .probes import data_info
+from .view import evaluating, named_models
 
 __all__ = ["TokenPCA", "fit_pca", "pca_result", "token_pca"]
 

@@ -6,7 +6,6 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -18,8 +17,6 @@ __all__ = [
     "pixels_to_tokens",
     "shares_of",
     "split_windows",
-    "token_to_pixel_weights",
-    "tokens_to_pixels",
     "windows_to",
 ]
 
@@ -84,40 +81,6 @@ def pixels_to_tokens(pixels: Tensor, grid: tuple[int, int], windows: Sequence[Wi
     return F.adaptive_avg_pool2d(x, grid).squeeze(1)
 
 
-def tokens_to_pixels(
-    model: nn.Module, tokens: Tensor, img_size: tuple[int, int], *, even: bool = False
-) -> Tensor:
-    """Spread token relevance over pixels: (B, h, w) -> (B, H, W), every total kept.
-
-    Each split is gone back in turn: a token gives equal shares to the positions inside its window (padding
-    takes none), a position sums what it is given. With a hard split that is the token's own cell, evenly;
-    with soft splits it is the geometric receptive field, heaviest where most windows overlap. Attention
-    inside a T2T module mixes further; that is not in the geometry and not followed here.
-
-    Soft splits do not treat pixels alike: windows overlap by turns, and those at the border share themselves
-    out over fewer pixels, so that tokens of equal relevance would draw a lattice in a bright frame. With
-    ``even`` that is divided out: a pixel gets the mean relevance of the tokens that it is in, weighted by
-    their shares, times tokens per pixel. Equal tokens then give equal pixels; totals are kept for these only.
-
-    Raises
-    ------
-    DataError : ``tokens`` do not lie on the grid that an image of ``img_size`` gives.
-
-    >>> from t2t_analysis import load_model
-    >>> model = load_model("small_performer_deep", "random")
-    >>> tokens = torch.zeros(1, 8, 8); tokens[0, 4, 4] = 1
-    >>> pixels = tokens_to_pixels(model, tokens, (32, 32))
-    >>> round(float(pixels.sum()), 6), int((pixels > 0).sum())
-    (1.0, 225)
-    """
-    windows = split_windows(model)
-    pixels = shares_of(tokens, windows, img_size)
-    if not even:
-        return pixels
-    covered = shares_of(torch.ones_like(tokens[:1]), windows, img_size)  # 0 where no window reaches
-    return pixels / covered.where(covered > 0, 1.0) * (tokens[0].numel() / pixels[0].numel())
-
-
 def shares_of(tokens: Tensor, windows: Sequence[Window], img_size: tuple[int, int]) -> Tensor:
     """Back through all splits: (B, h, w) to (B, H, W), every total kept.
 
@@ -145,19 +108,3 @@ def _spread(values: Tensor, window: Window, size: tuple[int, ...]) -> Tensor:
     inside = F.unfold(values.new_ones(1, 1, *size), kernel, padding=padding, stride=stride)  # (1, k*k, N)
     shares = inside / inside.sum(1, keepdim=True)
     return F.fold(values.flatten(2) * shares, size, kernel, padding=padding, stride=stride)
-
-
-def token_to_pixel_weights(model: nn.Module, img_size: tuple[int, int]) -> Tensor:
-    """Share of every pixel in every token of a model: (N, H, W), each token's weights sum to 1.
-
-    >>> import timm
-    >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1)
-    >>> weights = token_to_pixel_weights(model, (32, 32))
-    >>> weights.shape, float(weights[3, 16:, 16:].sum())
-    (torch.Size([4, 32, 32]), 1.0)
-    """
-    height, width = img_size
-    for window in split_windows(model):
-        height, width = window.grid(height, width)
-    one_hot = torch.eye(height * width, dtype=torch.float64).unflatten(1, (height, width))
-    return tokens_to_pixels(model, one_hot, img_size)

@@ -28,7 +28,6 @@ _MODULES = {
     "ablation": ["head_effects", "maps_against_outputs", "similarity_against_effect"],
     "pictures": [
         "attribution_panels",
-        "footprint_panels",
         "pca_maps",
         "receptive_field_map",
         "rollout_examples",

@@ -12,25 +12,23 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
-from matplotlib.patches import Rectangle
 from numpy.typing import ArrayLike
 
 from .._names import TWIN
 from ..errors import DataError, UnknownNameError
 from ..quantities import number, quantity
 from ..results import Result, tidy
-from .base import DIVERGING, PALETTE, SEQUENTIAL, Figure, finish, new_axes, title_block, use_style
+from .base import DIVERGING, SEQUENTIAL, Figure, finish, new_axes, use_style
 from .series import caption, models_of, rows_of, untrained_words
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from ..measures.attribution import Explained
-    from ..measures.footprint import Footprint
     from ..measures.token_components import TokenPCA
 
 __all__ = [
-    "attribution_panels", "footprint_panels", "pca_maps", "picture", "receptive_field_map", "rollout_examples",
+    "attribution_panels", "pca_maps", "picture", "receptive_field_map", "rollout_examples",
 ]  # fmt: skip
 
 
@@ -167,7 +165,7 @@ def attribution_panels(
     UnknownNameError
         a method that was not computed.
     """
-    from ..measures.attribution_methods import METHODS
+    from ..measures.attribution import METHODS
 
     several = list(explained) if isinstance(explained, Sequence) else [explained]
     chosen = list(methods or several[0].maps)
@@ -210,35 +208,6 @@ def _class(one: Explained, index: int) -> str:
     target = int(one.target[index])
     known = (one.meta.get("data") or {}).get("classes") or ()
     return str(known[target]) if len(known) == getattr(one.model, "num_classes", 0) else f"class {target}"
-
-
-def footprint_panels(feet: Sequence[Footprint]) -> Figure:
-    """Draw the pixels of the central token of each model, its own cell framed, on one scale; of `footprints`."""
-    norm = Normalize(0, max(float(foot.shares.max()) for foot in feet))
-    with use_style():
-        fig, axes = new_axes(1, len(feet), width=3.0 * len(feet) + 1.0, height=3.3, squeeze=False)
-        for ax, foot in zip(axes[0], feet, strict=True):
-            drawn = ax.imshow(foot.shares.numpy(), cmap=SEQUENTIAL, norm=norm)
-            y, x, height, width = foot.cell
-            ax.add_patch(
-                Rectangle((x - 0.5, y - 0.5), width, height, fill=False, color=PALETTE["vermillion"])
-            )
-            ax.set_xlim(max(-0.5, x - 2.5 * width), min(foot.shares.shape[1] - 0.5, x + 3.5 * width))
-            ax.set_ylim(min(foot.shares.shape[0] - 0.5, y + 3.5 * height), max(-0.5, y - 2.5 * height))
-            ax.set_xlabel("column (pixels)")
-            title_block(ax, foot.label)
-        axes[0, 0].set_ylabel("row (pixels)")
-        fig.colorbar(drawn, ax=axes[0].tolist(), label="share of the token", shrink=0.8)
-    words = "; ".join(
-        f"`{foot.label}` {foot.pixels} pixels, {100 * foot.outside:.0f} % of it outside its cell"
-        for foot in feet
-    )
-    return finish(
-        fig, _weights({}),
-        f"The central token laid back on the pixels by the splits that made it: {words}. Framed: its cell. Geometry, "
-        "the same for every image and all weights: no interval, no null.",
-        f"Pixel maps of one token's shares: {words}.".replace("`", ""),
-    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------ tokens
