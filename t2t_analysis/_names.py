@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from functools import cache
 from importlib.util import find_spec
@@ -51,24 +52,19 @@ _ENDING = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar))+$")
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
-def _registered(folder: Path) -> tuple[str, ...]:
-    """Names that the sources in a folder register with timm, in order; importing them would cost seconds."""
-    sources = (path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.py")))
-    return tuple(name for source in sources for name in _REGISTERED.findall(source))
-
-
 @cache
 def our_models() -> tuple[str, ...]:
     """Names of this package's own models."""
-    return _registered(Path(__file__).parent / "models")
+    return tuple(json.loads((Path(__file__).parent / "models" / "table.json").read_text(encoding="utf-8")))
 
 
 @cache
 def known_models() -> tuple[str, ...]:
-    """Every name that ``load_model`` takes: ours first, then timm's."""
+    """Every name that ``load_model`` takes: ours first, then timm's, read from its sources: to import it is slow."""
     spec = find_spec("timm")
-    timms = _registered(Path(spec.origin).parent / "models") if spec and spec.origin else ()
-    return (*our_models(), *sorted(set(timms) - set(our_models())))
+    sources = (Path(spec.origin).parent / "models").glob("*.py") if spec and spec.origin else ()
+    timms = {name for path in sources for name in _REGISTERED.findall(path.read_text(encoding="utf-8"))}
+    return (*our_models(), *sorted(timms - set(our_models())))
 
 
 def is_small(name: str) -> bool:

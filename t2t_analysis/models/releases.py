@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-from .t2t import RELEASES
+__all__ = ["PUBLISHED", "RELEASES", "Release", "release_url"]
 
-__all__ = ["PUBLISHED", "Release", "release_url"]
+#: The authors' release on GitHub; every published file lies under this address.
+RELEASES = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
 
 
 class Release(NamedTuple):

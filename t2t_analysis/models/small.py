@@ -19,14 +19,14 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-from timm.models import generate_default_cfgs, register_model
+from timm.models import generate_default_cfgs
 from torch import nn
 
 from .blocks import GhostAttention, GhostMlp, SEAttention
-from .t2t import T2T_ViT_Dense, _cfg, create_t2t_vit
+from .t2t import T2T_ViT_Dense, _cfg, create_t2t_vit, register
 from .tokens import T2TModule, Window
 
-__all__ = ["SMALL_BACKBONES", "SMALL_MODELS", "SMALL_PARTS", "SMALL_TOKENISERS", "SMALL_VARIANTS"]
+__all__ = ["SMALL_BACKBONES", "SMALL_MODELS", "SMALL_PARTS", "SMALL_VARIANTS"]
 
 SMALL_WINDOWS = (Window(3, 2, 1), Window(3, 2, 1), Window(3, 1, 1))
 SMALL_TOKEN_DIM = 32
@@ -43,15 +43,8 @@ class Backbone(NamedTuple):
 
 
 SMALL_BACKBONES = {"deep": Backbone(10, 96, 4), "wide": Backbone(3, 192, 8)}
-SMALL_TOKENISERS = {
-    "hard": "hard",
-    "performer": "performer",
-    "transformer": "transformer",
-    "conv": "convolution",
-    "hardnorm": "hard_norm",
-    "mlp": "mlp",
-    "convgelu": "convolution_gelu",
-}
+#: what a tokeniser is called in a model's name -> its ``tokens_type``, where they differ
+_TOKENISERS = {"conv": "convolution", "hardnorm": "hard_norm", "convgelu": "convolution_gelu"}
 SMALL_MODELS = tuple(
     f"small_{tokens}_{shape}"
     for tokens in ("hard", "performer", "transformer", "conv")
@@ -83,10 +76,8 @@ def mlp_ratio(tokens_type: str, backbone: Backbone, more: int = 0) -> float:
     return (hidden + 0.5) / dim  # timm truncates ratio * width to a whole number
 
 
-_MEAN, _STD = (
-    (0.4914, 0.4822, 0.4465),
-    (0.2470, 0.2435, 0.2616),
-)  # channel statistics of CIFAR-10's training set
+# Channel statistics of CIFAR-10's training set.
+_MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 default_cfgs = generate_default_cfgs(
     {
         name: _cfg(
@@ -168,124 +159,14 @@ def _dense(tokens_type: str) -> dict[str, Any]:
 _IDEAS = {"se": _se, "dense": _dense, "resnext": _resnext, "ghost": _ghost}
 
 
-def _create(name: str, pretrained: bool, kwargs: dict[str, Any]) -> nn.Module:
+def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """``small_<tokeniser>_<backbone>``, or ``small_<tokeniser>_deep_<idea>``."""
     _, tokens, shape, *idea = name.split("_")
-    tokens_type, backbone = SMALL_TOKENISERS[tokens], SMALL_BACKBONES[shape]
+    tokens_type, backbone = _TOKENISERS.get(tokens, tokens), SMALL_BACKBONES[shape]
     plain = backbone._asdict() | {"mlp_ratio": mlp_ratio(tokens_type, backbone)}
     parts = _IDEAS[idea[0]](tokens_type) if idea else plain
     return create_t2t_vit(name, pretrained, **_front(tokens_type) | parts | kwargs)
 
 
-@register_model
-def small_hard_deep(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Hard 4x4 split, deep-narrow: a plain ViT."""
-    return _create("small_hard_deep", pretrained, kwargs)
-
-
-@register_model
-def small_hard_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Hard 4x4 split, shallow-wide."""
-    return _create("small_hard_wide", pretrained, kwargs)
-
-
-@register_model
-def small_performer_deep(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Soft split with performer, deep-narrow: a small T2T-ViT."""
-    return _create("small_performer_deep", pretrained, kwargs)
-
-
-@register_model
-def small_performer_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Soft split with performer, shallow-wide."""
-    return _create("small_performer_wide", pretrained, kwargs)
-
-
-@register_model
-def small_transformer_deep(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Soft split with transformer, deep-narrow."""
-    return _create("small_transformer_deep", pretrained, kwargs)
-
-
-@register_model
-def small_transformer_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Soft split with transformer, shallow-wide."""
-    return _create("small_transformer_wide", pretrained, kwargs)
-
-
-@register_model
-def small_conv_deep(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Three convolutions, deep-narrow."""
-    return _create("small_conv_deep", pretrained, kwargs)
-
-
-@register_model
-def small_conv_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Three convolutions, shallow-wide."""
-    return _create("small_conv_wide", pretrained, kwargs)
-
-
-@register_model
-def small_hardnorm_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Hard 4x4 split, layer norm over the pixels of each patch, shallow-wide."""
-    return _create("small_hardnorm_wide", pretrained, kwargs)
-
-
-@register_model
-def small_mlp_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Soft split with an MLP and no attention, shallow-wide."""
-    return _create("small_mlp_wide", pretrained, kwargs)
-
-
-@register_model
-def small_convgelu_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Three convolutions with norm and GELU between them, shallow-wide."""
-    return _create("small_convgelu_wide", pretrained, kwargs)
-
-
-@register_model
-def small_hard_deep_se(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Hard 4x4 split, deep-narrow, a channel gate after each attention."""
-    return _create("small_hard_deep_se", pretrained, kwargs)
-
-
-@register_model
-def small_hard_deep_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Hard 4x4 split, deep-narrow, every layer's result appended (DenseNet)."""
-    return _create("small_hard_deep_dense", pretrained, kwargs)
-
-
-@register_model
-def small_hard_deep_resnext(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Hard 4x4 split, deep-narrow, twelve heads of width 8."""
-    return _create("small_hard_deep_resnext", pretrained, kwargs)
-
-
-@register_model
-def small_hard_deep_ghost(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Hard 4x4 split, deep-narrow, parts of queries, keys, values and MLPs are rescaled copies."""
-    return _create("small_hard_deep_ghost", pretrained, kwargs)
-
-
-@register_model
-def small_performer_deep_se(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Soft split with performer, deep-narrow, a channel gate after each attention."""
-    return _create("small_performer_deep_se", pretrained, kwargs)
-
-
-@register_model
-def small_performer_deep_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Soft split with performer, deep-narrow, every layer's result appended (DenseNet)."""
-    return _create("small_performer_deep_dense", pretrained, kwargs)
-
-
-@register_model
-def small_performer_deep_resnext(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Soft split with performer, deep-narrow, twelve heads of width 8."""
-    return _create("small_performer_deep_resnext", pretrained, kwargs)
-
-
-@register_model
-def small_performer_deep_ghost(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Soft split with performer, deep-narrow, parts of queries, keys, values and MLPs are rescaled copies."""
-    return _create("small_performer_deep_ghost", pretrained, kwargs)
+for _name in (*SMALL_MODELS, *SMALL_PARTS, *SMALL_VARIANTS):
+    register(_name, _create, __name__)

@@ -6,7 +6,8 @@ variants. State-dict keys, shapes, order, and which entries train are those of t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -32,12 +33,10 @@ from torch import Tensor, nn
 
 from ..errors import T2TError
 from .blocks import DenseBlock, GhostAttention, GhostMlp, SEAttention, Transition
+from .releases import PUBLISHED, RELEASES
 from .tokens import WINDOWS, T2TModule, Window
 
-__all__ = ["RELEASES", "T2T_ViT", "checkpoint_filter_fn", "sinusoid_table"]
-
-#: The authors' release on GitHub; every published file lies under this address.
-RELEASES = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
+__all__ = ["VARIANTS", "T2T_ViT", "checkpoint_filter_fn", "sinusoid_table"]
 
 
 def sinusoid_table(num_tokens: int, dim: int) -> Tensor:
@@ -296,11 +295,11 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: T2T_ViT) -> dict[str
     return weights
 
 
-def _cfg(file: str = "", size: int = 224, **kwargs: Any) -> dict[str, Any]:
+def _cfg(name: str = "", **kwargs: Any) -> dict[str, Any]:
     return {
-        "url": RELEASES + file if file else "",
+        "url": RELEASES + PUBLISHED[name][""].file if name in PUBLISHED else "",
         "num_classes": 1000,
-        "input_size": (3, size, size),
+        "input_size": (3, 224, 224),
         "fixed_input_size": False,
         "pool_size": None,
         "crop_pct": 0.9,
@@ -315,25 +314,34 @@ def _cfg(file: str = "", size: int = 224, **kwargs: Any) -> dict[str, Any]:
     }
 
 
-default_cfgs = generate_default_cfgs(
-    {
-        "t2t_vit_7": _cfg("71.7_T2T_ViT_7.pth.tar"),
-        "t2t_vit_10": _cfg("75.2_T2T_ViT_10.pth.tar"),
-        "t2t_vit_12": _cfg("76.5_T2T_ViT_12.pth.tar"),
-        "t2t_vit_14": _cfg("81.5_T2T_ViT_14.pth.tar"),
-        "t2t_vit_19": _cfg("81.9_T2T_ViT_19.pth.tar"),
-        "t2t_vit_24": _cfg("82.3_T2T_ViT_24.pth.tar"),
-        "t2t_vit_t_14": _cfg("81.7_T2T_ViTt_14.pth.tar"),
-        "t2t_vit_t_19": _cfg("82.4_T2T_ViTt_19.pth.tar"),
-        "t2t_vit_t_24": _cfg("82.6_T2T_ViTt_24.pth.tar"),
-        "t2t_vit_c_14": _cfg(first_conv="tokens_to_token.soft_split0"),
-        "t2t_vit_14_resnext": _cfg(),
-        "t2t_vit_14_wide": _cfg(),
-        "t2t_vit_14_se": _cfg(),
-        "t2t_vit_dense": _cfg(),
-        "t2t_vit_16_ghost": _cfg(),
-    }
-)
+def _backbone(dim: int, depth: int, num_heads: int, mlp_ratio: float = 3.0, **more: Any) -> dict[str, Any]:
+    return dict(embed_dim=dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, **more)
+
+
+#: Registered name -> arguments of `T2T_ViT`; millions of parameters and, at 224 px, billions of multiply-accumulates.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "t2t_vit_7": _backbone(256, 7, 4, 2.0),  # 4.3, 1.15
+    "t2t_vit_10": _backbone(256, 10, 4, 2.0),  # 5.9, 1.5
+    "t2t_vit_12": _backbone(256, 12, 4, 2.0),  # 6.9, 1.8
+    "t2t_vit_14": _backbone(384, 14, 6),  # 21.5, 4.8
+    "t2t_vit_19": _backbone(448, 19, 7),  # 39.2, 8.5
+    "t2t_vit_24": _backbone(512, 24, 8),  # 64.1, 13.7
+    "t2t_vit_t_14": _backbone(384, 14, 6, tokens_type="transformer"),  # 21.5, 6.1
+    "t2t_vit_t_19": _backbone(448, 19, 7, tokens_type="transformer"),  # 39.2, 9.8
+    "t2t_vit_t_24": _backbone(512, 24, 8, tokens_type="transformer"),  # 64.1, 15.0
+    "t2t_vit_14_resnext": _backbone(384, 14, 32),  # heads of width 12
+    # The paper's Table 6 prints depth 14, its parameter count says 4.
+    "t2t_vit_14_wide": _backbone(768, 4, 12),
+    "t2t_vit_14_se": _backbone(384, 14, 6, attn_layer=SEAttention),  # a channel gate after each attention
+    "t2t_vit_dense": _backbone(128, 19, 8, 2.0, model_cls=T2T_ViT_Dense),  # width 128 growing to 584
+    # Half of every query, key and value and two thirds of every hidden layer are rescaled copies.
+    "t2t_vit_16_ghost": _backbone(384, 16, 6, attn_layer=GhostAttention, mlp_layer=GhostMlp),
+    # Three convolutions, chained with nothing between them: the paper's T2T-ViT_c-14.
+    "t2t_vit_c_14": _backbone(384, 14, 6, tokens_type="convolution"),
+}
+_cfgs: dict[str, Any] = {name: _cfg(name) for name in VARIANTS}
+_cfgs["t2t_vit_c_14"] = _cfg(first_conv="tokens_to_token.soft_split0")
+default_cfgs = generate_default_cfgs(_cfgs)
 
 
 def create_t2t_vit(
@@ -350,106 +358,19 @@ def create_t2t_vit(
     )
 
 
-def _backbone(dim: int, depth: int, num_heads: int, mlp_ratio: float = 3.0, **more: Any) -> dict[str, Any]:
-    return dict(embed_dim=dim, depth=depth, num_heads=num_heads, mlp_ratio=mlp_ratio, **more)
+def register(name: str, create: Callable[..., nn.Module], module: str) -> None:
+    """Register ``create(name, pretrained, **kwargs)`` with timm, as a model of ``module``, which configures it."""
+
+    def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
+        return create(name, pretrained, **kwargs)
+
+    entrypoint.__name__, entrypoint.__module__ = name, module
+    setattr(sys.modules[module], name, register_model(entrypoint))
 
 
-@register_model
-def t2t_vit_7(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """4.3 M parameters, 1.15 G multiply-accumulates at 224 px."""
-    return create_t2t_vit("t2t_vit_7", pretrained, **_backbone(256, 7, 4, 2.0) | kwargs)
+def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
+    return create_t2t_vit(name, pretrained, **VARIANTS[name] | kwargs)
 
 
-@register_model
-def t2t_vit_10(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """5.9 M parameters, 1.5 G multiply-accumulates at 224 px."""
-    return create_t2t_vit("t2t_vit_10", pretrained, **_backbone(256, 10, 4, 2.0) | kwargs)
-
-
-@register_model
-def t2t_vit_12(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """6.9 M parameters, 1.8 G multiply-accumulates at 224 px."""
-    return create_t2t_vit("t2t_vit_12", pretrained, **_backbone(256, 12, 4, 2.0) | kwargs)
-
-
-@register_model
-def t2t_vit_14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """21.5 M parameters, 4.8 G multiply-accumulates at 224 px."""
-    return create_t2t_vit("t2t_vit_14", pretrained, **_backbone(384, 14, 6) | kwargs)
-
-
-@register_model
-def t2t_vit_19(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """39.2 M parameters, 8.5 G multiply-accumulates at 224 px."""
-    return create_t2t_vit("t2t_vit_19", pretrained, **_backbone(448, 19, 7) | kwargs)
-
-
-@register_model
-def t2t_vit_24(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """64.1 M parameters, 13.7 G multiply-accumulates at 224 px."""
-    return create_t2t_vit("t2t_vit_24", pretrained, **_backbone(512, 24, 8) | kwargs)
-
-
-@register_model
-def t2t_vit_t_14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Transformer tokeniser; 21.5 M parameters, 6.1 G multiply-accumulates at 224 px."""
-    return create_t2t_vit(
-        "t2t_vit_t_14", pretrained, **_backbone(384, 14, 6, tokens_type="transformer") | kwargs
-    )
-
-
-@register_model
-def t2t_vit_t_19(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Transformer tokeniser; 39.2 M parameters, 9.8 G multiply-accumulates at 224 px."""
-    return create_t2t_vit(
-        "t2t_vit_t_19", pretrained, **_backbone(448, 19, 7, tokens_type="transformer") | kwargs
-    )
-
-
-@register_model
-def t2t_vit_t_24(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Transformer tokeniser; 64.1 M parameters, 15.0 G multiply-accumulates at 224 px."""
-    return create_t2t_vit(
-        "t2t_vit_t_24", pretrained, **_backbone(512, 24, 8, tokens_type="transformer") | kwargs
-    )
-
-
-@register_model
-def t2t_vit_c_14(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Tokeniser of three convolutions, chained with nothing between them (the paper's T2T-ViT_c-14)."""
-    return create_t2t_vit(
-        "t2t_vit_c_14", pretrained, **_backbone(384, 14, 6, tokens_type="convolution") | kwargs
-    )
-
-
-@register_model
-def t2t_vit_14_resnext(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """32 heads of width 12; otherwise t2t_vit_14."""
-    return create_t2t_vit("t2t_vit_14_resnext", pretrained, **_backbone(384, 14, 32) | kwargs)
-
-
-@register_model
-def t2t_vit_14_wide(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """768 wide and 4 deep (the paper's Table 6 prints depth 14, its parameter count says 4)."""
-    return create_t2t_vit("t2t_vit_14_wide", pretrained, **_backbone(768, 4, 12) | kwargs)
-
-
-@register_model
-def t2t_vit_14_se(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Channel gate after each attention."""
-    return create_t2t_vit(
-        "t2t_vit_14_se", pretrained, **_backbone(384, 14, 6, attn_layer=SEAttention) | kwargs
-    )
-
-
-@register_model
-def t2t_vit_16_ghost(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """Half of every query, key, value and two thirds of every hidden layer are rescaled copies; 16 layers."""
-    ghost = _backbone(384, 16, 6, attn_layer=GhostAttention, mlp_layer=GhostMlp)
-    return create_t2t_vit("t2t_vit_16_ghost", pretrained, **ghost | kwargs)
-
-
-@register_model
-def t2t_vit_dense(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """DenseNet-like, 3 + 6 + 6 + 4 layers, width 128 growing to 584."""
-    return create_t2t_vit("t2t_vit_dense", pretrained, T2T_ViT_Dense, **_backbone(128, 19, 8, 2.0) | kwargs)
+for _name in VARIANTS:
+    register(_name, _create, __name__)

@@ -5,28 +5,16 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
+from .t2t import _cfg
+
 __all__ = ["vit_small_paper_patch16_224"]
 
 default_cfgs = generate_default_cfgs(
-    {
-        "vit_small_paper_patch16_224": {
-            "url": "",
-            "num_classes": 1000,
-            "input_size": (3, 224, 224),
-            "pool_size": None,
-            "crop_pct": 0.9,
-            "interpolation": "bicubic",
-            "mean": IMAGENET_DEFAULT_MEAN,
-            "std": IMAGENET_DEFAULT_STD,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        }
-    }
+    {"vit_small_paper_patch16_224": _cfg(first_conv="patch_embed.proj", license=None)}
 )
 
 
