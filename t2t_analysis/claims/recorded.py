@@ -30,8 +30,8 @@ __all__ = ["COLUMNS", "command_for", "premise_ledgers", "published_ledger", "rea
 
 #: what tells one set of rows from another
 _KEY = ("model", "sha256", "data_hash", "seed")
-#: no more images than these: one group costs as many passes as a model has heads, the other compares every two heads
-AT_MOST = {"heads": 128, "redundancy": 128}
+#: no more images than these: one group costs as many passes as a model has heads, others compare every two heads
+AT_MOST = {"heads": 128, "sinks": 128, "redundancy": 128}
 #: table in the folder of evidence
 TABLE = "models.csv"
 #: numbers of an endpoint, as in a result
