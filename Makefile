@@ -12,8 +12,8 @@ report: $(READY)  ## run the notebooks on the embedded images and weights and wr
 test: $(READY)  ## run all tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal
 
-stress: $(READY)  ## broken, strange and hostile files by the thousand, with counts
-	T2T_ANALYSIS_STRESS=$(or $(ROUNDS),200) OMP_NUM_THREADS=1 $(RUN) -m pytest -q -rP tests/test_stress.py
+stress: $(READY)  ## broken, strange and hostile input, and killed commands, by the thousand, with counts
+	T2T_ANALYSIS_STRESS=$(or $(ROUNDS),200) OMP_NUM_THREADS=1 $(RUN) -m pytest -q -rP tests/test_stress.py tests/test_any_input.py tests/test_interrupted.py
 
 lint: $(READY)  ## what a reviewer need not look for
 	$(RUN) -m ruff check .

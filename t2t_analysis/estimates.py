@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import stats as sps
 
-from .errors import T2TError
+from .errors import DataError, T2TError
 from .stats import delete_group_jackknife
 
 __all__ = ["TOO_FEW", "Estimate"]
@@ -198,8 +198,15 @@ class Estimate:
         >>> e = Estimate.of_units([1.0, 2.0, 3.0, 4.0, float("nan")])
         >>> float(e.value), round(float(e.low), 5), int(e.n)
         (2.5, 0.44574, 4)
+
+        Raises
+        ------
+        DataError
+            There are no units.
         """
         x = np.asarray(values, dtype=float)
+        if not len(x):
+            raise DataError(f"no {unit}s: a mean needs at least one value")
         exists = np.isfinite(x)
         known = np.arange(len(x)) if group is None else np.unique(group, return_inverse=True)[1]
         sums, counts = (np.zeros((min(groups, int(known.max()) + 1), *x.shape[1:])) for _ in range(2))

@@ -489,6 +489,7 @@ def bundle(tmp_path, state):
 
 
 def test_bundled_weights_and_their_card(bundle, state):
+    assert bundle.stat().st_mode == bundle.with_suffix(".json").stat().st_mode  # others may read both
     model = load_model(SOFT)
     assert same(model, {key: value.half().float() for key, value in state.items()})
     origin = model.provenance

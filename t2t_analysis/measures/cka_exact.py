@@ -183,6 +183,8 @@ class Exact:
     def _mean_and_null(self, kept: Estimate, null: np.ndarray) -> Iterator[dict[str, Any]]:
         """The mean over the map with that of the permuted maps as null."""
         cells = self.m.compared()
+        if not cells.any():
+            return
         drawn = null[:, cells].mean(1)
         mean, low, high = (float(x) for x in null_summary(drawn))
         yield from self._mean_rows(

@@ -73,14 +73,14 @@ class HeadIndex:
 def layer_table(matrix: np.ndarray, index: HeadIndex) -> np.ndarray:
     """Mean over the pairs of different heads, for every pair of layers: (..., M, M) -> (..., L, L).
 
-    NaN within a layer of one head. A pair of heads that is NaN (never defined) is left out of its mean.
+    NaN within a layer of one head. A pair of heads that is not finite (never defined) is left out of its mean.
 
     >>> index = HeadIndex(layers=(0, 1), heads=(2, 1))
     >>> layer_table(np.array([[1.0, 0.5, 0.2], [0.5, 1.0, 0.4], [0.2, 0.4, 1.0]]), index).round(2).tolist()
     [[0.5, 0.3], [0.3, nan]]
     """
     matrix = np.asarray(matrix, dtype=float)
-    used = ~np.eye(index.total, dtype=bool) & ~np.isnan(matrix)
+    used = ~np.eye(index.total, dtype=bool) & np.isfinite(matrix)
     member = index.member.numpy()
     total = member @ np.where(used, matrix, 0.0) @ member.T
     count = member @ used.astype(float) @ member.T

@@ -107,7 +107,7 @@ def save_weights(
         for key, value in state.items()
     }
     with whole_file(path) as temporary:
-        safetensors.torch.save_file(rounded, temporary)
+        temporary.write_bytes(safetensors.torch.save(rounded))  # not save_file: it hides the file from others
     full = dict(card) | {"sha256": file_sha256(path), "precision": "float16" if half else "float32"}
     with whole_file(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")

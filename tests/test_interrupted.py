@@ -1,0 +1,192 @@
+"""Ctrl-C, SIGTERM and SIGKILL at random moments: what was finished stays, and the next run ends as an undisturbed one.
+
+Each kind of work is a command. It is run once undisturbed, then again and again: killed at a moment drawn from
+a seed, looked at, started again, until it ends by itself. ``make stress`` kills each of them as often as
+``T2T_ANALYSIS_STRESS`` says, ``make test`` one of them once.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import re
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+
+KILLS = int(os.environ.get("T2T_ANALYSIS_STRESS", "1"))
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+PRELOADED = [
+    "t2t_analysis.cli",
+    "t2t_analysis.training.runner",
+    "t2t_analysis.claims.recorded",
+    "t2t_analysis.reports.runner",
+    "lightning",
+    "sklearn.linear_model",
+]
+#: Columns and fields that say when and how fast; everything else has to be the same.
+CLOCKS = re.compile(r"seconds|second$|^date$|matrix_|peak_memory|memory_kind")
+
+server = multiprocessing.get_context("forkserver")
+
+
+class Work(NamedTuple):
+    """A command, and what it leaves that counts: path in its folder -> content without clocks."""
+
+    words: Callable[[Path], list[str]]
+    results: Callable[[Path], dict[str, object]]
+    prepare: Callable[[Path], None] = lambda folder: None
+
+
+def _call(words: list[str], folder: str) -> None:
+    """In a process of its own, its output in a file, Ctrl-C as a terminal sends it."""
+    os.setsid()
+    os.chdir(folder)
+    log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    from t2t_analysis.cli import main
+
+    sys.exit(main(words))
+
+
+def _table(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    frame = pd.read_csv(path, dtype="string", keep_default_na=False)
+    return frame[[name for name in frame if not CLOCKS.search(name)]].to_dict("records")
+
+
+def _card(path: Path) -> dict[str, object]:
+    return {key: value for key, value in json.loads(path.read_text()).items() if not CLOCKS.search(key)}
+
+
+def _trained(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = {str(p.relative_to(folder)): _table(p) for p in folder.rglob("*.csv")}
+    for path in folder.rglob("weights.safetensors"):
+        card = path.with_suffix(".json")
+        found[str(path.relative_to(folder))] = path.read_bytes(), card.exists() and _card(card)
+    return found
+
+
+def _pages(folder: Path) -> dict[str, object]:
+    """Text of the reports; times, and the name of the folder, differ."""
+    found: dict[str, object] = {}
+    for path in folder.glob("reports/tiny_*.json"):
+        sidecar = json.loads(path.read_text())
+        found[path.name] = {key: sidecar.get(key) for key in ("status", "parameters", "findings")}
+        found[path.with_suffix(".html").name] = path.with_suffix(".html").stat().st_size > 0
+    return found
+
+
+def _notebooks(folder: Path) -> None:
+    for number in range(2):
+        tags = {"tags": ["parameters"]}
+        cells = [
+            nbformat.v4.new_markdown_cell(f"# Tiny {number}"),
+            nbformat.v4.new_code_cell("n_images = 2", metadata=tags),
+            nbformat.v4.new_code_cell("import time\ntime.sleep(0.5)"),
+        ]
+        book = nbformat.v4.new_notebook(cells=cells)
+        book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+        nbformat.write(book, folder / f"tiny_{number}.ipynb")
+
+
+STUDY = ["--cells", "hard_wide", "--seeds", "0", "--fractions", "0.1", "--epochs", "1", "--devices", "cpu"]
+WORKS = {
+    "study": Work(
+        lambda at: ["study", "--data", "digits", *STUDY, "--out", f"{at}/out", "--runs", f"{at}/runs"], _trained
+    ),
+    "train": Work(
+        lambda at: ["train", "--model", "small_hard_wide", "--data", "digits", "--epochs", "1", "--fraction", "0.1",
+                    "--out", f"{at}/run"],
+        _trained,
+    ),
+    "evidence": Work(
+        lambda at: ["evidence", "--models", "small_hard_wide", "--data", "photos", "--n-images", "6",
+                    "--out", f"{at}/evidence"],
+        lambda at: {"models.csv": _table(at / "evidence" / "models.csv")},
+    ),
+    "report": Work(
+        lambda at: ["report", f"{at}/tiny_0.ipynb", f"{at}/tiny_1.ipynb", "--out-dir", f"{at}/reports"],
+        _pages,
+        _notebooks,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _server() -> None:
+    """Processes are forked from one that has everything imported: a start costs nothing."""
+    server.set_forkserver_preload(PRELOADED)
+
+
+def _start(work: Work, folder: Path) -> multiprocessing.process.BaseProcess:
+    process = server.Process(target=_call, args=(work.words(folder), str(folder)))
+    process.start()
+    while process.is_alive() and not (folder / "log.txt").exists():
+        time.sleep(0.01)
+    return process
+
+
+def _folder(work: Work, path: Path) -> Path:
+    path.mkdir()
+    work.prepare(path)
+    return path
+
+
+def _lost(before: dict[str, object], after: dict[str, object]) -> list[str]:
+    """Results that were there and are not any more; rows of a table may only be added to."""
+
+    def kept(old: object, new: object) -> bool:
+        if isinstance(old, list) and isinstance(new, list):
+            return all(row in new for row in old)
+        return old == new
+
+    return [name for name in before if name not in after or not kept(before[name], after[name])]
+
+
+@pytest.mark.parametrize("kind", WORKS if KILLS > 1 else ["train"])
+def test_killed_at_any_moment_it_ends_as_if_undisturbed(kind: str, tmp_path: Path) -> None:
+    work, rng = WORKS[kind], np.random.default_rng(20)
+    calm = _folder(work, tmp_path / "calm")
+    begun = time.monotonic()
+    process = _start(work, calm)
+    process.join()
+    whole = time.monotonic() - begun
+    assert process.exitcode == 0, (calm / "log.txt").read_text()
+    wanted, counts = work.results(calm), Counter[str]()
+    assert wanted
+    while counts["killed"] < KILLS:
+        counts["rounds"] += 1
+        folder = _folder(work, tmp_path / f"round_{counts['rounds']}")
+        while True:
+            before = work.results(folder)
+            process = _start(work, folder)
+            if counts["killed"] < KILLS:
+                process.join(rng.uniform(0.05, 0.8) * whole)
+            number = SIGNALS[counts["killed"] % 3]
+            if process.exitcode is None and counts["killed"] < KILLS:
+                os.kill(process.pid or 0, number)
+                counts["killed"] += 1
+                counts[number.name] += 1
+            process.join(300)
+            assert not _lost(before, work.results(folder)), (folder / "log.txt").read_text()
+            if process.exitcode == 0:
+                break
+            assert process.exitcode in (130, 143, -number), (folder / "log.txt").read_text()
+        assert work.results(folder) == wanted
+        assert not [path for path in folder.rglob("*") if path.suffix == ".part" or "running" in path.name]
+        assert "Traceback" not in (folder / "log.txt").read_text()
+    print(f"{kind}: {dict(counts)}")
