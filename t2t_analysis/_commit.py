@@ -1,12 +1,14 @@
-"""Which state of this package makes the numbers."""
+"""Which state of this package, and of those it rests on, makes the numbers."""
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-__all__ = ["commit"]
+__all__ = ["commit", "versions"]
 
 
 @cache
@@ -26,3 +28,15 @@ def commit() -> str:
         return head + "+" * bool(git("status", "--porcelain", "--", package))
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+@cache
+def versions(*packages: str) -> dict[str, str]:
+    """Versions of Python and of some packages, by name."""
+    found = {"python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found

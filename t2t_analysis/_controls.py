@@ -13,12 +13,12 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ._show import METADATA, table_data
-from .explorer import Exploration, Selection
 from .measures.scene import CLASS
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from .explorer import Exploration, Selection
     from .plots.base import Figure
 
 __all__ = ["Controls", "Outputs", "show_exploration"]
@@ -130,8 +130,8 @@ class Controls:
     def selection(self) -> Selection:
         """What the widgets stand at; the second model's choices are None while it follows the first."""
         follow = "follow" not in self.widgets or self.widgets["follow"].value
-        names = [f.name for f in fields(Selection) if not (follow and f.name.endswith("_b"))]
-        return Selection(**{name: self.widgets[name].value for name in names})
+        names = [f.name for f in fields(self.exploration.selection) if not (follow and f.name.endswith("_b"))]
+        return type(self.exploration.selection)(**{name: self.widgets[name].value for name in names})
 
     def _changed(self, change: Any) -> None:
         if self._busy:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["DEFAULT_DATA", "bundled_weights", "cache_dir", "data_dir", "notebooks_dir"]
+__all__ = ["DEFAULT_DATA", "bundled_weights", "cache_dir", "data_dir", "default_reports_dir", "notebooks_dir"]
 
 #: what bundled weights are trained on where their name does not say
 DEFAULT_DATA = "photo_crops"
@@ -36,6 +36,12 @@ def bundled_weights() -> dict[str, dict[str, Path]]:
 def notebooks_dir() -> Path:
     """The notebooks of the suite."""
     return _bundled("notebooks")
+
+
+def default_reports_dir() -> Path:
+    """``reports/`` of the checkout, or of the current folder where the package is installed without one."""
+    checkout = notebooks_dir().parent
+    return (checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()) / "reports"
 
 
 def cache_dir() -> Path:

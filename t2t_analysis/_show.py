@@ -182,7 +182,8 @@ def results_folder(params: CommonParams) -> Path:
         return Path(params.results_dir).expanduser()
     if given := os.environ.get(RESULTS_VARIABLE):
         return Path(given)
-    from .reports import default_reports_dir, stem
+    from ._paths import default_reports_dir
+    from .reports.plan import stem
 
     return default_reports_dir() / "by-hand" / stem(params.notebook or "notebook", params)
 
@@ -210,8 +211,7 @@ def save(results: Result | Results, params: CommonParams) -> None:
 
 def reproduce(params: CommonParams) -> None:
     """Show the command that makes the report of this run."""
-    from ._paths import notebooks_dir
-    from .reports import default_reports_dir
+    from ._paths import default_reports_dir, notebooks_dir
     from .reports.plan import Job, report_line
 
     job = Job(notebooks_dir() / f"{params.notebook}.ipynb", params, default_reports_dir())

@@ -1,23 +1,20 @@
 """Inside a notebook: parameters that are checked before torch is imported, and what is shown to the reader.
 
-Every notebook has one class in `parameters`. It checks the parameters in the notebook (``check``) and, before
-any kernel starts, in the report command (``validate``).
+Every notebook has one class in `parameters`; ``check`` applies it to what the cells of a notebook assign.
 """
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-from pydantic import ValidationError
+from typing import Any
 
 from ._files import writable_folder
 from ._names import TWIN, Label
 from ._show import code, findings, plain, reproduce, save, say, show, table, title_block, verdicts
-from .errors import ParameterError, nearest
-from .parameters import CommonParams
+from .errors import ParameterError
+from .parameters import CommonParams, P, unknown_parameter, validate
 
 __all__ = [
     "Run",
@@ -34,52 +31,6 @@ __all__ = [
     "validate",
     "verdicts",
 ]
-
-P = TypeVar("P", bound=CommonParams)
-
-
-def validate(params: type[P], values: Mapping[str, Any], problems: Iterable[str] = ()) -> P:
-    """Return ``params`` made from ``values`` and resolved.
-
-    Raises
-    ------
-    ParameterError
-        names every unknown name and every bad value at once, each with the nearest valid choice.
-
-    >>> from t2t_analysis.parameters import HeadRedundancyParams
-    >>> validate(HeadRedundancyParams, {"modle": "t2t_vit_14", "n_images": 0})
-    Traceback (most recent call last):
-    t2t_analysis.errors.ParameterError: bad parameters of head_redundancy
-      modle='t2t_vit_14': unknown parameter; did you mean 'model'?
-      n_images=0: Input should be greater than 0
-    """
-    problems = list(problems)
-    known = {name: value for name, value in values.items() if name in params.model_fields}
-    problems += [_unknown(params, n, repr(v)) for n, v in values.items() if n not in known]
-    made = None
-    try:
-        made = params(**known).resolve()
-    except ValidationError as error:
-        problems += [_readable(entry) for entry in error.errors()]
-    if made is not None and (pair := made.pair_problem()):
-        problems.append(pair)
-    if problems or made is None:
-        names = f"parameters of {params.notebook}" if params.notebook else "parameters"
-        raise ParameterError("\n  ".join([f"bad {names}", *problems]))
-    return made
-
-
-def _unknown(params: type[CommonParams], name: str, value: str) -> str:
-    close = nearest(name, params.model_fields, n=1)
-    if close:
-        return f"{name}={value}: unknown parameter; did you mean {close[0]!r}?"
-    return f"{name}={value}: unknown parameter; known are {', '.join(params.model_fields)}"
-
-
-def _readable(entry: Any) -> str:
-    """One line for one pydantic error."""
-    where = ".".join(str(part) for part in entry["loc"])
-    return f"{where}={entry['input']!r}: {entry['msg'].removeprefix('Value error, ')}"
 
 
 def _assignments(source: str) -> Iterator[tuple[str, str, bool]]:
@@ -123,7 +74,7 @@ def check(params: type[P], namespace: Mapping[str, Any]) -> P:
     assigned = {
         n: v for n, v in assigned.items() if not n.startswith("PAPERMILL_")
     }  # papermill --inject-paths
-    problems = [_unknown(params, n, v) for n, v in assigned.items() if n not in params.model_fields]
+    problems = [unknown_parameter(params, n, v) for n, v in assigned.items() if n not in params.model_fields]
     values = {name: namespace[name] for name in params.model_fields if name in namespace}
     return validate(params, values, problems)
 

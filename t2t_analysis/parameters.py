@@ -6,9 +6,9 @@ Loads neither torch nor timm nor pandas, so that a typing error is answered at o
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
     BaseModel,
@@ -16,6 +16,7 @@ from pydantic import (
     ConfigDict,
     Field,
     PositiveInt,
+    ValidationError,
     ValidationInfo,
     field_validator,
 )
@@ -23,7 +24,7 @@ from pydantic import (
 from ._names import TWIN, default_baseline, is_small, model_problem, what_differs
 from .errors import ParameterError, nearest
 
-__all__ = ["PARAMS", "CommonParams", "IntList", "model_field", "params_for"]
+__all__ = ["PARAMS", "CommonParams", "IntList", "model_field", "params_for", "unknown_parameter", "validate"]
 
 _DATA = ("auto", "photos", "photo_crops")
 _DATASET = re.compile(r"^(torch|tfds|hfds|hfids|wds)/\S")
@@ -435,3 +436,50 @@ PARAMS: dict[str, type[CommonParams]] = {
 def params_for(notebook: str) -> type[CommonParams]:
     """Return the parameters of a notebook by name; one that is not of this suite takes the common ones."""
     return PARAMS.get(notebook, CommonParams)
+
+
+P = TypeVar("P", bound=CommonParams)
+
+
+def validate(params: type[P], values: Mapping[str, Any], problems: Iterable[str] = ()) -> P:
+    """Return ``params`` made from ``values`` and resolved.
+
+    Raises
+    ------
+    ParameterError
+        names every unknown name and every bad value at once, each with the nearest valid choice.
+
+    >>> validate(HeadRedundancyParams, {"modle": "t2t_vit_14", "n_images": 0})
+    Traceback (most recent call last):
+    t2t_analysis.errors.ParameterError: bad parameters of head_redundancy
+      modle='t2t_vit_14': unknown parameter; did you mean 'model'?
+      n_images=0: Input should be greater than 0
+    """
+    problems = list(problems)
+    known = {name: value for name, value in values.items() if name in params.model_fields}
+    problems += [unknown_parameter(params, n, repr(v)) for n, v in values.items() if n not in known]
+    made = None
+    try:
+        made = params(**known).resolve()
+    except ValidationError as error:
+        problems += [_readable(entry) for entry in error.errors()]
+    if made is not None and (pair := made.pair_problem()):
+        problems.append(pair)
+    if problems or made is None:
+        names = f"parameters of {params.notebook}" if params.notebook else "parameters"
+        raise ParameterError("\n  ".join([f"bad {names}", *problems]))
+    return made
+
+
+def unknown_parameter(params: type[CommonParams], name: str, value: str) -> str:
+    """Say that there is no such parameter, and which is nearest."""
+    close = nearest(name, params.model_fields, n=1)
+    if close:
+        return f"{name}={value}: unknown parameter; did you mean {close[0]!r}?"
+    return f"{name}={value}: unknown parameter; known are {', '.join(params.model_fields)}"
+
+
+def _readable(entry: Any) -> str:
+    """One line for one pydantic error."""
+    where = ".".join(str(part) for part in entry["loc"])
+    return f"{where}={entry['input']!r}: {entry['msg'].removeprefix('Value error, ')}"

@@ -1,5 +1,6 @@
 """What a newcomer meets first: set-up files that agree, a light import, a wheel that works."""
 
+import ast
 import json
 import re
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import tomllib
 import venv
 import zipfile
+from graphlib import TopologicalSorter
 from importlib.metadata import version
 from pathlib import Path
 
@@ -109,6 +111,57 @@ def test_public_names_resolve_and_unknown_ones_say_so():
         assert getattr(t2t_analysis, name) is not None
     with pytest.raises(AttributeError, match="public names"):
         t2t_analysis.mesure  # noqa: B018
+
+
+#: folders of the package, each above those that it may import
+LAYERS = (
+    "models",
+    "data",
+    "capture",
+    "measures",
+    "training",
+    "claims",
+    "plots",
+    "sentences",
+    "reports",
+    "commands",
+)
+SOURCES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "t2t_analysis").rglob("*.py")
+}
+
+
+def imported(module):
+    """Modules of the package that a module imports, at its head or inside functions; not those for types alone."""
+    path, found = SOURCES[module], set()
+    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
+    waiting = list(ast.parse(path.read_text(encoding="utf-8")).body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.ImportFrom) and node.level:
+            home = ".".join(
+                [*package.split(".")[: len(package.split(".")) - node.level + 1], node.module or ""]
+            )
+            names = [f"{home.rstrip('.')}.{alias.name}" for alias in node.names]
+            found |= {name if name in SOURCES else home.rstrip(".") for name in names}
+        elif not (isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)):
+            waiting += [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt)]
+            waiting += [child for handler in getattr(node, "handlers", ()) for child in handler.body]
+    return found - {module}
+
+
+def test_no_module_imports_itself_on_a_way_round():
+    TopologicalSorter({module: imported(module) for module in SOURCES}).prepare()
+
+
+def test_no_folder_imports_one_above_it():
+    def rank(module):
+        folder = module.split(".")[1] if "." in module else ""
+        return LAYERS.index(folder) if folder in LAYERS else -1
+
+    up = {(m, other) for m in SOURCES for other in imported(m) if rank(m) >= 0 and rank(other) > rank(m)}
+    assert up == set()
 
 
 def test_packages_are_all_listed():

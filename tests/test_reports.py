@@ -31,6 +31,8 @@ from t2t_analysis.reports.index import write_index
 from t2t_analysis.reports.mathml import to_mathml
 from t2t_analysis.reports.plan import available, papermill_line, plan
 
+from .helpers import execute_here
+
 SPEC = {
     "kernelspec": {"name": "python3", "language": "python", "display_name": "Python 3"},
     "language_info": {"name": "python"},
@@ -631,7 +633,11 @@ NOT_OF_THE_WEIGHTS = {"claims", "cost", "training_from_scratch"}
 
 
 @pytest.mark.parametrize("name", available())
-def test_every_notebook_of_the_suite_makes_a_report(name: str, made: Made) -> None:
+def test_every_notebook_of_the_suite_makes_a_report(
+    name: str, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name != "explore":  # which has a kernel, as the small notebooks above; starting one takes seconds
+        monkeypatch.setattr(runner, "_execute", execute_here)
     given = {"weights": "random", "baseline_weights": "random", "n_images": 8, "batch_size": 4}
     given |= QUICK.get(name, {})
     assert made.run(name, params=given) == 0, made.said

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats as sps
 
-from .._commit import commit
+from .._commit import commit, versions
 from .._names import has_soft_split
 from .._paths import data_dir
 from ..errors import T2TError
@@ -167,15 +167,13 @@ def _groups_of(endpoints: pd.Series) -> Iterator[str]:
 
 def _about(name: str, model: Any, images: Any, device: str, seed: int) -> dict[str, Any]:
     """What every row of a model has in common."""
-    from ..reports.fingerprint import versions
-
     info, provenance = images.dataset.info, model.provenance
     found = _accuracy(model, images, device)
     return {
         "model": name, "label": name, "weights": provenance.label, "sha256": provenance.sha256,
         "accuracy": found.get("value"), "accuracy_low": found.get("low"), "accuracy_high": found.get("high"),
         "data": _plain(info.name), "data_hash": _digest(images), "n_images": info.n, "seed": seed, "commit": commit(),
-        "versions": "; ".join(f"{key} {value}" for key, value in versions().items() if key in _SAID),
+        "versions": "; ".join(f"{key} {value}" for key, value in versions(*_SAID).items()),
         "date": date.today().isoformat(),
     }  # fmt: skip
 
@@ -185,7 +183,7 @@ def _plain(path: str) -> str:
     return Path(path).name if os.sep in path and Path(path).exists() else path
 
 
-_SAID = ("python", "torch", "timm", "numpy")
+_SAID = ("torch", "timm", "numpy")
 
 
 def _accuracy(model: Any, images: Any, device: str) -> Mapping[str, Any]:

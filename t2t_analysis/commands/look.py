@@ -29,8 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print the summary, write the page, and open it if asked."""
     from .._files import whole_file, writable_folder
+    from .._paths import default_reports_dir
     from ..plots.glance import glance_depth, glance_maps
-    from ..reports import default_reports_dir
 
     name = f"{Path(arguments.photo).stem}__{arguments.model.replace('/', '-')}.html"
     out = arguments.out or default_reports_dir() / "look" / name

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import importlib.metadata
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from .. import capture
+from .._commit import versions
 from ..data.loading import seen_by
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result, Results, as_json, joined
@@ -205,7 +205,7 @@ def _labelled(models: Any, labels: Sequence[str] | None) -> dict[str, View]:
 def _bound(prototypes: list[Measure], views: list[View], loader: Any, device: torch.device) -> list[Measure]:
     """One copy of each measure for every model, or every pair, that it is asked of."""
     info = getattr(getattr(loader, "dataset", None), "info", None)
-    run = {"data": as_json(info), "versions": _versions()}
+    run = {"data": as_json(info), "versions": versions("t2t-analysis", "torch", "timm", "numpy")}
     if (photographs := _photographs(loader)) is not None:
         run["photographs"] = int(photographs.max()) + 1
     state_device = "cpu" if device.type == "mps" else device  # no float64 there
@@ -384,7 +384,3 @@ def _ready(models: Any, device: str | torch.device | None) -> Iterator[torch.dev
 def _device(model: nn.Module) -> torch.device:
     parameter = next(chain(model.parameters(), model.buffers()), None)
     return parameter.device if parameter is not None else torch.device("cpu")
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in ("t2t-analysis", "torch", "timm", "numpy")}

@@ -20,6 +20,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+from .._names import our_models
 from .._paths import cache_dir
 from ..errors import CheckpointError, DownloadError, ParameterError, UnknownNameError
 from .cards import DEFAULT_DATA, bundled_weights, card_beside, from_card, read_card
@@ -178,17 +179,13 @@ def _device(device: str | torch.device) -> torch.device:
 
 def _check_name(name: str) -> None:
     if not isinstance(name, str):
-        from . import MODELS
-
-        raise UnknownNameError("model", name, MODELS)
+        raise UnknownNameError("model", name, our_models())
     if name.startswith(_HUB):
         return
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
-        from . import MODELS
-
-        others = (model for model in timm.list_models() if model not in MODELS)
-        raise UnknownNameError("model", name, [*MODELS, *others])
+        others = set(timm.list_models()) - set(our_models())
+        raise UnknownNameError("model", name, [*our_models(), *sorted(others)])
     tags = [model.partition(".")[2] for model in timm.list_pretrained(f"{arch}.*")]
     if tag and tag not in tags:
         raise UnknownNameError(f"weights tag of {arch}", tag, tags)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from collections.abc import Iterable, Iterator
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .. import _commit
 from .._paths import cache_dir, data_dir
 
 if TYPE_CHECKING:
@@ -29,16 +28,9 @@ _NO_NUMBERS = ("reports", "training", "cli.py", "__main__.py")
 _KEPT_WEIGHTS = ("*.safetensors", "*.pth", "*.pth.tar", "*.pt", "*.ckpt", "*.bin")
 
 
-@cache
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that make the numbers."""
-    found = {"python": platform.python_version()}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    return _commit.versions(*_PACKAGES)
 
 
 def _sha(content: bytes) -> str:

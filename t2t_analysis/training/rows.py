@@ -7,7 +7,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .._commit import commit
+from .. import _commit
 from .accuracy import Scores, calibration, proportion
 from .design import Run, cell_of, data_label, design_hash
 
@@ -73,8 +72,8 @@ def _device_name(device: str) -> str:
 
 def versions() -> str:
     """Python and the libraries that training rests on."""
-    known = {name: version(name) for name in ("torch", "timm", "lightning", "numpy")}
-    return "; ".join([f"python {platform.python_version()}", *(f"{k} {v}" for k, v in known.items())])
+    known = _commit.versions("torch", "timm", "lightning", "numpy")
+    return "; ".join(f"{name} {number}" for name, number in known.items())
 
 
 def today() -> str:
@@ -144,7 +143,7 @@ def cost(
         "device": _device_name(device),
         "threads": torch.get_num_threads(),
         "versions": versions(),
-        "commit": commit(),
+        "commit": _commit.commit(),
         "date": today(),
     }
 

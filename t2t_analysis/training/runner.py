@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .._commit import commit
 from ..data import load_images, train_data
 from ..data.loading import SMALL
 from ..errors import DataError, T2TError
@@ -226,7 +227,7 @@ def trial(model: str, data: str, recipe: Recipe, place: Place) -> dict[str, Any]
         "cpu_seconds": f"{sum(part['cpu_seconds'] for part in module.history):.1f}",
         "precision": precision.describe(module.hparams["precision"], place.cuda),
         "versions": rows.versions(),
-        "commit": rows.commit(),
+        "commit": commit(),
         "design": design_hash(),
         "date": rows.today(),
     }
