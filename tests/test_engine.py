@@ -13,9 +13,20 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from t2t_analysis.capture import capture
+from t2t_analysis.capture import Observation, capture
 from t2t_analysis.errors import DataError, T2TError, UnknownNameError
-from t2t_analysis.measures import LayerCKA, Measure, accumulate, collect, measure
+from t2t_analysis.measures import (
+    AttentionGeometry,
+    HeadOutputCKA,
+    HeadSimilarity,
+    InvalidChannels,
+    LayerCKA,
+    Measure,
+    accumulate,
+    collect,
+    engine,
+    measure,
+)
 from t2t_analysis.measures.base import MeasureBatch, View, add_by_group, grouped_estimate
 from t2t_analysis.results import Result
 
@@ -242,6 +253,19 @@ def test_non_finite_places_are_named_and_the_others_come_out():
     assert note.startswith("vit_tiny_patch16_224: blocks.1.resid_post is not finite for 1 of 22 images")
 
 
+def test_hooks_never_wait_for_the_device():
+    """Tensors without data cannot be asked for a number, which on an accelerator would mean to wait for it."""
+    model = tiny()
+    kinds = (LayerCKA, HeadOutputCKA, AttentionGeometry, HeadSimilarity, InvalidChannels)
+    accumulators = accumulate(model, IMAGES.split(8), [kind() for kind in kinds], progress=False)
+    for accumulator in accumulators:
+        view = accumulator.views[0]
+        for name in accumulator.wanted[0]:
+            value = torch.empty(8, *view.shape_of(name), device="meta")
+            accumulator.reduce(Observation(name, value, view.layout_of(name)))
+            assert engine._count_nonfinite(value).device.type == "meta"
+
+
 def test_an_empty_loader_and_a_lacking_second_model_are_errors():
     with pytest.raises(DataError, match="no images"):
         run(tiny(), TokenNorm(), [])
@@ -281,8 +305,11 @@ def test_pairs_and_tensors_and_named_batches_are_numbered_alike():
 
 
 def test_views_know_shapes_and_layouts_at_the_size_of_the_images():
-    view = View(tiny(dynamic_img_size=True), example=torch.zeros(1, 3, 64, 32))
-    assert view.shape_of("blocks.0.resid_post") == (9, 48)
+    model, passes = tiny(dynamic_img_size=True), []
+    model.register_forward_hook(lambda *_: passes.append(1))
+    view = View(model, example=torch.zeros(1, 3, 64, 32))
+    assert [view.shape_of(f"blocks.{i}.resid_post") for i in (0, 1)] == [(9, 48), (9, 48)]
+    assert len(passes) == 1  # layers are asked together
     assert view.layout_of("blocks.0.resid_post").grid == (4, 2)
     with pytest.raises(T2TError, match="no image to learn the shape"):
         View(tiny()).shape_of("logits")

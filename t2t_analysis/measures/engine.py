@@ -246,6 +246,7 @@ def _feed(
                 torch.autocast(shown[id(view)].device.type, dtype=dtype, enabled=bool(autocast)),
             ):
                 view.model(shown[id(view)])
+        _drop_nonfinite(takers[id(view)])
     for accumulator in accumulators:
         own = [next(t for t in takers[id(v)] if t.measure is accumulator) for v in accumulator.views]
         images = shown[id(accumulator.views[0])]
@@ -272,7 +273,7 @@ class _Taker:
 
     measure: Measure
     seen: dict[str, Any]
-    nonfinite: dict[str, int]
+    nonfinite: dict[str, Any]  # images by place; counts stay on the device until the forward pass is over
 
 
 def _handlers(view: View, takers: list[_Taker]) -> dict[str, Callable[[capture.Observation], None]]:
@@ -284,23 +285,32 @@ def _handlers(view: View, takers: list[_Taker]) -> dict[str, Callable[[capture.O
 
 
 def _handle(takers: list[_Taker], obs: capture.Observation) -> None:
-    """Hand one observation to all who want it, half precision made single; or count it as not finite."""
+    """Hand one observation to all who want it, half precision made single; count what of it is not finite."""
     if obs.value.is_floating_point() and obs.value.itemsize < 4:
         obs = obs._replace(value=obs.value.float())
     bad = _count_nonfinite(obs.value)
+    spoilt = bad.device.type == "cpu" and bool(bad)  # to ask another device would be to wait for it
     with torch.autocast(obs.value.device.type, enabled=False):
         for taker in takers:
-            if bad:
-                taker.nonfinite[obs.name] = bad
-            else:
+            taker.nonfinite[obs.name] = bad
+            if not spoilt:
                 taker.seen[obs.name] = taker.measure.reduce(obs)
 
 
-def _count_nonfinite(value: Tensor) -> int:
-    """How many images of (B, ...) hold a NaN or an infinity."""
-    if bool(torch.isfinite(torch.stack(value.aminmax())).all()):
-        return 0
-    return int((~torch.isfinite(value)).flatten(1).any(dim=1).sum())
+def _count_nonfinite(value: Tensor) -> Tensor:
+    """How many images of (B, ...) hold a NaN or an infinity, (), on the device of ``value``."""
+    if value.device.type == "cpu" and bool(torch.isfinite(torch.stack(value.aminmax())).all()):
+        return torch.zeros((), dtype=torch.long)
+    return (~torch.isfinite(value)).flatten(1).any(dim=1).sum()
+
+
+def _drop_nonfinite(takers: list[_Taker]) -> None:
+    """Forget the places of one forward pass that were not finite, and keep the counts of those alone."""
+    counts = {name: count for taker in takers for name, count in taker.nonfinite.items()}
+    known = dict(zip(counts, torch.stack(list(counts.values())).tolist(), strict=True)) if counts else {}
+    for taker in takers:
+        taker.nonfinite = {name: known[name] for name in taker.nonfinite if known[name]}
+        taker.seen = {name: made for name, made in taker.seen.items() if name not in taker.nonfinite}
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,8 +19,8 @@ from .. import capture
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result
 from .base import Measure, MeasureBatch, View, add_by_group
-from .channels import place_kind
 from .sums import Estimate, left_out
+from .view import place_kind
 
 __all__ = [
     "EffectiveRank", "GaussianNull", "effective_rank", "effective_rank_of", "gaussian_null", "participation_ratio",

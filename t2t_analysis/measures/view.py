@@ -15,7 +15,7 @@ from .. import capture
 from ..errors import T2TError
 from ..results import as_json
 
-__all__ = ["View", "evaluating", "layer_of", "named_models"]
+__all__ = ["View", "evaluating", "layer_of", "named_models", "place_kind"]
 
 
 def layer_of(place: str) -> int | None:
@@ -26,6 +26,15 @@ def layer_of(place: str) -> int | None:
     """
     found = re.match(r"blocks\.(\d+)\.", place)
     return int(found[1]) if found else None
+
+
+def place_kind(place: str) -> str:
+    """Name of a place for all layers together.
+
+    >>> place_kind("blocks.11.mlp.hidden"), place_kind("tokens.0.out")
+    ('blocks.*.mlp.hidden', 'tokens.0.out')
+    """
+    return re.sub(r"^blocks\.\d+\.", "blocks.*.", place)
 
 
 @contextmanager
@@ -111,8 +120,8 @@ class View(capture.ModelView):
         return {"model": self.label, "weights": self.weights, "provenance": as_json(self.provenance)}
 
     def _probe(self, name: str) -> tuple[tuple[int, ...], capture.TokenLayout | None]:
-        if name not in self._probed:
-            self.probe([name])
+        if name not in self._probed:  # of all layers in one pass: whoever asks for one asks for the others
+            self.probe([other for other in self.names if place_kind(other) == place_kind(name)] or [name])
         return self._probed[name]
 
     def probe(self, names: Iterable[str]) -> None:
