@@ -154,6 +154,20 @@ def test_uniform_rows_have_no_centred_direction():
     assert centred[1, 1].item() == pytest.approx(1)
 
 
+def content_covariance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    difference = (a - b).flatten(1)
+    found = hm.content_covariance(*(hm.query_products(*maps) for maps in ((a, a), (b, b), (a, b))))
+    torch.testing.assert_close(found, (difference @ difference.T).double() / 2, rtol=1e-4, atol=1e-8)
+    return found
+
+
+def test_logit_spread_needs_no_logits():
+    q, k = torch.randn(2, 5, 3, 7, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits = hm.patch_logits(q, k, 0, 0.3)
+    expected = logits.var(-1, correction=0).mean(-1)
+    torch.testing.assert_close(hm.logit_variance(q, k, 0.3), expected)
+
+
 def test_content_covariance_is_unbiased_and_sees_only_content():
     generator = torch.Generator().manual_seed(3)
     mean = 5 * torch.randn(3, 4, 5, generator=generator).double()
@@ -161,7 +175,7 @@ def test_content_covariance_is_unbiased_and_sees_only_content():
     content = torch.randn(4000, 3, 4, 5, generator=generator).double()
     content[:, 1] = content[:, 0]  # heads 0 and 1 share all of their content, 0 and 2 half of its variance
     maps = mean + content + shared
-    estimate = torch.stack([hm.pair_content_covariance(*maps[i : i + 2]) for i in range(0, 4000, 2)]).mean(0)
+    estimate = torch.stack([content_covariance(*maps[i : i + 2]) for i in range(0, 4000, 2)]).mean(0)
     centred = (maps - maps.mean(0)).flatten(2)
     direct = torch.einsum("nhx,ngx->hg", centred, centred) / (len(maps) - 1)
     truth = 20 * torch.tensor([[2.0, 2, 1], [2, 2, 1], [1, 1, 2]]).double()
@@ -246,7 +260,7 @@ def test_maps_from_q_and_k_give_the_similarities_of_the_captured_patterns(measur
         np.testing.assert_allclose(pairs(result, quantity, 9)[upper], own[upper], atol=1e-5)
         null = ((cross + cross.T) / 2).numpy()
         np.testing.assert_allclose(pairs(result, quantity, 9, column="null")[upper], null[upper], atol=1e-5)
-    covariance = torch.stack([hm.pair_content_covariance(*maps[i : i + 2]) for i in range(0, 12, 2)]).mean(0)
+    covariance = torch.stack([content_covariance(*maps[i : i + 2]) for i in range(0, 12, 2)]).mean(0)
     content = covariance / covariance.diagonal().sqrt().outer(covariance.diagonal().sqrt())
     found = pairs(results["head_similarity"], "cosine_content", 9)
     np.testing.assert_allclose(found[upper], content.numpy()[upper], atol=1e-5)

@@ -108,8 +108,7 @@ def attention_distance(maps: Tensor, distance: Tensor) -> Tensor:
     >>> [round(attention_distance(a, distance).item(), 2) for a in (identity, uniform)]
     [0.0, 23.25]
     """
-    mass = maps.sum(-1)
-    return ((maps * distance).sum(-1) / mass).nanmean(-1)
+    return _distance(*_renormalised(maps), distance)
 
 
 def attention_entropy(maps: Tensor) -> Tensor:
@@ -118,7 +117,21 @@ def attention_entropy(maps: Tensor) -> Tensor:
     >>> round(attention_entropy(torch.ones(4, 4)).item(), 4), round(math.log(4), 4)
     (1.3863, 1.3863)
     """
-    return entropy(maps / maps.sum(-1, keepdim=True)).nanmean(-1)
+    return _entropy(*_renormalised(maps))
+
+
+def _renormalised(maps: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows (..., Q, P) that sum to 1, zeros where a query attends to no patch, and how many do attend (...)."""
+    mass = maps.sum(-1, keepdim=True)
+    return maps / torch.where(mass > 0, mass, 1.0), (mass > 0).sum((-2, -1))
+
+
+def _distance(rows: Tensor, queries: Tensor, distance: Tensor) -> Tensor:
+    return rows.flatten(-2) @ distance.to(rows.dtype).flatten() / queries
+
+
+def _entropy(rows: Tensor, queries: Tensor) -> Tensor:
+    return entropy(rows).sum(-1) / queries
 
 
 def prefix_attention(maps: Tensor, prefix: int) -> Tensor:
@@ -184,17 +197,18 @@ def head_numbers(patches: Tensor, cls: Tensor | None, layout: capture.TokenLayou
     NaN where a quantity does not exist (no class token, no prefix).
     """
     distance = key_distance(layout.grid, pitch, device=patches.device)
-    keys, prefix = patches[..., layout.prefix :], layout.prefix
+    prefix = layout.prefix
+    rows, queries = _renormalised(patches[..., prefix:])
     none = patches.new_full(patches.shape[:2], math.nan)
     columns = patches.mean(-2)
     share = columns.amax(-1)
     ties = (columns >= share[..., None] * (1 - 1e-5)).to(share.dtype)  # uniform attention has no one key
-    pixels = attention_distance(keys, distance)
+    pixels = _distance(rows, queries, distance)
     return torch.stack(
         [
             pixels / _side(layout.grid, pitch),
             pixels,
-            attention_entropy(keys),
+            _entropy(rows, queries),
             none if cls is None else attention_entropy(cls[..., None, prefix:]),
             none if cls is None else prefix_attention(patches, 1),
             prefix_attention(patches, prefix) if prefix else none,

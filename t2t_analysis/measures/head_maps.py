@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "content_covariance",
     "cosine_floor",
     "cosine_sums",
     "entropy",
@@ -24,10 +25,12 @@ __all__ = [
     "js_divergence_of_all",
     "logit_variance",
     "off_diagonal_mean",
-    "pair_content_covariance",
     "pairwise_js_divergence",
     "patch_logits",
+    "query_products",
     "renormalised",
+    "row_scales",
+    "scaled_sum",
     "thirds",
     "unit_rows",
 ]
@@ -69,9 +72,13 @@ def renormalised(pattern: Tensor, prefix: int) -> Tensor:
     return patches / patches.sum(dim=-1, keepdim=True)
 
 
-def logit_variance(logits: Tensor) -> Tensor:
-    """Variance of the logits over keys, averaged over queries: (..., Q, K) -> s^2 of shape (...,)."""
-    return logits.var(dim=-1, correction=0).mean(dim=-1)
+def logit_variance(q: Tensor, k: Tensor, scale: float) -> Tensor:
+    """Variance over keys of the logits scale q k', averaged over queries: (..., Q, d), (..., K, d) -> (...,).
+
+    scale^2 E_q[q' C q] = scale^2 <C, E_q[q q']> with C the covariance of the keys: no logit is made for it.
+    """
+    k = k - k.mean(-2, keepdim=True)
+    return scale**2 * ((k.mT @ k) * (q.mT @ q)).sum((-2, -1)) / (k.shape[-2] * q.shape[-2])
 
 
 def cosine_floor(s_a: Tensor | float, s_b: Tensor | float) -> Tensor:
@@ -144,7 +151,38 @@ def head_cosine(a: Tensor, b: Tensor | None = None, centred: bool = True) -> Ten
     return torch.where(count > 0, total / count, math.nan)
 
 
-def pair_content_covariance(a: Tensor, b: Tensor) -> Tensor:
+def query_products(a: Tensor, b: Tensor) -> Tensor:
+    """Products of all maps of two sets for each query by itself: (M, Q, K), (M', Q, K) -> (Q, M, M').
+
+    From them follow cosines of both kinds and content, without a further look at the maps.
+    """
+    return a.transpose(0, 1) @ b.permute(1, 2, 0)
+
+
+def row_scales(products: Tensor, keys: int) -> tuple[Tensor, Tensor]:
+    """1 / length of the rows of maps whose mean 1/K was taken off: with that mean, and without it.
+
+    Parameters
+    ----------
+    products : (Q, M, M), `query_products` of the centred maps with themselves.
+    keys : K.
+
+    Returns
+    -------
+    Two of (Q, M); the second is 0 for a row without a direction (uniform attention).
+    """
+    square = products.diagonal(dim1=-2, dim2=-1).clamp_min(0)
+    size = square + 1 / keys
+    defined = square > (_FLAT * torch.finfo(square.dtype).eps) ** 2 * size
+    return size.rsqrt(), torch.where(defined, square.rsqrt(), 0.0)
+
+
+def scaled_sum(products: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """Sum over queries of products (Q, M, M') with rows scaled by ``a`` (Q, M) and ``b`` (Q, M'): (M, M')."""
+    return (products * a.unsqueeze(-1)).mul_(b.unsqueeze(-2)).sum(0)
+
+
+def content_covariance(own: Tensor, other: Tensor, across: Tensor) -> Tensor:
     """Unbiased estimate, from two images, of how the maps of two heads vary *together* from image to image.
 
     Write A_h(i) = M_h + C_h(i) with the position-mean map M_h = E_i A_h(i). For independent images i and j,
@@ -154,14 +192,14 @@ def pair_content_covariance(a: Tensor, b: Tensor) -> Tensor:
 
     Parameters
     ----------
-    a, b : maps of all heads for image i and for image j, (M, Q, K) each.
+    own, other, across : `query_products` (Q, M, M) of the maps of image i, of image j, and of both.
 
     Returns
     -------
-    (M, M) float64, symmetric, positive semi-definite.
+    (M, M) float64, symmetric.
     """
-    difference = (a - b).flatten(1)
-    return (difference @ difference.T).double() / 2
+    both = across.sum(0)
+    return (own.sum(0) + other.sum(0) - both - both.T).double() / 2
 
 
 def entropy(p: Tensor) -> Tensor:
@@ -171,7 +209,7 @@ def entropy(p: Tensor) -> Tensor:
     (0.0, 0.6931)
     """
     # Several times faster than torch.special.entr; where p is 0 the logarithm is finite, so the product is 0.
-    return p.clamp_min(torch.finfo(p.dtype).tiny).log_().mul_(-p).sum(dim=-1)
+    return 0 - p.clamp_min(torch.finfo(p.dtype).tiny).log_().mul_(p).sum(dim=-1)
 
 
 def js_divergence(p: Tensor, q: Tensor) -> Tensor:

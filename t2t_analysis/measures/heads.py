@@ -23,16 +23,17 @@ from .. import capture
 from ..results import Result
 from .base import MeasureBatch, View
 from .head_maps import (
+    content_covariance,
     cosine_floor,
-    cosine_sums,
     entropy,
     js_divergence_of_all,
     logit_variance,
-    pair_content_covariance,
     pairwise_js_divergence,
     patch_logits,
+    query_products,
     renormalised,
-    unit_rows,
+    row_scales,
+    scaled_sum,
 )
 from .head_measure import OTHER_IMAGE, HeadMeasure, PairedImagesMeasure, correlation, mean_of
 from .head_summary import head_rows, layer_rows, layer_table
@@ -57,7 +58,7 @@ class HeadSimilarity(PairedImagesMeasure):
       layer) and ``logit_spread`` (s, per head) stand beside it.
     - ``cosine_centred``: 1/T taken off each row, that is Pearson's correlation over keys; 0 for independent heads.
     - ``cosine_content``: the position-mean map (average over images) taken off too, without bias (see
-      `pair_content_covariance`): do two heads *change* alike from image to image?
+      `content_covariance`): do two heads *change* alike from image to image?
 
     The null of the first two is the same with the two maps taken from different images: what position alone
     explains. The same head on two images is ``position_prior``. Every quantity has rows for pairs of heads,
@@ -109,53 +110,75 @@ class HeadSimilarity(PairedImagesMeasure):
             return renormalised(obs.value, prefix)
         return obs.value[:, :, prefix:].clone()
 
+    def update(self, batch: MeasureBatch) -> None:
+        """Add the spread of the logits for all images at once, then what images say one by one and two by two."""
+        for layer, where in self.index.slices:
+            if tensors := self._tensors(batch.seen[0], layer):
+                spread = self._logit_variance(layer, *tensors)
+                add_by_group(self.variance[:, where], self.group(batch), spread)
+        super().update(batch)
+
+    def _tensors(self, seen: dict[str, Tensor], layer: int) -> list[Tensor]:
+        """What the maps of a layer are made of; nothing where it is not finite."""
+        names = self.sources[layer]
+        return [seen[name] for name in names] if all(name in seen for name in names) else []
+
+    def _logit_variance(self, layer: int, *tensors: Tensor) -> Tensor:
+        """(B, H), from q and k, or from maps (B, H, Q, K), whose logarithm is the logits up to a constant per row."""
+        if len(tensors) == 2:
+            return logit_variance(*tensors, self.scales[layer])
+        # A weight that underflowed to 0 had a logit at or below that of the smallest number.
+        logits = tensors[0].clamp_min(torch.finfo(tensors[0].dtype).tiny).log()
+        return logits.var(dim=-1, correction=0).mean(dim=-1)
+
     def add_images(self, seen: dict[str, Tensor], images: range, groups: list[int]) -> None:
         """Rebuild the maps some queries at a time, and add their similarities."""
-        queries = next(iter(seen.values())).shape[2]
-        for rows in self._chunks(queries):
-            maps = [self._maps(seen, b, g, rows, queries) for b, g in zip(images, groups, strict=True)]
-            raw, centred = ([unit_rows(m, centred=c) for m in maps] for c in (False, True))
-            for g, r, c in zip(groups, raw, centred, strict=True):
-                self._add_cosines(g, "", (r, r), (c, c), queries)
+        keys = next(iter(seen.values())).shape[2]
+        there = (self.present(seen) @ self.index.member).to(next(iter(seen.values())))
+        for rows in self._chunks(keys):
+            maps = [self._centred(seen, image, rows, keys) for image in images]
+            products = [query_products(m, m) for m in maps]
+            scales = [(raw * there, centred) for raw, centred in (row_scales(p, keys) for p in products)]
+            for group, product, scale in zip(groups, products, scales, strict=True):
+                self._add_cosines(group, "", product, scale, scale, keys)
             if len(maps) == 2:
-                self._add_cosines(groups[0], "_other", raw, centred, queries)
-                self.content[groups[0]] += pair_content_covariance(*maps).to(self.content)
+                across = query_products(*maps)
+                self._add_cosines(groups[0], "_other", across, scales[0], scales[1], keys)
+                self.content[groups[0]] += content_covariance(products[0], products[1], across).to(
+                    self.content
+                )
 
     def _chunks(self, queries: int) -> Iterator[slice]:
         """Slices of the queries so that the maps of one image have about ``_CHUNK`` numbers."""
         step = max(1, _CHUNK // (self.index.total * queries))
         return (slice(start, min(start + step, queries)) for start in range(0, queries, step))
 
-    def _maps(self, seen: dict[str, Tensor], image: int, group: int, rows: slice, queries: int) -> Tensor:
-        """Maps (M, rows, K) of all heads for one image, zeros for layers not finite; adds spreads."""
-        parts: list[Tensor] = []
-        share = (rows.stop - rows.start) / queries
-        reference = next(iter(seen.values()))
-        for (layer, where), names in zip(self.index.slices, self.sources.values(), strict=True):
-            if not all(name in seen for name in names):
-                shape = (where.stop - where.start, rows.stop - rows.start, queries)
-                parts.append(torch.zeros(shape, device=reference.device))
-                continue
-            logits = self._logits([seen[name][image] for name in names], self.scales[layer], rows)
-            self.variance[group, where] += logit_variance(logits).to(self.variance) * share
-            parts.append(logits.softmax(-1))
-        return torch.cat(parts)
+    def _centred(self, seen: dict[str, Tensor], image: int, rows: slice, keys: int) -> Tensor:
+        """Maps (M, rows, K) less 1/K of all heads for one image, zeros for layers not finite."""
+        some = next(iter(seen.values()))
+        maps = some.new_empty(self.index.total, rows.stop - rows.start, keys)
+        for layer, where in self.index.slices:
+            match [x[image] for x in self._tensors(seen, layer)]:
+                case [q, k]:
+                    logits = patch_logits(q[:, rows], k, 0, self.scales[layer])
+                    torch.softmax(logits, -1, out=maps[where])
+                case [pattern]:
+                    maps[where] = pattern[:, rows]
+                case _:
+                    maps[where] = 1 / keys
+        return maps.sub_(1 / keys)
 
-    @staticmethod
-    def _logits(tensors: Sequence[Tensor], scale: float, rows: slice) -> Tensor:
-        """(H, rows, K), up to a constant per row, from q and k or from the logarithm of the map."""
-        if len(tensors) == 2:
-            return patch_logits(tensors[0][:, rows], tensors[1], 0, scale)
-        # A weight that underflowed to 0 had a logit at or below that of the smallest number.
-        return tensors[0][:, rows].clamp_min(torch.finfo(tensors[0].dtype).tiny).log()
-
-    def _add_cosines(self, group: int, suffix: str, raw: Any, centred: Any, queries: int) -> None:
-        """Add the cosines of two sets of unit rows, the mean of both ways round where images differ."""
-        (total, _), (total_centred, count) = cosine_sums(*raw), cosine_sums(*centred)
-        values = {"raw": total, "centred": total_centred, "rows": count}
+    def _add_cosines(self, group: int, suffix: str, products: Tensor, a: Any, b: Any, keys: int) -> None:
+        """Add the cosines of two images' maps, the mean of both ways round where images differ."""
+        (raw_a, centred_a), (raw_b, centred_b) = a, b
+        values = {
+            "raw": scaled_sum(products, raw_a, raw_b) + raw_a.T @ raw_b / keys,
+            "centred": scaled_sum(products, centred_a, centred_b),
+            "rows": (centred_a > 0).to(products).T @ (centred_b > 0).to(products),
+        }
         for name, value in values.items():
             state = getattr(self, name + suffix)
-            state[group] += ((value + value.T) / (2 * queries)).to(state)
+            state[group] += ((value + value.T).double() / (2 * keys)).to(state)
 
     def compute(self) -> Result:
         """Rows for pairs of heads, pairs of layers, heads, and the change over depth."""
