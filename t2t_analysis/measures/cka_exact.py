@@ -40,7 +40,7 @@ class Exact:
 
     def reduce(self, value: Tensor) -> Tensor:
         """(B, N, D) -> (B, D), the mean over patch tokens."""
-        return value.mean(1) if value.ndim > 2 else value
+        return value.mean(1, dtype=torch.float64) if value.ndim > 2 else value.double()
 
     def bind(self) -> None:
         """Shifts near the mean, slots for retained features, and sums if there are more images than slots."""

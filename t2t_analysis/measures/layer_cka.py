@@ -98,13 +98,10 @@ class LayerCKA(Measure):
 
     def reduce(self, obs: capture.Observation) -> Tensor:
         """(B, N, D) -> features (B, D), or the batch's Gram matrix (B, B) for flattened tokens."""
-        value = obs.value.double()
-        prefix = obs.layout.prefix if obs.layout is not None else 0
         if self.tokens == "class":
-            return value[:, 0]
-        if value.ndim > 2:
-            value = value[:, prefix:]
-        return self.how.reduce(value)
+            return obs.value[:, 0].double()
+        prefix = obs.layout.prefix if obs.layout is not None else 0
+        return self.how.reduce(obs.value[:, prefix:] if obs.value.ndim > 2 else obs.value)
 
     def update(self, batch: MeasureBatch) -> None:
         """Add one batch; a place that was not finite counts as zeros and is left out of the result."""
