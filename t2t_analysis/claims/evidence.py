@@ -213,28 +213,26 @@ def cost_rows() -> Iterable[dict[str, Any]]:
 
     Exact numbers: both ends of the interval are the number.
     """
-    from ..measures.paper_costs import paper_table
+    from ..measures.paper_costs import printed_costs
 
-    lines = paper_table()
-    ours = lines[lines["label"] == "T2T-ViT-14"].iloc[0]
-    paper = lines[lines["label"] == "ViT-S/16"].iloc[0]
+    frame = printed_costs().frame
+    counted = frame.set_index(["place", "quantity"])["value"].astype(float)
     for quantity in ("parameters", "macs_all"):
-        value = float(ours[quantity] / paper[quantity]) - 0.5
+        ours, paper = (counted[f"Table 2: {line}", quantity] for line in ("T2T-ViT-14", "ViT-S/16"))
         yield _counted(
-            f"cost:{quantity}_over_half", value, "T2T-ViT-14", "the paper's ViT-S/16", "ratio less one half"
-        )
-    t2t = lines[lines["table"].isin(["Table 1", "Table 2"]) & lines["label"].str.startswith("T2T")]
-    for quantity, column in (("parameters", "parameters_ratio"), ("macs", "macs_all_ratio")):
-        apart = (t2t[column].astype(float) - 1).to_numpy()
+            f"cost:{quantity}_over_half", ours / paper - 0.5, "T2T-ViT-14", "the paper's ViT-S/16",
+            "ratio less one half",
+        )  # fmt: skip
+    t2t = frame[frame["place"].str.contains("^Table [12]: T2T", regex=True)]
+    for name, quantity in (("parameters", "parameters"), ("macs", "macs_all")):
+        rows = t2t[t2t["quantity"] == quantity]
+        apart = (rows["value"] / rows["null"] - 1).astype(float).to_numpy()
         worst = int(np.nanargmax(np.abs(apart)))
-        label = f"{t2t.iloc[worst]['label']}, {t2t.iloc[worst]['table']}"
+        table, label = str(rows["place"].iloc[worst]).split(": ")
         yield _counted(
-            f"cost:printed_{quantity}",
-            float(apart[worst]),
-            label,
-            "the printed number",
+            f"cost:printed_{name}", float(apart[worst]), f"{label}, {table}", "the printed number",
             "counted over printed, less one",
-        )
+        )  # fmt: skip
 
 
 def _counted(quantity: str, value: float, model: str, model_b: str, estimator: str) -> dict[str, Any]:

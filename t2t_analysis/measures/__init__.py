@@ -23,7 +23,7 @@ from .layer_cka import CrossLayerCKA, LayerCKA
 from .locality import EdgeDecodability, RectifiedEdgeDecodability
 from .notebook_path import ShortcutShare, chainable, path_maps, shortcut_features
 from .outliers import ChannelOutliers
-from .paper_costs import paper_table, printed_costs
+from .paper_costs import printed_costs
 from .probes import probe
 from .pruning import PruningCurves, pruning_orders, similarity_is_redundancy
 from .rank import EffectiveRank
@@ -87,7 +87,6 @@ __all__ = [
     "latencies",
     "measure",
     "paired",
-    "paper_table",
     "path_maps",
     "pca_result",
     "printed_costs",

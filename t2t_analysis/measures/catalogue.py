@@ -65,7 +65,7 @@ FUNCTIONS: dict[str, tuple[str, ...]] = {
     "What a layer tells": ("probe", "boundaries", "token_pca"),
     "The released notebooks' path": ("ShortcutShare", "shortcut_features", "path_maps"),
     "What a classifier needs": ("behaviour", "distorted"),
-    "Cost": ("costs", "printed_costs", "paper_table", "token_geometry", "latencies"),
+    "Cost": ("costs", "printed_costs", "token_geometry", "latencies"),
     "What training did": ("random_twin",),
 }  # fmt: skip
 

@@ -6,7 +6,7 @@ The literature counts multiply-accumulates in two ways, so both stand beside the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -16,7 +16,7 @@ import pandas as pd
 from ..results import Result
 from .cost import Counts, Shapes, count
 
-__all__ = ["PAPER", "Printed", "agreeing", "paper_table", "printed_costs"]
+__all__ = ["PAPER", "Printed", "agreeing", "disagreeing", "printed_costs"]
 
 #: all tables print one decimal
 _ROUNDING = 0.05 + 1e-9
@@ -130,53 +130,19 @@ def _counts(name: str, img_size: int, arguments: tuple[tuple[str, Any], ...]) ->
     return count(Shapes.of(name, img_size, **dict(arguments)))
 
 
-def _counted(line: Printed) -> Counts | None:
-    if line.name is None:
-        return None
-    return _counts(line.name, line.img_size, tuple(line.arguments.items()))
-
-
-def paper_table(lines: Sequence[Printed] = PAPER) -> pd.DataFrame:
-    """Printed and counted costs side by side, one row per line; ratios are counted over printed.
-
-    Parameters in millions, multiply-accumulates in 10^9; counted columns are missing where the model cannot
-    be built, and ``why`` says why.
-    """
-    return pd.DataFrame([_beside(line) for line in lines])
-
-
-def _beside(line: Printed) -> dict[str, Any]:
-    row: dict[str, Any] = {
-        "table": line.table, "label": line.label, "name": line.name, "img_size": line.img_size,
-        "top1": line.top1, "printed_parameters": line.millions, "printed_macs": line.billions, "why": line.why,
-    }  # fmt: skip
-    if (counts := _counted(line)) is None:
-        return row
-    row |= {
-        "parameters": counts.parameters / 1e6,
-        "trainable": counts.trainable / 1e6,
-        "macs_all": counts.macs_all / 1e9,
-        "macs_linear": counts.macs_linear / 1e9,
-    }
-    row["parameters_ratio"] = row["parameters"] / line.millions
-    if line.billions is not None:
-        row["macs_all_ratio"] = row["macs_all"] / line.billions
-        row["macs_linear_ratio"] = row["macs_linear"] / line.billions
-    return row
-
-
 def printed_costs(lines: Iterable[Printed] = PAPER) -> Result:
-    """As `paper_table`, tidy: the printed number stands in the null column, for "what is printed is right".
+    """Count every line of the paper's tables; its printed number is the null, for "what is printed is right".
 
-    Lines whose model cannot be built are in the notes, with the reason. ``place`` is table and line.
+    Parameters in millions, multiply-accumulates in 10^9. Lines whose model cannot be built are in the notes, with the
+    reason. ``place`` is table and line.
     """
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     for line in lines:
         if line.name is None:
             notes.append(f"{line.table}, {line.label}: not counted, {line.why}")
-            continue
-        rows += _tidy(line, _beside(line))
+        else:
+            rows += _tidy(line, _counts(line.name, line.img_size, tuple(line.arguments.items())))
     return Result("paper_costs", pd.DataFrame(rows), {"source": "arXiv 2101.11986v3"}, tuple(notes))
 
 
@@ -205,21 +171,20 @@ _SAID = {"parameters": "parameters (10⁶)", "macs_all": "multiply-accumulates, 
          "macs_linear": "multiply-accumulates, linear layers (10⁹)"}  # fmt: skip
 
 
-def _tidy(line: Printed, beside: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    quantities = {
-        "parameters": (line.millions, "million parameters", "all, the frozen position table included"),
-        "trainable": (line.millions, "million parameters", "those that need a gradient"),
-        "macs_all": (line.billions, "10^9 multiply-accumulates", "all products"),
-        "macs_linear": (
-            line.billions,
-            "10^9 multiply-accumulates",
-            "linear layers and 2-D convolutions only",
-        ),
-    }
-    for quantity, (printed, unit, estimator) in quantities.items():
+def _tidy(line: Printed, counts: Counts) -> Iterator[dict[str, Any]]:
+    million, billion = "million parameters", "10^9 multiply-accumulates"
+    columns = (
+        (line.millions, million, 1e6, "all, the frozen position table included"),
+        (line.millions, million, 1e6, "those that need a gradient"),
+        (line.billions, billion, 1e9, "all products"),
+        (line.billions, billion, 1e9, "linear layers and 2-D convolutions only"),
+    )
+    for (quantity, value), (printed, unit, scale, estimator) in zip(
+        counts._asdict().items(), columns, strict=True
+    ):
         yield {
             "measure": "paper_costs", "model": line.name, "weights": "no weights: counted on shapes",
-            "place": f"{line.table}: {line.label}", "quantity": quantity, "value": beside[quantity],
+            "place": f"{line.table}: {line.label}", "quantity": quantity, "value": value / scale,
             "value_unit": unit, "estimator": estimator, "interval": "none: counted, not sampled", "n": 1,
             "variant": "counted",
             "unit": "model", "null": printed, "null_kind": f"printed in {line.table}" if printed else "not printed",
