@@ -13,7 +13,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from ._show import METADATA, table_data
-from .measures.scene import CLASS
+from .scene import CLASS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ._names import is_small
 from ._show import RESULTS_VARIABLE, code
 from .errors import DataError, T2TError, UnknownNameError
-from .measures.scene import CLASS, Look, Scene, Subject
 from .results import Result, tidy
+from .scene import CLASS, Look, Scene, Subject
 
 if TYPE_CHECKING:
     from .plots.base import Figure

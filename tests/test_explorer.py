@@ -18,8 +18,8 @@ from t2t_analysis import explore, load_model
 from t2t_analysis._controls import Controls, Outputs, show_exploration
 from t2t_analysis.errors import CaptureError, DataError, T2TError, UnknownNameError
 from t2t_analysis.explorer import Exploration
-from t2t_analysis.measures.scene import CLASS, Look, Subject
 from t2t_analysis.results import tidy
+from t2t_analysis.scene import CLASS, Look, Subject
 
 
 def tiny(**kwargs: Any) -> torch.nn.Module:

@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 from .base import DIVERGING, PALETTE, SEQUENTIAL, Figure, finish, use_style
 
 if TYPE_CHECKING:
-    from ..measures.scene import Scene
+    from ..scene import Scene
 
 __all__ = ["scene_figure"]
 

@@ -10,21 +10,20 @@ import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .. import capture
-from ..errors import DataError, UnknownNameError
-from .attention import attention_distance, attention_entropy, key_distance
-from .channels import MIXED, mixed
-from .feature_maps import Ratios, channel_ratios, stretched
-from .head_maps import entropy, head_cosine, renormalised
-from .receptive import distance_to_cell, energy_radius, pixel_energy, rings
-from .view import View, layer_of
+from . import capture
+from .errors import DataError, UnknownNameError
+from .measures.attention import attention_distance, attention_entropy, key_distance
+from .measures.channels import MIXED, mixed
+from .measures.feature_maps import Ratios, channel_ratios, stretched
+from .measures.head_maps import entropy, head_cosine, renormalised
+from .measures.receptive import distance_to_cell, energy_radius, pixel_energy, rings
+from .measures.view import View, evaluating, layer_of
 
 __all__ = ["CLASS", "Look", "Scene", "Subject"]
 
@@ -99,18 +98,6 @@ def _reason(place: str) -> str:
     return "this is the tokeniser's output" if place == "embed" else "nothing attends at this place"
 
 
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode for the length of a ``with`` block; every module gets back the mode that it had."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
 class Subject:
     """A model with some images: runs each image once and keeps what the run showed.
 
@@ -148,7 +135,7 @@ class Subject:
         self._fields: OrderedDict[Any, Tensor] = OrderedDict()
         if not self.images.isfinite().all():
             raise DataError("the images hold pixels that are not finite")
-        with _evaluating(model):
+        with evaluating(model):
             self._probe([n for place in self.places.values() for n in (place.tokens, place.pattern) if n])
 
     def _probe(self, names: list[str]) -> None:
@@ -232,7 +219,7 @@ class Subject:
         tokens = [place.tokens for place in self.places.values()]
         pixels = self.images[image : image + 1].detach().clone().requires_grad_(graph)
         with (
-            _evaluating(self.view.model),
+            evaluating(self.view.model),
             torch.set_grad_enabled(graph),
             capture.capture(self.view, patterns) as maps,
             capture.capture(self.view, tokens, graph=graph) as seen,
