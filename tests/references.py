@@ -1,9 +1,32 @@
-"""What functions of the package are held against."""
+"""What the package is held against: definitions written down, for data that fit in memory."""
 
 import torch
 from torch import Tensor, nn
 
+from t2t_analysis.measures.cka import centred
+from t2t_analysis.measures.feature_maps import area_above, area_below, channel_ratios
+from t2t_analysis.measures.rank import effective_rank
 from t2t_analysis.measures.token_pixels import shares_of, split_windows
+
+
+def linear_cka(x: Tensor, y: Tensor) -> Tensor:
+    """Linear CKA, the biased estimator (Kornblith et al. 2019): ||Y'X||_F^2 / (||X'X||_F ||Y'Y||_F), both centred."""
+    x, y = centred(x), centred(y)
+    return (y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())
+
+
+def effective_rank_of(x: Tensor, *, centred: bool = True) -> Tensor:
+    """Effective rank of a sample x (..., n, d); ``centred`` removes the mean of every column first."""
+    x = x.double()
+    return effective_rank(torch.linalg.svdvals(x - x.mean(-2, keepdim=True) if centred else x))
+
+
+def invalid_areas(maps: Tensor) -> Tensor:
+    """Areas zero, flat, dead, too large, invalid (zero or too large): (..., N, C) -> (..., 5)."""
+    ratios = channel_ratios(maps)
+    zero, flat, dead = (area_below(r).mean(-1) for r in ratios)
+    large = area_above(ratios.peak).mean(-1)
+    return torch.stack([zero, flat, dead, large, zero + large], dim=-1)  # no channel is both
 
 
 def token_to_pixel_weights(model: nn.Module, img_size: tuple[int, int]) -> Tensor:

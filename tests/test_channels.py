@@ -28,6 +28,8 @@ from t2t_analysis.measures.notebook_path import ShortcutShare, shortcut_features
 from t2t_analysis.measures.outliers import ChannelOutliers
 from t2t_analysis.plots import channels as plots
 
+from .references import invalid_areas
+
 RESID = "blocks.*.resid_post"
 
 
@@ -90,7 +92,7 @@ def test_area_is_that_under_the_curve():
 def test_k_zeroed_channels_are_exactly_k_of_c(k):
     x = normal(4, 25, 16)
     x[..., :k] = 0
-    zero, flat, dead, large, invalid = maps.invalid_areas(x).T
+    zero, flat, dead, large, invalid = invalid_areas(x).T
     for area in (zero, flat, dead, invalid):
         assert area.tolist() == [k / 16] * 4
     assert large.tolist() == [0.0] * 4
@@ -98,23 +100,23 @@ def test_k_zeroed_channels_are_exactly_k_of_c(k):
 
 
 def test_all_channels_zero_and_a_constant_channel():
-    assert maps.invalid_areas(torch.zeros(5, 4)).tolist() == [1.0, 1.0, 1.0, 0.0, 1.0]
+    assert invalid_areas(torch.zeros(5, 4)).tolist() == [1.0, 1.0, 1.0, 0.0, 1.0]
     x = normal(25, 10)
     x[:, 0] = 1.0  # constant: flat, but neither zero nor too large
-    assert maps.invalid_areas(x).tolist() == [0.0, 0.1, 0.1, 0.0, 0.0]
+    assert invalid_areas(x).tolist() == [0.0, 0.1, 0.1, 0.0, 0.0]
 
 
 def test_a_planted_channel_is_too_large():
     x = normal(25, 10)
     x[7, 3] = 1e6
-    assert maps.invalid_areas(x).tolist() == [0.0, 0.0, 0.0, 0.1, 0.1]
+    assert invalid_areas(x).tolist() == [0.0, 0.0, 0.0, 0.1, 0.1]
     assert maps.fraction_above(maps.channel_ratios(x).peak).tolist()[1:] == [0.1] * 5
 
 
 def test_appended_zero_channels_add_exactly_k_over_c_plus_k():
     x = normal(30, 20) * torch.logspace(-4, 0, 20, dtype=torch.float64)
-    before = maps.invalid_areas(x)
-    after = maps.invalid_areas(torch.cat([x, torch.zeros(30, 12, dtype=x.dtype)], dim=1))
+    before = invalid_areas(x)
+    after = invalid_areas(torch.cat([x, torch.zeros(30, 12, dtype=x.dtype)], dim=1))
     assert after[:3].tolist() == pytest.approx(((20 * before + 12) / 32)[:3].tolist(), rel=1e-12)
     assert float(before[0]) > 0.02  # there was something that a moved yardstick would have changed
     assert after[3] == pytest.approx(float(20 * before[3] / 32), rel=1e-12)
@@ -125,10 +127,10 @@ def test_shuffling_over_tokens_alone_changes_nothing():
     x = normal(2, 30, 20) * torch.logspace(-4, 2, 20, dtype=torch.float64)
     shuffled = outliers.shuffled_tokens(x)
     assert not torch.equal(shuffled, x)
-    torch.testing.assert_close(maps.invalid_areas(shuffled), maps.invalid_areas(x), rtol=1e-12, atol=0)
+    torch.testing.assert_close(invalid_areas(shuffled), invalid_areas(x), rtol=1e-12, atol=0)
     mixed = channels.mixed(x)
     assert torch.equal(mixed.flatten(1).sort().values, x.flatten(1).sort().values)
-    assert float(maps.invalid_areas(mixed)[:, 4].max()) < 0.05 < float(maps.invalid_areas(x)[:, 4].min())
+    assert float(invalid_areas(mixed)[:, 4].max()) < 0.05 < float(invalid_areas(x)[:, 4].min())
 
 
 def test_edges_are_recognised():
@@ -189,7 +191,7 @@ def test_values_are_means_over_images_of_the_pure_functions():
     x = seen["blocks.0.mlp.hidden"][:, 1:].double()
     result = run(model, InvalidChannels())["invalid_channels"]
     ratios = maps.channel_ratios(x)
-    expected = dict(zip(channels.AREAS, maps.invalid_areas(x).mean(0).tolist(), strict=True))
+    expected = dict(zip(channels.AREAS, invalid_areas(x).mean(0).tolist(), strict=True))
     for quantity, value in expected.items():
         assert at(result, quantity, "blocks.0.mlp.hidden").value == pytest.approx(value, abs=1e-9)
     flat = result.frame.query("quantity == 'flat_in_every_image' and place == 'blocks.0.mlp.hidden'")
@@ -292,7 +294,7 @@ def test_a_resnet_is_a_column_on_its_real_forward_pass():
     exact = frame[(frame.quantity == "exact_zero") & (frame.place == "layer2")].iloc[0]
     assert exact.value == pytest.approx(float((seen == 0).double().mean()), abs=1e-6)
     assert exact.value > 0.2  # rectified
-    expected = maps.invalid_areas(seen).mean(0).tolist()
+    expected = invalid_areas(seen).mean(0).tolist()
     assert [at(result, q, "layer2").value for q in channels.AREAS] == pytest.approx(expected, abs=1e-6)
     with pytest.raises(UnknownNameError, match="layer2"):
         FeatureMapView(resnet, ["layer22"])

@@ -13,18 +13,20 @@ import torch
 
 from t2t_analysis import measures
 from t2t_analysis.measures import (
+    EffectiveRank,
+    InvalidChannels,
     attention,
     cka,
     collapse,
     edge_channels,
-    feature_maps,
     head_maps,
     locality,
-    rank,
     redundancy,
     spectrum,
 )
 from t2t_analysis.measures.base import INVARIANCES
+
+from . import references
 
 
 def normal(*shape, seed):
@@ -122,7 +124,8 @@ def of_module(module, name, example, domain):
 
 HEADS = ("permute_heads", "permute_keys")
 CASES = [
-    *(of_module(cka, name, features, "features") for name in ("linear_cka", "cka_unbiased", "hsic1")),
+    *(of_module(cka, name, features, "features") for name in ("cka_unbiased", "hsic1")),
+    Case(references.linear_cka, features, "features", cka.INVARIANCES["cka_unbiased"], "linear_cka"),
     Case(
         partial(head_maps.head_cosine, centred=True),
         maps,
@@ -133,7 +136,7 @@ CASES = [
     Case(partial(head_maps.head_cosine, centred=False), maps, "maps", (*HEADS, "scale", "orthogonal"), "raw"),
     Case(head_maps.pairwise_js_divergence, maps, "maps", HEADS, "js_divergence"),
     of_module(locality, "decodability", features, "features"),
-    of_module(feature_maps, "invalid_areas", sample, "sample"),
+    Case(references.invalid_areas, sample, "sample", InvalidChannels.invariances, "invalid_areas"),
     Case(
         partial(
             edge_channels.content,
@@ -144,7 +147,7 @@ CASES = [
         edge_channels.INVARIANCES["content"],
         "t2t_analysis.measures.edge_channels.content",
     ),
-    of_module(rank, "effective_rank_of", sample, "sample"),
+    Case(references.effective_rank_of, sample, "sample", EffectiveRank.invariances, "effective_rank_of"),
     *(of_module(spectrum, name, token_maps, "token_maps") for name in ("log_amplitude", "radial_power")),
     of_module(redundancy, "token_cosine", sample, "sample"),
     of_module(redundancy, "flattened_cosine", maps, "maps"),

@@ -13,12 +13,13 @@ from t2t_analysis.measures import EffectiveRank, accumulate, collect, difference
 from t2t_analysis.measures.base import grouped_estimate
 from t2t_analysis.measures.rank import (
     effective_rank,
-    effective_rank_of,
     gaussian_null,
     groups_within_budget,
     participation_ratio,
     spectrum,
 )
+
+from .references import effective_rank_of
 
 
 def normal(*shape, seed=0):

@@ -30,7 +30,6 @@ __all__ = [
     "hsic1",
     "hsic1_from_grams",
     "inner",
-    "linear_cka",
     "moments",
     "moments_hsic1",
     "permutations",
@@ -45,7 +44,6 @@ __all__ = [
 _ROTATIONS = ("orthogonal", "scale", "translation", "permute_images", "permute_channels")
 #: What each function does not notice; images are permuted on both sides together, the rest on one side alone.
 INVARIANCES: dict[str, tuple[str, ...]] = {
-    "linear_cka": _ROTATIONS,
     "cka_unbiased": _ROTATIONS,
     "hsic1": ("orthogonal", "translation", "permute_images", "permute_channels"),
 }
@@ -77,26 +75,6 @@ def gram(x: Tensor) -> Tensor:
     """Gram matrix (..., n, n) of centred features (..., n, p)."""
     x = centred(x)
     return x @ x.mT
-
-
-def linear_cka(x: Tensor, y: Tensor) -> Tensor:
-    """Linear CKA, the biased estimator (Kornblith et al. 2019).
-
-    ||Y'X||_F^2 / (||X'X||_F ||Y'Y||_F) for centred X (n, p) and Y (n, q); from Gram matrices where n < p,
-    which is the same number. In [0, 1]; for unrelated features it is not 0 but grows with p / n (0.67 for n =
-    256, p = 512).
-
-    >>> x = torch.arange(12.0).reshape(6, 2).sin()
-    >>> round(float(linear_cka(x, 3 * x.flip(1) + 5)), 9)
-    1.0
-
-    Raises DataError for fewer than 4 images or sides that differ in n.
-    """
-    x, y = _pair(x, y)
-    if len(x) < max(x.shape[1], y.shape[1]):
-        K, L = x @ x.T, y @ y.T
-        return (K * L).sum() / (K.norm() * L.norm())
-    return (y.T @ x).square().sum() / ((x.T @ x).norm() * (y.T @ y).norm())
 
 
 # ----------------------------------------------------------------------------------- unbiased, from Grams

@@ -22,7 +22,7 @@ from .token_pixels import pixels_to_tokens, windows_to
 __all__ = [
     "AREA", "EPS", "TOO_LARGE", "ChannelMaps", "Ratios", "area_above", "area_below", "channel_maps",
     "channel_ratios", "correlation", "edge_strength", "fraction_above", "fraction_below", "gradient_size",
-    "invalid_areas", "picture", "stretched",
+    "picture", "stretched",
 ]  # fmt: skip
 
 #: thresholds of the curves, three to a decade, and for "too large" four to two decades
@@ -32,7 +32,6 @@ TOO_LARGE: tuple[float, ...] = (3.0, *(10 ** (i / 2) for i in range(2, 7)))
 AREA = (1e-3, 1e-1)
 
 #: see `t2t_analysis.measures.base.INVARIANCES`; "images" are the positions here
-INVARIANCES = {"invalid_areas": ("scale", "permute_channels", "permute_images")}
 
 
 class Ratios(NamedTuple):
@@ -110,14 +109,6 @@ def area_above(ratio: Tensor, ends: tuple[float, float] = AREA) -> Tensor:
     [0.0, 0.0, 0.5, 1.0]
     """
     return area_below(1 / ratio, ends)
-
-
-def invalid_areas(maps: Tensor) -> Tensor:
-    """Headline areas zero, flat, dead, too large, invalid (zero or too large): (..., N, C) -> (..., 5)."""
-    ratios = channel_ratios(maps)
-    zero, flat, dead = (area_below(r).mean(-1) for r in ratios)
-    large = area_above(ratios.peak).mean(-1)
-    return torch.stack([zero, flat, dead, large, zero + large], dim=-1)  # no channel is both
 
 
 # ------------------------------------------------------------------------------------------ edges

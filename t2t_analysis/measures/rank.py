@@ -23,7 +23,7 @@ from .sums import Estimate, left_out
 from .view import place_kind
 
 __all__ = [
-    "EffectiveRank", "GaussianNull", "effective_rank", "effective_rank_of", "gaussian_null", "participation_ratio",
+    "EffectiveRank", "GaussianNull", "effective_rank", "gaussian_null", "participation_ratio",
     "spectrum",
 ]  # fmt: skip
 
@@ -32,11 +32,6 @@ LEVELS: tuple[Level, ...] = ("pooled", "patch")
 #: bytes of covariances that are held for the jackknife; wide models get fewer groups, never fewer than LEAST
 BUDGET, LEAST = 2**28, 8
 QUANTITIES = ("effective_rank", "participation_ratio")
-
-INVARIANCES = {
-    "effective_rank_of": ("orthogonal", "scale", "translation", "permute_channels", "permute_images")
-}
-
 
 # ------------------------------------------------------------------------------------------ the numbers
 
@@ -63,19 +58,6 @@ def participation_ratio(singular_values: Tensor) -> Tensor:
     """
     variance = singular_values.double().square()
     return variance.sum(-1).square() / variance.square().sum(-1)
-
-
-def effective_rank_of(x: Tensor, *, centred: bool = True) -> Tensor:
-    """Effective rank of a sample x (..., n, d); ``centred`` removes the mean of every column first.
-
-    An uncentred mean vector collapses it: it becomes the one large singular value.
-
-    >>> x = torch.eye(4, dtype=torch.float64)
-    >>> round(effective_rank_of(x, centred=False).item(), 6), round(effective_rank_of(x).item(), 6)
-    (4.0, 3.0)
-    """
-    x = x.double()
-    return effective_rank(torch.linalg.svdvals(x - x.mean(-2, keepdim=True) if centred else x))
 
 
 def spectrum(cross: Tensor, total: Tensor, count: Tensor) -> Tensor:
