@@ -31,7 +31,7 @@ from t2t_analysis.measures.attribution_checks import (
     weight_randomisation,
 )
 from t2t_analysis.measures.base import View
-from t2t_analysis.measures.clustered import cluster_mean, paired_against_others, permute_clusters
+from t2t_analysis.measures.clusters import cluster_mean, paired_against_others, permute_clusters
 from t2t_analysis.measures.faithfulness import cell_order, deletion_insertion, exchange_null
 from t2t_analysis.measures.footprint import token_footprint
 from t2t_analysis.measures.token_pixels import shares_of, split_windows
@@ -554,5 +554,3 @@ def test_all_questions_in_one_call_and_their_drawings():
     assert f"class {several[0].target[0]}" in panels.caption
     signed = panels.fig.axes[3 * 1 + 1].get_images()[0]
     assert (signed.get_cmap().name, signed.norm.vmin, signed.norm.vmax) == ("RdBu_r", -1, 1)
-    with pytest.raises(UnknownNameError, match="occlusion"):
-        attribution_panels(several, methods=["oclusion"])

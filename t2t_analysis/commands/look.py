@@ -64,7 +64,7 @@ def look(photo: str, model: str = "small_performer_deep", weights: str = "auto")
     from .. import load_images, load_model
     from ..data.photos import PHOTOS, photo_path
     from ..measures.glance import glance
-    from ..measures.reference import random_twins
+    from ..measures.untrained import random_twins
 
     path = photo_path(photo) if photo in {one.name for one in PHOTOS} else photo
     network = load_model(model, weights)

@@ -29,12 +29,12 @@ from .pruning import PruningCurves, pruning_orders, similarity_is_redundancy
 from .rank import EffectiveRank
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy
-from .reference import random_twin, random_twins
 from .rollout import AttentionRollout, example_rollouts
 from .shift import ShiftConsistency
 from .sinks import Sinks
 from .spectrum import Spectrum
 from .token_components import pca_result, token_pca
+from .untrained import random_twin, random_twins
 
 __all__ = [
     "AttentionGeometry",

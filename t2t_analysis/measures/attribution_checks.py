@@ -19,10 +19,10 @@ from torch import Tensor, nn
 from ..errors import DataError, T2TError
 from ..results import Result, Results
 from .attribution import METHODS, Explained, maps_of, ranks_something
-from .clustered import paired_against_others, permute_clusters
+from .clusters import paired_against_others, permute_clusters
 from .faithfulness import deletion_insertion, method_row, several
-from .reference import random_twin
 from .sums import grouped_estimate
+from .untrained import random_twin
 
 __all__ = [
     "cascade_stages", "check_attribution", "completeness", "map_agreement", "rank_correlations",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..errors import T2TError
 from ..results import Result
 from .attribution import METHODS, Explained, reference_images
-from .clustered import cluster_mean
+from .clusters import cluster_mean
 from .view import evaluating
 
 __all__ = ["cell_order", "deletion_insertion", "exchange_null", "perturbation_curve"]

@@ -7,7 +7,6 @@ edge energy of a cell, and of its neighbours, can be read linearly from its toke
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 from zlib import crc32
 
@@ -147,7 +146,7 @@ class EdgeDecodability(Measure):
     def bind(self, views: Sequence[View]) -> None:
         """One state of products and one of squares per place and reference."""
         (view,) = views
-        self.names = self._select(view)
+        self.names = view.offered(self.places)
         self.grid = self._grid(view)
         self.feet = self._footprints(view)
         self.std = self.std if self.std is not None else _normalisation(view)
@@ -164,12 +163,6 @@ class EdgeDecodability(Measure):
             self.add_sum(f"count_{i}", self.groups)
         self.add_sum("dropped", dtype=torch.int64)
         self.add_sum("photographs", self.run.get("photographs", 0))
-
-    def _select(self, view: View) -> list[str]:
-        found = [n for n in view.names if any(fnmatchcase(n, pattern) for pattern in self.places)]
-        if not found:
-            raise UnknownNameError("place", ", ".join(self.places), view.names, hint=f"in {view.label}")
-        return found
 
     def _grid(self, view: View) -> tuple[int, int]:
         layout = view.layout_of("embed")

@@ -17,7 +17,7 @@ from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result, as_json
 from ..stats import proportion_ci
 from .base import View, layer_of
-from .clustered import cluster_mean
+from .clusters import cluster_mean
 from .view import evaluating, named_models
 
 __all__ = ["Features", "collect_features", "probe"]

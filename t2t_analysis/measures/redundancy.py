@@ -9,9 +9,9 @@ matrices of the same shape.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -203,9 +203,8 @@ class Redundancy(ImageMeans):
     def bind(self, views: Sequence[View]) -> None:
         """Token places first, then maps; numbers of images, then of pairs of images."""
         (view,) = views
-        wanted = ("embed", "tokens.?.out", "blocks.*.resid_post")
-        self.token_places = [name for name in view.names if any(fnmatchcase(name, w) for w in wanted)]
-        self.map_places = [name for name in view.names if fnmatchcase(name, "blocks.*.attn.pattern")]
+        self.token_places = view.offered(("embed", "tokens.?.out", "blocks.*.resid_post"))
+        self.map_places = [name for name in view.names if re.match(r"blocks\..*\.attn\.pattern$", name)]
         view.probe(self.token_places)
         self.add_means([*self.token_places, *self.map_places], len(_TOKENS) + 1)
 

@@ -7,7 +7,6 @@ cell: the correlation has a period of one patch. Overlap should make the dip sha
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
@@ -143,22 +142,18 @@ class ShiftConsistency(ImageMeans):
             raise T2TError(f"{view.label} tells no grid of tokens, so there is no map to shift")
         self.grid = layout.grid
         self.cell = cell_size(view.example.shape[-2:], self.grid)
-        self.observed = self._select(view)
+        places = view.offered(self.places)
+        self.observed = [n for n in places if (at := view.layout_of(n)) is not None and at.grid == self.grid]
+        if not self.observed:
+            raise UnknownNameError(
+                "place on the last grid", ", ".join(places), view.names, hint=f"in {view.label}"
+            )
         given = default_shifts(min(self.cell), min(self.grid)) if self.shifts is None else self.shifts
         self.used = tuple(sorted({int(s) for s in given}))
         if not self.used or self.used[0] < 1:
             raise T2TError(f"expected shifts of at least 1 pixel, got {tuple(given)}")
         self.add_means([*self.observed, PIXELS], len(self.used))
         self.add_sum("lone", dtype=torch.int64)
-
-    def _select(self, view: View) -> list[str]:
-        found = [n for n in view.names if any(fnmatchcase(n, pattern) for pattern in self.places)]
-        found = [n for n in found if (at := view.layout_of(n)) is not None and at.grid == self.grid]
-        if not found:
-            raise UnknownNameError(
-                "place on the last grid", ", ".join(self.places), view.names, hint=f"in {view.label}"
-            )
-        return found
 
     def wants(self, view: View) -> Sequence[str]:
         """Nothing: the model is run again for every shift."""

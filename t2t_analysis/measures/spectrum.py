@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .. import capture
-from ..errors import T2TError, UnknownNameError
+from ..errors import T2TError
 from ..results import Result
 from .base import Estimate, ImageMeans, View
 
@@ -157,9 +156,7 @@ class Spectrum(ImageMeans):
     def bind(self, views: Sequence[View]) -> None:
         """Sums of spectra, per place."""
         (view,) = views
-        names = [n for n in view.names if any(fnmatchcase(n, pattern) for pattern in self.places)]
-        if not names:
-            raise UnknownNameError("place", ", ".join(self.places), view.names, hint=f"in {view.label}")
+        names = view.offered(self.places)
         self.grids = [self._grid(view, name) for name in names]
         self.frequencies = [diagonal_frequencies(grid) for grid in self.grids]
         self.add_means(names, len(RINGS) + max(map(len, self.frequencies)))

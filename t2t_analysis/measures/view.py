@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from .. import capture
-from ..errors import T2TError
+from ..errors import T2TError, UnknownNameError
 from ..results import as_json
 
 __all__ = ["View", "evaluating", "layer_of", "named_models", "place_kind"]
@@ -106,6 +107,18 @@ class View(capture.ModelView):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> View:
         return self  # copying an accumulator must not copy the model
+
+    def offered(self, patterns: Sequence[str]) -> list[str]:
+        """Names that match any shell-style pattern; those that nothing matches are passed over.
+
+        Raises
+        ------
+        UnknownNameError : nothing matches any of them.
+        """
+        found = [name for name in self.names if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        if not found:
+            raise UnknownNameError("place", ", ".join(patterns), self.names, hint=f"in {self.label}")
+        return found
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """Shape of the value at ``name`` for one image, without the batch axis."""

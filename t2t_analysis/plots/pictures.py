@@ -153,25 +153,16 @@ def rollout_examples(
 def attribution_panels(
     explained: Explained | Sequence[Explained],
     images: Sequence[int] = (0, 1),
-    methods: Sequence[str] | None = None,
 ) -> Figure:
     """Images with the maps of every model and method, a row for each image and model.
 
     Maps run from blue (against the class) over white to red (for it), every map on its own scale up to the 99 % point
     of its absolute values.
-
-    Raises
-    ------
-    UnknownNameError
-        a method that was not computed.
     """
     from ..measures.attribution import METHODS
 
     several = list(explained) if isinstance(explained, Sequence) else [explained]
-    chosen = list(methods or several[0].maps)
-    for method in chosen:
-        if method not in several[0].maps:
-            raise UnknownNameError("attribution method", method, several[0].maps)
+    chosen = list(several[0].maps)
     pairs = [(index, one) for index in images for one in several]
     with use_style():
         rows = [
@@ -188,7 +179,7 @@ def attribution_panels(
         dict.fromkeys(", ".join(dict.fromkeys(_class(one, i) for one in several)) for i in images)
     )
     words = caption(
-        f"Attribution of {kind}: {classes}.", "Maps of tokens are laid on pixels by the splits that made the tokens.",
+        f"Attribution of {kind}: {classes}.",
         "Single images show no rule: the checks of all maps stand beside this figure.",
     )  # fmt: skip
     names = " and ".join(one.label for one in several)
