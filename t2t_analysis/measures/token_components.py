@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from .. import capture
 from ..data.loading import as_seen_by, gather_images
 from ..errors import DataError, T2TError
+from ..estimates import Estimate
 from ..results import Result
-from ..stats import delete_group_jackknife
 from .base import View, layer_of
 from .probes import data_info
 from .view import evaluating, named_models
@@ -117,54 +117,31 @@ def pca_result(pcas: TokenPCA | Sequence[TokenPCA], *, draws: int = 5, seed: int
     channel's variance and takes away what channels have in common.
     """
     several = [pcas] if isinstance(pcas, TokenPCA) else list(pcas)
-    rows = [row for one in several for row in _pca_rows(one, draws, seed)]
+    rows = [_pca_row(one, draws, seed) for one in several]
     meta = {"seed": seed, "runs": [one.meta for one in several]}
     return Result("token_pca", rows, meta)  # type: ignore[arg-type]
 
 
-def _pca_rows(one: TokenPCA, draws: int, seed: int) -> Iterator[dict[str, Any]]:
-    low, high, groups = _pca_interval(one)
+def _pca_row(one: TokenPCA, draws: int, seed: int) -> dict[str, Any]:
     rng = np.random.default_rng(seed)
     flat = one.tokens.reshape(-1, one.tokens.shape[-1])
     components = len(one.explained)
     null = np.array([fit_pca(rng.permuted(flat, axis=0), components)[1] for _ in range(draws)])
-    for k, value in enumerate(one.explained):
-        yield {
-            "measure": "token_pca",
-            "quantity": "explained_variance",
-            "model": one.label,
-            "weights": one.weights,
-            "place": one.place,
-            "layer": layer_of(one.place),
-            "at": k + 1.0,
-            "at_unit": "component",
-            "value": float(value),
-            "low": float(low[k]),
-            "high": float(high[k]),
-            "interval": f"t, delete-a-group jackknife, {groups} groups" if groups > 1 else None,
-            "null": float(null[:, k].mean()),
-            "null_low": float(null[:, k].min()),
-            "null_high": float(null[:, k].max()),
-            "null_kind": f"each channel shuffled over tokens; mean and range of {draws} draws",
-            "n": len(one.tokens),
-            "unit": "image",
-            "estimator": "PCA of patch tokens",
-            "tokens": "patch",
-            "value_unit": "fraction",
-        }
+    return {
+        "measure": "token_pca", "quantity": "explained_variance", "model": one.label, "weights": one.weights,
+        "place": one.place, "layer": layer_of(one.place), "estimate": _shares(one), "tokens": "patch",
+        "at": np.arange(1.0, components + 1), "at_unit": "component", "value_unit": "fraction",
+        "null": null.mean(0), "null_low": null.min(0), "null_high": null.max(0),
+        "null_kind": f"each channel shuffled over tokens; mean and range of {draws} draws",
+        "estimator": "PCA of patch tokens",
+    }  # fmt: skip
 
 
-def _pca_interval(one: TokenPCA) -> tuple[np.ndarray, np.ndarray, int]:
-    """Jackknife over at most 16 groups of images, of (K,) shares."""
+def _shares(one: TokenPCA) -> Estimate:
+    """Shares of the variance (K,), without each of at most 16 groups of images."""
     group = np.arange(len(one.tokens)) % min(16, len(one.tokens))
-    sizes = np.bincount(group)
-    components = len(one.explained)
+    components, sizes = len(one.explained), np.bincount(group)
     if len(sizes) < 2:
-        nan = np.full(components, np.nan)
-        return nan, nan, 1
-    left_out = [
-        fit_pca(one.tokens[group != g].reshape(-1, one.tokens.shape[-1]), components)[1]
-        for g in range(len(sizes))
-    ]
-    low, high, _ = delete_group_jackknife(one.explained, np.array(left_out), sizes[:, None])
-    return low, high, len(sizes)
+        return Estimate(one.explained, one.explained[None], sizes)
+    rest = (one.tokens[group != g].reshape(-1, one.tokens.shape[-1]) for g in range(len(sizes)))
+    return Estimate(one.explained, np.array([fit_pca(x, components)[1] for x in rest]), sizes)
