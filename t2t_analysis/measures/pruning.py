@@ -38,19 +38,14 @@ HeadValues = Callable[[Array], Array]
 # ------------------------------------------------------------------------------------------- heads in a result
 
 
-def _of_model(result: Result, model: str | None) -> str:
-    known = [str(name) for name in result.frame["model"].dropna().unique()]
-    if model is not None and model not in known:
-        raise UnknownNameError("model", model, known, hint=f"in the result of {result.measure}")
-    return known[0] if model is None else model
+def _rows(result: Result, quantity: str, model: str | None) -> pd.DataFrame:
+    """Rows of single heads of one model, the first when left out."""
+    frame = result.where(model=model or _first_model(result), quantity=quantity).frame
+    return frame[frame["head"].notna()]
 
 
-def _rows(result: Result, quantity: str, model: str) -> pd.DataFrame:
-    frame = result.frame[(result.frame["model"] == model) & result.frame["head"].notna()]
-    known = [str(name) for name in frame["quantity"].unique()]
-    if quantity not in known:
-        raise UnknownNameError("quantity", quantity, known, hint=f"in the result of {result.measure}")
-    return frame[frame["quantity"] == quantity]
+def _first_model(result: Result) -> str:
+    return str(result.frame["model"].iloc[0])
 
 
 def similarity_matrix(
@@ -60,7 +55,7 @@ def similarity_matrix(
 
     The diagonal and pairs without a value are NaN. ``result`` is of `HeadSimilarity` or `HeadOutputCKA`.
     """
-    frame = _rows(result, quantity, _of_model(result, model))
+    frame = _rows(result, quantity, model)
     frame = frame[frame["tokens"] == (tokens or frame["tokens"].iloc[0])]
     first, second = (frame[list(names)].to_numpy(int) for names in (("layer", "head"), ("layer_b", "head_b")))
     heads, where = np.unique(np.concatenate([first, second]), axis=0, return_inverse=True)
@@ -110,7 +105,7 @@ def ascending_order(
 ) -> list[Head]:
     """Heads by a quantity of a `HeadAblation` result, the smallest first; of several kinds of ablation one."""
     result = result if variant is None else result.where(variant=variant)
-    frame = _rows(result, quantity, _of_model(result, model))
+    frame = _rows(result, quantity, model)
     frame = frame.drop_duplicates(["layer", "head"]).sort_values("value", kind="stable")
     return [(int(layer), int(head)) for layer, head in frame[["layer", "head"]].to_numpy()]
 
@@ -286,7 +281,7 @@ def similarity_is_redundancy(
     names = [model] if isinstance(model, str) or model is None else list(model)
     found = [
         _association(
-            similarity, ablation, _of_model(ablation, name), quantity, effect, tokens, resamples, seed
+            similarity, ablation, name or _first_model(ablation), quantity, effect, tokens, resamples, seed
         )
         for name in names
     ]
