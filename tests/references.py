@@ -1,11 +1,14 @@
 """What the package is held against: definitions written down, for data that fit in memory."""
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from t2t_analysis.measures.cka import centred
 from t2t_analysis.measures.feature_maps import area_above, area_below, channel_ratios
 from t2t_analysis.measures.rank import effective_rank
+from t2t_analysis.measures.rollout import rollout_step
 from t2t_analysis.measures.token_pixels import shares_of, split_windows
 
 
@@ -27,6 +30,14 @@ def invalid_areas(maps: Tensor) -> Tensor:
     zero, flat, dead = (area_below(r).mean(-1) for r in ratios)
     large = area_above(ratios.peak).mean(-1)
     return torch.stack([zero, flat, dead, large, zero + large], dim=-1)  # no channel is both
+
+
+def rollout(patterns: Iterable[Tensor]) -> Tensor:
+    """Attention rollout (Abnar & Zuidema 2020) of maps (B, H, N, N), first layer first: (B, N, N)."""
+    rolled = None
+    for pattern in patterns:
+        rolled = rollout_step(rolled, pattern)
+    return rolled
 
 
 def token_to_pixel_weights(model: nn.Module, img_size: tuple[int, int]) -> Tensor:

@@ -16,7 +16,7 @@ from t2t_analysis.measures.cka import cka_unbiased, hsic1
 from t2t_analysis.measures.rollout import rollout_maps
 from t2t_analysis.measures.spectrum import diagonal_frequencies
 
-from .references import linear_cka
+from .references import linear_cka, rollout
 
 
 def tiny(depth=2):
@@ -122,7 +122,6 @@ def test_rollout_rows_sum_to_one_for_every_image():
     model, images = tiny(), torch.randn(3, 3, 32, 32)
     with capture.capture(model, "blocks.*.attn.pattern") as seen, torch.no_grad():
         model(images)
-    from t2t_analysis.measures.rollout import rollout
 
     rolled = rollout([seen[f"blocks.{layer}.attn.pattern"] for layer in (0, 1)])
     assert rolled.shape[0] == 3

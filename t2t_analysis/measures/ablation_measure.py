@@ -28,8 +28,11 @@ class AblationMeasure(Measure):
     calibration : images (B, C, H, W) or a loader for means and resampling, at most ``limit`` of them. Without
         any, the first batch serves, and the result says so.
 
-    Raises UnknownNameError for a mode that does not exist; CaptureError, before the first batch, where the
-    blocks of a model cannot be run by themselves; DataError for calibration images that will not do.
+    Raises
+    ------
+    UnknownNameError : a mode that does not exist.
+    CaptureError : the blocks of a model cannot be run by themselves; said before the first batch.
+    DataError : calibration images that will not do.
     """
 
     def __init__(

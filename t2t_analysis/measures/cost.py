@@ -147,7 +147,9 @@ def count(model: str | Shapes, img_size: int | tuple[int, int] | None = None, **
     img_size : side in pixels, or height and width; default the model's own.
     kwargs : arguments for the model.
 
-    Raises UnknownNameError for a name that is not registered.
+    Raises
+    ------
+    UnknownNameError : a name that is not registered.
 
     >>> counts = count("t2t_vit_14")
     >>> counts.parameters, counts.trainable, round(counts.macs_all / 1e9, 2), round(counts.macs_linear / 1e9, 2)
@@ -362,7 +364,9 @@ def costs(
     img_size : the same for all, or by label; default each model's own.
     batch : images that memory is counted for (``at``).
 
-    Raises UnknownNameError for a name that is not registered and for a baseline that is not among them.
+    Raises
+    ------
+    UnknownNameError : a name that is not registered, or a baseline that is not among them.
     """
     names = list(dict.fromkeys(models))
     if not names:

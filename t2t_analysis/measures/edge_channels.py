@@ -311,7 +311,11 @@ def example_image(loader: Any, number: int | None = None) -> tuple[int, Tensor]:
     """One image of the loader to be looked at, (3, H, W), with its number.
 
     The one asked for or, without a ``number``, that of the first batch whose shrunken copy has the clearest outline:
-    a rule that favours no network, and pictures with edges to see. Raises DataError for a number that is not there.
+    a rule that favours no network, and pictures with edges to see.
+
+    Raises
+    ------
+    DataError : a number that is not there.
     """
     if number is not None:
         try:

@@ -58,7 +58,10 @@ def collect_features(
 
     "pooled" is the mean patch token, "class" the first token. Images times widths are kept, in float32.
 
-    Raises DataError for an image without a label, T2TError where there is no class token.
+    Raises
+    ------
+    DataError : an image without a label.
+    T2TError : no class token where it is asked for.
     """
     view = capture.view(model)
     if tokens not in ("pooled", "class"):
@@ -204,7 +207,9 @@ def probe(
     Rows, by place: ``linear_accuracy`` and ``knn_accuracy`` on the test split, with an interval over images or,
     where the loader's data set names them, over ``clusters`` of images that are not independent.
 
-    Raises DataError where labels are missing, a test class was not trained on, or classes are too small.
+    Raises
+    ------
+    DataError : labels are missing, a test class was not trained on, or classes are too small.
     """
     rows: list[dict[str, Any]] = []
     notes: list[str] = []

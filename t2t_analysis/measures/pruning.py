@@ -276,7 +276,10 @@ def similarity_is_redundancy(
     model : label of one or several models; the first when left out.
     effect : "kl", "loss_change", or "output_shift".
 
-    Raises UnknownNameError for what the results do not have, T2TError where they hold other heads.
+    Raises
+    ------
+    UnknownNameError : what the results do not have.
+    T2TError : results that hold other heads.
     """
     names = [model] if isinstance(model, str) or model is None else list(model)
     found = [

@@ -28,7 +28,6 @@ __all__ = [
     "RolloutExamples",
     "example_rollouts",
     "pearson",
-    "rollout",
     "rollout_maps",
     "rollout_step",
 ]
@@ -53,21 +52,6 @@ def rollout_step(rolled: Tensor | None, pattern: Tensor) -> Tensor:
     mixed = (mixed + torch.eye(mixed.shape[-1], dtype=mixed.dtype, device=mixed.device)) / 2
     mixed = mixed / mixed.sum(-1, keepdim=True)
     return mixed if rolled is None else mixed @ rolled
-
-
-def rollout(patterns: Iterable[Tensor]) -> Tensor:
-    """Attention rollout (Abnar & Zuidema 2020) of ``patterns``, (B, H, N, N) each, first layer first.
-
-    >>> uniform = torch.full((1, 2, 4, 4), 0.25)
-    >>> rollout([uniform] * 3)[0, 0]  # 2^-3 I + (1 - 2^-3) / 4
-    tensor([0.3438, 0.2188, 0.2188, 0.2188])
-    """
-    rolled = None
-    for pattern in patterns:
-        rolled = rollout_step(rolled, pattern)
-    if rolled is None:
-        raise T2TError("a rollout needs the attention maps of at least one layer")
-    return rolled
 
 
 def pearson(a: Tensor, b: Tensor) -> Tensor:

@@ -53,7 +53,11 @@ def shifted_pair(original: Tensor, moved: Tensor, pixels: int, cell: int, axis: 
     -------
     Part of ``moved``, and ``original`` linearly interpolated at the same places. Left out along the axis: the first
     cell, which padding reaches, and those at the end that would see mirrored pixels, with one pixel to spare for
-    windows that overlap. Raises T2TError when nothing is left.
+    windows that overlap.
+
+    Raises
+    ------
+    T2TError : nothing is left.
     """
     n = original.shape[axis]
     whole, part = divmod(pixels, cell)

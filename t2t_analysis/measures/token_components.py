@@ -77,7 +77,10 @@ def token_pca(
     ``place`` defaults to the last block's output. Prefix tokens are left out. The same colour in two images
     of one model is the same direction; between models colours do not correspond.
 
-    Raises UnknownNameError for a place that a model lacks, T2TError for tokens that are not finite.
+    Raises
+    ------
+    UnknownNameError : a place that a model lacks.
+    T2TError : tokens that are not finite, or fewer than three components.
     """
     if components < 3:
         raise T2TError(f"components={components}: three are drawn as red, green and blue")

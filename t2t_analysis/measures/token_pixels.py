@@ -24,7 +24,9 @@ __all__ = [
 def split_windows(model: nn.Module) -> tuple[Window, ...]:
     """Sliding windows that lead from pixels to the tokens of ``model``, in order; one for a hard split.
 
-    Raises CaptureError where the tokeniser is neither a T2T module nor a patch embedding of square patches.
+    Raises
+    ------
+    CaptureError : the tokeniser is neither a T2T module nor a patch embedding of square patches.
 
     >>> import timm
     >>> split_windows(timm.create_model("vit_tiny_patch16_224", depth=1))
