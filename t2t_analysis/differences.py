@@ -136,6 +136,6 @@ def twin_differences(result: Result, models: Iterable[str], place: str | None = 
 
 
 def paired(result: Result, models: Iterable[str], place: str | None = None) -> Result | None:
-    """Model minus baseline, the two of ``models``; None where there is one model alone."""
+    """Model minus baseline, the two of ``models``; None where there is one model alone, or nothing was measured."""
     model, *others = models
-    return difference(result, model, others[0], place) if len(others) == 1 else None
+    return difference(result, model, others[0], place) if len(others) == 1 and len(result.frame) else None

@@ -173,6 +173,9 @@ class Exploration:
             raise DataError(f"{given}: the grid has {rows} rows and {columns} columns, numbered from 0")
         if selection.query not in ("patch", CLASS):
             raise UnknownNameError("token", selection.query, ["patch", CLASS])
+        if selection.query == CLASS and not any(subject.has_class_token for subject in self.subjects):
+            names = " and ".join(subject.label for subject in self.subjects)
+            raise DataError(f"token is {CLASS!r}: {names} has no class token; expected (row, column)")
         for subject, look in zip(self.subjects, self.looks(selection), strict=True):
             subject.check(look)
 

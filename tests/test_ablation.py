@@ -618,8 +618,9 @@ def test_an_image_is_not_resampled_by_itself(double):
     accumulated = accumulate(double, [Batch(bank, None, torch.arange(3))], one, progress=False)[0]
     donors = accumulated.donors(Batch(bank, None, torch.arange(3)))
     assert (donors - bank).abs().amax((1, 2, 3)).min() > 1
-    with pytest.raises(DataError, match="at least 2 calibration images"):
-        measure(double, [bank], HeadAblation("resample", calibration=bank[:1]), progress=False)
+    for mode in ("resample", "mean"):  # the mean over one image is that image
+        with pytest.raises(DataError, match="at least 2 calibration images, got 1"):
+            measure(double, [bank], HeadAblation(mode, calibration=bank[:1]), progress=False)
 
 
 def test_labels_count_only_where_they_are_the_models_classes(double):

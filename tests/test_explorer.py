@@ -407,3 +407,10 @@ def test_outputs_are_replaced_not_added(pair: Exploration, shown: list[Any]) -> 
 def test_numbers_are_tidy(pair: Exploration) -> None:
     rows = [row for scene in pair.scenes() for row in scene.rows]
     assert len(tidy(rows)) == len(rows)
+
+
+def test_a_class_token_is_not_looked_for_where_there_is_none() -> None:
+    shape = {"img_size": 32, "patch_size": 8, "depth": 1, "class_token": False, "global_pool": "avg"}
+    model = timm.create_model("vit_tiny_patch16_224", **shape).eval()
+    with pytest.raises(DataError, match="no class token; expected"):
+        explore(model, torch.rand(1, 3, 32, 32), token="class")

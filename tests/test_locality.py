@@ -732,3 +732,12 @@ def test_the_interval_of_a_radius_holds_it(results):
     radii = frame[frame.quantity.str.startswith("erf_radius")]
     assert ((radii.low <= radii.value) & (radii.value <= radii.high)).all()
     assert (radii.low > 0).all()
+
+
+def test_a_batch_that_is_not_finite_is_left_out_of_tokens_and_references_alike():
+    model = load_model("small_hard_deep", "random")
+    batches = [torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(i)) for i in range(5)]
+    batches[4] = torch.full_like(batches[4], torch.nan)
+    found = measure({"m": model}, batches, [EdgeDecodability()], progress=False)["edge_decodability"]
+    assert set(found.frame["n"]) == {16}
+    assert found.frame["quantity"].str.endswith("_over_reference").any()

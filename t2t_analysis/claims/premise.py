@@ -60,8 +60,8 @@ def _likeness(
     measure: str, quantity: str, tokens: str, trained: bool
 ) -> Callable[[Results, str], Row | None]:
     def row(results: Results, label: str) -> Row | None:
-        if trained and label + TWIN not in set(results[measure].frame["model"]):
-            return None
+        if not {label, label + TWIN * trained} <= set(results[measure].frame["model"]):
+            return None  # batches too small for CKA, or no control
         late = _late(results, label, measure, quantity, tokens)
         words: Row = {"place": "last third of blocks", "tokens": tokens, "value_unit": "none"}
         if late is None or not trained:

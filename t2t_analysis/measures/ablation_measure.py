@@ -81,13 +81,13 @@ class AblationMeasure(Measure):
             else _first(as_seen_by(self.calibration, view.model), self.limit)
         )
         self.bank = given[: self.limit].to(images)
+        if len(self.bank) < 2:  # the mean over one image is that image: nothing would be taken out of it
+            raise DataError(f"{self.mode} ablation needs at least 2 calibration images, got {len(self.bank)}")
         if self.mode == "mean":
             self.means = HeadMeans.of(view.model, self.bank.split(len(images)), self.limit)
             bad = [layer for layer, mean in self.means.mean.items() if not mean.isfinite().all()]
             if bad:
                 raise DataError(f"head outputs of layer {bad[0]} are not finite for the calibration images")
-        elif len(self.bank) < 2:
-            raise DataError("resample ablation needs at least 2 calibration images")
 
     def donors(self, batch: MeasureBatch) -> Tensor:
         """Other images (B, C, H, W) to resample from: the same for an image whatever batch it is in."""

@@ -220,7 +220,11 @@ class EdgeDecodability(Measure):
         targets = {o: self._targets(grey, before, o) for o in {foot.offset for foot in self.feet.values()}}
         if len(self.photographs):
             self.photographs[batch.photographs] = 1.0
-        features = batch.seen[0] | {n: self._projected(n, x) for n, x in self._windows(grey).items()}
+        features = dict(batch.seen[0])
+        if set(self._first_third()) <= set(
+            features
+        ):  # else the tokens that these are held against are missing
+            features |= {n: self._projected(n, x) for n, x in self._windows(grey).items()}
         for i, name in enumerate((*self.names, *REFERENCES)):
             if name in features:
                 self._add(i, batch, features[name], targets[self.feet[name].offset])
