@@ -179,6 +179,11 @@ class Sinks(Measure):
     of them ``sinks_that_do_nothing`` (value ratio up to 0.2) and ``sinks_that_broadcast`` (0.5 or more, stable rank
     up to 1.5). ``sink_position``: how often each patch is a sink of its layer.
 
+    Why this threshold: a soft mixture (EM) pays nothing for a split and may cut through the bulk of the columns. In the
+    last third of a real ViT-Ti/16 (8 photographs) scikit-learn's takes 4 to 120 columns of an image, this rule at most
+    7. What is left differs little, for likeness falls with the fifth column and then stays: 0.84 without the most
+    attended one, 0.30 without five, 0.28 without fourteen, 0.26 without thirty.
+
     Source: Fesser et al. 2026 (arXiv 2606.08105) for dominant columns and their classes; the rest is ours.
 
     Parameters
