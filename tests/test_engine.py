@@ -218,18 +218,19 @@ def test_autocast_reaches_the_model_but_not_the_measures():
     assert (half.value != plain.value).any()
 
 
-def test_progress_counts_batches_and_can_be_silenced(monkeypatch):
+def test_progress_counts_passes_and_intervals_and_can_be_silenced(monkeypatch):
     told = []
 
     def record(items, desc, total=None, unit="batch"):
-        told.append((desc, total, unit))
+        items = list(items)
+        told.append((desc, total, unit, len(items)))
         return items
 
-    monkeypatch.setattr("t2t_analysis._progress.progress", record)
+    monkeypatch.setattr("t2t_analysis.measures.engine.counted", record)
     measure(tiny(), IMAGES.split(8), TokenNorm(), progress=False)
     assert told == []
-    measure(tiny(), IMAGES.split(8), TokenNorm())
-    assert told == [("measuring", 3, "batch")]
+    measure({"a": tiny(), "b": tiny()}, IMAGES.split(8), TokenNorm())
+    assert told == [("measuring", 6, "forward pass", 6), ("intervals", None, "measure", 2)]
 
 
 # ------------------------------------------------------------------------------------------ bad input

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .. import capture
 from .._commit import versions
+from .._progress import progress as counted
 from ..data.loading import seen_by
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result, Results, as_json, joined
@@ -64,11 +65,10 @@ def measure(
     DataError : a loader without images, or whose images are not all of one size.
     T2TError : a comparison that lacks a second model; an argument that is none of the above.
     """
-    return collect(
-        accumulate(
-            models, loader, measures, device=device, labels=labels, autocast=autocast, progress=progress
-        )
+    made = accumulate(
+        models, loader, measures, device=device, labels=labels, autocast=autocast, progress=progress
     )
+    return collect(made, progress=progress)
 
 
 def accumulate(
@@ -102,14 +102,14 @@ def accumulate(
             for i, (label, view) in zip(which, named.items(), strict=True)
         ]
         accumulators = _bound(prototypes, views, loader, target)
-        stream: Any = chain([first], batches)
-        if progress:
-            stream = _shown(stream, loader)
-        for batch in stream:
-            shown = {
-                id(view): _for(view, batch.images[i], target) for i, view in zip(which, views, strict=True)
-            }
-            _feed(accumulators, views, batch, shown, autocast)
+        passes = (
+            done
+            for batch in chain([first], batches)
+            for done in _feed(accumulators, views, which, batch, target, autocast)
+        )
+        total = len(loader) * len(views) if hasattr(loader, "__len__") else None
+        for _ in counted(passes, "measuring", total=total, unit="forward pass") if progress else passes:
+            pass
     return accumulators
 
 
@@ -165,10 +165,10 @@ def _for(view: View, images: Tensor, device: torch.device) -> Tensor:
     return images.to(device, next(kinds, images.dtype), non_blocking=True)
 
 
-def collect(accumulators: Sequence[Measure]) -> Results:
+def collect(accumulators: Sequence[Measure], *, progress: bool = True) -> Results:
     """Compute every accumulator; results of the same measure (one per model or pair) become one."""
     by_name: dict[str, list[Result]] = {}
-    for accumulator in accumulators:
+    for accumulator in counted(accumulators, "intervals", unit="measure") if progress else accumulators:
         result = accumulator.compute()
         by_name.setdefault(result.measure, []).append(result)
     return Results(tuple(_joined(name, results) for name, results in by_name.items()))
@@ -231,11 +231,17 @@ def _groups_of_views(measure: Measure, views: list[View]) -> list[tuple[View, ..
 def _feed(
     accumulators: list[Measure],
     views: list[View],
+    which: Sequence[int],
     batch: _Batch,
-    shown: Mapping[int, Tensor],
+    device: torch.device,
     autocast: bool | str | torch.dtype,
-) -> None:
-    """Run every model over its images of one batch, then update every accumulator with what its hooks reduced."""
+) -> Iterator[None]:
+    """Run every model over its images of one batch, then update every accumulator with what its hooks reduced.
+
+    Yields after each forward pass, so that a cell with one large batch says how far it is. ``which`` says for each view which
+    of the batch's images are its own.
+    """
+    shown = {id(v): _for(v, batch.images[i], device) for i, v in zip(which, views, strict=True)}
     takers = {id(view): [_Taker(a, {}, {}) for a in accumulators if view in a.views] for view in views}
     dtype = _autocast_dtype(autocast)
     for view in views:
@@ -247,6 +253,7 @@ def _feed(
             ):
                 view.model(shown[id(view)])
         _drop_nonfinite(takers[id(view)])
+        yield
     for accumulator in accumulators:
         own = [next(t for t in takers[id(v)] if t.measure is accumulator) for v in accumulator.views]
         images = shown[id(accumulator.views[0])]
@@ -367,13 +374,6 @@ def _expected(loader: Any) -> int | None:
     if n is None and hasattr(dataset, "__len__"):
         n = len(dataset)
     return None if n is None else int(n)
-
-
-def _shown(stream: Any, loader: Any) -> Any:
-    from .._progress import progress
-
-    total = len(loader) if hasattr(loader, "__len__") else None
-    return progress(stream, "measuring", total=total, unit="batch")
 
 
 @contextmanager
