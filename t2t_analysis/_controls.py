@@ -1,7 +1,8 @@
-"""Sliders over an `Exploration`: they choose, it computes. The only file that needs ipywidgets, when it is used.
+"""Fields over an `Exploration`: they choose, it computes. The only file that needs ipywidgets, when it is used.
 
-The sliders are one output, the figure, its caption and the table are ordinary outputs after it, which the sliders
-replace. So a page or a saved notebook, where no slider runs, still holds the whole content.
+The fields are one output, the figure, its caption and the table are ordinary outputs after it, which the fields
+replace. So a page or a saved notebook, where no widget runs, still holds the whole content. They are number fields and
+lists, not sliders: those have no name for a screen reader, and a track has fewer pixels than a layer has channels.
 """
 
 from __future__ import annotations
@@ -23,9 +24,13 @@ if TYPE_CHECKING:
 
 __all__ = ["Controls", "Outputs", "show_exploration"]
 
-#: three sliders to a line where the window has the room, fewer where it has not
-_WIDTH, _WRAPPED = {"width": "280px"}, {"flex_flow": "row wrap"}
-_STATIC = "Sliders appear here in JupyterLab, with ipywidgets installed. Below is what they would show first."
+#: three fields to a line where the window has the room, fewer where it has not
+_WIDTH, _WRAPPED = {"width": "230px"}, {"flex_flow": "row wrap"}
+_NAMED = {"description_width": "110px"}
+_BUSY = "Computing the picture …"
+_STATIC = (
+    "Controls appear here in JupyterLab, with ipywidgets installed. Below is what they would show first."
+)
 _CAPTION = (
     "The numbers of the measures for what is shown; null is what the value would be with nothing to see."
 )
@@ -76,7 +81,12 @@ class Controls:
         self.seconds = 0.0
         self.note = widgets.HTML()
         self.widgets = self._shared(widgets) | self._of_model(widgets, 0, "")
-        rows: list[Any] = [self._line(widgets, "image"), self._line(widgets, "query", "row", "column")]
+        self.photograph = widgets.Text(
+            description="own photograph", placeholder="path of a file, then Enter", continuous_update=False,
+            layout={"width": "460px"}, style=_NAMED,
+        )  # fmt: skip
+        image = widgets.HBox([self.widgets["image"], self.photograph], layout=_WRAPPED)
+        rows: list[Any] = [image, self._line(widgets, "query", "row", "column")]
         rows += [self._name(widgets, 0), self._line(widgets, "place", "head", "channel")]
         if len(exploration.subjects) == 2:
             self.widgets |= self._of_model(widgets, 1, "_b")
@@ -89,7 +99,8 @@ class Controls:
         self.box = widgets.VBox([*rows, self.note])
         self._fit()
         for widget in self.widgets.values():
-            widget.observe(self._changed, names="value")
+            widget.observe(lambda _: self._redraw(self._fit), names="value")
+        self.photograph.observe(lambda change: self._redraw(lambda: self._open(change["new"])), names="value")
 
     def _shared(self, widgets: Any) -> dict[str, Any]:
         at, first = self.exploration.selection, self.exploration.subjects[0]
@@ -97,25 +108,18 @@ class Controls:
         rows, columns = first.grid
         queries = [("patch at row, column", "patch"), ("class token", CLASS)][: 1 + first.has_class_token]
         return {
-            "image": widgets.Dropdown(options=images, value=at.image, description="image", layout=_WIDTH),
-            "query": widgets.Dropdown(options=queries, value=at.query, description="token", layout=_WIDTH),
-            "row": _slider(widgets, "row", at.row, rows),
-            "column": _slider(widgets, "column", at.column, columns),
+            "image": _list(widgets, "image", images, at.image),
+            "query": _list(widgets, "token", queries, at.query),
+            "row": _field(widgets, "row", at.row, rows),
+            "column": _field(widgets, "column", at.column, columns),
         }
 
     def _of_model(self, widgets: Any, which: int, suffix: str) -> dict[str, Any]:
         subject, look = self.exploration.subjects[which], self.exploration.looks()[which]
-        places = widgets.SelectionSlider(
-            options=list(subject.places),
-            value=look.place,
-            description="layer",
-            continuous_update=False,
-            layout=_WIDTH,
-        )
         return {
-            f"place{suffix}": places,
-            f"head{suffix}": _slider(widgets, "head", look.head, max(1, subject.heads(look.place))),
-            f"channel{suffix}": _slider(widgets, "channel", look.channel, subject.channels(look.place)),
+            f"place{suffix}": _list(widgets, "layer", list(subject.places), look.place),
+            f"head{suffix}": _field(widgets, "head", look.head, max(1, subject.heads(look.place))),
+            f"channel{suffix}": _field(widgets, "channel", look.channel, subject.channels(look.place)),
         }
 
     def _line(self, widgets: Any, *names: str) -> Any:
@@ -133,12 +137,13 @@ class Controls:
         names = [f.name for f in fields(self.exploration.selection) if not (follow and f.name.endswith("_b"))]
         return type(self.exploration.selection)(**{name: self.widgets[name].value for name in names})
 
-    def _changed(self, change: Any) -> None:
+    def _redraw(self, first: Callable[[], None]) -> None:
+        """Change other widgets, then draw once; say meanwhile that a picture is coming, or why there is none."""
         if self._busy:
             return
-        self._busy = True
+        self._busy, self.note.value = True, _BUSY
         try:
-            self._fit()
+            first()
             self.draw()
         except Exception as error:  # a widget's callback has no other place to complain
             self.note.value = f"<b>{escape(type(error).__name__)}: {escape(str(error))}</b>"
@@ -146,8 +151,15 @@ class Controls:
         finally:
             self._busy = False
 
+    def _open(self, photograph: str) -> None:
+        """Add a photograph of the reader's own to the list, and choose it."""
+        self.exploration.add(photograph.strip())
+        images = self.widgets["image"]
+        images.options = [(name, i) for i, name in enumerate(self.exploration.names)]
+        images.value = len(self.exploration.names) - 1
+
     def _fit(self) -> None:
-        """Give every slider the range that its layer has, and let the second model follow the first."""
+        """Give every field the range that its layer has, and let the second model follow the first."""
         self.widgets["row"].disabled = self.widgets["column"].disabled = self.widgets["query"].value == CLASS
         self._fit_model(0, "")
         if "follow" not in self.widgets:
@@ -165,9 +177,9 @@ class Controls:
     def _fit_model(self, which: int, suffix: str) -> None:
         subject, place = self.exploration.subjects[which], self.widgets[f"place{suffix}"].value
         if heads := subject.heads(place):  # elsewhere the number waits for the next layer that has heads
-            self.widgets[f"head{suffix}"].max = heads - 1
+            _limit(self.widgets[f"head{suffix}"], "head", heads)
         self.widgets[f"head{suffix}"].disabled = not heads
-        self.widgets[f"channel{suffix}"].max = subject.channels(place) - 1
+        _limit(self.widgets[f"channel{suffix}"], "channel", subject.channels(place))
 
     def draw(self) -> None:
         """Make the picture of the present selection."""
@@ -179,14 +191,23 @@ class Controls:
         self.note.value = ""
 
 
-def _slider(widgets: Any, name: str, value: int, available: int) -> Any:
-    return widgets.IntSlider(
-        value=value, min=0, max=available - 1, description=name, continuous_update=False, layout=_WIDTH
-    )
+def _list(widgets: Any, name: str, options: Any, value: Any) -> Any:
+    return widgets.Dropdown(options=options, value=value, description=name, layout=_WIDTH, style=_NAMED)
+
+
+def _field(widgets: Any, name: str, value: int, available: int) -> Any:
+    field = widgets.BoundedIntText(value=value, min=0, max=available - 1, layout=_WIDTH, style=_NAMED)
+    _limit(field, name, available)
+    return field
+
+
+def _limit(field: Any, name: str, available: int) -> None:
+    """Numbers that a field takes, which it says beside its name."""
+    field.max, field.description = available - 1, f"{name}, 0 to {available - 1}"
 
 
 def show_exploration(exploration: Exploration, interactive: bool) -> None:
-    """Show an exploration in a notebook: sliders if asked for, then figure, caption and table."""
+    """Show an exploration in a notebook: controls if asked for, then figure, caption and table."""
     outputs = Outputs()
     if not interactive:
         outputs(*exploration.picture())

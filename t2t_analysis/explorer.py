@@ -1,6 +1,6 @@
 """Look around in a model by hand: pick an image, a layer, a head, a channel and a token, and see what is there.
 
-``explore`` shows sliders in JupyterLab, where ipywidgets (extra ``explore``) is installed, and the same figure and
+``explore`` shows controls in JupyterLab, where ipywidgets (extra ``explore``) is installed, and the same figure and
 table without them everywhere else. Everything is computed by `Exploration`, which knows nothing of widgets.
 """
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ._names import is_small
-from ._show import RESULTS_VARIABLE, code
+from ._show import RESULTS_VARIABLE
 from .errors import DataError, T2TError, UnknownNameError
 from .results import Result, tidy
 from .scene import CLASS, Look, Scene, Subject
@@ -90,7 +90,7 @@ class Exploration:
     ----------
     subjects : one or two, with as many images each. names : of the images.
 
-    In a notebook it shows itself, with sliders where they run. ``selection`` is what the sliders stand at.
+    In a notebook it shows itself, with controls where they run. ``selection`` is what they stand at.
 
     >>> import timm
     >>> model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2).eval()
@@ -163,6 +163,19 @@ class Exploration:
         self.selection = changed
         return self
 
+    def add(self, photograph: Any) -> Exploration:
+        """Look at a further image: the path of a file, a Pillow image, or what `explore` takes else; the first of it.
+
+        Raises
+        ------
+        DataError : no such file, or not one that can be read.
+        """
+        found = [_images(photograph, subject.view.model, 1, 0) for subject in self.subjects]
+        for subject, (pixels, _) in zip(self.subjects, found, strict=True):
+            subject.add(pixels)
+        self.names = (*self.names, *found[0][1])
+        return self.select(image=len(self.names) - 1)
+
     def check(self, selection: Selection) -> None:
         """Raise UnknownNameError or DataError if a model has no such place, head, channel, image or token."""
         if not 0 <= selection.image < len(self.names):
@@ -223,7 +236,9 @@ class Exploration:
 
     def sentences(self, selection: Selection | None = None) -> list[str]:
         """Say in a sentence for each model what there is to see."""
-        return [_in_words(scene) for scene in self.scenes(selection)]
+        from .plots.scene import scene_words
+
+        return [scene_words(scene) for scene in self.scenes(selection)]
 
     def result(self) -> Result:
         """Return the numbers of the current selection as a result that can be saved."""
@@ -269,24 +284,8 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
     return table.assign(unit=first["value_unit"], **{"null is": first["null_kind"]}).reset_index(names="what")
 
 
-def _in_words(scene: Scene) -> str:
-    rows = {(row["quantity"], row["tokens"]): row for row in scene.rows}
-    parts = [f"channel {scene.look.channel} is {scene.state}"]
-    if row := rows.get(("cosine_centred", "patch")):
-        null = f" ({row['null']:.2f} on another image)" if "null" in row else ""
-        parts.insert(0, f"the head most like it is {row['head_b']}, centred cosine {row['value']:.2f}{null}")
-    if row := rows.get(("attention_entropy", "patch")):
-        parts.insert(0, f"entropy of attention {row['value']:.2f} nats, {row['null']:.2f} if uniform")
-    if row := rows.get(("erf_radius_50", scene.token)):
-        parts.append(
-            f"half of the token's input gradient within {row['value']:.1f} px, {row['null']:.1f} if spread evenly"
-        )
-    head = f", head {scene.look.head}" if scene.attention is not None else ""
-    return f"{code(scene.model)} at {code(scene.look.place)}{head}: {'; '.join(parts)}."
-
-
 def runs_widgets() -> bool:
-    """Whether sliders can run here: a notebook's kernel, ipywidgets installed, and no report being made."""
+    """Whether controls can run here: a notebook's kernel, ipywidgets installed, and no report being made."""
     from importlib.util import find_spec
 
     try:
@@ -317,7 +316,7 @@ def explore(
 ) -> Exploration:
     """Look at one image, layer, head, channel and token of a model; beside a second model if one is given.
 
-    As the last line of a cell it shows itself: with sliders in JupyterLab if ipywidgets is installed (``pip install
+    As the last line of a cell it shows itself: with controls in JupyterLab if ipywidgets is installed (``pip install
     't2t-analysis[explore]'``), as a figure and a table otherwise. To get those alone: ``.figure()``, ``.table()``.
 
     Parameters
@@ -330,7 +329,7 @@ def explore(
     number : which of the images. layer : number of a block or a place ("embed", "tokens.0"); the middle by default.
     head, channel : numbers. token : (row, column) on the grid of the backbone, or "class"; the middle by default.
     n_images, seed : at most so many images to choose from, and what they are drawn with.
-    interactive : sliders or not; None finds out whether they run here.
+    interactive : controls or not; None finds out whether they run here.
 
     Raises
     ------

@@ -148,6 +148,10 @@ class Subject:
                 "a data set is preprocessed for each model"
             ) from error
 
+    def add(self, images: Tensor) -> None:
+        """Look at further images (n, 3, H, W) too, preprocessed and of the size of the others."""
+        self.images = torch.cat([self.images, images.to(self.images)])
+
     @property
     def label(self) -> str:
         """Name of the model."""

@@ -1,4 +1,4 @@
-"""Exploring by hand: maps and numbers that are known beforehand, what is refused, sliders without a browser."""
+"""Exploring by hand: maps and numbers that are known beforehand, what is refused, controls without a browser."""
 
 from __future__ import annotations
 
@@ -326,15 +326,15 @@ def test_without_widgets_there_are_figure_caption_and_table(pair: Exploration, s
     assert "(fraction of image side)" in page
 
 
-def test_with_widgets_the_same_and_sliders_with_a_fallback(pair: Exploration, shown: list[Any]) -> None:
+def test_with_widgets_the_same_and_controls_with_a_fallback(pair: Exploration, shown: list[Any]) -> None:
     show_exploration(pair, interactive=True)
-    sliders, *rest = shown
-    assert "application/vnd.jupyter.widget-view+json" in sliders[1]
-    assert "JupyterLab" in sliders[1]["text/markdown"]
+    fields, *rest = shown
+    assert "application/vnd.jupyter.widget-view+json" in fields[1]
+    assert "JupyterLab" in fields[1]["text/markdown"]
     assert [about["t2t_analysis"]["role"] for _, _, about in rest] == ["figure", "table"]
 
 
-# ------------------------------------------------------------------------------------------------ sliders
+# ------------------------------------------------------------------------------------------------ controls
 
 
 def controls(exploration: Exploration) -> tuple[Controls, list[bytes]]:
@@ -344,7 +344,7 @@ def controls(exploration: Exploration) -> tuple[Controls, list[bytes]]:
     return made, pictures
 
 
-def test_moving_a_slider_redraws_once_and_moves_the_selection(pair: Exploration) -> None:
+def test_changing_a_field_redraws_once_and_moves_the_selection(pair: Exploration) -> None:
     pair.select(image=0, layer=5, head=1, channel=2, token=(4, 4))
     made, pictures = controls(pair)
     for name, value in {"head": 3, "channel": 9, "row": 0, "image": 2, "query": CLASS}.items():
@@ -371,7 +371,32 @@ def test_ranges_follow_the_layer_and_the_second_model_the_first(pair: Exploratio
     assert [scene.look for scene in pair.scenes()] == [Look("tokens.1", 0, 31), Look("blocks.0", 1, 11)]
 
 
-def test_an_error_is_shown_below_the_sliders(pair: Exploration, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fields_have_names_and_say_their_range_and_that_a_picture_is_coming(pair: Exploration) -> None:
+    made, _ = controls(pair.select(layer=9, head=3, channel=95))
+    assert all(widget.description for widget in (*made.widgets.values(), made.photograph))
+    said: list[str] = []
+    made.note.observe(lambda change: said.append(change["new"]), names="value")
+    made.widgets["place"].value = "tokens.1"
+    assert made.widgets["channel"].description == "channel, 0 to 31"
+    assert said == ["Computing the picture …", ""]
+
+
+def test_a_photograph_of_ones_own_is_opened_by_its_path(pair: Exploration, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (60, 40), (200, 30, 30)).save(tmp_path / "mine.png")
+    made, pictures = controls(pair)
+    known = len(pair.names)
+    made.photograph.value = str(tmp_path / "mine.png")
+    assert len(pictures) == 2
+    assert pair.names[-1] == "mine.png"
+    assert pair.selection.image == made.widgets["image"].value == known
+    with pytest.raises(DataError):
+        made.photograph.value = str(tmp_path / "none.png")
+    assert "none.png" in made.note.value
+
+
+def test_an_error_is_shown_below_the_controls(pair: Exploration, monkeypatch: pytest.MonkeyPatch) -> None:
     pair.select(image=0, layer=5, head=0, channel=0, token=(4, 4))
     made, _ = controls(pair)
     monkeypatch.setattr(made, "publish", lambda *_: (_ for _ in ()).throw(DataError("<gone>")))
@@ -380,7 +405,7 @@ def test_an_error_is_shown_below_the_sliders(pair: Exploration, monkeypatch: pyt
     assert made.note.value == "<b>DataError: &lt;gone&gt;</b>"
 
 
-def test_moving_a_slider_is_quick() -> None:
+def test_changing_a_field_is_quick() -> None:
     """The bundled pair, where everything but the picture is kept: under half a second of one core."""
     import time
 

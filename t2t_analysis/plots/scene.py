@@ -13,12 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MplFigure
 from matplotlib.patches import Rectangle
 
+from .._show import code
+from ..quantities import number
 from .base import DIVERGING, PALETTE, SEQUENTIAL, Figure, finish, use_style
+from .series import caption
 
 if TYPE_CHECKING:
     from ..scene import Scene
 
-__all__ = ["scene_figure"]
+__all__ = ["scene_figure", "scene_words"]
 
 #: inches: panel, gap between panels, above a panel two lines, below it the colour bar, the row's headline, margin
 _PANEL, _GAP, _ABOVE, _BELOW, _HEAD, _EDGE = 1.82, 0.2, 0.42, 0.4, 0.26, 0.06
@@ -46,7 +49,7 @@ def scene_figure(scenes: Sequence[Scene], frame: pd.DataFrame, image_name: str) 
         limits = _attention_limit(scenes), _feature_limit(scenes)
         for number, scene in enumerate(scenes):
             _draw_row(ax, size[1] / len(scenes) * number, scene, limits, image_name)
-    return finish(fig, frame, _caption(scenes, frame, image_name), _alt(scenes, frame, image_name))
+    return finish(fig, frame, _caption(scenes, image_name), _alt(scenes, image_name))
 
 
 def _attention_limit(scenes: Sequence[Scene]) -> float:
@@ -174,41 +177,50 @@ def _draw_field(panel: _Panel, scene: Scene) -> None:
 # ------------------------------------------------------------------------------------------------ words
 
 
-def _value(frame: pd.DataFrame, scene: Scene, quantity: str) -> Any | None:
-    """The first row of a quantity of one model; None if it has no such number."""
-    found = frame[(frame["model"] == scene.model) & (frame["quantity"] == quantity)]
-    return next(found.itertuples(index=False), None)
+def _found(scene: Scene, quantity: str, tokens: str) -> dict[str, Any] | None:
+    """The row of a number; None where there is no such."""
+    rows = (row for row in scene.rows if (row["quantity"], row["tokens"]) == (quantity, tokens))
+    return next(rows, None)
 
 
-def _sentence(scene: Scene, frame: pd.DataFrame) -> Iterator[str]:
+def _parts(scene: Scene) -> Iterator[str]:
     """What is to be seen in one row, in plain words."""
     if scene.attention is None:
         yield f"no attention ({scene.missing['attention']})"
     else:
-        yield f"head {scene.look.head} gives at most {float(scene.attention.max()):.2g} times uniform attention"
-    if (similar := _value(frame, scene, "cosine_centred")) is not None:
-        yield f"the head most like it is {similar.head_b} (centred cosine {similar.value:.2f})"
+        yield f"at most {number(float(scene.attention.max()), 1)} times uniform attention on a patch"
+    if row := _found(scene, "attention_entropy", "patch"):
+        yield f"entropy of attention {number(row['value'], 2)} nats, {number(row['null'], 2)} if uniform"
+    if row := _found(scene, "cosine_centred", "patch"):
+        null = f" ({number(row['null'], 2)} on another image)" if "null" in row else ""
+        yield f"the head most like it is {row['head_b']}, centred cosine {number(row['value'], 2)}{null}"
     yield f"channel {scene.look.channel} is {scene.state}"
-    if (radius := _value(frame, scene, "erf_radius_50")) is not None:
-        yield f"half of the squared input gradient lies within {radius.value:.1f} px"
+    if row := _found(scene, "erf_radius_50", scene.token):
+        spread = f"{number(row['null'], 1)} if spread evenly"
+        yield f"half of the token's input gradient within {number(row['value'], 1)} px, {spread}"
 
 
-def _caption(scenes: Sequence[Scene], frame: pd.DataFrame, image_name: str) -> str:
-    rows = [
-        f"`{scene.model.replace('`', '')}` at `{scene.look.place}`: {'; '.join(_sentence(scene, frame))}."
-        for scene in scenes
-    ]
-    how = (
-        "Attention in multiples of uniform attention (1 means none preferred), coloured by its square root; the "
-        "channel in multiples of the layer's level, framed all round if it is zero, flat or too large; the input "
-        "gradient of the token, largest value 1. One image and one head: a description, so no interval; the table "
-        "has the nulls."
-    )
-    framed = [] if scenes[0].cell is None else ["Framed: the token's own cell."]
-    return " ".join([f"{image_name.replace('`', '')}, {scenes[0].token}.", *rows, *framed, how])
+def scene_words(scene: Scene) -> str:
+    """What a model shows, in a sentence; names as Markdown code."""
+    head = f", head {scene.look.head}" if scene.attention is not None else ""
+    return f"{code(scene.model)} at {code(scene.look.place)}{head}: {'; '.join(_parts(scene))}."
 
 
-def _alt(scenes: Sequence[Scene], frame: pd.DataFrame, image_name: str) -> str:
-    parts = [f"{scene.model}, {scene.look.place}: {'; '.join(_sentence(scene, frame))}" for scene in scenes]
-    kinds = "Maps over the image: attention, feature map, receptive field"
-    return f"{kinds}. {image_name}, {scenes[0].token}. {'. '.join(parts)}."
+def _missing(scenes: Sequence[Scene]) -> str:
+    """Why a model shows no attention."""
+    why = [f"{code(s.model)}: {s.missing['attention']}" for s in scenes if "attention" in s.missing]
+    return f"No attention in {'; '.join(why)}." if why else ""
+
+
+def _caption(scenes: Sequence[Scene], image_name: str) -> str:
+    framed = "" if scenes[0].cell is None else "Framed: the token's own cell."
+    return caption(
+        f"{image_name.replace('`', '')}, {scenes[0].token}: attention over uniform attention, colours by its square "
+        "root; channel over the layer's level, framed if zero, flat or too large; input gradient over its largest.",
+        _missing(scenes), framed, "One image: no interval; nulls are in the table.",
+    )  # fmt: skip
+
+
+def _alt(scenes: Sequence[Scene], image_name: str) -> str:
+    parts = " ".join(scene_words(scene).replace("`", "") for scene in scenes)
+    return f"Maps over the image: attention, feature map, receptive field. {image_name}, {scenes[0].token}. {parts}"
