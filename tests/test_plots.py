@@ -423,7 +423,9 @@ def test_head_effects_show_the_numbers_and_mark_corrected_p():
 def test_every_head_stands_at_its_largest_similarity():
     pairs = [row("cosine_centred", m, i, v, layer_b=i, head=a, head_b=b)
              for m in TWO for i in (0, 1) for a, b, v in ((0, 1, 0.1), (0, 2, 0.5), (1, 2, 0.3))]  # fmt: skip
-    found = Result("association", [row("similarity_effect_spearman", m, None, -0.5, p=0.02) for m in TWO])
+    found = Result(
+        "association", [row("similarity_effect_spearman_within_layers", m, None, -0.5, p=0.02) for m in TWO]
+    )
     figure = similarity_against_effect(Result("head_similarity", pairs), ablated(), found)
     points = figure.fig.axes[0].collections[-1].get_offsets().data
     np.testing.assert_allclose(points[:, 0], [0.5, 0.3, 0.5] * 2)

@@ -120,10 +120,9 @@ def _in_order(ax: Axes, frame: pd.DataFrame, marked: set[tuple[int, int]], numbe
     keys = [(int(layer), int(head)) for layer, head in rows[["layer", "head"]].to_numpy()]
     at = [i for i, key in enumerate(keys) if key in marked]
     ax.scatter(x[at], value[at], s=40, facecolors="none", edgecolors="black", linewidths=1.0, zorder=3)
-    for i in range(min(3, len(keys))):
-        ax.annotate(
-            "{}.{}".format(*keys[i]), (x[i], value[i]), xytext=(6, 2), textcoords="offset points", fontsize=9
-        )
+    ax.annotate(
+        "{}.{}".format(*keys[0]), (0, value[0]), xytext=(6, 2), textcoords="offset points", fontsize=9
+    )
     ax.set_xticks([])
 
 
@@ -171,7 +170,8 @@ def similarity_against_effect(
         drawn[model] = rows.assign(
             x=_largest(pairs).reindex(pd.MultiIndex.from_frame(rows[["layer", "head"]])).to_numpy()
         )
-    found = {model: association.frame[association.frame["model"] == model].iloc[0] for model in names}
+    within = "similarity_effect_spearman_within_layers"  # what the verdict rests on
+    found = {model: rows_of(association, quantity=within, model=model).iloc[0] for model in names}
     spearman = {model: quantity(str(row["quantity"])).interval(row) for model, row in found.items()}
     with use_style():
         fig, axes = new_axes(1, len(names), width=4.3 * len(names) + 0.4, height=3.9, squeeze=False)
@@ -179,14 +179,14 @@ def similarity_against_effect(
         _scatter(fig, axes[0], {m: (f["x"].to_numpy(float), shown(f)) for m, f in drawn.items()})
         for ax, model in zip(axes[0], names, strict=True):
             ax.set_xlabel(f"largest {quantity(name).label} to a head of its layer")
-            title_block(ax, model, f"Spearman {spearman[model]}")
+            title_block(ax, model, f"Spearman within layers {spearman[model]}")
         axes[0][0].set_ylabel(quantity(effect).label)
     whole = pd.concat([frame.drop(columns="x") for frame in drawn.values()])
     row = next(iter(found.values()))
     each = "; ".join(f"`{m}` {spearman[m]}, {p_words(found[m]['p'])}" for m in names)
     words = caption(
-        f"If heads that are alike were redundant, the points would fall. Spearman: {each}.", how_sure(whole),
-        also=[f"Null: {str(row['null_kind']).split(';')[0]}."],
+        f"If heads that are alike were redundant, the points of a layer would fall. Spearman within layers: {each}.",
+        how_sure(whole), also=[f"Null: {str(row['null_kind']).split(';')[0]}."],
     )  # fmt: skip
     alt = (
         f"Scatter of {quantity(effect).words} against {quantity(name).words}, a dot a head. Spearman: {each}."

@@ -19,7 +19,6 @@ __all__ = ["DEAD", "ablation_conclusions", "ablation_findings"]
 #: KL divergence in nats below which no event changes its probability by more than SMALLEST["accuracy"], on average over
 #: images: by Pinsker's inequality a total variation of v needs a divergence of 2 v^2 at least.
 DEAD = 2 * SMALLEST["accuracy"] ** 2
-_WITHIN = "similarity_effect_spearman_within_layers"
 
 
 def ablation_findings(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
@@ -36,7 +35,6 @@ def ablation_findings(results: Iterable[Result | None], models: Mapping[str, Any
     return kept(
         [
             *facts.claim("similarity-is-redundancy"),
-            facts.line(_WITHIN),
             *(_single(facts, label) for label in facts.labels),
             *(_removable(facts, label) for label in facts.labels),
         ]
