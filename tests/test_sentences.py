@@ -115,7 +115,7 @@ def test_the_standard_form_has_values_null_control_difference_and_n() -> None:
     )
     assert found.line("invalid_area") == (
         "Zero or too large channels, mean over thresholds: 2.0 % [1.0, 3.0] in `T2T` and 5.0 % [4.0, 6.0] in `ViT` "
-        "(null 0.0 %; `ViT` untrained 1.0 %); `T2T` minus `ViT` −3.0 points [−4.0, −2.0], n = 64 images."
+        "(null 0.0 %; `ViT` untrained 1.0 %); the first minus the second −3.0 points [−4.0, −2.0], n = 64 images."
     )
     assert found.line("zero_area") == ""  # not measured
     with pytest.raises(UnknownNameError):
@@ -139,7 +139,8 @@ def test_one_model_alone_stands_beside_its_control() -> None:
     )
     line = found.line("kl")
     assert line.startswith(
-        "KL divergence from the full model: 0.500 nats [0.490, 0.510] in `ViT` (`ViT` untrained 0.1"
+        "KL divergence from the full model: 0.500 nats [0.490, 0.510] in `ViT` (untrained 0.100 nats); "
+        "`ViT` minus `ViT, random` 0.4"
     )
     assert found.untrained == []  # a control is no model in question
     assert found.judged([Effect("kl", "similarity", pair="kl")]) == []  # nothing is claimed of it
@@ -166,9 +167,14 @@ def test_differences_without_a_claim_are_judged_by_the_same_rule() -> None:
     found = facts(row("outline_channels_difference", "T2T", 0.1, model_b="ViT"))
     (said,) = found.judged([effect])
     assert said == (
-        "Channels that follow the outline: **supported** for `T2T` against `ViT`, over 64 images. 10.0 points "
-        "[9.0, 11.0], smallest that counts 1.0 points."
+        "Channels that follow the outline, said to be more in `T2T` than in `ViT`: **supported**. `T2T` minus `ViT` "
+        "10.0 points [9.0, 11.0], n = 64 images; smallest that counts 1.0 points."
     )
+    turned = row("outline_channels_difference", "ViT", -0.1, model_b="T2T")
+    (same,) = facts(turned, models=dict(reversed(PAIR.items()))).judged([effect])
+    assert "said to be more in `T2T` than in `ViT`: **supported**. `ViT` minus `T2T` −10.0 points" in same
+    assert facts(row("outline_channels_difference", "a", 0.1, model_b="b"),
+                 models={"a": PAIR["ViT"], "b": PAIR["ViT"]}).judged([effect]) == []  # fmt: skip
     assert effect_verdict(effect, "pair", found.difference("outline_channels")).verdict == "supported"
 
 

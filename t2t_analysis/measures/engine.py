@@ -238,8 +238,8 @@ def _feed(
 ) -> Iterator[None]:
     """Run every model over its images of one batch, then update every accumulator with what its hooks reduced.
 
-    Yields after each forward pass, so that a cell with one large batch says how far it is. ``which`` says for each view which
-    of the batch's images are its own.
+    Yields after each forward pass, so that a cell with one large batch says how far it is. ``which`` of
+    the batch's kinds of images is each view's own.
     """
     shown = {id(v): _for(v, batch.images[i], device) for i, v in zip(which, views, strict=True)}
     takers = {id(view): [_Taker(a, {}, {}) for a in accumulators if view in a.views] for view in views}

@@ -6,6 +6,7 @@ Words and digits come from `quantities`, verdicts from `claims`. A sentence hold
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -133,16 +134,13 @@ class Facts:
         if not rows:
             return ""
         each = listed(f"{about.interval(found)} in {code(label)}" for label, found in rows.items())
-        beside = [
-            *self._nulls(name, rows),
-            *(f"{code(label)} untrained {about.number(twin['value'])}" for label in rows
-              if (twin := row(label + TWIN)) is not None),
-        ]  # fmt: skip
+        beside = [*self._nulls(name, rows), *self._controls(name, rows, row)]
         shown = f" ({'; '.join(beside)})" if beside else ""
         text = f"{about.title}: {each}{shown}"
         if apart is not None:
             of = quantity(str(apart["quantity"]))
-            text += f"; {code(apart['model'])} minus {code(apart['model_b'])} {of.interval(apart)}"
+            names = f"{code(apart['model'])} minus {code(apart['model_b'])}"
+            text += f"; {'the first minus the second' if len(rows) == 2 else names} {of.interval(apart)}"
         counts = listed(dict.fromkeys(f"{row['n']} {row['unit']}s" for row in rows.values() if row["n"] > 0))
         return f"{text}{f', n = {counts}' if counts else ''}.{' ' * bool(note)}{note}"
 
@@ -151,19 +149,36 @@ class Facts:
         nulls = [quantity(name).number(row["null"]) for row in rows.values() if pd.notna(row["null"])]
         return [f"null {listed(dict.fromkeys(nulls))}"] if nulls else []
 
+    def _controls(
+        self, name: str, rows: Mapping[str, pd.Series], row: Callable[[str], pd.Series | None]
+    ) -> list[str]:
+        """The untrained controls of the models, by name only where one is missing."""
+        values = {
+            label: quantity(name).number(twin["value"])
+            for label in rows
+            if (twin := row(label + TWIN)) is not None
+        }
+        if len(values) == len(rows):
+            return [f"untrained {listed(values.values())}"]
+        return [f"{code(label)} untrained {value}" for label, value in values.items()]
+
     # ---------------------------------------------------------------------------------- verdicts
 
     def claim(self, name: str) -> list[str]:
-        """What these models say of a claim, as the ledger has it: the two together, then each trained one alone."""
-        said = []
+        """What these models say of a claim, as the ledger has it: the two together, then each trained one alone.
+
+        A sentence each with the first number that decides; the others follow after them.
+        """
+        said, also = [], []
         for _, about, frame in self._ledgers(name):
             (row,) = summary(frame).to_dict("records")
-            effects = " ".join(effect_words(effect) for _, effect in frame[frame["deciding"]].iterrows())
+            first, *rest = [effect_words(effect) for _, effect in frame[frame["deciding"]].iterrows()]
             why = f" Why: {row['because']}." if row["because"] else ""
             said.append(
-                f"{row['statement']} **{str(row['verdict']).capitalize()}** for {about}.{why} {effects}"
+                f"{row['statement']} **{str(row['verdict']).capitalize()}** for {about}.{why} {first}"
             )
-        return [*said, *self.no_verdict]
+            also += [f"Also asked of {about}: {' '.join(rest)}"] * bool(rest)
+        return [*said, *self.no_verdict, *also]
 
     def _ledgers(self, name: str) -> list[tuple[Kind, str, pd.DataFrame]]:
         claim, found = claim_named(name), []
@@ -201,19 +216,25 @@ class Facts:
         return [*said, *self.no_verdict, *what]
 
     def judged(self, effects: Iterable[Effect], **where: Any) -> list[str]:
-        """Differences that no claim of the ledger is about, judged by the same rule, each by itself."""
-        said = []
-        for effect in effects if len(self.labels) > 1 else ():
+        """Differences that no claim of the ledger is about, judged by the same rule, each by itself.
+
+        Of a soft and a hard split alone, whose difference the paper says something of; in either order.
+        """
+        order, said = pair_order(self.models), []
+        for effect in effects if order else ():
             row = self.difference(effect.pair, **where)
             if row is None:
                 continue
-            of = quantity(str(row["quantity"]))
-            found = effect_verdict(effect, "pair", dict(row))
+            of, soft = quantity(str(row["quantity"])), row["model"] == order[0]
+            found = effect_verdict(
+                effect if soft else replace(effect, direction=-effect.direction), "pair", dict(row)
+            )
             verdict = f"{found.verdict}{f' ({found.reason})' if found.reason else ''}"
-            smallest = of.number(of.smallest) if of.smallest else "0"
+            more = "more" if effect.direction > 0 else "less"
             said.append(
-                f"{effect.words[:1].upper()}{effect.words[1:]}: **{verdict}** for {code(row['model'])} against "
-                f"{code(row['model_b'])}, over {row['n']} {row['unit']}s. {of.interval(row)}, smallest that counts "
-                f"{smallest}."
+                f"{effect.words[:1].upper()}{effect.words[1:]}, said to be {more} in {code(order[0])} than in "
+                f"{code(order[1])}: **{verdict}**. {code(row['model'])} minus {code(row['model_b'])} "
+                f"{of.interval(row)}, n = {row['n']} {row['unit']}s; smallest that counts "
+                f"{of.number(of.smallest) if of.smallest else '0'}."
             )
         return said
