@@ -199,8 +199,8 @@ def test_the_study_in_words_is_the_ledger() -> None:
     assert said[0].startswith(first)
     assert "supported." in said[0]
     assert "not testable" in said[1]
-    assert said[-1] == "2 runs of 2 kinds of model, 1 seeds each, 4 epochs (of longer ones planned), d."
-    assert study_conclusions(result)[0] == "Supported: top-1 accuracy, over both backbones."
+    assert said[-1] == "2 runs of 2 kinds of model, 1 seed each, 4 epochs (of longer ones planned), d."
+    assert study_conclusions(result)[0] == "Supported: t2t-helps (top-1 accuracy, over both backbones)."
     assert (
         "No effect can be estimated yet"
         in study_findings(Result("study_effects", result.frame.iloc[:0]), runs)[0]

@@ -97,7 +97,9 @@ def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame, models: Sequence[s
             ax.xaxis.get_major_locator().set_params(integer=True)
             title_block(ax, title)
         handles = [
-            handle(_short(name), **role(i % 6).style() | {"markersize": 0}) for i, name in enumerate(models)
+            handle(_short(name), **role(i % 6).style() | {"markersize": 0})
+            for i, name in enumerate(models)
+            if name in set(drawn["model"])
         ]
         fig.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
     last = drawn.groupby("run").tail(1)

@@ -32,6 +32,8 @@ _TEMPLATES = Path(__file__).parent
 _HIDDEN_TAGS = frozenset({"injected-parameters", "papermill-error-cell-tag"})
 #: elements that run, load or restyle something; pandas puts a style element into its tables
 _FOREIGN = ("script", "style", "iframe", "object", "embed", "link", "meta", "base", "form")
+#: letters of a cell whose column needs room
+_LONG = 40
 _PRIORITY = ["text/html", "text/markdown", "image/png", "image/jpeg", "text/latex", "text/plain"]
 
 
@@ -290,6 +292,9 @@ def _wrap_tables(soup: BeautifulSoup) -> None:
             if in_head and not head.get_text(strip=True):
                 head.name = "td"
                 del head["scope"]
+        for cell in table.find_all("td"):
+            if len(cell.get_text(strip=True)) > _LONG:
+                cell["class"] = "wrap"
         caption = table.find("caption")
         words = caption.get_text(" ", strip=True) if caption else "Table"
         label = f"{words} (table {number})"

@@ -220,8 +220,11 @@ class Facts:
 
         Of a soft and a hard split alone, whose difference the paper says something of; in either order.
         """
-        order, said = pair_order(self.models), []
-        for effect in effects if order else ():
+        said: list[str] = []
+        order = pair_order(self.models)
+        if order is None:
+            return said
+        for effect in effects:
             row = self.difference(effect.pair, **where)
             if row is None:
                 continue

@@ -37,7 +37,8 @@ def study_findings(result: Result, runs: pd.DataFrame) -> list[str]:
     seeds = runs.groupby("model")["seed"].nunique()
     each = f"{seeds.min()}" if seeds.min() == seeds.max() else f"{seeds.min()} to {seeds.max()}"
     about = (
-        f"{len(runs)} runs of {len(seeds)} kinds of model, {each} seeds each, {int(runs['epochs'].iloc[0])} epochs"
+        f"{len(runs)} runs of {len(seeds)} kinds of model, {each} seed{'s' * (each != '1')} each, "
+        f"{int(runs['epochs'].iloc[0])} epochs"
         f"{' (of longer ones planned)' if bool(runs['reduced'].any()) else ''}, {runs['data'].iloc[0]}."
     )
     if frame.empty:
@@ -72,13 +73,16 @@ def recipe_sentences(result: Result) -> list[str]:
 
 
 def study_conclusions(result: Result) -> list[str]:
-    """Which effects got which verdict, and what was not run."""
+    """Which claims' effects got which verdict, and of which nothing was run."""
     frame = _effects(result)
-    return [
-        f"{verdict[:1].upper()}{verdict[1:]}: {'; '.join(frame.loc[frame['verdict'] == verdict, 'effect'])}."
-        for verdict in VERDICTS
+    frame = frame.assign(named=frame["claim"] + " (" + frame["effect"] + ")")
+    said = [
+        f"{verdict[:1].upper()}{verdict[1:]}: {'; '.join(frame.loc[frame['verdict'] == verdict, 'named'])}."
+        for verdict in VERDICTS[:-1]
         if verdict in set(frame["verdict"])
     ]
+    rest = dict.fromkeys(frame.loc[frame["verdict"] == VERDICTS[-1], "claim"])
+    return [*said, f"Not tested, since runs are missing: {listed(rest)}."] if rest else said
 
 
 def cost_table(runs: pd.DataFrame) -> pd.DataFrame:
