@@ -111,10 +111,10 @@ def test_a_suite_in_a_folder_of_the_release_stays_is_linked_and_names_no_folder_
     for made in (released / "alone").glob("cost*"):
         assert str(tmp_path) not in made.read_text(encoding="utf-8")
         assert "w.safetensors" in made.read_text(encoding="utf-8")
-    assert 'href="../index.html"' in (released / "alone" / "index.html").read_text(encoding="utf-8")
+    assert '/index.html">Other suites</a>' in (released / "alone" / "index.html").read_text(encoding="utf-8")
     release(reports, released)
     assert 'href="alone/index.html"' in (released / "index.html").read_text(encoding="utf-8")
-    assert "[alone](../reports/released/alone/index.html)" in results_markdown(released)
+    assert "/reports/released/alone/index.html)" in results_markdown(released)
 
 
 def test_pictures_shrink_and_keep_their_colours_to_the_eye() -> None:
