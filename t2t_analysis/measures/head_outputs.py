@@ -16,7 +16,7 @@ from ..stats import max_statistic_p, null_summary
 from .base import MeasureBatch, View
 from .cka import LEAST, gram, permutations, u_centred
 from .head_measure import HeadMeasure, correlation
-from .head_summary import contrast, layer_table
+from .head_summary import contrast
 
 __all__ = ["HeadOutputCKA", "head_output_weights", "head_outputs", "permutation_null"]
 
@@ -183,11 +183,12 @@ class HeadOutputCKA(HeadMeasure):
     def _rows(self, tokens: str, counts: Tensor) -> list[dict[str, Any]]:
         sums = self._finite(getattr(self, tokens))
         pairs, means, change = self.estimate_all(correlation, (sums, self.index.spread(counts)), counts)
-        null = self._null_maps(tokens, sums.sum(0)).cpu().numpy()  # (K, M, M)
-        layers = layer_table(null, self.index)
+        null, layers = (x.cpu().numpy() for x in self._null(tokens, sums.sum(0)))
         mean, low, high = null_summary(contrast(np.diagonal(layers, axis1=-2, axis2=-1)))
+        upper = np.triu_indices(self.index.total, k=1)
+        of_pairs = permutation_null(pairs.value[upper], null, np.isfinite(pairs.value[upper]))
         nulls = [
-            permutation_null(pairs.value, null, np.triu(np.isfinite(pairs.value), k=1)),
+            {name: _placed(column, upper, self.index.total) for name, column in of_pairs.items()},
             permutation_null(means.value, layers, np.triu(np.isfinite(means.value))),
             {"null": float(mean), "null_low": float(low), "null_high": float(high)},
         ]
@@ -207,14 +208,23 @@ class HeadOutputCKA(HeadMeasure):
                 state[:, where] = state[:, :, where] = torch.nan
         return state
 
-    def _null_maps(self, tokens: str, total: Tensor) -> Tensor:
-        """(K, M, M), symmetric with ones on the diagonal."""
+    def _null(self, tokens: str, total: Tensor) -> tuple[Tensor, Tensor]:
+        """CKA of permuted images: pairs of heads h < g (K, M (M - 1) / 2), and means over layers l <= m (K, L, L)."""
         h, g = torch.triu_indices(len(total), len(total), offset=1, device=total.device)
         deviation = total.diagonal().sqrt()
         values = getattr(self, f"null_{tokens}") / (deviation[h] * deviation[g])
-        maps = torch.eye(len(total), dtype=total.dtype, device=total.device).repeat(len(values), 1, 1)
-        maps[:, h, g] = maps[:, g, h] = values
-        return maps
+        layer, depth = self.index.member.argmax(0).to(total.device), len(self.index.layers)
+        exists = ~values[0].isnan()
+        cell = (layer[h] * depth + layer[g])[exists]
+        sums = values.new_zeros(len(values), depth**2).index_add_(1, cell, values[:, exists])
+        return values, (sums / torch.bincount(cell, minlength=depth**2)).unflatten(1, (depth, depth))
+
+
+def _placed(values: np.ndarray, where: tuple[np.ndarray, ...], size: int) -> np.ndarray:
+    """``values`` at these places of a table (size, size) that is NaN elsewhere."""
+    table = np.full((size, size), np.nan)
+    table[where] = values
+    return table
 
 
 def _inner(u: Tensor) -> Tensor:
