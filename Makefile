@@ -4,13 +4,16 @@ VENV ?= .venv
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.ready
 
-.PHONY: report test stress lint fmt bench weights constraints clean
+.PHONY: report test test-fast stress lint fmt bench weights constraints clean
 
 report: $(READY)  ## run the notebooks on the embedded images and weights and write reports/index.html
 	$(RUN) -m t2t_analysis report
 
 test: $(READY)  ## run all tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal
+
+test-fast: $(READY)  ## what can be known within a minute
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n 2 --dist worksteal --fast tests
 
 stress: $(READY)  ## broken, strange and hostile input, and killed commands, by the thousand, with counts
 	T2T_ANALYSIS_STRESS=$(or $(ROUNDS),200) OMP_NUM_THREADS=1 $(RUN) -m pytest -q -rP tests/test_stress.py tests/test_any_input.py tests/test_interrupted.py

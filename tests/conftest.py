@@ -1,6 +1,28 @@
 """Shared by all tests."""
 
+from pathlib import Path
+
 import pytest
+
+_SLOW = """
+ablation alone any_input attention attribution behaviour boundaries catalogue channels cka claims cli cost explorer
+head_pairs heads interrupted invariances locality look models notebooks plots probes project release reports sentences
+sinks stress study training
+"""
+#: files that train, run notebooks, start processes or measure many models; ``--fast`` leaves them out
+SLOW = {f"test_{name}.py" for name in _SLOW.split()}
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--fast``, for the inner loop; what lands has passed all tests."""
+    parser.addoption("--fast", action="store_true", help="leave out the files that take longest")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Not even import the slow files, nor the package for its examples."""
+    if not config.getoption("--fast"):
+        return None
+    return True if collection_path.name in SLOW or collection_path.name == "t2t_analysis" else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

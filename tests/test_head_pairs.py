@@ -18,6 +18,8 @@ from t2t_analysis.measures import (
 from t2t_analysis.measures.head_effects import kl_divergence
 from t2t_analysis.sentences.head_pairs import pair_findings
 
+from .helpers import one
+
 
 def small(heads=3, depth=2):
     torch.manual_seed(0)
@@ -37,13 +39,6 @@ def images(n=16):
 
 def run(model, *measures):
     return measure({"m": model}, list(images().split(8)), list(measures), progress=False)
-
-
-def one(frame, **where):
-    for column, value in where.items():
-        frame = frame[frame[column] == value]
-    assert len(frame) == 1
-    return frame.iloc[0]
 
 
 def test_pairs_and_skips_are_what_ablated_and_a_skipped_block_give():

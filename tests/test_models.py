@@ -377,6 +377,7 @@ def test_every_model(name):
         assert config["mean"] == (0.485, 0.456, 0.406)
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")  # shapes are constants of a trace
 @pytest.mark.parametrize(
     "name", ["t2t_vit_7", "t2t_vit_14_se", "t2t_vit_dense", "t2t_vit_t_14", "t2t_vit_16_ghost"]
 )

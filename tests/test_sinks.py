@@ -16,6 +16,8 @@ from t2t_analysis.results import Result
 from t2t_analysis.sentences.claims import side_by_side
 from t2t_analysis.sentences.sinks import sink_findings
 
+from .helpers import one
+
 
 def rng(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -40,11 +42,11 @@ def cosines(a, b, keep):
 def test_masked_cosines_are_those_of_the_maps_without_the_columns():
     a, b = maps(seed=1), maps(seed=2)
     keep = torch.stack([torch.ones(25).bool(), torch.arange(25) >= 1, torch.arange(25) % 3 > 0])
-    for one, two in ((a, a), (a, b)):
-        found = cosines(one, two, keep)
+    for first, two in ((a, a), (a, b)):
+        found = cosines(first, two, keep)
         for c, centred in enumerate((True, False)):
             for v, k in enumerate(keep):
-                left = [m[..., k] / m[..., k].sum(-1, keepdim=True) for m in (one, two)]
+                left = [m[..., k] / m[..., k].sum(-1, keepdim=True) for m in (first, two)]
                 expected = off_diagonal_mean(head_cosine(*left, centred=centred))
                 assert found[c, v].item() == pytest.approx(expected.item(), abs=1e-5)
 
@@ -154,13 +156,6 @@ def run(model, *measures, n=8):
 @pytest.fixture(scope="module")
 def found():
     return run(with_sinks(), Sinks(), HeadSimilarity())
-
-
-def one(frame, **where):
-    for column, value in where.items():
-        frame = frame[frame[column] == value]
-    assert len(frame) == 1
-    return frame.iloc[0]
 
 
 def test_patch_keys_are_what_head_similarity_says(found):
