@@ -158,3 +158,26 @@ def test_the_results_in_the_docs_are_those_of_the_released_reports() -> None:
     assert written == results_markdown(root / "reports" / "released"), (
         "run python -m t2t_analysis report --release"
     )
+
+
+SUITES = sorted((notebooks_dir().parent / "reports" / "released").glob("*/index.html"))
+
+
+@pytest.mark.parametrize("index", SUITES, ids=[path.parent.name for path in SUITES])
+def test_a_released_suite_of_real_weights_says_what_it_was_made_of(index: Path) -> None:
+    """Not made again here, since its weights are not kept: links, one clean commit, images, weights, size."""
+    folder = index.parent
+    about = [json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")]
+    assert len({report["commit"] for report in about}) == 1
+    assert not about[0]["commit"].endswith("+")
+    assert {report["parameters"]["data"] for report in about} == {
+        "photos"
+    }  # embedded: no picture from elsewhere
+    for report in about:
+        page = (folder / f"{report['stem']}.html").read_text(encoding="utf-8")
+        assert "/" not in report["parameters"]["weights"]
+        assert "SHA-256" in page
+        assert not re.search(r'(src|href)="(https?:)?/(?!/)', page)
+    for link in re.findall(r'href="([^"#]+)"', index.read_text(encoding="utf-8")):
+        assert (folder / link).is_file(), link
+    assert sum(path.stat().st_size for path in folder.rglob("*")) < LIMIT

@@ -75,7 +75,8 @@ def _what_holds(reports: list[dict[str, Any]]) -> list[str]:
     lines = []
     for ledger in (ledger for about in reports for ledger in about.get("verdicts", [])):
         lines += ["## What holds", "", f"For {ledger['about']}.", "", "| claim | verdict | size |"]
-        lines += ["| --- | --- | --- |", *(_claim(row) for row in ledger["verdicts"]), ""]
+        spoken = (row for row in ledger["verdicts"] if row.get("evidence") or row["numbers"])
+        lines += ["| --- | --- | --- |", *map(_claim, spoken), ""]  # of the others this evidence says nothing
     return lines
 
 
@@ -84,6 +85,7 @@ def _claim(row: dict[str, Any]) -> str:
     evidence = row.get("evidence") or [
         {"verdict": row["verdict"], "size": row.get("size") or row["numbers"][0]}
     ]
+    evidence = [one for one in evidence if one["verdict"] != "not tested"] or evidence[:1]
     verdicts = "<br>".join(f"{CHIPS.get(one['verdict'], '')} {one['verdict']}".strip() for one in evidence)
     sizes = "<br>".join(re.sub(r"\s+", " ", str(one.get("size", ""))) for one in evidence)
     return f"| {row['statement'].replace('|', '¦')} | {verdicts} | {sizes.replace('|', '¦')} |"
