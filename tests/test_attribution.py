@@ -398,6 +398,7 @@ def test_true_contributions_delete_and_insert_best_and_inverted_ones_worst():
         - area.loc[("occlusion", "deletion_area"), "value"] + area.loc[("occlusion", "deletion_area"), "null"]
     )  # fmt: skip
     assert max(row["p"] for row in gain.values()) < 0.01
+    assert {row["null"] for row in gain.values()} == {0.0}
     curve = result.frame.query("variant == 'occlusion' and quantity == 'deletion'")
     start = model(images).detach().softmax(1).gather(1, target[:, None]).mean()
     assert curve["value"].iloc[0] == pytest.approx(float(start), abs=1e-6)

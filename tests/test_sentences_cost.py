@@ -97,18 +97,27 @@ def test_the_pair_is_counted_and_timed_with_interval():
     assert "1.50 [1.40, 1.70] in `soft`" in said
     assert "a forward pass of 32 images" in said
     assert "3 MiB in `soft` and 2 MiB in `hard`, 150.0 % of it (counted)" in said
-    assert "cpu, x86_64, 1 thread, load 0.5 on 2 cores" in said
+    ends = " ".join(cost_conclusions(_counted(), SLOWER, SLOWER, MODELS))
+    assert "cpu, x86_64, 1 thread, load 0.5 on 2 cores" in ends
+
+
+def test_one_model_alone_has_a_time_and_no_null():
+    row = {"measure": "latency", "model": MODEL, "quantity": "latency", "at": 4, "value": 2.0, "low": 1.0, "high": 3.0,
+           "null": 2.0, "n": 9, "unit": "repeat", "variant": "inference"}  # fmt: skip
+    said = _findings(timed=Result("latency", [row], {}), step=_timed(), models={MODEL: MODELS[MODEL]})
+    line = next(line for line in said if line.startswith("Time of a batch"))
+    assert "2.0 ms [1.0, 3.0] in `soft`, n = 9 repeats" in line
 
 
 def test_what_was_not_measured_is_left_out():
     said = " ".join(_findings(counted=_counted(memory=False), timed=_timed(), step=_timed()))
     assert "MiB" not in said
     assert "forward pass" not in said
-    assert cost_conclusions(_counted(), _timed(), _timed(), MODELS)[0].startswith("What would change")
+    assert cost_conclusions(_counted(), _timed(), _timed(), MODELS)[0].startswith("Timed on")
 
 
 def test_the_half_is_no_half_of_another_vit():
-    line = next(line for line in _findings() if line.startswith("By the tables' models"))
+    line = _findings()[-1]
     assert "T2T-ViT-14 has 44.2 %, 48.4 % and 48.4 % of ViT-S/16" in line
     assert "T2T-ViT-14 has 97.7 %, 104.0 % and 104.0 % of DeiT-small" in line
 

@@ -216,4 +216,5 @@ def _rows(found: _Curves, method: str, resamples: int, seed: int) -> Iterator[di
     own, drawn = (areas["insertion"][i] - areas["deletion"][i] for i in (0, 1))
     mean = drawn.mean(0)
     columns = exchange_null(own - mean, drawn - mean, resamples=resamples, seed=seed)
+    columns["null"] = 0.0  # random orders are measured from their own mean
     yield base | {"quantity": "faithfulness"} | cluster_mean(own - mean, clusters) | columns

@@ -58,20 +58,21 @@ def cost_findings(
     judged = _ledger()
     (claim,) = summary(judged).to_dict("records")
     verdict = f"**{str(claim['verdict']).capitalize()}** by the models of the paper's tables"
-    effects = " ".join(effect_words(effect) for _, effect in judged[judged["deciding"]].iterrows())
+    first, *rest = [effect_words(effect) for _, effect in judged[judged["deciding"]].iterrows()]
     return kept([
-        f"{claim['statement']} {verdict}. {effects}", *(_count(facts, name) for name in ("parameters", "macs_all")),
+        f"{claim['statement']} {verdict}. {first}", f"Also asked of them: {' '.join(rest)}",
+        *(_count(facts, name) for name in ("parameters", "macs_all")),
         *(_time(facts, variant) for variant in _PASSES), _count(facts, "peak_training"),
-        f"Timed on: {machine_words(timed.meta)}. Another machine has other ratios.",
-        _halves(printed), _tables(printed),
+        f"{_halves(printed)} {_tables(printed)}",
     ])  # fmt: skip
 
 
 def cost_conclusions(counted: Result, timed: Result, step: Result, models: Mapping[str, Any]) -> list[str]:
-    """Whether counts foretell the clock, and what would change the verdict; arguments as for `cost_findings`."""
+    """Whether counts foretell the clock, on which machine, and what would change the verdict; as `cost_findings`."""
     facts = Facts([counted, timed, step], models)
     foretold = [_against_counts(facts, variant) for variant in _PASSES]
-    return [*filter(None, foretold), f"What would change the verdict: {claim_named('cost').change}"]
+    where = f"Timed on: {machine_words(timed.meta)}. Another machine has other ratios."
+    return [*filter(None, foretold), where, f"What would change the verdict: {claim_named('cost').change}"]
 
 
 def _ledger() -> pd.DataFrame:
@@ -92,6 +93,8 @@ def _count(facts: Facts, name: str) -> str:
 
 def _largest_batch(facts: Facts, name: str, variant: str, label: str) -> pd.Series | None:
     rows = facts.rows(name, model=label, variant=variant).sort_values("at")
+    if len(facts.labels) < 2:
+        rows = rows.assign(null=None)  # of one model alone the null is the model itself
     return rows.iloc[-1] if len(rows) else None
 
 
