@@ -14,7 +14,7 @@ from ..errors import T2TError
 from ..results import Result
 from ..stats import max_statistic_p, null_summary
 from .base import MeasureBatch, View
-from .cka import LEAST, gram, permutations, u_centred
+from .cka import LEAST, gram, permutations, permuted_inner, u_centred
 from .head_measure import HeadMeasure, correlation
 from .head_summary import contrast
 
@@ -165,9 +165,7 @@ class HeadOutputCKA(HeadMeasure):
 
     def _add_null(self, state: Tensor, u: Tensor, orders: Tensor) -> None:
         h, g = torch.triu_indices(len(u), len(u), offset=1, device=u.device)
-        flat = u.flatten(1)
-        for k, order in enumerate(orders.to(u.device)):
-            state[k] += (flat @ u[:, order][:, :, order].flatten(1).T)[h, g]
+        state += permuted_inner(u, u, orders)[:, h, g]
 
     def compute(self) -> Result:
         """Rows for pairs of heads, pairs of layers and the change over depth, for each choice of tokens."""
