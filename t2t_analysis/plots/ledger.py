@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from .base import PALETTE, Figure, new_axes, use_style
+from .series import caption
 
 __all__ = ["verdict_plot"]
 
@@ -97,16 +98,14 @@ def _caption(frame: pd.DataFrame, tested: pd.DataFrame) -> str:
     said = ", ".join(f"{counts[name]} {name}" for name in _LOOKS if name in counts) or "none tested"
     absent = frame.loc[frame["verdict"] == "not tested", "claim"]
     rest = (
-        f" Not drawn, not tested: {len(absent)} effects of {', '.join(dict.fromkeys(absent))}."
-        if len(absent)
-        else ""
+        f"Not tested, not drawn: {len(absent)} effects of {absent.nunique()} claims." if len(absent) else ""
     )
     units = ", ".join(sorted({str(unit) for unit in tested["unit"] if unit})) or "none"
-    return (
-        f"95 % intervals of {len(tested)} effects over the smallest effect that counts for each, signed so that "
-        f"positive means as claimed. Deciding effects (filled): {said}. Null: 0. Units resampled: {units}. An interval "
-        f"inside the grey band is an effect too small to matter.{rest}"
-    )
+    return caption(
+        f"95 % intervals of {len(tested)} effects over the smallest effect that counts for each; positive means as "
+        f"claimed. Deciding effects (filled): {said}. Null: 0. Units resampled: {units}.", rest,
+        also=["Inside the grey band an effect is too small to matter."],
+    )  # fmt: skip
 
 
 def _alt(tested: pd.DataFrame) -> str:

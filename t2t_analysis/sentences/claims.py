@@ -98,17 +98,14 @@ def effects_table(frame: pd.DataFrame) -> pd.DataFrame:
         {
             "claim": [row["claim"] for row in rows],
             "effect": [f"{row['effect']}{': ' * bool(row['compared'])}{row['compared']}" for row in rows],
+            "verdict": [_with_reason(row) if row["deciding"] else f"({_with_reason(row)})" for row in rows],
             "claimed": [_claimed(row) for row in rows],
             "value [95 %]": ["" if pd.isna(row["value"]) else _shown(row) for row in rows],
-            "null": [
-                "" if pd.isna(row["null"]) else quantity(row["quantity"]).number(row["null"]) for row in rows
-            ],
             "p (Holm)": [
                 "" if pd.isna(row["p"]) else f"{_p(row['p'])} ({_p(row['p_holm'])})" for row in rows
             ],
             "p of equivalence": [_p(row["p_same"]) if pd.notna(row["p_same"]) else "" for row in rows],
             "n": [f"{row['n']} {row['unit']}s" if row["n"] else "" for row in rows],
-            "verdict": [_with_reason(row) if row["deciding"] else f"({_with_reason(row)})" for row in rows],
         }
     )
 
