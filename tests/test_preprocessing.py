@@ -119,10 +119,10 @@ def test_whatever_takes_a_loader_shows_a_model_its_own_images(models, folder):
     model = models["large"]
     assert accuracy(model, own).frame.equals(accuracy(model, foreign).frame)
     maps = [
-        explain({"large": model}, loader, ["grad_cam"], n_images=4, progress=False)[0]
+        explain({"large": model}, loader, ["integrated_gradients"], n_images=4, progress=False)[0]
         for loader in (own, foreign)
     ]
-    assert torch.equal(maps[0].maps["grad_cam"], maps[1].maps["grad_cam"])
+    assert torch.equal(maps[0].maps["integrated_gradients"], maps[1].maps["integrated_gradients"])
     tokens = [token_pca({"large": model}, loader, n_images=4)[0].tokens for loader in (own, foreign)]
     assert np.array_equal(*tokens)
     means = [HeadMeans.of(model, loader).mean[0] for loader in (own, foreign)]
@@ -131,7 +131,7 @@ def test_whatever_takes_a_loader_shows_a_model_its_own_images(models, folder):
 
 def test_maps_of_models_that_see_other_crops_are_compared_where_both_look(models, folder):
     loader = load_images(folder, model=models["half"], batch_size=4)
-    one, other = explain(models, loader, ["grad_cam"], n_images=8, progress=False)[:2]
+    one, other = explain(models, loader, ["integrated_gradients"], n_images=8, progress=False)[:2]
     same = map_agreement(one, one).frame.set_index("quantity").loc["agreement", "value"]
     assert same == pytest.approx(1.0)
     assert map_agreement(one, other).frame["value"].notna().all()

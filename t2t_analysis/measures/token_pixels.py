@@ -70,6 +70,7 @@ def pixels_to_tokens(pixels: Tensor, grid: tuple[int, int], windows: Sequence[Wi
     it could see: its field lies askew of the cell at its place on the grid. What ``windows`` lead to is
     averaged onto ``grid`` where it is finer; without windows, or with too few of them, a token is its cell.
 
+    >>> import torch
     >>> pixels_to_tokens(torch.arange(16.0).view(1, 4, 4), (2, 2)).tolist()
     [[[2.5, 4.5], [10.5, 12.5]]]
     >>> pixels_to_tokens(torch.arange(16.0).view(1, 4, 4), (2, 2), [Window(3, 2, 1)]).tolist()
