@@ -31,10 +31,10 @@ fmt: $(READY)  ## format code and strip notebooks
 bench: $(READY)  ## speed and memory, as ratios measured in one run
 	$(RUN) -m t2t_analysis bench
 
-weights: $(READY)  ## train the bundled four again (about an hour of one core)
-	OMP_NUM_THREADS=1 $(RUN) -m t2t_analysis study --cells corner --seeds 0 --fractions 1 --epochs 12 --devices cpu \
+weights: $(READY)  ## train the bundled four again (about two hours of one core)
+	OMP_NUM_THREADS=1 $(RUN) -m t2t_analysis study --cells corner --seeds 0 --fractions 1 --epochs 24 --devices cpu \
 		--out study_again --runs study_again/runs
-	cd study_again/runs && for run in small_*__e12__s0__*; do for kind in safetensors json; do \
+	cd study_again/runs && for run in small_*__e24__s0__*; do for kind in safetensors json; do \
 		cp "$$run/weights.$$kind" "../../data/weights/$${run%%__*}.$$kind"; done; done
 
 constraints: $(READY)  ## write constraints.txt from what is installed, for every platform
