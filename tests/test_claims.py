@@ -375,6 +375,15 @@ def test_small_models_are_judged_by_the_study(tmp_path: Path) -> None:
     assert "trained here on photo_crops for 24 epochs, compared" in found.meta["about"]
 
 
+def test_runs_that_were_not_measured_are_not_said_to_be_missing(tmp_path: Path) -> None:
+    folder = write_study(tmp_path, lambda m: 0.5 + 0.1 * soft(m), as_claimed)
+    (folder / headlines.TABLE).unlink()
+    frame = ledger(controlled_evidence(folder=folder), claims=[claim_named("head-similarity")])
+    assert set(frame.loc[frame["deciding"], "reason"]) == {
+        "no run of this length is measured (study --measure)"
+    }
+
+
 def test_runs_that_end_before_the_last_length_get_no_verdict(tmp_path: Path) -> None:
     folder = write_study(tmp_path, lambda m: 0.5 + 0.1 * soft(m), as_claimed, epochs=12)
     frame = ledger(controlled_evidence(folder=folder))

@@ -106,6 +106,9 @@ def _with_headlines(runs: pd.DataFrame, folder: str | Path | None) -> pd.DataFra
 
 def _of_headline(runs: pd.DataFrame, name: str) -> tuple[list[dict[str, Any]], list[str]]:
     known = runs[runs[name].notna()]
+    if known.empty:
+        why = "no run of this length is measured (study --measure)"
+        return [], [f"{quantity} of {name} not estimated: {why}" for quantity in OF_HEADLINES]
     rows, notes = [], []
     for quantity in OF_HEADLINES:
         try:

@@ -135,7 +135,8 @@ def _judged(evidence: Result, effect: Effect, kind: Kind, short: str = "") -> di
     row = _found(evidence, getattr(effect, kind))
     if isinstance(row, str):
         empty = dict.fromkeys(_NUMBERS, math.nan) | {"n": 0, "unit": "", "compared": "", "weights": ""}
-        return empty | _columns(Judgement(NOT_TESTED, reason=row if effect.words else _CANNOT[kind]))
+        why = row.partition(" not estimated: ")[2] or row  # which effect it is the row says already
+        return empty | _columns(Judgement(NOT_TESTED, reason=why if effect.words else _CANNOT[kind]))
     found = effect_verdict(effect, kind, row)
     sides = [str(row[name]) for name in ("model", "model_b") if pd.notna(row[name])]
     unit = "" if pd.isna(row["unit"]) else str(row["unit"])
