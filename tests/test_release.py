@@ -161,6 +161,7 @@ def test_the_results_in_the_docs_are_those_of_the_released_reports() -> None:
 
 
 SUITES = sorted((notebooks_dir().parent / "reports" / "released").glob("*/index.html"))
+assert SUITES, "no suite of real weights among the released ones"
 
 
 @pytest.mark.parametrize("index", SUITES, ids=[path.parent.name for path in SUITES])
