@@ -31,8 +31,6 @@ TOO_LARGE: tuple[float, ...] = (3.0, *(10 ** (i / 2) for i in range(2, 7)))
 #: the headline is the area under the curve between these eps; for "too large" between their reciprocals
 AREA = (1e-3, 1e-1)
 
-#: see `t2t_analysis.measures.base.INVARIANCES`; "images" are the positions here
-
 
 class Ratios(NamedTuple):
     """Of every channel, (..., C): peak and spread over the layer's level, spread over the layer's spread."""

@@ -212,7 +212,7 @@ class HeadOutputCKA(HeadMeasure):
         deviation = total.diagonal().sqrt()
         values = getattr(self, f"null_{tokens}") / (deviation[h] * deviation[g])
         layer, depth = self.index.member.argmax(0).to(total.device), len(self.index.layers)
-        exists = ~values[0].isnan()
+        exists = values.isfinite().all(0)
         cell = (layer[h] * depth + layer[g])[exists]
         sums = values.new_zeros(len(values), depth**2).index_add_(1, cell, values[:, exists])
         return values, (sums / torch.bincount(cell, minlength=depth**2)).unflatten(1, (depth, depth))

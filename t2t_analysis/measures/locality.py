@@ -221,9 +221,9 @@ class EdgeDecodability(Measure):
         if len(self.photographs):
             self.photographs[batch.photographs] = 1.0
         features = dict(batch.seen[0])
-        if set(self._first_third()) <= set(
-            features
-        ):  # else the tokens that these are held against are missing
+        if features.keys() >= set(
+            self._first_third()
+        ):  # without those tokens there is nothing to hold pixels against
             features |= {n: self._projected(n, x) for n, x in self._windows(grey).items()}
         for i, name in enumerate((*self.names, *REFERENCES)):
             if name in features:
