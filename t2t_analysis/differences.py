@@ -63,7 +63,7 @@ def difference(
         f"{model_b}, or on other groups of them",
     ) * bool(left_out)
     notes = (*result.notes, *unpaired, *_conditions(result, model, model_b))
-    return Result(result.measure, rows, {"models": [model, model_b]}, notes)  # type: ignore[arg-type]
+    return Result.of_rows(result.measure, rows, {"models": [model, model_b]}, notes)
 
 
 def _rows(first: Result, second: Result) -> dict[str, Any]:

@@ -173,6 +173,17 @@ class Result:
     notes: tuple[str, ...] = ()
     replicates: Estimate | None = field(default=None, repr=False)
 
+    @classmethod
+    def of_rows(
+        cls,
+        measure: str,
+        rows: Iterable[Mapping[str, Any]],
+        meta: dict[str, Any] | None = None,
+        notes: tuple[str, ...] = (),
+    ) -> Result:
+        """A result from rows instead of a table, see ``frame``."""
+        return cls(measure, list(rows), meta or {}, notes)  # type: ignore[arg-type]
+
     def __post_init__(self) -> None:
         replicates = self.replicates
         if isinstance(self.frame, pd.DataFrame):

@@ -201,7 +201,7 @@ def premise_evidence(
         "about": f"{label} alone, {images.dataset.info.n} images of {images.dataset.info.name}",
     }
     if model.provenance.untrained:
-        return Result("evidence", [], about, (f"random weights in {label}: not measured",))  # type: ignore[arg-type]
+        return Result.of_rows("evidence", [], about, (f"random weights in {label}: not measured",))
     rows: list[Row] = []
     notes = []
     for group in groups:
@@ -209,4 +209,4 @@ def premise_evidence(
             rows += measure_endpoints(label, model, images, group, seed=seed)
         except T2TError as error:
             notes.append(f"{group} not measured: {error}")
-    return Result("evidence", rows, about, tuple(notes))  # type: ignore[arg-type]
+    return Result.of_rows("evidence", rows, about, tuple(notes))

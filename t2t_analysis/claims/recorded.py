@@ -208,7 +208,7 @@ def _digest(images: Any) -> str:
 def _entry(row: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the table from a row of a result, which may hold an estimate."""
     note = {"note": row["note"]} if "note" in row else {}
-    whole = Result("evidence", [{k: v for k, v in row.items() if k != "note"}])  # type: ignore[arg-type]
+    whole = Result.of_rows("evidence", [{k: v for k, v in row.items() if k != "note"}])
     (frame,) = whole.frame.to_dict("records")
     numbers = {name: frame[name] for name in _NUMBERS}
     return {"endpoint": row["quantity"], **numbers, **note, **about}

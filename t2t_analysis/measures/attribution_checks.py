@@ -82,7 +82,9 @@ def completeness(explained: Explained | Sequence[Explained]) -> Result:
             row = method_row("attribution_completeness", one, method)
             rows.append(row | {"quantity": "completeness_error", "value_unit": "fraction"} | columns)
     notes = dict.fromkeys(note for one in models for note in one.notes)
-    return Result("attribution_completeness", rows, {"runs": [one.meta for one in models]}, tuple(notes))  # type: ignore[arg-type]
+    return Result.of_rows(
+        "attribution_completeness", rows, {"runs": [one.meta for one in models]}, tuple(notes)
+    )
 
 
 def _completeness(error: Tensor, change: Tensor, clusters: np.ndarray) -> dict[str, Any]:
@@ -174,7 +176,7 @@ def weight_randomisation(
                     )
         notes.extend(one.notes)
     meta = {"seed": seed, "runs": [one.meta for one in models]}
-    return Result(_CASCADE, rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
+    return Result.of_rows(_CASCADE, rows, meta, tuple(dict.fromkeys(notes)))
 
 
 def _unlike(model: nn.Module, seed: int) -> nn.Module:
@@ -250,7 +252,7 @@ def map_agreement(first: Explained, second: Explained, *, same_class: bool = Fal
             row = method_row("attribution_agreement", first, method)
             rows.append(row | pair | {"quantity": "agreement"} | columns)
     meta = {"seed": seed, "same_class": float(alike.mean()), "runs": [first.meta, second.meta]}
-    return Result("attribution_agreement", rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
+    return Result.of_rows("attribution_agreement", rows, meta, tuple(dict.fromkeys(notes)))
 
 
 def _where_both_look(first: Explained, second: Explained, method: str) -> list[Tensor]:

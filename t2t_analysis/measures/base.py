@@ -161,7 +161,7 @@ class Measure(Metric):
 
     def result(self, rows: Sequence[dict[str, Any]], **meta: Any) -> Result:
         """A result of rows (see `Result`); says where there are too few images for an interval."""
-        found = Result(self.name, rows, meta)  # type: ignore[arg-type]
+        found = Result.of_rows(self.name, rows, meta)
         self.note(found.replicates.note if found.replicates is not None else None)
         return found
 

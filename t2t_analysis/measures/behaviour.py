@@ -158,7 +158,7 @@ def behaviour(
             view, as_seen_by(loader, model), distortions, categories, max_images, seed, progress
         )
     meta = {"models": described, "data": data_info(loader), "max_images": max_images, "seed": seed}
-    return Result("behaviour", rows, meta, tuple(notes))  # type: ignore[arg-type]
+    return Result.of_rows("behaviour", rows, meta, tuple(notes))
 
 
 def _of_model(

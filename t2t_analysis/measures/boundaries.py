@@ -92,7 +92,7 @@ def boundaries(
         notes += [f"{label}: UNTRAINED weights ({view.weights})"] * bool(view.untrained)
         rows += _of_model(view, drawn, places, dim, directions, seed, progress)
     meta = {"models": described, "n_images": len(drawn), "seed": seed, "dim": dim, "directions": directions}
-    return Result("boundaries", rows, meta, tuple(notes))  # type: ignore[arg-type]
+    return Result.of_rows("boundaries", rows, meta, tuple(notes))
 
 
 def _of_model(

@@ -156,7 +156,7 @@ def deletion_insertion(
         "fractions": fractions.tolist(), "draws": draws, "seed": seed, "deleted": DELETED, "blank": BLANK,
         "cells": [list(cells or one.grid) for one in models], "runs": [one.meta for one in models],
     }  # fmt: skip
-    return Result("attribution_faithfulness", rows, meta, tuple(dict.fromkeys(notes)))  # type: ignore[arg-type]
+    return Result.of_rows("attribution_faithfulness", rows, meta, tuple(dict.fromkeys(notes)))
 
 
 def _left_out(one: Explained, method: str) -> Iterator[str]:

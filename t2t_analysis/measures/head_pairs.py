@@ -123,7 +123,7 @@ class HeadPairs(AblationMeasure):
                     "place": np.array([f"blocks.{i}" for i in self.pairs], dtype=object),
                     "null_kind": "a block without effect", "estimator": "whole block skipped"},
         ]  # fmt: skip
-        return Result(self.name, rows)  # type: ignore[arg-type]
+        return Result.of_rows(self.name, rows)
 
 
 def similar_pairs_stand_in(
@@ -149,7 +149,7 @@ def similar_pairs_stand_in(
     """
     names = models or tuple(pairs.frame["model"].unique())
     rows = [row for name in names for row in _contrast(pairs, similarity, name, quantity)]
-    return Result("head_pairs", rows, {"models": list(names)}, pairs.notes)  # type: ignore[arg-type]
+    return Result.of_rows("head_pairs", rows, {"models": list(names)}, pairs.notes)
 
 
 def skips_beside_cka(pairs: Result, cka: Result, *models: str) -> Result:
@@ -188,7 +188,7 @@ def skips_beside_cka(pairs: Result, cka: Result, *models: str) -> Result:
             "null": 0.0, "null_kind": "unrelated",
             "estimator": "Spearman of the loss without a block with the CKA across it",
         })  # fmt: skip
-    return Result(pairs.measure, rows, {"models": list(models)}, pairs.notes)  # type: ignore[arg-type]
+    return Result.of_rows(pairs.measure, rows, {"models": list(models)}, pairs.notes)
 
 
 def _contrast(pairs: Result, similarity: Result, model: str, quantity: str) -> list[dict[str, Any]]:

@@ -244,7 +244,7 @@ def probe(
         "data": data_info(test_loader),
     }
     meta |= {"train": data_info(train_loader)}
-    return Result("probes", rows, meta, tuple(notes))  # type: ignore[arg-type]
+    return Result.of_rows("probes", rows, meta, tuple(notes))
 
 
 def data_info(loader: Any) -> Any:

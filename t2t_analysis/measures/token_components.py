@@ -122,7 +122,7 @@ def pca_result(pcas: TokenPCA | Sequence[TokenPCA], *, draws: int = 5, seed: int
     several = [pcas] if isinstance(pcas, TokenPCA) else list(pcas)
     rows = [_pca_row(one, draws, seed) for one in several]
     meta = {"seed": seed, "runs": [one.meta for one in several]}
-    return Result("token_pca", rows, meta)  # type: ignore[arg-type]
+    return Result.of_rows("token_pca", rows, meta)
 
 
 def _pca_row(one: TokenPCA, draws: int, seed: int) -> dict[str, Any]:

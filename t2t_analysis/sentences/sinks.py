@@ -40,7 +40,7 @@ def sink_findings(sinks: Result, models: Mapping[str, Any]) -> list[str]:
 def _because(sinks: Result, label: str, model: Any, patch: pd.Series) -> str:
     """The ledger's answer, from these maps alone."""
     rows = [*endpoint_rows(label, model, {"sinks": sinks}), as_dict(patch) | {"quantity": "late_cosine"}]
-    evidence = Result("evidence", rows, {"kind": "premise"})  # type: ignore[arg-type]
+    evidence = Result.of_rows("evidence", rows, {"kind": "premise"})
     return str(ledger(evidence, claims=[claim_named("head-similarity")])["because"].iloc[0])
 
 

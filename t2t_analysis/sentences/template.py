@@ -195,7 +195,7 @@ class Facts:
             if label in self.untrained or not claim.of_kind("premise"):
                 continue
             rows = endpoint_rows(label, self.models[label], self._whole(by_measure))
-            evidence = Result("evidence", rows, {"kind": "premise"})  # type: ignore[arg-type]
+            evidence = Result.of_rows("evidence", rows, {"kind": "premise"})
             frame = ledger(evidence, claims=[claim])
             if (frame["verdict"] != "not tested").any():
                 found.append(("premise", f"{code(label)} alone, over images", frame))

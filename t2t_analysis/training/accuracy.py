@@ -120,7 +120,7 @@ def accuracy(model: nn.Module, loader: Any, device: str | torch.device = "cpu") 
             "no better than chance although the weights are trained: look whether the class folders, in the order "
             f"of their names ({', '.join(info.classes[:3])} ...), are the classes of the model's head in its order",
         )
-    return Result("accuracy", [common | row for row in rows], meta, notes)  # type: ignore[arg-type]
+    return Result.of_rows("accuracy", [common | row for row in rows], meta, notes)
 
 
 def _row(quantity: str, found: stats.Interval, null: float | None, kind: str | None) -> dict[str, Any]:
