@@ -101,9 +101,9 @@ class Provenance(Shown):
 def confounds(one: Provenance, other: Provenance) -> list[str]:
     """What else than the model differs between two trainings, or is not known of them, in words.
 
-    >>> recipe = "AdamW, 12 epochs"
-    >>> confounds(*(Provenance("bundled", "", recipe=recipe, data=data) for data in ("digits", "photo_crops")))
-    ['data (digits, photo_crops)']
+    >>> one = Provenance("bundled", "", recipe="AdamW, 12 epochs, lr 0.001", data="digits")
+    >>> confounds(one, Provenance("bundled", "", recipe="AdamW, 12 epochs, lr 0.002", data="photo_crops"))
+    ['data (digits against photo_crops)', 'recipe (lr 0.001 against lr 0.002)']
     """
     found = []
     for what in ("data", "recipe"):
@@ -111,5 +111,7 @@ def confounds(one: Provenance, other: Provenance) -> list[str]:
         if None in pair:
             found.append(f"{what} not known of both")
         elif pair[0] != pair[1]:
-            found.append(f"{what} ({', '.join(pair)})")
+            parts = [text.split(", ") for text in pair]
+            own = [", ".join(w for w in a if w not in b) or "nothing more" for a, b in (parts, parts[::-1])]
+            found.append(f"{what} ({' against '.join(own)})")
     return found
