@@ -134,7 +134,7 @@ def _length(url: str, timeout: float) -> int:
 
     def ask() -> Any:
         try:
-            return urllib.request.urlopen(request, timeout=timeout)
+            return urllib.request.urlopen(request, timeout=2 * timeout)  # `within` speaks first, of one clock
         except urllib.error.HTTPError as error:
             return error  # an answer, if not a kind one: the file itself is asked for next
 
