@@ -25,11 +25,13 @@ from .feature_maps import (
     Ratios,
     area_above,
     area_below,
-    channel_ratios,
+    channel_moments,
     fraction_above,
     fraction_below,
+    ratios_of,
 )
 from .head_summary import nanmean
+from .sums import add_finite
 from .view import place_kind
 
 __all__ = ["FeatureMapView", "InvalidChannels", "channel_places"]
@@ -160,29 +162,31 @@ class InvalidChannels(ImageMeans):
         self.add_state("extreme", empty, dist_reduce_fx=dim_zero_max, persistent=True)
 
     def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
-        """Areas, curves and zeros (B, 2, 5 + T + 1) and extremes (2, 4, C) of values and null."""
+        """Moments of the channels, of all images and then of the shuffled ones (B + b, 3, C); exact zeros (B,)."""
         x = positions(obs)
         zeros = 1 - torch.stack([image.count_nonzero() for image in x]).double() / x[0].numel()
-        some = slice(None, None, EVERY)  # the null is the same for all images, but for noise
-        numbers = x.new_full((len(x), 2, len(AREAS) + self.points + 1), torch.nan, dtype=torch.float64)
-        numbers[:, 0, -1] = zeros
-        extremes = []
-        for version, (rows, values) in enumerate(((slice(None), x), (some, mixed(x[some])))):
-            ratios = Ratios(*(ratio.double() for ratio in channel_ratios(values)))
-            areas = stacked_areas(ratios).mean(-1)
-            numbers[rows, version, :-1] = torch.cat([areas, stacked_curves(ratios)], dim=-1)
-            extremes.append(torch.stack([*ratios, -ratios.peak], dim=1).amax(0))
-        return numbers, torch.stack(extremes)
+        return torch.cat([channel_moments(x), channel_moments(mixed(x[::EVERY]))]), zeros
 
     def update(self, batch: MeasureBatch) -> None:
-        """Add areas, curves and zeros; keep extremes."""
-        for i, name in enumerate(self.names):
-            if name not in batch.seen[0]:
+        """Add areas, curves and zeros; keep extremes. Places of one width are asked together."""
+        seen, images = batch.seen[0], len(batch.index)
+        numbers = self.total.new_full((images, *self.total.shape[1:]), torch.nan)  # (B, L, 2, 5 + T + 1)
+        for width in set(self.widths):
+            same = [i for i, name in enumerate(self.names) if self.widths[i] == width and name in seen]
+            if not same:
                 continue
-            numbers, extreme = batch.seen[0][name]
-            self.add(i, self.group(batch), numbers)
-            kept = self.extreme[i, ..., : self.widths[i]]
-            torch.maximum(kept, extreme.to(kept.device), out=kept)
+            moments = torch.stack([seen[self.names[i]][0] for i in same])  # (P, B + b, 3, C)
+            ratios = Ratios(*(ratio.to(self.extreme) for ratio in ratios_of(moments)))
+            means = torch.cat([stacked_areas(ratios).mean(-1), stacked_curves(ratios)], dim=-1).transpose(0, 1)
+            numbers[:, same, 0, :-1] = means[:images]
+            numbers[::EVERY, same, 1, :-1] = means[images:]
+            extremes = torch.stack([*ratios, -ratios.peak], dim=2)  # (P, B + b, 4, C)
+            largest = torch.stack([part.amax(1) for part in (extremes[:, :images], extremes[:, images:])], dim=1)
+            self.extreme[same, ..., :width] = self.extreme[same, ..., :width].maximum(largest)
+        for i, name in enumerate(self.names):
+            if name in seen:
+                numbers[:, i, 0, -1] = seen[name][1]
+        add_finite(self.total, self.count, self.group(batch), numbers)
 
     def compute(self) -> Result:
         """Headlines first, then zeros, curves and what holds in every image; for places and for means over layers."""
