@@ -65,6 +65,7 @@ class CommonParams(BaseModel):
     #: crops that are taken when nothing is said; of photographs all are
     usual_images: ClassVar[int] = 256
     usual_photos: ClassVar[int | None] = None
+    times: ClassVar[bool] = False  # whether it measures time, so that nothing may run beside it
     #: whether it reads the study's tables, so that a new row makes its report stale
     reads_study: ClassVar[bool] = False
 
@@ -344,6 +345,7 @@ class CostParams(CommonParams):
     """Parameters of ``cost.ipynb``."""
 
     notebook: ClassVar[str] = "cost"
+    times: ClassVar[bool] = True
     usual_images: ClassVar[int] = 32  # as many as the largest batch that is timed
     usual_photos: ClassVar[int | None] = 8
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import unquote
 
@@ -96,7 +97,7 @@ class Made:
 
     def run(self, *notebooks: str, **options: Any) -> int:
         self.said = []
-        return run_report(notebooks, out_dir=self.folder, echo=self.said.append, **options)
+        return run_report(notebooks, out_dir=self.folder, echo=self.said.append, **{"jobs": 1, **options})
 
     def bytes(self, name: str) -> bytes:
         return (self.folder / name).read_bytes()
@@ -315,6 +316,33 @@ def test_processes_run_jobs_at_the_same_time(write: Any, made: Made) -> None:
     code = "import os; say(f\"threads {os.environ.get('OMP_NUM_THREADS')}\")"
     assert made.run(write("one", code), write("bad", "1/0", "2"), jobs=2) == 1
     assert sorted(made.statuses()) == ["done", "failed"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "gib", "workers"), [(2, 64, 2), (8, 64, 5), (8, 7, 2), (8, 1, 1), (1, 64, 1)]
+)
+def test_as_many_run_at_a_time_as_there_are_cores_and_memory_for(
+    cores: int, gib: int, workers: int, monkeypatch: Any, tmp_path: Path
+) -> None:
+    import psutil
+
+    names = ["cost", "head_redundancy", "head_ablation", "attribution", "channel_zeros", "explore"]
+    jobs = plan(names, [], {}, tmp_path)
+    monkeypatch.setattr(runner, "_cores", lambda: cores)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gib * 2**30))
+    assert runner._workers(jobs) == workers  # the one that measures time runs by itself
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert runner._threads(workers) == (None if workers == 1 else max(1, cores // workers))
+
+
+def test_what_is_timed_runs_alone(made: Made, monkeypatch: Any) -> None:
+    ran: list[tuple[str, int | None]] = []
+    monkeypatch.setattr(runner, "run_job", lambda job, force: ran.append((job.title, job.threads)))
+    jobs = plan(["head_redundancy", "cost"], [], {}, made.folder)
+    outcomes = runner._outcomes(jobs, 2, None, False, made.said.append)
+    next(outcomes)
+    assert [title.split(":")[0] for title, _ in ran] == ["cost"]
+    assert ran[0][1] is None  # with all cores
 
 
 def test_a_dask_cluster_runs_the_same_jobs(write: Any, made: Made) -> None:

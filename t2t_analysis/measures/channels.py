@@ -177,11 +177,15 @@ class InvalidChannels(ImageMeans):
                 continue
             moments = torch.stack([seen[self.names[i]][0] for i in same])  # (P, B + b, 3, C)
             ratios = Ratios(*(ratio.to(self.extreme) for ratio in ratios_of(moments)))
-            means = torch.cat([stacked_areas(ratios).mean(-1), stacked_curves(ratios)], dim=-1).transpose(0, 1)
+            means = torch.cat([stacked_areas(ratios).mean(-1), stacked_curves(ratios)], dim=-1).transpose(
+                0, 1
+            )
             numbers[:, same, 0, :-1] = means[:images]
             numbers[::EVERY, same, 1, :-1] = means[images:]
             extremes = torch.stack([*ratios, -ratios.peak], dim=2)  # (P, B + b, 4, C)
-            largest = torch.stack([part.amax(1) for part in (extremes[:, :images], extremes[:, images:])], dim=1)
+            largest = torch.stack(
+                [part.amax(1) for part in (extremes[:, :images], extremes[:, images:])], dim=1
+            )
             self.extreme[same, ..., :width] = self.extreme[same, ..., :width].maximum(largest)
         for i, name in enumerate(self.names):
             if name in seen:

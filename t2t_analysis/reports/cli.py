@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", metavar="DATA", help="photos, photo_crops, a folder, a .tar, or a set as torch/cifar10")
     pair: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     add("-p", dest="params", help="a parameter of the notebooks", **pair)
-    add("--jobs", type=positive, default=1, metavar="N", help="run N notebooks at the same time")
+    add(
+        "--jobs", type=positive, metavar="N",
+        help="run N notebooks at the same time; default: as many as there are cores and memory for",
+    )  # fmt: skip
     add("--scheduler", metavar="ADDRESS", help="Dask scheduler, as tcp://host:8786, with the same files")
     add("--force", action="store_true", help="run also what is current, as when weights have come online")
     add("--list", action="store_true", help="print one papermill command per line and run nothing")

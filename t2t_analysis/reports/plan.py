@@ -114,7 +114,6 @@ def plan(
     given: Mapping[str, Any],
     out_dir: Path,
     *,
-    threads: int | None = None,
     timeout: int | None = None,
 ) -> list[Job]:
     """Return one job per notebook and model, all of them checked.
@@ -138,7 +137,7 @@ def plan(
                 for line in str(error).splitlines()[1:]:
                     problems.setdefault(line, []).append(notebook.stem)
                 continue
-            job = Job(notebook, params, out_dir, threads, timeout)
+            job = Job(notebook, params, out_dir, timeout=timeout)
             jobs[job.stem] = job
     if problems:
         raise ParameterError("\n".join(["bad parameters", *_said_once(problems)]))

@@ -15,10 +15,10 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import Context
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
     from nbformat import NotebookNode
 
 __all__ = ["Outcome", "run_job", "run_report"]
+
+#: bytes that a notebook of two models of 24 layers takes, with room to spare
+_MEMORY = 3 * 2**30
 
 
 @dataclass(frozen=True)
@@ -207,31 +210,48 @@ def _reason(error: Exception, last_words: str) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _outcomes(jobs: Sequence[Job], workers: int, scheduler: str | None, force: bool) -> Iterator[Outcome]:
+def _outcomes(
+    jobs: Sequence[Job], workers: int, scheduler: str | None, force: bool, echo: Callable[[str], None]
+) -> Iterator[Outcome]:
     """Yield outcomes as they come: here, in processes, or on a Dask cluster that sees the same files."""
-    if scheduler is None and workers == 1:
-        yield from (run_job(job, force) for job in jobs)
-        return
     from joblib import Parallel, delayed, parallel_config
 
-    calls = [delayed(run_job)(job, force) for job in jobs]
     if scheduler is None:
-        yield from Parallel(n_jobs=workers, return_as="generator_unordered")(calls)
+        alone = [job for job in jobs if workers == 1 or job.params.times]
+        for job in alone:
+            echo(f"{job.title} ...")
+            yield run_job(job, force)
+        together = [replace(job, threads=_threads(workers)) for job in jobs if job not in alone]
+        if together:
+            echo(f"{len(together)} notebooks, {workers} at a time ...")
+            calls = [delayed(run_job)(job, force) for job in together]
+            yield from Parallel(n_jobs=workers, return_as="generator_unordered")(calls)
         return
     try:
         from distributed import Client
     except ImportError:
         raise DataError("--scheduler needs Dask: pip install 't2t-analysis[cluster]'") from None
     with Client(scheduler, timeout=30), parallel_config(backend="dask"):
-        yield from Parallel(n_jobs=-1)(calls)
+        yield from Parallel(n_jobs=-1)(delayed(run_job)(job, force) for job in jobs)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _workers(jobs: Sequence[Job]) -> int:
+    """How many of the notebooks this machine has cores and free memory for at a time."""
+    import psutil
+
+    together = sum(not job.params.times for job in jobs)
+    return max(1, min(together, _cores(), psutil.virtual_memory().available // _MEMORY))
 
 
 def _threads(workers: int) -> int | None:
     """Processor cores for each of several kernels, so that together they ask for no more than there are."""
     if workers == 1 or "OMP_NUM_THREADS" in os.environ:
         return None
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // workers)
+    return max(1, _cores() // workers)
 
 
 def run_report(
@@ -241,7 +261,7 @@ def run_report(
     data: str | None = None,
     *,
     params: Mapping[str, Any] | None = None,
-    jobs: int = 1,
+    jobs: int | None = None,
     scheduler: str | None = None,
     force: bool = False,
     list_only: bool = False,
@@ -255,7 +275,8 @@ def run_report(
     ----------
     notebooks : names of the suite's notebooks, or paths; all of the suite by default.
     models, baseline, data : as in the notebooks' parameters; ``params`` holds further ones.
-    jobs : runs at the same time, on this machine.
+    jobs : runs at the same time, on this machine; by default as many as it has cores and memory for. Notebooks that
+        time something run by themselves.
     scheduler : address of a Dask scheduler whose workers see the same files; replaces ``jobs``.
     force : run also what is current.
     list_only : print one papermill command per line and run nothing.
@@ -266,7 +287,7 @@ def run_report(
     ParameterError, UnknownNameError
         before anything runs.
     """
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ParameterError(f"jobs={jobs}: expected 1 or more")
     if timeout is not None and timeout < 1:
         raise ParameterError(f"timeout={timeout}: expected 1 second or more")
@@ -276,13 +297,13 @@ def run_report(
         **({"data": data} if data else {}),
         **(params or {}),
     }
-    planned = plan(notebooks, models, given, folder, threads=_threads(jobs), timeout=timeout)
+    planned = plan(notebooks, models, given, folder, timeout=timeout)
     writable_folder(folder)
     if list_only:
         for job in planned:
             echo(papermill_line(job))
         return 0
-    return _sweep(planned, jobs, scheduler, force, folder, echo)
+    return _sweep(planned, jobs or _workers(planned), scheduler, force, folder, echo)
 
 
 def _sweep(
@@ -296,7 +317,7 @@ def _sweep(
     from .index import write_index
 
     start, failed = time.monotonic(), 0
-    for number, outcome in enumerate(_announced(planned, workers, scheduler, force, echo), start=1):
+    for number, outcome in enumerate(_outcomes(planned, workers, scheduler, force, echo), start=1):
         failed += outcome.status == "failed"
         words = f" ({outcome.words})" if outcome.words else ""
         echo(f"[{number}/{len(planned)}] {outcome.job.title}: {outcome.status}{words}")
@@ -305,15 +326,3 @@ def _sweep(
     if failed:
         print(f"{failed} of {len(planned)} reports failed", file=sys.stderr)
     return 1 if failed else 0
-
-
-def _announced(
-    planned: Sequence[Job], workers: int, scheduler: str | None, force: bool, echo: Callable[[str], None]
-) -> Iterable[Outcome]:
-    """Say what starts, where one runs after the other."""
-    if scheduler is not None or workers != 1:
-        yield from _outcomes(planned, workers, scheduler, force)
-        return
-    for job in planned:
-        echo(f"{job.title} ...")
-        yield run_job(job, force)
