@@ -16,8 +16,6 @@ from .ablation import MODES, HeadMeans, Replay, image_tensors
 from .base import Measure, MeasureBatch, View
 from .head_summary import HeadIndex
 
-__all__ = ["AblationMeasure"]
-
 
 class AblationMeasure(Measure):
     """Takes heads out of one model, in one of the ``MODES``.

@@ -23,16 +23,6 @@ from .base import Estimate, ImageMeans, MeasureBatch, View
 from .head_maps import entropy
 from .head_summary import LAYERS, nanmean, over_depth
 
-__all__ = [
-    "AttentionGeometry",
-    "attention_distance",
-    "attention_entropy",
-    "key_distance",
-    "prefix_attention",
-    "sink_mass",
-    "uniform_distance",
-]
-
 #: What the functions do not notice; a test checks this, and that they notice everything else.
 INVARIANCES = {"attention_distance": ("permute_heads", "scale")}
 

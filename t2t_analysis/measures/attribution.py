@@ -24,8 +24,6 @@ from ..results import as_json
 from .token_pixels import split_windows
 from .view import View, evaluating, named_models
 
-__all__ = ["METHODS", "Attribution", "Explained", "Settings", "attribute", "explain", "reference_images"]
-
 Target = Literal["predicted", "label"]
 BASELINES = ("mean", "blurred", "zero")
 

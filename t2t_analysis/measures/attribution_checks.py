@@ -24,12 +24,6 @@ from .faithfulness import deletion_insertion, method_row, several
 from .sums import grouped_estimate
 from .untrained import random_twin
 
-__all__ = [
-    "cascade_stages", "check_attribution", "completeness", "map_agreement", "rank_correlations",
-    "weight_randomisation",
-]  # fmt: skip
-
-
 # ------------------------------------------------------------------------------------------ comparing maps
 
 

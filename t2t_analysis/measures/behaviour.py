@@ -21,8 +21,6 @@ from .head_effects import kl_divergence
 from .probes import data_info
 from .view import evaluating, named_models
 
-__all__ = ["DISTORTIONS", "behaviour", "distorted", "read_categories"]
-
 #: kind of distortion -> what its strength is, strengths; 0 is the image itself
 DISTORTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
     "low-pass": ("width of the blur, patches", (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)),

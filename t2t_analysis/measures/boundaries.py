@@ -24,8 +24,6 @@ from .locality import FIRST_THIRD
 from .ridge import pair_half, random_projection
 from .view import evaluating, named_models
 
-__all__ = ["average_precision", "boundaries"]
-
 #: candidate penalties, for standardised features
 PENALTIES = np.logspace(-1, 5, 13)
 REFERENCES = ("pixels.cell", "pixels.field", "edges.cell")

@@ -34,8 +34,6 @@ from .head_summary import nanmean
 from .sums import add_finite
 from .view import place_kind
 
-__all__ = ["FeatureMapView", "InvalidChannels", "channel_places"]
-
 #: Where channels are looked at, as far as a model has such places.
 PLACES = (
     "embed", "tokens.*.out", "blocks.*.resid_post", "blocks.*.norm1", "blocks.*.norm2", "blocks.*.mlp.hidden",

@@ -19,28 +19,6 @@ from torch import Tensor
 
 from ..errors import DataError
 
-__all__ = [
-    "INVARIANCES",
-    "Moments",
-    "cka_unbiased",
-    "gram",
-    "gram_cka",
-    "gram_cka_leave_one_out",
-    "gram_cka_null",
-    "hsic1",
-    "hsic1_from_grams",
-    "inner",
-    "moments",
-    "moments_hsic1",
-    "permutations",
-    "permuted_inner",
-    "ratio_of_means",
-    "self_inner",
-    "u_centred",
-    "without_top_images",
-    "without_top_pcs",
-]
-
 _ROTATIONS = ("orthogonal", "scale", "translation", "permute_images", "permute_channels")
 #: What each function does not notice; images are permuted on both sides together, the rest on one side alone.
 INVARIANCES: dict[str, tuple[str, ...]] = {

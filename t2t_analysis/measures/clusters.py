@@ -12,8 +12,6 @@ from ..errors import DataError
 from ..stats import permutation_p
 from .sums import mean_estimate
 
-__all__ = ["cluster_mean", "paired_against_others", "permute_clusters"]
-
 
 def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> dict[str, Any]:
     """Mean of ``values`` (n,) with a jackknife interval that leaves out whole ``clusters`` (n,).

@@ -27,13 +27,6 @@ from .head_measure import OTHER_IMAGE, PairedImagesMeasure
 from .head_summary import LAYERS, HeadIndex, layer_rows, nanmean
 from .sums import Estimate, grouped_estimate
 
-__all__ = [
-    "LayerCollapse",
-    "column_cosine",
-    "match_heads",
-    "matched_mean",
-]
-
 #: Numbers in the attention maps of one image that are worked on at a time.
 _CHUNK = 2**21
 

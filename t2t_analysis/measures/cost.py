@@ -31,20 +31,6 @@ from ..models.tokens import WINDOWS, Window
 from ..results import Result
 from .token_pixels import split_windows
 
-__all__ = [
-    "Counts",
-    "LiveBytes",
-    "Shapes",
-    "costs",
-    "count",
-    "peak_bytes",
-    "saved_bytes",
-    "token_geometry",
-    "token_stages",
-    "tokeniser_saved_bytes",
-]
-
-
 # ------------------------------------------------------------------------------------------ models without weights
 
 

@@ -28,8 +28,6 @@ from .locality import FIRST_THIRD
 from .sums import left_out
 from .token_pixels import pixels_to_tokens, windows_to
 
-__all__ = ["INVARIANCES", "EdgeChannels", "content", "example_image", "image_for", "share_above"]
-
 #: what a channel may follow, in the order of all states
 KINDS = ("outline", "edge", "brightness")
 #: channels that follow another image as closely, by the definition of the threshold

@@ -11,13 +11,6 @@ from torch import Tensor
 
 from ..errors import T2TError
 
-__all__ = [
-    "ORIENTATIONS", "TARGETS",
-    "cell_size", "edge_energy", "edge_targets", "inner_tokens", "luminance", "moved", "oriented_gradients",
-    "pink_noise", "pixel_windows",
-    "strength_and_orientation",
-]  # fmt: skip
-
 ORIENTATIONS = 8
 #: Where the edges are that a token is asked for.
 TARGETS = ("own", "before", "after", "boundary")

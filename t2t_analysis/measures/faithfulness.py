@@ -19,8 +19,6 @@ from .attribution import METHODS, Explained, reference_images
 from .clusters import cluster_mean
 from .view import evaluating
 
-__all__ = ["cell_order", "deletion_insertion", "exchange_null", "perturbation_curve"]
-
 #: what an image turns into while its cells are deleted, and from what it is brought back
 DELETED, BLANK = "mean", "blurred"
 

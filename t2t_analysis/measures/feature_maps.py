@@ -19,11 +19,6 @@ from ..errors import T2TError
 from ..models.tokens import Window
 from .token_pixels import pixels_to_tokens, windows_to
 
-__all__ = [
-    "AREA", "EPS", "TOO_LARGE", "ChannelMaps", "Ratios", "area_above", "area_below", "channel_maps",
-    "channel_moments", "channel_ratios", "correlation", "edge_strength", "fraction_above", "fraction_below",
-    "gradient_size", "picture", "ratios_of", "stretched",
-]  # fmt: skip
 
 #: thresholds of the curves, three to a decade, and for "too large" four to two decades
 EPS: tuple[float, ...] = tuple(10 ** (i / 3) for i in range(-12, 1))

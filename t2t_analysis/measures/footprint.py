@@ -13,8 +13,6 @@ from ..models.tokens import Window
 from .edges import pink_noise
 from .token_pixels import shares_of, windows_to
 
-__all__ = ["Footprint", "token_footprint"]
-
 Box = tuple[int, int, int, int]
 
 

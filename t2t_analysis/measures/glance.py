@@ -16,8 +16,6 @@ from .sinks import upper_part
 from .token_components import fit_pca
 from .view import View, evaluating
 
-__all__ = ["Glance", "glance", "half_share"]
-
 
 @dataclass(frozen=True, eq=False)
 class Glance:

@@ -13,10 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "distance_to_cell", "energy_radius", "energy_share", "pixel_energy", "radius_interval", "rings", "seeded",
-]  # fmt: skip
-
 
 def distance_to_cell(size: tuple[int, int], grid: tuple[int, int], token: Tensor) -> Tensor:
     """Chebyshev distance in pixels of every pixel to the cell of a token: 0 inside, 1 right beside it.

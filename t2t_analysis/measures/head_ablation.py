@@ -32,8 +32,6 @@ from .head_effects import (
 from .head_summary import head_rows
 from .sums import Estimate, add_by_group, grouped_estimate, mean_estimate
 
-__all__ = ["HeadAblation"]
-
 KINDS = ("single", "subspace", "all_but_one", "layer")
 SUBSPACE = (
     "random subspace of the layer's head outputs, as wide as a head, the same norm removed at every token"

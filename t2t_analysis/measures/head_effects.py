@@ -10,11 +10,6 @@ from torch import Tensor
 
 from .ablation import Edit, Replay, Site, Start
 
-__all__ = [
-    "LABELLED", "QUANTITIES", "effects", "head_gradients", "head_scores", "kl_divergence", "put",
-    "random_subspaces", "remove_subspace", "subspace_scores",
-]  # fmt: skip
-
 #: What is known of an image whose output changed, in the order of a state's last axis.
 QUANTITIES = ("kl", "output_shift", "prediction_change", "loss_change", "lost", "gained")
 LABELLED = ("loss_change", "lost", "gained")

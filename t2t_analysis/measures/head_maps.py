@@ -15,26 +15,6 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = [
-    "content_covariance",
-    "cosine_floor",
-    "cosine_sums",
-    "entropy",
-    "head_cosine",
-    "js_divergence",
-    "js_divergence_of_all",
-    "logit_variance",
-    "off_diagonal_mean",
-    "pairwise_js_divergence",
-    "patch_logits",
-    "query_products",
-    "renormalised",
-    "row_scales",
-    "scaled_sum",
-    "thirds",
-    "unit_rows",
-]
-
 #: Below this many rounding errors of its row, what centring leaves of a row is noise without a direction.
 _FLAT = 8.0
 

@@ -15,8 +15,6 @@ from .base import Measure, MeasureBatch, View
 from .head_summary import CONTRAST, THIRDS, HeadIndex, contrast, layer_rows, layer_table, pair_rows
 from .sums import grouped_estimate
 
-__all__ = ["OTHER_IMAGE", "Estimates", "HeadMeasure", "PairedImagesMeasure", "correlation", "mean_of"]
-
 #: What the null is of a comparison whose two sides are taken from different images.
 OTHER_IMAGE = "permuted images (the other image of a pair); 95 % interval of its mean"
 #: For pairs of heads (M, M), for pairs of layers (L, L), and for the change over depth.

@@ -18,8 +18,6 @@ from .cka import LEAST, gram, permutations, permuted_inner, u_centred
 from .head_measure import HeadMeasure, correlation
 from .head_summary import contrast
 
-__all__ = ["HeadOutputCKA", "head_output_weights", "head_outputs", "permutation_null"]
-
 
 def head_outputs(z: Tensor, weights: Tensor) -> Tensor:
     """What each head adds to the residual stream, z_h W_O^h: (..., H, d) and (H, d, D) -> (..., H, D).

@@ -20,8 +20,6 @@ from .base import MeasureBatch, View, add_by_group
 from .head_effects import kl_divergence, put
 from .pruning import similarity_matrix
 
-__all__ = ["HeadPairs", "similar_pairs_stand_in", "skips_beside_cka"]
-
 
 class HeadPairs(AblationMeasure):
     """What two heads of a layer do together: KL divergence without both, less that without each.

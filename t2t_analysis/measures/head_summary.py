@@ -18,11 +18,6 @@ from torch import Tensor
 from ..estimates import Estimate
 from .head_maps import thirds
 
-__all__ = [
-    "CONTRAST", "LAYERS", "THIRDS", "HeadIndex", "contrast", "head_rows", "layer_rows", "layer_table", "over_depth",
-    "pair_rows",
-]  # fmt: skip
-
 #: What is appended to a quantity's name for its change over depth.
 CONTRAST = "_last_minus_first"
 #: The place of such a row.

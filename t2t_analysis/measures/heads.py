@@ -39,8 +39,6 @@ from .head_measure import OTHER_IMAGE, HeadMeasure, PairedImagesMeasure, correla
 from .head_summary import head_rows, layer_rows, layer_table
 from .sums import add_by_group, grouped_estimate, mean_estimate
 
-__all__ = ["HeadDivergence", "HeadSimilarity"]
-
 #: Numbers in the attention maps of one image that are worked on at a time: what a processor's cache holds.
 _CHUNK = 2**21
 

@@ -22,8 +22,6 @@ from ..data.loading import channels_of
 from ..errors import ParameterError, UnknownNameError
 from ..results import Result
 
-__all__ = ["interleaved", "latencies", "machine", "machine_words", "median_interval"]
-
 
 def median_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
     """Median with the interval between order statistics that covers it in at least ``level`` of samples.

@@ -17,8 +17,6 @@ from .cka import LEAST
 from .cka_batches import Batches
 from .cka_exact import Exact
 
-__all__ = ["CrossLayerCKA", "LayerCKA"]
-
 Tokens = Literal["pooled", "class", "flattened"]
 TOKENS = ("pooled", "class", "flattened")
 

@@ -33,13 +33,6 @@ from .head_maps import thirds
 from .ridge import held_out_errors, moments, pair_half, random_projection
 from .sums import Estimate, add_by_group, left_out
 
-__all__ = [
-    "INVARIANCES",
-    "EdgeDecodability",
-    "RectifiedEdgeDecodability",
-    "decodability",
-]
-
 #: What the functions of this module do not notice.
 INVARIANCES = {"decodability": ("orthogonal", "scale", "translation", "permute_channels")}
 

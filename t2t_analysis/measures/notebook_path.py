@@ -26,8 +26,6 @@ from .channels import AREAS, stacked_areas
 from .feature_maps import ChannelMaps, channel_ratios, correlation, picture, stretched
 from .token_pixels import windows_to
 
-__all__ = ["ShortcutShare", "chainable", "path_maps", "shortcut_features", "unit_values"]
-
 #: side of the image in the released notebook, and from which native size on a model is fed with it
 NOTEBOOK_SIZE, LARGE = 512, 128
 Values = Literal["model", "stretch", "auto"]

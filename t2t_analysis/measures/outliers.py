@@ -16,11 +16,6 @@ from ..results import Result
 from .base import ImageMeans, View
 from .channels import MIXED, channel_places, mixed, num_channels, positions
 
-__all__ = [
-    "OUTLIER_TOKEN", "ChannelOutliers", "kurtosis", "massive_activations", "outlier_tokens", "peak_to_median",
-    "shuffled_tokens",
-]  # fmt: skip
-
 #: thresholds of the curve of outlier tokens, multiples of the median norm; the headline is the fraction over 3
 OUTLIER_TOKEN = (1.5, 2.0, 3.0, 5.0, 10.0)
 HEADLINE = 3.0

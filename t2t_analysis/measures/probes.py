@@ -20,8 +20,6 @@ from .base import View, layer_of
 from .clusters import cluster_mean
 from .view import evaluating, named_models
 
-__all__ = ["Features", "collect_features", "probe"]
-
 Tokens = Literal["pooled", "class"]
 KINDS = ("linear", "knn")
 #: inverse strengths of the L2 penalty that the inner cross-validation chooses from

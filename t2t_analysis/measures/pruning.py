@@ -25,11 +25,6 @@ from .base import Measure, MeasureBatch, View
 from .head_effects import kl_divergence, put
 from .sums import Estimate, add_by_group, grouped_estimate, mean_estimate
 
-__all__ = [
-    "PruningCurves", "ascending_order", "crossing", "head_association", "largest_similarity",
-    "pruning_orders", "similarity_is_redundancy", "similarity_matrix", "similarity_order",
-]  # fmt: skip
-
 Array = np.ndarray
 #: Values of all heads (M,) when image group g counts weights[g] times.
 HeadValues = Callable[[Array], Array]

@@ -22,11 +22,6 @@ from .base import Measure, MeasureBatch, View, add_by_group
 from .sums import Estimate, left_out
 from .view import place_kind
 
-__all__ = [
-    "EffectiveRank", "GaussianNull", "effective_rank", "gaussian_null", "participation_ratio",
-    "spectrum",
-]  # fmt: skip
-
 Level = Literal["pooled", "patch"]
 LEVELS: tuple[Level, ...] = ("pooled", "patch")
 #: bytes of covariances that are held for the jackknife; wide models get fewer groups, never fewer than LEAST

@@ -30,8 +30,6 @@ from .gradients import (
 )
 from .sums import add_by_group, grouped_estimate
 
-__all__ = ["BoundaryBlindness", "EffectiveReceptiveField"]
-
 
 def _grid_of(view: View) -> tuple[int, int]:
     layout = view.layout_of("embed")

@@ -27,18 +27,6 @@ from .head_maps import off_diagonal_mean, renormalised
 from .head_measure import OTHER_IMAGE
 from .rank import effective_rank
 
-__all__ = [
-    "Redundancy",
-    "dirichlet_energy",
-    "flattened_cosine",
-    "head_circuits",
-    "mean_share",
-    "random_circuit_ranks",
-    "stable_rank",
-    "token_cosine",
-]
-
-
 #: What the functions do not notice (an image here is a token); a test checks this, and that they notice the rest.
 INVARIANCES = {
     "token_cosine": ("orthogonal", "scale", "permute_channels", "permute_images"),

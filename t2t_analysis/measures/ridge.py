@@ -12,8 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["PENALTIES", "held_out_errors", "moments", "pair_half", "random_projection"]
-
 #: Candidate penalties, in units of the mean eigenvalue of the features' covariance.
 PENALTIES = torch.logspace(-8, 2, 31, dtype=torch.float64)
 

@@ -23,16 +23,6 @@ from ..results import Result
 from .base import ImageMeans, MeasureBatch, View
 from .feature_maps import stretched
 
-__all__ = [
-    "AttentionRollout",
-    "RolloutExamples",
-    "example_rollouts",
-    "pearson",
-    "rollout_maps",
-    "rollout_step",
-]
-
-
 # ---------------------------------------------------------------------------------------- pure functions
 
 

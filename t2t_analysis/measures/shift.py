@@ -20,8 +20,6 @@ from ..results import Result
 from .base import Estimate, ImageMeans, MeasureBatch, View
 from .edges import cell_size
 
-__all__ = ["ShiftConsistency", "default_shifts", "map_correlation", "shifted", "shifted_pair"]
-
 PIXELS = "pixels.mean"
 
 

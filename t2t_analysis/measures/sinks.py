@@ -27,11 +27,6 @@ from .head_outputs import backbone_output_weights
 from .head_summary import HeadIndex
 from .sums import add_by_group, add_finite, grouped_estimate, mean_estimate
 
-__all__ = [
-    "KEYS", "LAST_THIRD", "Sinks",
-    "columns_like", "masked_cosines", "stable_rank_of_updates", "upper_part", "value_ratio",
-]  # fmt: skip
-
 #: Which columns of a map are compared.
 KEYS = ("all keys", "patch keys", "without sinks", "without random columns")
 #: The place of means over the last third of the layers.

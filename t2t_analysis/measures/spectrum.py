@@ -19,11 +19,6 @@ from ..errors import T2TError
 from ..results import Result
 from .base import Estimate, ImageMeans, View
 
-__all__ = [
-    "INVARIANCES", "Spectrum",
-    "diagonal_frequencies", "log_amplitude", "radial_frequency", "radial_power", "white_shares",
-]  # fmt: skip
-
 #: What the functions of this module do not notice.
 INVARIANCES = {
     "log_amplitude": ("scale", "permute_images", "permute_channels"),

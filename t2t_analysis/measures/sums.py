@@ -13,17 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import T2TError
-from ..estimates import TOO_FEW, Estimate
-
-__all__ = [
-    "TOO_FEW",
-    "Estimate",
-    "add_by_group",
-    "add_finite",
-    "grouped_estimate",
-    "left_out",
-    "mean_estimate",
-]
+from ..estimates import Estimate
 
 
 def add_by_group(state: Tensor, group: Tensor, values: Tensor) -> None:

@@ -19,8 +19,6 @@ from .base import View, layer_of
 from .probes import data_info
 from .view import evaluating, named_models
 
-__all__ = ["TokenPCA", "fit_pca", "pca_result", "token_pca"]
-
 
 @dataclass(frozen=True, eq=False)
 class TokenPCA:

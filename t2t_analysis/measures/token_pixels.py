@@ -13,13 +13,6 @@ from ..capture.layout import tokeniser
 from ..errors import CaptureError, DataError
 from ..models.tokens import Window
 
-__all__ = [
-    "pixels_to_tokens",
-    "shares_of",
-    "split_windows",
-    "windows_to",
-]
-
 
 def split_windows(model: nn.Module) -> tuple[Window, ...]:
     """Sliding windows that lead from pixels to the tokens of ``model``, in order; one for a hard split.

@@ -12,8 +12,6 @@ from .._names import TWIN
 from ..capture.layout import tokeniser
 from ..errors import T2TError
 
-__all__ = ["random_twin", "random_twins"]
-
 
 def random_twin(model: nn.Module, seed: int = 0) -> nn.Module:
     """Build the architecture of ``model`` anew, initialised as its makers do, with weights of this seed.

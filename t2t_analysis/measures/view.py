@@ -16,8 +16,6 @@ from .. import capture
 from ..errors import T2TError, UnknownNameError
 from ..results import as_json
 
-__all__ = ["View", "evaluating", "layer_of", "named_models", "place_kind"]
-
 
 def layer_of(place: str) -> int | None:
     """Block number in the name of a place, or None.
