@@ -7,9 +7,8 @@ lists, not sliders: those have no name for a screen reader, and a track has fewe
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import asdict, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -19,14 +18,14 @@ from .scene import CLASS
 if TYPE_CHECKING:
     import pandas as pd
 
-    from .explorer import Exploration, Selection
+    from .explorer import Exploration
     from .plots.base import Figure
 
 __all__ = ["Controls", "Outputs", "show_exploration"]
 
 #: three fields to a line where the window has the room, fewer where it has not
-_WIDTH, _WRAPPED = {"width": "230px"}, {"flex_flow": "row wrap"}
-_NAMED = {"description_width": "110px"}
+_LINES = (("image", "photograph"), ("query", "row", "column"), ("place", "head", "channel"))
+_FIELD = {"layout": {"width": "230px"}, "style": {"description_width": "110px"}}
 _BUSY = "Computing the picture …"
 _STATIC = (
     "Controls appear here in JupyterLab, with ipywidgets installed. Below is what they would show first."
@@ -44,18 +43,16 @@ class Outputs:
 
     def __call__(self, figure: Figure, table: pd.DataFrame) -> None:
         """Show, or replace what was shown."""
-        self._put("figure", figure._repr_mimebundle_())
-        self._put("table", table_data(for_page(table), _CAPTION))
-        figure.close()
-
-    def _put(self, role: str, data: dict[str, Any]) -> None:
         from IPython.display import display
 
-        words = {"raw": True, "metadata": {METADATA: {"role": role}}}
-        if role in self._handles:
-            self._handles[role].update(data, **words)
-        else:
-            self._handles[role] = display(data, display_id=True, **words)
+        shown = {"figure": figure._repr_mimebundle_(), "table": table_data(for_page(table), _CAPTION)}
+        for role, data in shown.items():
+            about = {"raw": True, "metadata": {METADATA: {"role": role}}}
+            if role in self._handles:
+                self._handles[role].update(data, **about)
+            else:
+                self._handles[role] = display(data, display_id=True, **about)
+        figure.close()
 
 
 def for_page(table: pd.DataFrame) -> pd.DataFrame:
@@ -78,64 +75,35 @@ class Controls:
         import ipywidgets as widgets
 
         self.exploration, self.publish, self._busy = exploration, publish, False
-        self.seconds = 0.0
-        self.note = widgets.HTML()
-        self.widgets = self._shared(widgets) | self._of_model(widgets, 0, "")
+        first, self.note = exploration.subjects[0], widgets.HTML()
+        queries = [("patch at row, column", "patch"), ("class token", CLASS)][: 1 + first.has_class_token]
+        lists: dict[str, Any] = {"image": self._images(), "query": queries, "place": list(first.places)}
+        words = {"query": "token", "place": "layer"}
+        self.widgets: dict[str, Any] = {}
+        for name, value in asdict(exploration.selection).items():
+            if name in lists:
+                about = {"options": lists[name], "description": words.get(name, name)}
+                self.widgets[name] = widgets.Dropdown(value=value, **about, **_FIELD)
+            else:
+                self.widgets[name] = widgets.BoundedIntText(value=value, min=0, max=10**6, **_FIELD)
         self.photograph = widgets.Text(
             description="own photograph", placeholder="path of a file, then Enter", continuous_update=False,
-            layout={"width": "460px"}, style=_NAMED,
+            **_FIELD | {"layout": {"width": "460px"}},
         )  # fmt: skip
-        image = widgets.HBox([self.widgets["image"], self.photograph], layout=_WRAPPED)
-        rows: list[Any] = [image, self._line(widgets, "query", "row", "column")]
-        rows += [self._name(widgets, 0), self._line(widgets, "place", "head", "channel")]
-        if len(exploration.subjects) == 2:
-            self.widgets |= self._of_model(widgets, 1, "_b")
-            words = "follows: same relative depth, head and channel"
-            self.widgets["follow"] = widgets.Checkbox(
-                value=True, indent=False, description=words, layout={"width": "auto"}
-            )
-            rows.append(widgets.HBox([self._name(widgets, 1), self.widgets["follow"]], layout=_WRAPPED))
-            rows.append(self._line(widgets, "place_b", "head_b", "channel_b"))
-        self.box = widgets.VBox([*rows, self.note])
+        known = self.widgets | {"photograph": self.photograph}
+        lines = [[known[name] for name in line] for line in _LINES]
+        boxes = [widgets.HBox(line, layout={"flex_flow": "row wrap"}) for line in lines]
+        names = [escape(subject.label) for subject in exploration.subjects]
+        follows = "".join(f"; {name} follows, at the same relative depth" for name in names[1:])
+        whose = widgets.HTML(f"Layer, head and channel of <b>{names[0]}</b>{follows}")
+        self.box = widgets.VBox([*boxes[:-1], whose, boxes[-1], self.note])
         self._fit()
         for widget in self.widgets.values():
             widget.observe(lambda _: self._redraw(self._fit), names="value")
         self.photograph.observe(lambda change: self._redraw(lambda: self._open(change["new"])), names="value")
 
-    def _shared(self, widgets: Any) -> dict[str, Any]:
-        at, first = self.exploration.selection, self.exploration.subjects[0]
-        images = [(name, i) for i, name in enumerate(self.exploration.names)]
-        rows, columns = first.grid
-        queries = [("patch at row, column", "patch"), ("class token", CLASS)][: 1 + first.has_class_token]
-        return {
-            "image": _list(widgets, "image", images, at.image),
-            "query": _list(widgets, "token", queries, at.query),
-            "row": _field(widgets, "row", at.row, rows),
-            "column": _field(widgets, "column", at.column, columns),
-        }
-
-    def _of_model(self, widgets: Any, which: int, suffix: str) -> dict[str, Any]:
-        subject, look = self.exploration.subjects[which], self.exploration.looks()[which]
-        return {
-            f"place{suffix}": _list(widgets, "layer", list(subject.places), look.place),
-            f"head{suffix}": _field(widgets, "head", look.head, max(1, subject.heads(look.place))),
-            f"channel{suffix}": _field(widgets, "channel", look.channel, subject.channels(look.place)),
-        }
-
-    def _line(self, widgets: Any, *names: str) -> Any:
-        return widgets.HBox([self.widgets[name] for name in names], layout=_WRAPPED)
-
-    def _name(self, widgets: Any, which: int) -> Any:
-        return widgets.HTML(f"<b>{escape(self.exploration.subjects[which].label)}</b>")
-
-    # ---------------------------------------------------------------------------------------- changes
-
-    @property
-    def selection(self) -> Selection:
-        """What the widgets stand at; the second model's choices are None while it follows the first."""
-        follow = "follow" not in self.widgets or self.widgets["follow"].value
-        names = [f.name for f in fields(self.exploration.selection) if not (follow and f.name.endswith("_b"))]
-        return type(self.exploration.selection)(**{name: self.widgets[name].value for name in names})
+    def _images(self) -> list[tuple[str, int]]:
+        return [(name, i) for i, name in enumerate(self.exploration.names)]
 
     def _redraw(self, first: Callable[[], None]) -> None:
         """Change other widgets, then draw once; say meanwhile that a picture is coming, or why there is none."""
@@ -154,56 +122,28 @@ class Controls:
     def _open(self, photograph: str) -> None:
         """Add a photograph of the reader's own to the list, and choose it."""
         self.exploration.add(photograph.strip())
-        images = self.widgets["image"]
-        images.options = [(name, i) for i, name in enumerate(self.exploration.names)]
-        images.value = len(self.exploration.names) - 1
+        self.widgets["image"].options = self._images()
+        self.widgets["image"].value = len(self.exploration.names) - 1
 
     def _fit(self) -> None:
-        """Give every field the range that its layer has, and let the second model follow the first."""
+        """Give every number field the range that its layer has, and say it beside the name."""
+        subject, place = self.exploration.subjects[0], self.widgets["place"].value
+        rows, columns = subject.grid
+        counts = {"row": rows, "column": columns, "channel": subject.channels(place)}
+        counts["head"] = heads = subject.heads(place)
+        for name, count in counts.items():
+            if count:  # where there are no heads, the number waits for the next layer that has some
+                self.widgets[name].max = count - 1
+                self.widgets[name].description = f"{name}, 0 to {count - 1}"
+        self.widgets["head"].disabled = not heads
         self.widgets["row"].disabled = self.widgets["column"].disabled = self.widgets["query"].value == CLASS
-        self._fit_model(0, "")
-        if "follow" not in self.widgets:
-            return
-        follow = self.widgets["follow"].value
-        if follow:
-            self.widgets["place_b"].value = self.exploration.looks(self.selection)[1].place
-        self._fit_model(1, "_b")
-        if follow:
-            look = self.exploration.looks(self.selection)[1]
-            self.widgets["head_b"].value, self.widgets["channel_b"].value = look.head, look.channel
-        self.widgets["place_b"].disabled = self.widgets["channel_b"].disabled = follow
-        self.widgets["head_b"].disabled = self.widgets["head_b"].disabled or follow
-
-    def _fit_model(self, which: int, suffix: str) -> None:
-        subject, place = self.exploration.subjects[which], self.widgets[f"place{suffix}"].value
-        if heads := subject.heads(place):  # elsewhere the number waits for the next layer that has heads
-            _limit(self.widgets[f"head{suffix}"], "head", heads)
-        self.widgets[f"head{suffix}"].disabled = not heads
-        _limit(self.widgets[f"channel{suffix}"], "channel", subject.channels(place))
 
     def draw(self) -> None:
         """Make the picture of the present selection."""
-        start = time.perf_counter()
-        self.exploration.check(self.selection)
-        self.exploration.selection = self.selection
+        chosen = {name: widget.value for name, widget in self.widgets.items()}
+        self.exploration.move(replace(self.exploration.selection, **chosen))
         self.publish(*self.exploration.picture())
-        self.seconds = time.perf_counter() - start
         self.note.value = ""
-
-
-def _list(widgets: Any, name: str, options: Any, value: Any) -> Any:
-    return widgets.Dropdown(options=options, value=value, description=name, layout=_WIDTH, style=_NAMED)
-
-
-def _field(widgets: Any, name: str, value: int, available: int) -> Any:
-    field = widgets.BoundedIntText(value=value, min=0, max=available - 1, layout=_WIDTH, style=_NAMED)
-    _limit(field, name, available)
-    return field
-
-
-def _limit(field: Any, name: str, available: int) -> None:
-    """Numbers that a field takes, which it says beside its name."""
-    field.max, field.description = available - 1, f"{name}, 0 to {available - 1}"
 
 
 def show_exploration(exploration: Exploration, interactive: bool) -> None:

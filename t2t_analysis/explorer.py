@@ -13,34 +13,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-import torch
 from torch import Tensor, nn
 
 from ._names import is_small
 from ._show import RESULTS_VARIABLE
 from .errors import DataError, T2TError, UnknownNameError
 from .results import Result, tidy
-from .scene import CLASS, Look, Scene, Subject
+from .scene import CLASS, NUMBERS, Look, Scene, Subject
 
 if TYPE_CHECKING:
     from .plots.base import Figure
 
 __all__ = ["Exploration", "Selection", "explore"]
-
-#: quantity and whether it is of the token or of the whole head or channel -> words of the table
-WORDS = {
-    ("attention_entropy", True): "entropy of attention, this token",
-    ("attention_entropy", False): "entropy of attention, whole head",
-    ("attention_distance", True): "attention distance, this token",
-    ("attention_distance", False): "attention distance, whole head",
-    ("prefix_mass", True): "attention on prefix tokens, this token",
-    ("cosine_centred", False): "centred cosine to the most similar head",
-    ("channel_peak", False): "largest value of the channel",
-    ("channel_spread", False): "spread of the channel",
-    ("gradient_outside", True): "input gradient outside the token's own cell",
-    ("erf_radius_50", True): "radius with 50 % of the token's input gradient",
-    ("erf_radius_95", True): "radius with 95 % of the token's input gradient",
-}
 
 
 @dataclass(frozen=True)
@@ -49,11 +33,11 @@ class Selection:
 
     Attributes
     ----------
-    image : its number. row, column : of the token, on the backbone's grid of the first model; on other grids the
-        token that holds the centre of its cell. query : "patch", or "class" for the class token.
-    place, head, channel : in the first model, see `Subject.places`.
-    place_b, head_b, channel_b : in the second; None follows the first: the same number (the last one if there are
-        fewer), the block at the same relative depth.
+    image : its number.
+    row, column : of the token, on the backbone's grid of the first model; on other grids the token that holds the
+        centre of its cell.
+    place, head, channel : in the first model, see `Subject.places`; the second follows, see `Exploration.looks`.
+    query : "patch", or "class" for the class token.
     """
 
     image: int
@@ -63,9 +47,6 @@ class Selection:
     head: int = 0
     channel: int = 0
     query: str = "patch"
-    place_b: str | None = None
-    head_b: int | None = None
-    channel_b: int | None = None
 
 
 def following_place(place: str, of: Sequence[str], to: Sequence[str]) -> str:
@@ -88,11 +69,12 @@ class Exploration:
 
     Parameters
     ----------
-    subjects : one or two, with as many images each. names : of the images.
+    subjects : one or two, with as many images each.
+    names : of the images.
 
     In a notebook it shows itself, with controls where they run. ``selection`` is what they stand at.
 
-    >>> import timm
+    >>> import timm, torch
     >>> model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2).eval()
     >>> exploration = Exploration([Subject(model, torch.rand(1, 3, 64, 64))])
     >>> exploration.select(layer=1, head=2, token=(0, 3)).table().columns.tolist()
@@ -142,25 +124,17 @@ class Exploration:
         Parameters
         ----------
         layer : number of a block, counted from 0, or a place such as "embed" or "tokens.0".
-        token : (row, column) on the backbone's grid, or "class". row, column : one of the two.
+        token : (row, column) on the backbone's grid, or "class".
+        row, column : one of the two.
 
         Raises
         ------
         UnknownNameError, DataError : there is no such thing; the message says what there is.
         """
         place = layer if layer is None or not str(layer).lstrip("-").isdigit() else f"blocks.{layer}"
-        changes: dict[str, Any] = {
-            "image": image,
-            "place": place,
-            "head": head,
-            "channel": channel,
-            "row": row,
-            "column": column,
-        }
-        changes |= _token(token)
-        changed = replace(self.selection, **{k: v for k, v in changes.items() if v is not None})
-        self.check(changed)
-        self.selection = changed
+        changes: dict[str, Any] = {"image": image, "place": place, "head": head, "channel": channel}
+        changes |= {"row": row, "column": column} | _token(token)
+        self.move(replace(self.selection, **{k: v for k, v in changes.items() if v is not None}))
         return self
 
     def add(self, photograph: Any) -> Exploration:
@@ -176,8 +150,13 @@ class Exploration:
         self.names = (*self.names, *found[0][1])
         return self.select(image=len(self.names) - 1)
 
-    def check(self, selection: Selection) -> None:
-        """Raise UnknownNameError or DataError if a model has no such place, head, channel, image or token."""
+    def move(self, selection: Selection) -> None:
+        """Look at ``selection``, if all models have such an image, token, place, head and channel.
+
+        Raises
+        ------
+        UnknownNameError, DataError : one of them has not; what was looked at stays.
+        """
         if not 0 <= selection.image < len(self.names):
             raise DataError(f"image {selection.image}: there are {len(self.names)}, numbered from 0")
         rows, columns = self.subjects[0].grid
@@ -189,70 +168,60 @@ class Exploration:
         if selection.query == CLASS and not any(subject.has_class_token for subject in self.subjects):
             names = " and ".join(subject.label for subject in self.subjects)
             raise DataError(f"token is {CLASS!r}: {names} has no class token; expected (row, column)")
-        for subject, look in zip(self.subjects, self.looks(selection), strict=True):
-            subject.check(look)
+        self.subjects[0].check(Look(selection.place, selection.head, selection.channel))
+        self.selection = selection
 
-    def looks(self, selection: Selection | None = None) -> tuple[Look, ...]:
-        """Place, head and channel for each model; those of the second follow the first where they are None."""
-        chosen = selection or self.selection
-        first = Look(chosen.place, chosen.head, chosen.channel)
-        if len(self.subjects) == 1:
-            return (first,)
-        self.subjects[0].check(first)
-        second = self.subjects[1]
-        place = chosen.place_b
-        if place is None:
-            place = following_place(chosen.place, list(self.subjects[0].places), list(second.places))
-        head, channel = chosen.head_b, chosen.channel_b
-        if head is None:
-            head = min(chosen.head, (second.heads(place) or chosen.head + 1) - 1)
-        if channel is None:
-            channel = min(chosen.channel, second.channels(place) - 1)
-        return first, Look(place, head, channel)
+    def looks(self) -> tuple[Look, ...]:
+        """Place, head and channel for each model.
+
+        The second follows the first: the block at the same relative depth, the same numbers, or the last ones there.
+        """
+        at, (first, *others) = self.selection, self.subjects
+        looks = [Look(at.place, at.head, at.channel)]
+        for other in others:
+            place = following_place(at.place, list(first.places), list(other.places))
+            head = min(at.head, (other.heads(place) or at.head + 1) - 1)
+            looks.append(Look(place, head, min(at.channel, other.channels(place) - 1)))
+        return tuple(looks)
 
     # ---------------------------------------------------------------------------------------- looking
 
-    def scenes(self, selection: Selection | None = None) -> list[Scene]:
-        """What each model shows of a selection, the current one by default."""
-        chosen = selection or self.selection
-        self.check(chosen)
-        rows, columns = self.subjects[0].grid
-        centre = (chosen.row + 0.5) / rows, (chosen.column + 0.5) / columns
-        point = CLASS if chosen.query == CLASS else centre
-        pairs = zip(self.subjects, self.looks(chosen), strict=True)
-        return [subject.scene(chosen.image, point, look) for subject, look in pairs]
+    def scenes(self) -> list[Scene]:
+        """What each model shows of the selection."""
+        at, (rows, columns) = self.selection, self.subjects[0].grid
+        point = CLASS if at.query == CLASS else ((at.row + 0.5) / rows, (at.column + 0.5) / columns)
+        return [s.scene(at.image, point, look) for s, look in zip(self.subjects, self.looks(), strict=True)]
 
-    def frame(self, selection: Selection | None = None) -> pd.DataFrame:
+    def frame(self) -> pd.DataFrame:
         """Return the numbers with the columns of a result."""
-        return tidy([row for scene in self.scenes(selection) for row in scene.rows])
+        return tidy([row for scene in self.scenes() for row in scene.rows])
 
-    def figure(self, selection: Selection | None = None) -> Figure:
+    def picture(self) -> tuple[Figure, pd.DataFrame]:
+        """Figure, a row for each model, and readable table."""
+        from .plots.scene import scene_figure
+
+        scenes = self.scenes()
+        frame = tidy([row for scene in scenes for row in scene.rows])
+        return scene_figure(scenes, frame, self.names[self.selection.image]), readable(frame)
+
+    def figure(self) -> Figure:
         """Image, attention, feature map and receptive field, a row for each model."""
-        return self.picture(selection)[0]
+        return self.picture()[0]
 
-    def table(self, selection: Selection | None = None) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """Return the numbers for people: each beside what it would be if there were nothing to see."""
-        return readable(self.frame(selection))
+        return readable(self.frame())
 
-    def sentences(self, selection: Selection | None = None) -> list[str]:
+    def sentences(self) -> list[str]:
         """Say in a sentence for each model what there is to see."""
         from .plots.scene import scene_words
 
-        return [scene_words(scene) for scene in self.scenes(selection)]
+        return [scene_words(scene) for scene in self.scenes()]
 
     def result(self) -> Result:
         """Return the numbers of the current selection as a result that can be saved."""
         meta = {"images": list(self.names), "selection": asdict(self.selection)}
         return Result("explore", self.frame(), meta, ("one image: a description without intervals",))
-
-    def picture(self, selection: Selection | None = None) -> tuple[Figure, pd.DataFrame]:
-        """Figure and readable table of a selection."""
-        from .plots.scene import scene_figure
-
-        scenes = self.scenes(selection)
-        frame = tidy([row for scene in scenes for row in scene.rows])
-        name = self.names[(selection or self.selection).image]
-        return scene_figure(scenes, frame, name), readable(frame)
 
     def _ipython_display_(self) -> None:
         from ._controls import show_exploration
@@ -267,20 +236,19 @@ def _token(token: tuple[int, int] | str | None) -> dict[str, Any]:
         return {"query": token}
     if not isinstance(token, tuple | list) or len(token) != 2:
         raise DataError(f'token is {token!r}: expected (row, column) or "{CLASS}"')
-    row, column = token
-    return {"query": "patch", "row": row, "column": column}
+    return {"query": "patch", "row": token[0], "column": token[1]}
 
 
 def readable(frame: pd.DataFrame) -> pd.DataFrame:
     """Return tidy rows as a table for people: a row for each number, two columns for each model."""
     keys = zip(frame["quantity"], frame["tokens"] != "patch", strict=True)
-    rows = frame.assign(what=[WORDS[key] for key in keys])
+    rows = frame.assign(what=[NUMBERS[key][0] for key in keys])
     first = rows.drop_duplicates("what").set_index("what")
     parts = {}
     for name, own in rows.groupby("model", sort=False):
         found = own.set_index("what")
         parts[str(name)], parts[f"{name}: null"] = found["value"], found["null"]
-    table = pd.DataFrame(parts, index=[words for words in WORDS.values() if words in first.index])
+    table = pd.DataFrame(parts, index=[words for words, _ in NUMBERS.values() if words in first.index])
     return table.assign(unit=first["value_unit"], **{"null is": first["null_kind"]}).reset_index(names="what")
 
 
@@ -292,8 +260,7 @@ def runs_widgets() -> bool:
         from IPython import get_ipython
     except ImportError:
         return False
-    shell: Any = get_ipython()
-    in_kernel = getattr(shell, "kernel", None) is not None
+    in_kernel = getattr(get_ipython(), "kernel", None) is not None
     return in_kernel and find_spec("ipywidgets") is not None and RESULTS_VARIABLE not in os.environ
 
 
@@ -326,8 +293,10 @@ def explore(
     image : what to look at. None takes embedded images that fit the model; else data as for `load_images` (a file,
         a folder, "photos", "photo_crops"), its loader, a Pillow image, or preprocessed pixels (3, H, W) or
         (n, 3, H, W). Files, names and Pillow images are preprocessed for each model as it wants them.
-    number : which of the images. layer : number of a block or a place ("embed", "tokens.0"); the middle by default.
-    head, channel : numbers. token : (row, column) on the grid of the backbone, or "class"; the middle by default.
+    number : which of the images.
+    layer : number of a block or a place ("embed", "tokens.0"); the middle by default.
+    head, channel : numbers.
+    token : (row, column) on the grid of the backbone, or "class"; the middle by default.
     n_images, seed : at most so many images to choose from, and what they are drawn with.
     interactive : controls or not; None finds out whether they run here.
 
@@ -377,6 +346,10 @@ def _images(source: Any, model: nn.Module, n_images: int, seed: int) -> tuple[Te
     """Up to ``n_images`` images (n, 3, H, W) for a model, and their names."""
     from PIL import Image
 
+    from .data.loading import first_images, load_images, preprocessing, transform_of
+    from .data.reading import to_rgb
+
+    names: tuple[str, ...] = ()
     if isinstance(source, Tensor):
         pixels = (source[None] if source.ndim == 3 else source)[:n_images]
         if pixels.ndim != 4 or not len(pixels):
@@ -386,39 +359,18 @@ def _images(source: Any, model: nn.Module, n_images: int, seed: int) -> tuple[Te
                 f"image of type {pixels.dtype}: expected pixels that are preprocessed; raw ones as a Pillow image are "
                 "preprocessed for each model"
             )
-        return pixels, tuple(f"image {i}" for i in range(len(pixels)))
-    if isinstance(source, Image.Image):
-        return _preprocessed(source, model), ("the image",)
-    if isinstance(source, str | Path):
-        from .data import load_images
-
-        path, source = Path(source), load_images(source, model=model, batch_size=n_images, seed=seed)
-        if path.is_file() and path.suffix != ".tar":
-            return _from_loader(source, 1)[0], (path.name,)
-    if not hasattr(source, "dataset"):
-        raise T2TError(
-            f"image of type {type(source).__name__}: expected a tensor of preprocessed pixels, a Pillow image, a path "
-            "or a loader"
-        )
-    return _from_loader(source, n_images)
-
-
-def _preprocessed(image: Any, model: nn.Module) -> Tensor:
-    from .data.loading import preprocessing, transform_of
-    from .data.reading import to_rgb
-
-    return transform_of(preprocessing(model))(to_rgb(image))[None]
-
-
-def _from_loader(loader: Any, n_images: int) -> tuple[Tensor, tuple[str, ...]]:
-    """Return the first images of a loader, and the names that its data set gives them."""
-    parts: list[Tensor] = []
-    for batch in loader:
-        parts.append(batch[0])
-        if sum(map(len, parts)) >= n_images:
-            break
-    if not parts:
-        raise DataError("the loader gives no images")
-    pixels = torch.cat(parts)[:n_images]
-    names = tuple(getattr(getattr(loader.dataset, "info", None), "names", ()))
+    elif isinstance(source, Image.Image):
+        pixels, names = transform_of(preprocessing(model))(to_rgb(source))[None], ("the image",)
+    else:
+        if isinstance(source, str | Path):
+            path, source = Path(source), load_images(source, model=model, batch_size=n_images, seed=seed)
+            if path.is_file() and path.suffix != ".tar":
+                n_images, names = 1, (path.name,)
+        if not hasattr(source, "dataset"):
+            raise T2TError(
+                f"image of type {type(source).__name__}: expected a tensor of preprocessed pixels, a Pillow image, a "
+                "path or a loader"
+            )
+        pixels = first_images(source, n_images)
+        names = names or tuple(getattr(getattr(source.dataset, "info", None), "names", ()))
     return pixels, names[: len(pixels)] or tuple(f"image {i}" for i in range(len(pixels)))

@@ -21,18 +21,36 @@ from .errors import DataError, UnknownNameError
 from .measures.attention import attention_distance, attention_entropy, key_distance
 from .measures.channels import MIXED, mixed
 from .measures.feature_maps import Ratios, channel_ratios, stretched
+from .measures.gradients import distance_to_cell, energy_radius, pixel_energy, rings
 from .measures.head_maps import entropy, head_cosine, renormalised
-from .measures.receptive import distance_to_cell, energy_radius, pixel_energy, rings
 from .measures.view import View, evaluating, layer_of
 
-__all__ = ["CLASS", "Look", "Scene", "Subject"]
+__all__ = ["CLASS", "NUMBERS", "Look", "Scene", "Subject"]
 
 #: the query that is no patch
 CLASS = "class"
+#: quantity, and whether it is of the token or of the whole head or channel -> words of the table, unit
+NUMBERS = {
+    ("attention_entropy", True): ("entropy of attention, this token", "nats"),
+    ("attention_entropy", False): ("entropy of attention, whole head", "nats"),
+    ("attention_distance", True): ("attention distance, this token", "fraction of image side"),
+    ("attention_distance", False): ("attention distance, whole head", "fraction of image side"),
+    ("prefix_mass", True): ("attention on prefix tokens, this token", "fraction"),
+    ("cosine_centred", False): ("centred cosine to the most similar head", "none"),
+    ("channel_peak", False): ("largest value of the channel", "multiples of the layer's level"),
+    ("channel_spread", False): ("spread of the channel", "multiples of the layer's level"),
+    ("gradient_outside", True): ("input gradient outside the token's own cell", "fraction"),
+    ("erf_radius_50", True): ("radius with 50 % of the token's input gradient", "pixels"),
+    ("erf_radius_95", True): ("radius with 95 % of the token's input gradient", "pixels"),
+}
 #: thresholds of the words for a channel, multiples of the layer's level; `InvalidChannels` has whole curves
 ZERO, TOO_LARGE = 1e-2, 100.0
-_UNIFORM, _EVEN = "uniform attention", "gradient spread evenly over the image"
-_NO_INTERVAL = "none: one image"
+#: images whose pass is kept: the one looked at, and the one that the null of the similarity is taken from
+_KEPT = 2
+#: random directions of the input gradient; each costs a backward pass
+_DIRECTIONS = 4
+#: one number without its place: quantity, tokens, value, null ... with the columns of a result
+Row = dict[str, Any]
 
 
 class Look(NamedTuple):
@@ -49,13 +67,14 @@ class Scene:
 
     Attributes
     ----------
-    image : (3, H, W), stretched to values 0 to 1. cell : top, left, height, width of the token's own pixels; None
-        for the class token.
+    image : (3, H, W), stretched to values 0 to 1.
+    cell : top, left, height, width of the token's own pixels; None for the class token.
     attention : (h, w) weights of the query on every patch, multiples of uniform attention.
     feature : (h, w) the channel, multiples of the layer's level (median root mean square of its channels).
     field : (H, W) size of the token's input gradient, largest value 1.
     state : the channel in a word: "ordinary", "zero", "flat" or "too large".
-    missing : why there is no attention or field. rows : the numbers, with the columns of a result.
+    missing : why there is no attention or field.
+    rows : the numbers, with the columns of a result.
     """
 
     model: str
@@ -69,7 +88,7 @@ class Scene:
     field: Tensor | None
     state: str
     missing: dict[str, str]
-    rows: list[dict[str, Any]]
+    rows: list[Row]
 
 
 class _Place(NamedTuple):
@@ -90,12 +109,17 @@ def _places(view: View) -> dict[str, _Place]:
         if pattern in view.names:
             found[short] = _Place(name, pattern)
         else:
-            found[short] = _Place(name, "", view.places.missing.get(pattern, _reason(short)))
+            known = "this is the tokeniser's output" if short == "embed" else "nothing attends at this place"
+            found[short] = _Place(name, "", view.places.missing.get(pattern, known))
     return found
 
 
-def _reason(place: str) -> str:
-    return "this is the tokeniser's output" if place == "embed" else "nothing attends at this place"
+class _Pass(NamedTuple):
+    """What one image's forward pass showed: its pixels, tokens (1, N, D) with their graph, maps (1, H, N, N)."""
+
+    pixels: Tensor
+    tokens: dict[str, Tensor]
+    maps: dict[str, Tensor]
 
 
 class Subject:
@@ -103,9 +127,9 @@ class Subject:
 
     Parameters
     ----------
-    model : a vision transformer. images : (n, 3, H, W), preprocessed as it wants them. label : its name.
-    budget : bytes of activations to keep; the image that was looked at longest ago goes first.
-    directions : random directions of the input gradient; each costs a backward pass.
+    model : a vision transformer.
+    images : (n, 3, H, W), preprocessed as it wants them.
+    label : its name.
 
     Raises
     ------
@@ -121,26 +145,19 @@ class Subject:
     torch.Size([4, 4])
     """
 
-    def __init__(
-        self, model: nn.Module, images: Tensor, label: str | None = None, *, budget: int = 1 << 30,
-        directions: int = 4,
-    ) -> None:  # fmt: skip
+    def __init__(self, model: nn.Module, images: Tensor, label: str | None = None) -> None:
         parameter = next(model.parameters())
         self.images = images.to(parameter.device, parameter.dtype)
         self.view = View(model, label, self.images[:1])
         self.places = _places(self.view)
-        self.budget, self.directions = budget, directions
-        self._passes: OrderedDict[int, dict[str, Tensor]] = OrderedDict()
-        self._graph: tuple[int, Tensor, dict[str, Tensor]] | None = None
-        self._fields: OrderedDict[Any, Tensor] = OrderedDict()
+        self.has_class_token = getattr(model, "cls_token", None) is not None
+        self._passes: OrderedDict[int, _Pass] = OrderedDict()
+        self._energy: tuple[Any, Tensor | None] = (None, None)
         if not self.images.isfinite().all():
             raise DataError("the images hold pixels that are not finite")
-        with evaluating(model):
-            self._probe([n for place in self.places.values() for n in (place.tokens, place.pattern) if n])
-
-    def _probe(self, names: list[str]) -> None:
         try:
-            self.view.probe(names)
+            with evaluating(model):
+                self.view.probe([n for place in self.places.values() for n in place[:2] if n])
         except AssertionError as error:  # how timm's models refuse a size
             size = "x".join(map(str, self.size))
             raise DataError(
@@ -167,11 +184,6 @@ class Subject:
         """Rows and columns of the backbone's patch tokens."""
         return self.layout(list(self.places)[-1]).grid
 
-    @property
-    def has_class_token(self) -> bool:
-        """Whether the first prefix token is a class token."""
-        return getattr(self.view.model, "cls_token", None) is not None
-
     def layout(self, place: str) -> capture.TokenLayout:
         """Prefix and grid of the tokens of one place."""
         layout = self.view.layout_of(self._at(place).tokens)
@@ -192,80 +204,51 @@ class Subject:
             raise UnknownNameError("layer", place, self.places, hint=f"in {self.label}")
         return self.places[place]
 
-    def check(self, look: Look) -> Look:
-        """Return ``look`` if the model has such a place, head and channel, else UnknownNameError or DataError.
+    def check(self, look: Look) -> None:
+        """Raise UnknownNameError or DataError where the model has no such place, head or channel.
 
         Where there is no attention map, the number of the head means nothing and is not checked.
         """
-        available = {"channel": (look.channel, self.channels(look.place))}
-        if heads := self.heads(look.place):
-            available["head"] = (look.head, heads)
-        for what, (number, count) in available.items():
+        for what, number, count in (
+            ("channel", look.channel, self.channels(look.place)),
+            ("head", look.head, self.heads(look.place) or look.head + 1),
+        ):
             if not 0 <= number < count:
                 there = f"{look.place} of {self.label} has {count}"
                 raise DataError(f"{what} {number}: {there}, numbered from 0")
-        return look
 
     # -------------------------------------------------------------------------------- running the model
 
-    def activations(self, image: int) -> dict[str, Tensor]:
-        """Tokens (N, D) and attention maps (H, N, N) of every place, from one forward pass per image."""
-        if image not in self._passes:
-            self._run(image, graph=False)
-        self._passes.move_to_end(image)
-        return self._passes[image]
-
-    def _run(self, image: int, graph: bool) -> None:
-        """Keep what one forward pass shows; with its graph, only that of the last such image."""
+    def run(self, image: int) -> _Pass:
+        """What the forward pass of an image shows; the last passes are kept."""
         if not 0 <= image < len(self.images):
             raise DataError(f"image {image}: there are {len(self.images)}, numbered from 0")
-        patterns = [place.pattern for place in self.places.values() if place.pattern]
-        tokens = [place.tokens for place in self.places.values()]
-        pixels = self.images[image : image + 1].detach().clone().requires_grad_(graph)
-        with (
-            evaluating(self.view.model),
-            torch.set_grad_enabled(graph),
-            capture.capture(self.view, patterns) as maps,
-            capture.capture(self.view, tokens, graph=graph) as seen,
-        ):
-            self.view.model(pixels)
-        if graph:
-            self._graph = (image, pixels, dict(seen))
-        self._passes[image] = {name: value.detach()[0] for name, value in (*maps.items(), *seen.items())}
-        self._forget()
-
-    def _forget(self) -> None:
-        def held() -> int:
-            return sum(v.numel() * v.element_size() for kept in self._passes.values() for v in kept.values())
-
-        while len(self._passes) > 1 and held() > self.budget:
+        if image not in self._passes:
+            pixels = self.images[image : image + 1].detach().clone().requires_grad_()
+            with (
+                evaluating(self.view.model),
+                capture.capture(self.view, [p.pattern for p in self.places.values() if p.pattern]) as maps,
+                capture.capture(self.view, [p.tokens for p in self.places.values()], graph=True) as tokens,
+            ):
+                self.view.model(pixels)
+            self._passes[image] = _Pass(pixels, dict(tokens), {n: x.detach() for n, x in maps.items()})
+        self._passes.move_to_end(image)
+        while len(self._passes) > _KEPT:
             self._passes.popitem(last=False)
+        return self._passes[image]
 
     def energy(self, image: int, place: str, token: int) -> Tensor | None:
         """Squared input gradient (H, W) of a token, mean over random directions; None where it has no graph."""
-        key = (image, place, token)
-        if key not in self._fields:
-            if self._graph is None or self._graph[0] != image:
-                self._run(image, graph=True)
-            assert self._graph is not None
-            _, pixels, seen = self._graph
-            tokens = seen[self._at(place).tokens]
-            if not tokens.requires_grad:
-                return None
-            self._fields[key] = self._energy(tokens, pixels, token)
-            if len(self._fields) > 64:
-                self._fields.popitem(last=False)
-        return self._fields[key]
-
-    def _energy(self, tokens: Tensor, pixels: Tensor, token: int) -> Tensor:
-        chosen = torch.tensor([token])
-
-        def direction(number: int) -> Callable[[int], torch.Generator]:
-            return lambda _: torch.Generator().manual_seed(number)
-
-        with torch.enable_grad():
-            draws = [pixel_energy(tokens, pixels, chosen, direction(n)) for n in range(self.directions)]
-        return torch.stack(draws).mean(0)[0].cpu()
+        if self._energy[0] != (image, place, token):
+            seen, chosen = self.run(image), torch.tensor([token])
+            tokens = seen.tokens[self._at(place).tokens]
+            found = None
+            if tokens.requires_grad:
+                with torch.enable_grad():
+                    draws = [pixel_energy(tokens, seen.pixels, chosen, _seed(n)) for n in range(_DIRECTIONS)]
+                found = torch.stack(draws).mean(0)[0].cpu()
+            self._energy = (image, place, token), found
+        return self._energy[1]
 
     # -------------------------------------------------------------------------------- what there is to see
 
@@ -274,46 +257,42 @@ class Subject:
 
         Parameters
         ----------
-        image : its number. point : (down, across) as fractions of the image, or ``CLASS`` for the class token; the
-            token is the one whose cell holds that point, on whatever grid the place has.
+        image : its number.
+        point : (down, across) as fractions of the image, or ``CLASS`` for the class token; the token is the one whose
+            cell holds that point, on whatever grid the place has.
         look : place, head and channel.
         """
         self.check(look)
         spot = _Spot.of(point, self.layout(look.place), self.has_class_token, self.size)
+        place, seen = self._at(look.place), self.run(image)
+        tokens = seen.tokens[place.tokens][0, spot.layout.prefix :].detach().float().cpu()
+        feature, state, rows = _channel(tokens, look.channel, spot.layout.grid)
+        attention, field, missing = None, None, {}
+        if place.pattern and spot.token is not None:
+            maps = seen.maps[place.pattern][0].float().cpu()
+            row = maps[look.head, spot.token, spot.layout.prefix :]
+            attention = (row * maps.shape[-1]).unflatten(0, spot.layout.grid)
+            numbers = [*_attention(maps[look.head], spot), *self._most_similar(image, maps, look, spot)]
+            rows = [*(number | {"head": look.head} for number in numbers), *rows]
+        else:
+            missing["attention"] = place.reason or spot.reason
         energy = None if spot.token is None else self.energy(image, look.place, spot.token)
-        tokens = self.activations(image)[self._at(look.place).tokens].float().cpu()
-        attention, numbers, reason = self._attention(image, look, spot)
-        feature, state, channel_rows = _channel(tokens[spot.layout.prefix :], look.channel, spot.layout.grid)
-        missing = {"attention": reason} if attention is None else {}
-        if energy is None:
+        if energy is not None:
+            field = energy.sqrt()
+            field = (field / field.max().clamp_min(torch.finfo(field.dtype).tiny)).float()
+            rows += _field(energy, spot)
+        else:
             missing["field"] = spot.reason or "this place cannot be differentiated by the image"
-        rows = [*numbers, *channel_rows, *(() if energy is None else _field_rows(energy, spot))]
+        common = {
+            "measure": "explore", "model": self.label, "weights": self.view.weights, "place": look.place,
+            "layer": layer_of(f"{look.place}."), "n": 1, "unit": "image", "interval": "none: one image",
+        }  # fmt: skip
         return Scene(
             self.label, self.view.weights, spot.words, look, stretched(self.images[image].float().cpu()),
-            spot.cell, attention, feature, None if energy is None else _amplitude(energy), state, missing,
-            [self._row(look, row) for row in rows],
+            spot.cell, attention, feature, field, state, missing, [common | row for row in rows],
         )  # fmt: skip
 
-    def _row(self, look: Look, row: dict[str, Any]) -> dict[str, Any]:
-        common: dict[str, Any] = {"measure": "explore", "model": self.label, "weights": self.view.weights}
-        common |= {"place": look.place, "layer": layer_of(f"{look.place}."), "n": 1, "unit": "image"}
-        return common | {"interval": _NO_INTERVAL} | row
-
-    def _attention(
-        self, image: int, look: Look, spot: _Spot
-    ) -> tuple[Tensor | None, list[dict[str, Any]], str]:
-        """Map (h, w) of the query in multiples of uniform attention, its numbers, or why there is none."""
-        place = self._at(look.place)
-        if not place.pattern or spot.token is None:
-            return None, [], place.reason or spot.reason
-        maps = self.activations(image)[place.pattern].float().cpu()
-        row = maps[look.head, spot.token, spot.layout.prefix :]
-        numbers = [*_query_rows(maps[look.head], spot), *_head_rows(maps[look.head], spot)]
-        numbers += self._most_similar(image, maps, look, spot)
-        named = [number | {"head": look.head} for number in numbers]
-        return (row * maps.shape[-1]).unflatten(0, spot.layout.grid), named, ""
-
-    def _most_similar(self, image: int, maps: Tensor, look: Look, spot: _Spot) -> list[dict[str, Any]]:
+    def _most_similar(self, image: int, maps: Tensor, look: Look, spot: _Spot) -> Iterator[Row]:
         """Centred cosine to the head of the layer that is most like this one, and the same on another image.
 
         None for the only head of a layer, and for one that attends uniformly: it has no direction.
@@ -323,21 +302,21 @@ class Subject:
         cosines[look.head] = -math.inf
         best = int(cosines.argmax())
         if not cosines[best].isfinite():
-            return []
-        null: dict[str, Any] = {}
+            return
+        row = _row("cosine_centred", cosines[best], "largest over the other heads of the layer", head_b=best)
         if len(self.images) > 1:
-            pattern = self._at(look.place).pattern
-            other = self.activations((image + 1) % len(self.images))[pattern][best].float().cpu()
-            paired = head_cosine(patches[look.head, None], renormalised(other[None], spot.layout.prefix))
-            null = {"null": float(paired), "null_kind": "the other head on the next image"}
-        return [null | {
-            "quantity": "cosine_centred", "value": float(cosines[best]), "head_b": best, "value_unit": "none",
-            "estimator": "largest over the other heads of the layer", "tokens": "patch",
-        }]  # fmt: skip
+            seen = self.run((image + 1) % len(self.images)).maps[self._at(look.place).pattern]
+            other = renormalised(seen[0, best, None].float().cpu(), spot.layout.prefix)
+            row["null"] = float(head_cosine(patches[look.head, None], other))
+            row["null_kind"] = "the other head on the next image"
+        yield row
 
 
-@dataclass(frozen=True)
-class _Spot:
+def _seed(number: int) -> Callable[[int], torch.Generator]:
+    return lambda _: torch.Generator().manual_seed(number)
+
+
+class _Spot(NamedTuple):
     """A token of one place: its number with prefix, where it is, in words; or why the place has no such token."""
 
     layout: capture.TokenLayout
@@ -345,7 +324,6 @@ class _Spot:
     token: int | None
     words: str
     patch: tuple[int, int] | None = None
-    reason: str = ""
 
     @classmethod
     def of(
@@ -355,18 +333,10 @@ class _Spot:
         has_class: bool,
         size: tuple[int, int],
     ) -> _Spot:
+        if point == CLASS:
+            return cls(layout, size, 0 if has_class and layout.prefix else None, "class token")
         if isinstance(point, str):
-            if point != CLASS:
-                raise UnknownNameError("token", point, [CLASS])
-            there = has_class and layout.prefix > 0
-            return cls(
-                layout,
-                size,
-                0 if there else None,
-                "class token",
-                None,
-                "" if there else "no class token here",
-            )
+            raise UnknownNameError("token", point, [CLASS])
         if not all(0 <= p < 1 for p in point):
             raise DataError(
                 f"point {point}: expected fractions of the image, from 0 up to but not including 1"
@@ -374,6 +344,17 @@ class _Spot:
         row, column = (int(p * n) for p, n in zip(point, layout.grid, strict=True))
         token = layout.prefix + row * layout.grid[1] + column
         return cls(layout, size, token, f"token at row {row}, column {column}", (row, column))
+
+    @property
+    def reason(self) -> str:
+        """Why there is no token."""
+        return "no class token here" if self.token is None else ""
+
+    @property
+    def number(self) -> int:
+        """Of the patch, row by row."""
+        assert self.token is not None
+        return self.token - self.layout.prefix
 
     @property
     def pitch(self) -> tuple[float, float]:
@@ -388,52 +369,39 @@ class _Spot:
         height, width = (int(p) for p in self.pitch)
         return self.patch[0] * height, self.patch[1] * width, height, width
 
-    @property
-    def side(self) -> float:
-        """Side of the square that has the image's area, in pixels."""
-        return math.sqrt(self.size[0] * self.size[1])
+
+# ------------------------------------------------------------------------------------------ the numbers
 
 
-def _query_rows(head_map: Tensor, spot: _Spot) -> Iterator[dict[str, Any]]:
-    """Entropy, distance and attention on prefix tokens of one query; ``head_map`` is (N, N)."""
-    prefix, keys = spot.layout.prefix, head_map.shape[-1]
-    row = head_map[spot.token, prefix:]
-    columns = {"null_kind": _UNIFORM, "tokens": spot.words}
-    yield columns | {
-        "quantity": "attention_entropy", "value": float(entropy(row / row.sum())),
-        "null": math.log(spot.layout.num_patches), "value_unit": "nats",
-        "estimator": "this query; patch keys only, renormalised",
-    }  # fmt: skip
+def _row(quantity: str, value: Any, estimator: str, tokens: str = "patch", **columns: Any) -> Row:
+    unit = NUMBERS[quantity, tokens != "patch"][1]
+    row = {"quantity": quantity, "value": float(value), "value_unit": unit, "estimator": estimator}
+    return row | {"tokens": tokens} | columns
+
+
+def _attention(head_map: Tensor, spot: _Spot) -> Iterator[Row]:
+    """Entropy, distance and attention on prefix tokens of one query, then of the whole head; (N, N)."""
+    prefix, uniform = spot.layout.prefix, {"null_kind": "uniform attention"}
+    row, patches = head_map[spot.token, prefix:], head_map[prefix:, prefix:]
+    distance = key_distance(spot.layout.grid, spot.pitch) / math.sqrt(math.prod(spot.size))
+    even = math.log(spot.layout.num_patches)
+    own = "this query; patch keys only, renormalised"
+    yield _row("attention_entropy", entropy(row / row.sum()), own, spot.words, null=even, **uniform)
     if spot.patch is not None:
-        assert spot.token is not None
-        query = slice(spot.token - prefix, spot.token - prefix + 1)
-        distance = key_distance(spot.layout.grid, spot.pitch, query) / spot.side
-        yield columns | {
-            "quantity": "attention_distance", "value": float(attention_distance(row[None], distance)),
-            "null": float(distance.mean()), "value_unit": "fraction of image side",
-            "estimator": "this query; patch keys only, renormalised",
-        }  # fmt: skip
+        mine = distance[spot.number, None]
+        null = float(mine.mean())
+        yield _row(
+            "attention_distance", attention_distance(row[None], mine), own, spot.words, null=null, **uniform
+        )
     if prefix:
-        yield columns | {
-            "quantity": "prefix_mass", "value": float(head_map[spot.token, :prefix].sum()), "null": prefix / keys,
-            "value_unit": "fraction", "estimator": "attention of this query to all prefix tokens",
-        }  # fmt: skip
-
-
-def _head_rows(head_map: Tensor, spot: _Spot) -> Iterator[dict[str, Any]]:
-    """Entropy and distance of a head, mean over all patch queries; ``head_map`` is (N, N)."""
-    prefix = spot.layout.prefix
-    patches = head_map[prefix:, prefix:]
-    columns = {"null_kind": _UNIFORM, "tokens": "patch", "estimator": "mean over patch queries"}
-    yield columns | {
-        "quantity": "attention_entropy", "value": float(attention_entropy(patches)),
-        "null": math.log(spot.layout.num_patches), "value_unit": "nats",
-    }  # fmt: skip
-    distance = key_distance(spot.layout.grid, spot.pitch) / spot.side
-    yield columns | {
-        "quantity": "attention_distance", "value": float(attention_distance(patches, distance)),
-        "null": float(distance.mean()), "value_unit": "fraction of image side",
-    }  # fmt: skip
+        words, null = "attention of this query to all prefix tokens", prefix / head_map.shape[-1]
+        yield _row(
+            "prefix_mass", head_map[spot.token, :prefix].sum(), words, spot.words, null=null, **uniform
+        )
+    mean = "mean over patch queries"
+    yield _row("attention_entropy", attention_entropy(patches), mean, null=even, **uniform)
+    null = float(distance.mean())
+    yield _row("attention_distance", attention_distance(patches, distance), mean, null=null, **uniform)
 
 
 def channel_state(ratios: Ratios, channel: int) -> str:
@@ -449,56 +417,36 @@ def channel_state(ratios: Ratios, channel: int) -> str:
     return "flat" if ratios.flat[channel] <= ZERO else "ordinary"
 
 
-def _channel(maps: Tensor, channel: int, grid: tuple[int, int]) -> tuple[Tensor, str, list[dict[str, Any]]]:
+def _channel(maps: Tensor, channel: int, grid: tuple[int, int]) -> tuple[Tensor, str, list[Row]]:
     """Map (h, w) of a channel in multiples of the layer's level, its state, its numbers; ``maps`` is (P, C)."""
     ratios, shuffled = channel_ratios(maps), channel_ratios(mixed(maps[None])[0])
-    largest = int(ratios.peak.argmax())
+    largest, state = int(ratios.peak.argmax()), channel_state(ratios, channel)
     level = maps[:, largest].abs().max() / ratios.peak[largest].clamp_min(1e-300)
-    feature = (maps[:, channel] / level if ratios.peak[largest] > 0 else maps[:, channel]).unflatten(0, grid)
+    feature = maps[:, channel] / level if ratios.peak[largest] > 0 else maps[:, channel]
     rows = []
     for quantity, ratio, null in (
         ("channel_peak", ratios.peak, shuffled.peak),
         ("channel_spread", ratios.flat, shuffled.flat),
     ):
         low, middle, high = null.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=null.dtype)).tolist()
-        rows.append({
-            "quantity": quantity, "value": float(ratio[channel]), "null": middle, "null_low": low, "null_high": high,
-            "null_kind": MIXED, "value_unit": "multiples of the layer's level", "tokens": "patch", "head": channel,
-            "estimator": f"channel {channel}, {channel_state(ratios, channel)}",
-        })  # fmt: skip
-    return feature.float(), channel_state(ratios, channel), rows
+        columns = {"null": middle, "null_low": low, "null_high": high, "null_kind": MIXED, "head": channel}
+        rows.append(_row(quantity, ratio[channel], f"channel {channel}, {state}", **columns))
+    return feature.unflatten(0, grid).float(), state, rows
 
 
-def _amplitude(energy: Tensor) -> Tensor:
-    """Size of the gradient, largest value 1: (H, W) squares -> (H, W)."""
-    amplitude = energy.sqrt()
-    return (amplitude / amplitude.max().clamp_min(torch.finfo(amplitude.dtype).tiny)).float()
-
-
-def _field_rows(energy: Tensor, spot: _Spot) -> Iterator[dict[str, Any]]:
+def _field(energy: Tensor, spot: _Spot) -> Iterator[Row]:
     """How far the input gradient of a patch token reaches; ``energy`` is (H, W)."""
     total = float(energy.sum())
-    if spot.patch is None or not (math.isfinite(total) and total > 0):
+    if spot.cell is None or not (math.isfinite(total) and total > 0):
         return
-    columns = {"null_kind": _EVEN, "tokens": spot.words}
-    outside = distance_to_cell(spot.size, spot.layout.grid, torch.tensor(_patch_number(spot))) > 0
-    yield columns | {
-        "quantity": "gradient_outside", "value": float(energy[outside].sum()) / total,
-        "null": float(outside.double().mean()), "value_unit": "fraction",
-        "estimator": "share of squared input gradient outside the own cell",
-    }  # fmt: skip
-    top, left, height, width = spot.cell  # type: ignore[misc]
+    even = {"null_kind": "gradient spread evenly over the image"}
+    outside = distance_to_cell(spot.size, spot.layout.grid, torch.tensor(spot.number)) > 0
+    how, null = "share of squared input gradient outside the own cell", float(outside.double().mean())
+    yield _row("gradient_outside", energy[outside].sum() / total, how, spot.words, null=null, **even)
+    top, left, height, width = spot.cell
     ring = rings(spot.size, (top + (height - 1) / 2, left + (width - 1) / 2)).flatten()
-    profile = torch.bincount(ring, weights=energy.flatten())
-    even = torch.bincount(ring).double()
+    profile, flat = torch.bincount(ring, weights=energy.flatten()), torch.bincount(ring).double()
     for share in (0.5, 0.95):
-        yield columns | {
-            "quantity": f"erf_radius_{share * 100:.0f}", "value": float(energy_radius(profile, share)),
-            "null": float(energy_radius(even, share)), "value_unit": "pixels",
-            "estimator": f"radius that holds {share:.0%} of the squared input gradient",
-        }  # fmt: skip
-
-
-def _patch_number(spot: _Spot) -> int:
-    assert spot.token is not None
-    return spot.token - spot.layout.prefix
+        how = f"radius that holds {share:.0%} of the squared input gradient"
+        radius, uniform = (energy_radius(energies, share) for energies in (profile, flat))
+        yield _row(f"erf_radius_{share * 100:.0f}", radius, how, spot.words, null=float(uniform), **even)

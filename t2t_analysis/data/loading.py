@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -22,7 +22,7 @@ from .info import DataInfo, chance_level
 from .reading import to_rgb
 from .sources import Source, StreamSource, find_source
 
-__all__ = ["Batch", "ImageLoader", "as_seen_by", "gather_images", "load_images", "seen_by"]
+__all__ = ["Batch", "ImageLoader", "as_seen_by", "first_images", "gather_images", "load_images", "seen_by"]
 
 #: Below this input size no border is cut off: a 32 px image has none to spare.
 SMALL = 64
@@ -417,6 +417,29 @@ def seen_by(loader: Any, models: Sequence[nn.Module]) -> tuple[Any, list[int]]:
 def as_seen_by(loader: Any, model: nn.Module) -> Any:
     """Return a loader of the same images, prepared as ``model`` wants them."""
     return seen_by(loader, [model])[0]
+
+
+def image_tensors(batches: Tensor | Iterable[Any]) -> Iterator[Tensor]:
+    """Image tensors from a tensor, or from batches as `measure` takes them."""
+    for item in [batches] if isinstance(batches, Tensor) else batches:
+        yield item if isinstance(item, Tensor) else getattr(item, "images", item[0])
+
+
+def first_images(batches: Tensor | Iterable[Any], most: int) -> Tensor:
+    """The first ``most`` images (n, C, H, W), or all if there are fewer, of what `image_tensors` takes.
+
+    Raises
+    ------
+    DataError : there are none.
+    """
+    found: list[Tensor] = []
+    for images in image_tensors(batches):
+        found.append(images[: most - sum(map(len, found))].cpu())
+        if sum(map(len, found)) >= most:
+            break
+    if not sum(map(len, found)):
+        raise DataError("the loader gave no images")
+    return torch.cat(found)
 
 
 def gather_images(loader: Any, n_images: int | None) -> tuple[Tensor, Tensor, np.ndarray]:

@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from .. import capture
 from ..capture.attention import backbone_attention
-from ..data.loading import as_seen_by
+from ..data.loading import as_seen_by, image_tensors
 from ..errors import CaptureError, DataError, T2TError, UnknownNameError
 
 __all__ = [
     "MODES", "Change", "Edit", "Head", "HeadMeans", "Replay", "Site", "ablated", "derangement",
-    "image_tensors", "sites",
+    "sites",
 ]  # fmt: skip
 
 Head = tuple[int, int]  # layer, head
@@ -124,12 +124,6 @@ class HeadMeans:
         if not n:
             raise DataError("no images to average head outputs over")
         return cls({layer: known[layer].heads(z / n).float() for layer, z in total.items()}, n)
-
-
-def image_tensors(batches: Tensor | Iterable[Any]) -> Iterator[Tensor]:
-    """Image tensors from a tensor, or from batches as `measure` takes them."""
-    for item in [batches] if isinstance(batches, Tensor) else batches:
-        yield item if isinstance(item, Tensor) else getattr(item, "images", item[0])
 
 
 def _add(total: dict[int, Tensor], layer: int, value: Tensor) -> None:

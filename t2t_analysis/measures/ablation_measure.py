@@ -10,9 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import capture
-from ..data.loading import as_seen_by
+from ..data.loading import as_seen_by, first_images
 from ..errors import DataError, UnknownNameError
-from .ablation import MODES, HeadMeans, Replay, image_tensors
+from .ablation import MODES, HeadMeans, Replay
 from .base import Measure, MeasureBatch, View
 from .head_summary import HeadIndex
 
@@ -76,7 +76,7 @@ class AblationMeasure(Measure):
         given = (
             _rank_zero(images)
             if self.calibration is None
-            else _first(as_seen_by(self.calibration, view.model), self.limit)
+            else first_images(as_seen_by(self.calibration, view.model), self.limit)
         )
         self.bank = given[: self.limit].to(images)
         if len(self.bank) < 2:  # the mean over one image is that image: nothing would be taken out of it
@@ -122,18 +122,6 @@ class AblationMeasure(Measure):
     def base(self, quantity: str, unit: str, **columns: Any) -> dict[str, Any]:
         """Columns of all rows of one quantity."""
         return self.row(quantity=quantity, value_unit=unit, tokens="all") | columns
-
-
-def _first(batches: Tensor | Iterable[Any], limit: int) -> Tensor:
-    """At most ``limit`` images (B, C, H, W)."""
-    found: list[Tensor] = []
-    for images in image_tensors(batches):
-        found.append(images[: limit - sum(map(len, found))])
-        if sum(map(len, found)) >= limit:
-            break
-    if not found:
-        raise DataError("no calibration images")
-    return torch.cat(found)
 
 
 def _rank_zero(images: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from ..errors import T2TError
 from ..models.tokens import Window
 from .token_pixels import pixels_to_tokens, windows_to
 
-
 #: thresholds of the curves, three to a decade, and for "too large" four to two decades
 EPS: tuple[float, ...] = tuple(10 ** (i / 3) for i in range(-12, 1))
 TOO_LARGE: tuple[float, ...] = (3.0, *(10 ** (i / 2) for i in range(2, 7)))

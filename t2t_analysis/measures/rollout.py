@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
-from ..data.loading import as_seen_by
-from ..errors import DataError, T2TError
+from ..data.loading import as_seen_by, first_images
+from ..errors import T2TError
 from ..results import Result
 from .base import ImageMeans, MeasureBatch, View
 from .feature_maps import stretched
@@ -94,25 +94,13 @@ def example_rollouts(
     models: Mapping[str, nn.Module], loader: Iterable[Any], count: int = 4
 ) -> RolloutExamples:
     """`rollout_maps` of all ``models`` over the first ``count`` images of the loader, or all if it has fewer."""
-    shown = {name: _first(as_seen_by(loader, model), count) for name, model in models.items()}
+    shown = {name: first_images(as_seen_by(loader, model), count) for name, model in models.items()}
     maps = {
         name: rollout_maps(model, shown[name].to(next(model.parameters()))).cpu()
         for name, model in models.items()
     }
     weights = {name: View(model).weights for name, model in models.items()}
     return RolloutExamples(stretched(next(iter(shown.values()))), maps, weights)
-
-
-def _first(loader: Iterable[Any], count: int) -> Tensor:
-    """The first ``count`` images, or all if there are fewer."""
-    parts: list[Tensor] = []
-    for batch in loader:
-        parts.append(batch.images[: count - sum(map(len, parts))].cpu())
-        if sum(map(len, parts)) >= count:
-            break
-    if not parts:
-        raise DataError("the loader gave no images")
-    return torch.cat(parts)
 
 
 def _patterns(view: capture.ModelView) -> list[str]:

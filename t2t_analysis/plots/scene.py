@@ -32,13 +32,29 @@ _LEAST = 2.0
 _MARK, _SMALL = PALETTE["vermillion"], 9
 
 
+class _Panel(NamedTuple):
+    """What one rectangle of the figure shows: pictures one over the other, with their colours and the ends of them."""
+
+    title: str
+    note: str
+    pictures: tuple[tuple[Any, str | None, float, float], ...] = ()
+    marks: dict[float, str] = {}  # noqa: RUF012 - shares of the colour bar's length -> words; never changed
+    missing: str = ""
+    loud: bool = False
+
+
 def scene_figure(scenes: Sequence[Scene], frame: pd.DataFrame, image_name: str) -> Figure:
     """Draw a row of four panels per model: image, attention, feature map, receptive field; all models on one scale.
 
     Parameters
     ----------
-    scenes : of the same image and point, one per model. frame : their numbers, tidy. image_name : for title and words.
+    scenes : of the same image and point, one per model.
+    frame : their numbers, tidy.
+    image_name : for title and words.
     """
+    attention = [float(s.attention.max()) for s in scenes if s.attention is not None]
+    feature = max(float(scene.feature.abs().max()) for scene in scenes)
+    limits = max([_LEAST, *attention]), float(np.clip(feature, _FINEST, _COARSEST))
     with use_style(), matplotlib.rc_context({"figure.constrained_layout.use": False}):
         size = 4 * _PANEL + 3 * _GAP + 2 * _EDGE, len(scenes) * (_HEAD + _ABOVE + _PANEL + _BELOW)
         fig = MplFigure(figsize=size)
@@ -46,132 +62,76 @@ def scene_figure(scenes: Sequence[Scene], frame: pd.DataFrame, image_name: str) 
         ax = fig.add_axes((0, 0, 1, 1))
         ax.set_axis_off()
         ax.set(xlim=(0, size[0]), ylim=(size[1], 0), autoscale_on=False)
-        limits = _attention_limit(scenes), _feature_limit(scenes)
         for number, scene in enumerate(scenes):
-            _draw_row(ax, size[1] / len(scenes) * number, scene, limits, image_name)
+            top = size[1] / len(scenes) * number + _HEAD
+            words = f"{scene.model}, {scene.look.place} · {scene.weights}"
+            ax.text(_EDGE, top - 0.04, words, fontweight="bold", va="bottom", parse_math=False)
+            for column, panel in enumerate(_panels(scene, limits, image_name)):
+                _draw(ax, _EDGE + column * (_PANEL + _GAP), top + _ABOVE, scene, panel)
     return finish(fig, frame, _caption(scenes, image_name), _alt(scenes, image_name))
 
 
-def _attention_limit(scenes: Sequence[Scene]) -> float:
-    return max([_LEAST, *(float(s.attention.max()) for s in scenes if s.attention is not None)])
+def _panels(scene: Scene, limits: tuple[float, float], name: str) -> Iterator[_Panel]:
+    """Image, attention, channel and receptive field, or why there is none."""
+    yield _Panel(_short(name), scene.token, ((scene.image.permute(1, 2, 0), None, 0, 1),))
+    most, limit = limits
+    if scene.attention is None:
+        yield _Panel("Attention", "none", missing=scene.missing["attention"])
+    else:
+        # by square roots: a head that puts all on one patch would leave the rest, and the other model, in the dark
+        maps = (scene.image.mean(0), "gray", 0, 1), (scene.attention.sqrt(), SEQUENTIAL, 0, most**0.5)
+        marks = {0: "0", most**-0.5: "1", 1: f"{most:.3g}"}
+        yield _Panel(f"Attention, head {scene.look.head}", "× uniform, over the image", maps, marks)
+    low, high = ("≤", "≥") if float(scene.feature.abs().max()) > limit else ("", "")
+    marks = {0: f"{low}−{limit:.3g}", 0.5: "× layer's level", 1: f"{high}{limit:.3g}"}
+    feature = ((scene.feature, DIVERGING, -limit, limit),)
+    loud = scene.state != "ordinary"
+    yield _Panel(f"Channel {scene.look.channel}", scene.state, feature, marks, loud=loud)
+    if scene.field is None:
+        yield _Panel("Receptive field", "none", missing=scene.missing["field"])
+    else:
+        marks = {0: "0", 0.5: "largest = 1", 1: "1"}
+        yield _Panel("Receptive field", "size of input gradient", ((scene.field, SEQUENTIAL, 0, 1),), marks)
 
 
-def _feature_limit(scenes: Sequence[Scene]) -> float:
-    largest = max(float(scene.feature.abs().max()) for scene in scenes)
-    return float(np.clip(largest, _FINEST, _COARSEST))
+def _draw(ax: Axes, left: float, top: float, scene: Scene, panel: _Panel) -> None:
+    """One panel with its corner at ``left`` and ``top``, inches."""
+    scale = _PANEL / max(scene.image.shape[-2:])  # inches per pixel
+    height, width = (side * scale for side in scene.image.shape[-2:])
 
+    def text(x: float, y: float, words: str, **style: Any) -> None:
+        ax.text(left + x, top + y, words, parse_math=False, **style)  # a name's dollar signs are no formulas
 
-class _Panel(NamedTuple):
-    """A rectangle of the figure that shows the pixels of one image; left and top in inches."""
+    def outline(box: Sequence[int], line: float) -> None:
+        down, across, *sides = (pixels * scale for pixels in box)
+        corner = left + across, top + down
+        ax.add_patch(Rectangle(corner, sides[1], sides[0], fill=False, edgecolor=_MARK, linewidth=line))
 
-    ax: Axes
-    left: float
-    top: float
-    size: tuple[int, int]
-
-    @property
-    def scale(self) -> float:
-        """Inches per pixel."""
-        return _PANEL / max(self.size)
-
-    def text(self, x: float, y: float, words: str, **style: Any) -> None:
-        """Write words at inches from the panel's corner; a name's dollar signs are no formulas."""
-        self.ax.text(self.left + x, self.top + y, words, parse_math=False, **style)
-
-    def title(self, title: str, note: str) -> None:
-        """Write what is shown in bold and below it, in grey, how to read it."""
-        self.text(0, -0.21, title, fontweight="bold", va="bottom")
-        self.text(0, -0.04, note, color=PALETTE["grey"], fontsize=_SMALL, va="bottom")
-
-    def picture(self, values: Any, cmap: str | None, low: float, high: float, alpha: float = 1.0) -> None:
-        """Lay an array over the whole panel, on whatever grid it has."""
-        height, width = (side * self.scale for side in self.size)
-        extent = (self.left, self.left + width, self.top + height, self.top)
-        self.ax.imshow(
-            values,
-            cmap=cmap,
-            vmin=low,
-            vmax=high,
-            alpha=alpha,
-            extent=extent,
-            aspect="auto",
-            interpolation="nearest",
-        )
-
-    def frame(self, top: float, left: float, height: float, width: float, line: float = 1.4) -> None:
-        """Frame some of the pixels."""
-        corner = self.left + left * self.scale, self.top + top * self.scale
-        sides = width * self.scale, height * self.scale
-        self.ax.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=_MARK, linewidth=line))
-
-    def bar(self, cmap: str, marks: dict[float, str]) -> None:
-        """Draw a colour bar below; ``marks`` has words for shares of its length."""
-        y = self.size[0] * self.scale + 0.08
-        left, right = self.left + 0.1 * _PANEL, self.left + 0.9 * _PANEL
-        extent = (left, right, self.top + y + 0.07, self.top + y)
-        self.ax.imshow(np.linspace(0, 1, 256)[None], cmap=cmap, extent=extent, aspect="auto")
-        for share, words in marks.items():
-            x = (0.1 + 0.8 * share) * _PANEL
-            self.text(x, y + 0.1, words, fontsize=_SMALL, ha="center", va="top")
-
-    def empty(self, reason: str) -> None:
-        """Say why there is nothing to see."""
-        height, width = (side * self.scale for side in self.size)
-        self.ax.add_patch(Rectangle((self.left, self.top), width, height, color="#f0f0f0"))
-        self.text(0.08, 0.08, textwrap.fill(reason, 24), fontsize=_SMALL, va="top")
-
-
-def _draw_row(ax: Axes, top: float, scene: Scene, limits: tuple[float, float], name: str) -> None:
-    words = f"{scene.model}, {scene.look.place} · {scene.weights}"
-    ax.text(_EDGE, top + _HEAD - 0.04, words, fontweight="bold", va="bottom", parse_math=False)
-    height, width = scene.image.shape[-2:]
-    lefts = (_EDGE + column * (_PANEL + _GAP) for column in range(4))
-    panels = [_Panel(ax, left, top + _HEAD + _ABOVE, (height, width)) for left in lefts]
-    panels[0].title(_short(name), scene.token)
-    panels[0].picture(scene.image.permute(1, 2, 0).numpy(), None, 0, 1)
-    _draw_attention(panels[1], scene, limits[0])
-    _draw_feature(panels[2], scene, limits[1])
-    _draw_field(panels[3], scene)
+    text(0, -0.21, panel.title, fontweight="bold", va="bottom")
+    text(0, -0.04, panel.note, color=PALETTE["grey"], fontsize=_SMALL, va="bottom")
+    if panel.missing:
+        ax.add_patch(Rectangle((left, top), width, height, color="#f0f0f0"))
+        text(0.08, 0.08, textwrap.fill(panel.missing, 24), fontsize=_SMALL, va="top")
+        return
+    for depth, (values, cmap, low, high) in enumerate(panel.pictures):
+        style: Any = {"aspect": "auto", "interpolation": "nearest", "alpha": 0.7 if depth else 1.0}
+        extent = (left, left + width, top + height, top)
+        ax.imshow(values.numpy(), cmap=cmap, vmin=low, vmax=high, extent=extent, **style)
+    if panel.marks:
+        y, cmap = height + 0.08, panel.pictures[-1][1]
+        extent = (left + 0.1 * _PANEL, left + 0.9 * _PANEL, top + y + 0.07, top + y)
+        ax.imshow(np.linspace(0, 1, 256)[None], cmap=cmap, extent=extent, aspect="auto")
+    for share, words in panel.marks.items():
+        text((0.1 + 0.8 * share) * _PANEL, y + 0.1, words, fontsize=_SMALL, ha="center", va="top")
+    if panel.loud:
+        outline((0, 0, *scene.image.shape[-2:]), 3)
     if scene.cell is not None:
-        drawn = True, scene.attention is not None, True, scene.field is not None
-        for panel in (panel for panel, there in zip(panels, drawn, strict=True) if there):
-            panel.frame(*scene.cell)
+        outline(scene.cell, 1.4)
 
 
 def _short(name: str, length: int = 24) -> str:
     """The end of a long name, which is what tells two paths apart."""
     return name if len(name) <= length else "…" + name[1 - length :]
-
-
-def _draw_attention(panel: _Panel, scene: Scene, limit: float) -> None:
-    if scene.attention is None:
-        panel.title("Attention", "none")
-        panel.empty(scene.missing["attention"])
-        return
-    panel.title(f"Attention, head {scene.look.head}", "× uniform, over the image")
-    panel.picture(scene.image.mean(0).numpy(), "gray", 0, 1)
-    # by square roots: a head that puts all on one patch would leave the rest, and the other model, in the dark
-    panel.picture(scene.attention.sqrt().numpy(), SEQUENTIAL, 0, limit**0.5, alpha=0.7)
-    panel.bar(SEQUENTIAL, {0: "0", limit**-0.5: "1", 1: f"{limit:.3g}"})
-
-
-def _draw_feature(panel: _Panel, scene: Scene, limit: float) -> None:
-    panel.title(f"Channel {scene.look.channel}", scene.state)
-    panel.picture(scene.feature.numpy(), DIVERGING, -limit, limit)
-    beyond = float(scene.feature.abs().max()) > limit
-    low, high = ("≤", "≥") if beyond else ("", "")
-    panel.bar(DIVERGING, {0: f"{low}−{limit:.3g}", 0.5: "× layer's level", 1: f"{high}{limit:.3g}"})
-    if scene.state != "ordinary":
-        panel.frame(0, 0, *panel.size, line=3)
-
-
-def _draw_field(panel: _Panel, scene: Scene) -> None:
-    panel.title("Receptive field", "none" if scene.field is None else "size of input gradient")
-    if scene.field is None:
-        panel.empty(scene.missing["field"])
-        return
-    panel.picture(scene.field.numpy(), SEQUENTIAL, 0, 1)
-    panel.bar(SEQUENTIAL, {0: "0", 0.5: "largest = 1", 1: "1"})
 
 
 # ------------------------------------------------------------------------------------------------ words
