@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -19,6 +19,7 @@ from .errors import DataError
 
 __all__ = [
     "Interval",
+    "Student",
     "Test",
     "bca_interval",
     "bootstrap",
@@ -48,6 +49,58 @@ class Interval:
     n: int
     unit: str
     method: str
+
+
+@dataclass(frozen=True)
+class Student:
+    """A value with its standard error: interval and p are Student's t, NaN where no degree of freedom is left.
+
+    >>> found = Student.of([1.0, 2.0, 3.0, 4.0], "seed", "mean")
+    >>> round(found.low, 5), round(found.p, 3), Student.of([1.0], "seed", "mean").low
+    (0.44574, 0.03, nan)
+    """
+
+    value: float
+    se: float
+    df: float
+    n: int
+    unit: str
+    estimator: str
+
+    @classmethod
+    def of(cls, x: ArrayLike, unit: str, estimator: str) -> Student:
+        """The mean of one value per unit."""
+        y = np.asarray(x, dtype=float)
+        se = y.std(ddof=1) / np.sqrt(len(y)) if len(y) > 1 else np.nan
+        return cls(float(y.mean()), float(se), len(y) - 1, len(y), unit, estimator)
+
+    @property
+    def low(self) -> float:
+        """Lower end of the 95 % interval."""
+        return self.value - self._half()
+
+    @property
+    def high(self) -> float:
+        """Upper end."""
+        return self.value + self._half()
+
+    def _half(self) -> float:
+        return float(sps.t.ppf(0.975, self.df) * self.se) if self.df > 0 else math.nan
+
+    @property
+    def p(self) -> float:
+        """Two-sided p of "it is 0"; NaN for a value without any spread."""
+        return (
+            2 * float(sps.t.sf(abs(self.value) / self.se, self.df)) if self.df > 0 and self.se else math.nan
+        )
+
+    def columns(self) -> dict[str, Any]:
+        """Columns of a row of a result, with words for the interval or for why there is none."""
+        known = ("value", "low", "high", "p", "n", "unit", "estimator")
+        alone = not self.df > 0
+        words = f"none: one {self.unit} per cell" if alone else f"t, {self.df:.3g} degrees of freedom"
+        spread = {"se": math.nan, "df": math.nan} if alone else {"se": self.se, "df": self.df}
+        return {name: getattr(self, name) for name in known} | spread | {"interval": words}
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import functools
+import threading
 from itertools import product
 
 import numpy as np
@@ -357,69 +358,73 @@ def test_a_run_of_the_design_waits_for_its_rate(tmp_path, monkeypatch):
 
 
 class Process:
-    """Stands for a process that ends with ``status`` when it is asked for the second time."""
+    """Stands for a process that takes a moment and ends with ``status``."""
 
-    def __init__(self, status):
-        self.status, self.returncode, self.asked, self.ended = status, None, 0, False
+    def __init__(self, status=0):
+        self.status, self.ended, self.over = status, False, threading.Event()
 
-    def poll(self):
-        self.asked += 1
-        self.returncode = self.status if self.asked > 1 else None
-        return self.returncode
+    def wait(self):
+        self.over.wait(0.01)
+        return self.status
 
     def terminate(self):
         self.ended = True
 
 
-def test_a_crew_keeps_its_slots_busy_and_goes_on_after_a_failure(tmp_path, capsys):
+def test_slots_are_kept_busy_and_a_failure_stops_nothing(tmp_path, capsys):
     runs = plan(
         ["small_hard_deep", "small_hard_wide"], "photo_crops", seeds=[0, 1, 2], epochs=[3], fractions=[1.0]
     )
-    started, at_once = [], []
+    started, at_once, lock = [], [], threading.Lock()
+
+    class Counted(Process):
+        def wait(self):
+            status = super().wait()
+            with lock:
+                at_once.append(at_once[-1] - 1)
+            return status
 
     def launch(run, device, log):
-        started.append((run.model, run.recipe.seed, device))
-        at_once.append(len(crew.working) + 1)
+        with lock:
+            started.append((run.recipe.seed, device))
+            at_once.append((at_once or [0])[-1] + 1)
         log.write(f"{run.name}: test accuracy 0.5\n")
-        return Process(1 if run.recipe.seed == 1 else 0)
+        return Counted({0: 0, 1: 1, 2: study.BUSY}[run.recipe.seed])
 
-    crew = study.Crew(runs, ["cuda:0", "cuda:1"], tmp_path, launch)
-    failed = crew.work(pause=0.0)
-    assert [seed for _, seed, _ in started] == [0, 0, 1, 1, 2, 2]
-    assert {device for _, _, device in started} == {"cuda:0", "cuda:1"}
+    counts = study._all(runs, ["cuda:0", "cuda:1"], tmp_path, launch)
+    assert sorted(seed for seed, _ in started) == [0, 0, 1, 1, 2, 2]
+    assert {device for _, device in started} == {"cuda:0", "cuda:1"}
     assert max(at_once) == 2
-    assert [run.recipe.seed for run in failed] == [1, 1]
+    assert counts == {0: 2, 1: 2, study.BUSY: 2}
     said = capsys.readouterr().err
-    assert "failed with status 1; see" in said
-    assert "[6 of 6] " in said
-    assert " left] " in said
-    assert "done, test accuracy 0.5" in said
+    assert said.count("failed with status 1; see") == 2
+    assert said.count("another process is at it") == 2
+    assert said.count("done, test accuracy 0.5") == 2
+    assert "[6 of 6, about 0:00 left] " in said
 
 
-def test_a_run_that_another_process_is_at_has_not_failed(tmp_path, capsys):
-    runs = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], epochs=[12], fractions=[1.0])
-    crew = study.Crew(runs, ["cpu"], tmp_path, lambda run, *_: Process(study.BUSY if run.recipe.seed else 0))
-    assert crew.work(pause=0.0) == []
-    assert ([run.recipe.seed for run in crew.ended], [run.recipe.seed for run in crew.elsewhere]) == (
-        [0],
-        [1],
-    )
-    assert "[2 of 2] " in capsys.readouterr().err
-
-
-def test_an_interrupted_crew_ends_its_processes(tmp_path):
-    runs = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], epochs=[12], fractions=[1.0])
+def test_an_interruption_ends_the_processes_and_starts_no_more(tmp_path):
+    runs = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1, 2], epochs=[12], fractions=[1.0])
     processes = []
+
+    class Long(Process):
+        def wait(self):
+            self.over.wait(60)
+            return self.status
+
+        def terminate(self):
+            super().terminate()
+            self.over.set()
 
     def launch(*_):
         if processes:
             raise KeyboardInterrupt
-        processes.append(Process(0))
+        processes.append(Long())
         return processes[0]
 
     with pytest.raises(KeyboardInterrupt):
-        study.Crew(runs, ["cpu", "cpu"], tmp_path, launch).work(pause=0.0)
-    assert processes[0].ended
+        list(study.work(runs, ["cpu", "cpu"], tmp_path, launch))
+    assert [process.ended for process in processes] == [True]
 
 
 def test_a_dry_run_prints_what_is_missing_and_what_it_costs(tmp_path, capsys):

@@ -19,7 +19,7 @@ from ..errors import DataError
 from ..models.provenance import confounds
 from ..results import Result
 from ..training.design import CORNERS, cell_of, horizons_of
-from ..training.effects import CONTRASTS, contrast, effects, runs_of
+from ..training.effects import CONTRASTS, contrast, effects, runs_of, whole
 from .headlines import HEADLINES, as_dict, models_headlines, pair_differences, pair_order, read_headlines
 from .premise import premise_evidence
 
@@ -75,7 +75,7 @@ def controlled_evidence(
     rows, notes = list(cost_rows()), []
     try:
         of_accuracy = effects(table, data, epochs=epochs)
-        runs = _with_headlines(_whole(runs_of(table, data, epochs=epochs)), folder)
+        runs = _with_headlines(whole(runs_of(table, data, epochs=epochs)), folder)
     except DataError as error:
         return Result("evidence", pd.DataFrame(rows), {"data": data}, (str(error),))
     rows += [row | sides(str(row["quantity"])) for row in _records(of_accuracy) if pd.isna(row["model"])]
@@ -91,10 +91,6 @@ def controlled_evidence(
 
 def _records(result: Result) -> list[dict[str, Any]]:
     return [as_dict(row) for _, row in result.frame.iterrows()]
-
-
-def _whole(runs: pd.DataFrame) -> pd.DataFrame:
-    return runs[runs["fraction"] == 1.0]
 
 
 def _with_headlines(runs: pd.DataFrame, folder: str | Path | None) -> pd.DataFrame:
@@ -118,23 +114,16 @@ def _of_headline(runs: pd.DataFrame, name: str) -> tuple[list[dict[str, Any]], l
             continue
         rows.append(_seed_row(f"{quantity}:{name}", **estimate.columns(), **sides(quantity)))
     corners = known[known["model"].isin(CORNERS)]
-    if len(corners) > 1:
-        rows.append(_mean_row(f"mean:{name}", corners[name].to_numpy(dtype=float)))
+    if len(corners) > 1:  # the runs of all corner cells count alike
+        mean = stats.Student.of(corners[name], "run", "mean over runs").columns()
+        about = {"interval": "t over runs", "model": "all corner cells", "p": None}
+        rows.append(_seed_row(f"mean:{name}", **mean | about))
     return rows, notes
 
 
 def _seed_row(quantity: str, **columns: Any) -> dict[str, Any]:
     common = {"measure": "evidence", "quantity": quantity, "weights": _SEEDS, "null": 0.0}
     return common | {"null_kind": "no effect"} | columns
-
-
-def _mean_row(quantity: str, values: np.ndarray) -> dict[str, Any]:
-    """Mean over the runs of all corner cells, which count alike, with Student's t."""
-    ci = stats.mean_ci(values, unit="run")
-    columns = {"value": ci.value, "low": ci.low, "high": ci.high, "n": ci.n, "unit": "run"}
-    columns |= {"se": float(values.std(ddof=1) / np.sqrt(ci.n)), "df": ci.n - 1}
-    words = {"interval": "t over runs", "estimator": "mean over runs", "model": "all corner cells"}
-    return _seed_row(quantity, **columns, **words)
 
 
 def _transfer(table: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
@@ -165,7 +154,7 @@ def seed_evidence(
     from ..training.table import read_runs
 
     runs = runs_of(read_runs(folder), data, epochs=epochs)
-    runs = _with_headlines(_whole(runs), folder)
+    runs = _with_headlines(whole(runs), folder)
     runs = runs[runs["model"] == cell].sort_values("seed")
     if len(runs) < 4:
         raise DataError(f"{cell}: {len(runs)} seeds, but two against two are the least")

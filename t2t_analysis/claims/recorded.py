@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
 
 from .._commit import commit, versions
 from .._names import has_soft_split
 from .._paths import data_dir
 from ..errors import T2TError
 from ..results import Result, tidy
+from ..stats import Student
 from .headlines import as_dict
 from .ledger import ledger
 from .premise import GROUPS, measure_endpoints
@@ -278,19 +278,16 @@ def published_ledger(folder: str | Path | None = None) -> dict[str, pd.DataFrame
         a, b = ours.loc[name], theirs.loc[name]
         se = float(np.hypot(a["se"], b["se"]))
         df = se**4 / (a["se"] ** 4 / a["df"] + b["se"] ** 4 / b["df"]) if se else float(a["df"])
-        rows.append({
-            "measure": "evidence", "quantity": name, "model": a["label"], "model_b": b["label"],
-            "weights": f"{a['weights']} | {b['weights']}", "value": a["value"] - b["value"], "se": se, "df": df,
-            **_ends(a["value"] - b["value"], se, df), "n": min(a["n"], b["n"]), "unit": a["unit"],
-            "interval": "t, not paired", "null": 0.0, "null_kind": "no difference between the models",
+        found = Student(
+            a["value"] - b["value"], se, df, min(a["n"], b["n"]), a["unit"], "difference of means"
+        )
+        rows.append(found.columns() | {
+            "measure": "evidence", "quantity": name, "model": a["label"], "model_b": b["label"], "p": None,
+            "weights": f"{a['weights']} | {b['weights']}", "interval": "t, not paired", "null": 0.0,
+            "null_kind": "no difference between the models",
         })  # fmt: skip
     about = f"{rows[0]['model']} against {rows[0]['model_b']} as published; their recipes differ too"
     return {about: ledger(Result("evidence", pd.DataFrame(rows), {"kind": "pair"}))}
-
-
-def _ends(value: float, se: float, df: float) -> dict[str, float]:
-    half = float(sps.t.ppf(0.975, df)) * se
-    return {"low": value - half, "high": value + half}
 
 
 def main(arguments: Any) -> int:

@@ -8,20 +8,19 @@ cells. Runs of one task, data set, optimiser and length are compared; runs of a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats as sps
 
+from .. import stats
 from ..errors import DataError
 from ..results import Result
 from . import rates
 from .design import CORNERS, FRACTION_CELLS, HORIZONS, IDEAS
 
-__all__ = ["CONTRASTS", "FOLLOWED", "PUBLISHED", "contrast", "effects", "runs_of", "runs_so_far"]
+__all__ = ["CONTRASTS", "FOLLOWED", "PUBLISHED", "contrast", "effects", "runs_of", "runs_so_far", "whole"]
 
 HARD_DEEP, HARD_WIDE, SOFT_DEEP, SOFT_WIDE = CORNERS
 Weights = Mapping[str, float]
@@ -105,56 +104,6 @@ PUBLISHED_TRANSFER: dict[str, tuple[float, str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Mean of one value per seed with its 95 % interval; NaN ends where no degree of freedom is left."""
-
-    value: float
-    se: float
-    df: float
-    n: int
-    estimator: str
-
-    @property
-    def low(self) -> float:
-        """Lower end of the 95 % interval."""
-        return self.value - self._half()
-
-    @property
-    def high(self) -> float:
-        """Upper end."""
-        return self.value + self._half()
-
-    def _half(self) -> float:
-        return float(sps.t.ppf(0.975, self.df) * self.se) if self.df > 0 else np.nan
-
-    def columns(self) -> dict[str, Any]:
-        """Columns of a result row; p is of the null of no effect."""
-        alone = not self.df > 0
-        p = np.nan if alone or not self.se else 2 * sps.t.sf(abs(self.value) / self.se, self.df)
-        return {
-            "value": self.value,
-            "low": self.low,
-            "high": self.high,
-            "interval": "none: one seed per cell" if alone else f"t, {self.df:.3g} degrees of freedom",
-            "se": np.nan if alone else self.se,
-            "df": np.nan if alone else self.df,
-            "p": float(p),
-            "n": self.n,
-            "unit": "seed",
-            "estimator": self.estimator,
-        }
-
-
-def _over_seeds(values: Iterable[float], estimator: str) -> Estimate:
-    """The mean of one value per seed."""
-    y = np.asarray(list(values), dtype=float)
-    n = len(y)
-    return Estimate(
-        float(y.mean()), float(y.std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan, n - 1, n, estimator
-    )
-
-
 def runs_of(
     table: pd.DataFrame,
     data: str = "photo_crops",
@@ -216,37 +165,31 @@ def _longest(rows: pd.DataFrame) -> int:
     return next(complete, lengths[0])
 
 
-def _whole(rows: pd.DataFrame) -> pd.DataFrame:
+def whole(rows: pd.DataFrame) -> pd.DataFrame:
+    """Runs that see all the training images."""
     return rows[rows["fraction"] == 1.0]
 
 
-Values = dict[str, dict[int, float]]
-
-
-def _values(rows: pd.DataFrame, cells: Iterable[str], of: str) -> Values:
-    """Cell -> seed -> value.
+def _wide(rows: pd.DataFrame, cells: Iterable[str], of: str = "test_accuracy") -> pd.DataFrame:
+    """Values, a row a seed and a column a cell; NaN where a seed has no run.
 
     Raises
     ------
     DataError
         naming the cells that have no run.
     """
-    found: Values = {cell: {} for cell in cells}
-    for cell, seed, value in zip(rows["model"], rows["seed"], rows[of], strict=True):
-        if cell in found and pd.notna(value):
-            found[cell][int(seed)] = float(value)
-    if missing := [cell for cell, by_seed in found.items() if not by_seed]:
+    known = rows.loc[rows[of].notna(), ["model", "seed", of]].astype({of: float})
+    if missing := [cell for cell in cells if cell not in set(known["model"])]:
         raise DataError(f"no runs of {', '.join(missing)}")
-    return found
+    return known.pivot_table(of, "seed", "model")[list(cells)]
 
 
-def _within_seeds(values: Values, weights: Weights) -> dict[int, float]:
-    """Seed -> weighted sum of its cells; seeds that miss a cell are left out."""
-    shared = set.intersection(*(set(values[cell]) for cell in weights))
-    return {s: sum(weight * values[cell][s] for cell, weight in weights.items()) for s in sorted(shared)}
+def _within_seeds(wide: pd.DataFrame, weights: Weights) -> pd.Series:
+    """Weighted sum of the cells of each seed; seeds that miss a cell are left out."""
+    return (wide[list(weights)] * pd.Series(weights)).sum(axis=1, skipna=False).dropna()
 
 
-def contrast(rows: pd.DataFrame, weights: Weights, *, of: str = "test_accuracy") -> Estimate:
+def contrast(rows: pd.DataFrame, weights: Weights, *, of: str = "test_accuracy") -> stats.Student:
     """A weighted sum of cells within each seed, its mean over seeds.
 
     Sides that share no seed (halves of one cell's seeds) are compared by Welch's t with Satterthwaite's degrees of
@@ -263,23 +206,22 @@ def contrast(rows: pd.DataFrame, weights: Weights, *, of: str = "test_accuracy")
     DataError
         naming the cells that have no run.
     """
-    values = _values(rows, weights, of)
-    if shared := _within_seeds(values, weights):
-        return _over_seeds(shared.values(), f"mean over seeds of a contrast of {len(weights)} cells")
-    groups = {cell: np.array(list(by_seed.values())) for cell, by_seed in values.items()}
-    value = sum(weight * groups[cell].mean() for cell, weight in weights.items())
-    n, least = sum(map(len, groups.values())), min(map(len, groups.values()))
-    if least < 2:
-        return Estimate(value, np.nan, 0, n, "difference of means")
-    parts = {cell: weights[cell] ** 2 * y.var(ddof=1) / len(y) for cell, y in groups.items()}
-    total = sum(parts.values())
-    df = (
-        total**2 / sum(part**2 / (len(groups[cell]) - 1) for cell, part in parts.items()) if total else np.inf
-    )
-    return Estimate(value, float(np.sqrt(total)), float(df), n, "Welch's t")
+    wide = _wide(rows, weights, of)
+    if len(each := _within_seeds(wide, weights)):
+        return _over_seeds(each, f"mean over seeds of a contrast of {len(weights)} cells")
+    weight, n = pd.Series(weights), wide.count()
+    parts = weight**2 * wide.var() / n
+    value, total = float((weight * wide.mean()).sum()), float(parts.sum(skipna=False))
+    df = 0.0 if n.min() < 2 else total**2 / float((parts**2 / (n - 1)).sum()) if total else np.inf
+    words = "Welch's t" if df else "difference of means"
+    return stats.Student(value, float(np.sqrt(total)), df, int(n.sum()), "seed", words)
 
 
-def _row(quantity: str, found: Estimate | None = None, **columns: Any) -> dict[str, Any]:
+def _over_seeds(values: Any, estimator: str) -> stats.Student:
+    return stats.Student.of(values, "seed", estimator)
+
+
+def _row(quantity: str, found: stats.Student | None = None, **columns: Any) -> dict[str, Any]:
     """A row of the result; effects are compared with none."""
     effect = {} if found is None else found.columns() | {"null": 0.0, "null_kind": "no effect"}
     common = {"measure": "study_effects", "quantity": quantity, "weights": "trained by the study"}
@@ -292,28 +234,27 @@ def cell_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
     keys: Any
     for keys, group in rows.groupby(["model", "fraction"]):
         model, fraction = keys
-        columns = _over_seeds(group["test_accuracy"].astype(float), "mean").columns() | {"p": np.nan}
-        columns |= {"null": float(group["chance"].mean()), "null_kind": "commonest class"}
+        columns = {"null": float(group["chance"].mean()), "null_kind": "commonest class", "p": np.nan}
         columns |= {"at": float(fraction), "at_unit": "share of the training images"}
-        out.append(_row("accuracy", model=model, **columns))
+        out.append(_row("accuracy", _over_seeds(group["test_accuracy"], "mean"), model=model, **columns))
     return out
 
 
 def contrast_rows(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
     """Every contrast whose cells are there, those that are followed in log-odds too; a note for each that is not."""
-    whole = _whole(rows)
-    y = whole["test_accuracy"].astype(float).clip(1e-4, 1 - 1e-4)
-    whole = whole.assign(log_odds=np.log(y / (1 - y)))
+    rows = whole(rows)
+    y = rows["test_accuracy"].astype(float).clip(1e-4, 1 - 1e-4)
+    rows = rows.assign(log_odds=np.log(y / (1 - y)))
     out, notes = [], []
     for quantity, weights in CONTRASTS.items():
         try:
-            out.append(_row(quantity, contrast(whole, weights)))
+            out.append(_row(quantity, contrast(rows, weights)))
         except DataError as error:
             notes.append(f"{quantity} not estimated: {error}")
             continue
         if quantity in FOLLOWED:
-            found = contrast(whole, weights, of="log_odds")
-            out.append(_row(f"{quantity}_log_odds", found) | {"value_unit": "log-odds"})
+            found = contrast(rows, weights, of="log_odds")
+            out.append(_row(f"{quantity}_log_odds", found, value_unit="log-odds"))
     return out, notes
 
 
@@ -324,32 +265,32 @@ def efficiency_rows(rows: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]
     gap to the hard split grows as data shrink.
     """
     hard, soft = FRACTION_CELLS
-    gaps = {}
-    for fraction, group in rows.groupby("fraction"):
-        if {hard, soft} <= set(group["model"]):
-            values = _values(group, (soft, hard), "test_accuracy")
-            gaps[float(fraction)] = _within_seeds(values, {soft: 1.0, hard: -1.0})  # type: ignore[arg-type]
+    gaps: dict[Any, pd.Series] = {
+        fraction: _within_seeds(_wide(group, (soft, hard)), {soft: 1.0, hard: -1.0})
+        for fraction, group in rows.astype({"fraction": float}).groupby("fraction")
+        if {hard, soft} <= set(group["model"])
+    }
     if len(gaps) < 2:
-        text = (
-            "gap_growth_per_halving not estimated: fewer than two fractions of hard_deep and performer_deep"
-        )
-        return [], [text]
-    wide = pd.DataFrame(gaps).dropna()  # seeds by fractions
+        few = "fewer than two fractions of hard_deep and performer_deep"
+        return [], [f"gap_growth_per_halving not estimated: {few}"]
     words = "mean over seeds of the slope of the gap in log2(1 / fraction)"
-    slopes = _slopes(wide, -np.log2(wide.columns.to_numpy(dtype=float)))
-    out = [_row("gap_growth_per_halving", _over_seeds(slopes, words))]
+    by_halving = {-np.log2(fraction): gap for fraction, gap in gaps.items()}
+    out = _slope_row("gap_growth_per_halving", by_halving, 1.0, words)
     for fraction, gap in gaps.items():
         at: dict[str, Any] = {"at": fraction, "at_unit": "share of the training images"}
-        out.append(
-            _row("tokeniser_effect_deep_at_fraction", _over_seeds(gap.values(), "mean of the gap"), **at)
-        )
+        out.append(_row("tokeniser_effect_deep_at_fraction", _over_seeds(gap, "mean of the gap"), **at))
     return out, []
 
 
-def _slopes(values: pd.DataFrame, x: np.ndarray) -> np.ndarray:
-    """Least-squares slope of each row of ``values`` (seeds, points) in ``x`` (points,)."""
-    centred = x - x.mean()
-    return values.to_numpy(dtype=float) @ centred / (centred @ centred)
+def _slope_row(quantity: str, effect: dict[Any, pd.Series], step: float, words: str) -> list[dict[str, Any]]:
+    """Mean over seeds of the least-squares slope of ``effect`` (abscissa -> seed -> value), in units of ``step``."""
+    values = pd.DataFrame(effect).dropna()  # seeds by points
+    if values.empty:
+        return []
+    centred = values.columns.to_numpy(dtype=float) / step
+    centred = centred - centred.mean()
+    slopes = values.to_numpy(dtype=float) @ centred / (centred @ centred)
+    return [_row(quantity, _over_seeds(slopes, words))]
 
 
 # ------------------------------------------------------------------------------------------ over training length
@@ -359,25 +300,20 @@ def _slopes(values: pd.DataFrame, x: np.ndarray) -> np.ndarray:
 COSTS = {"epochs": "epochs", "macs": "multiply-accumulates of training", "time": "CPU seconds of training"}
 
 
-def _curves(rows: pd.DataFrame, by: str) -> dict[str, dict[int, np.ndarray]]:
+def _curves(rows: pd.DataFrame, by: str) -> dict[str, dict[Any, np.ndarray]]:
     """Cell -> seed -> (lengths, 2): logarithm of the cost, ascending, and accuracy.
 
     Costs are epochs, 3 x forward multiply-accumulates x images, or CPU seconds: seconds an image are the median over
     the runs of a cell, since they are measured on a shared machine.
     """
-    images = rows["images_seen"].to_numpy(dtype=float)
-    each = rows["cpu_seconds"].to_numpy(dtype=float) / images
-    cells = rows["model"].to_numpy()
-    typical = {cell: np.median(each[cells == cell]) for cell in set(cells)}
-    cost = {
-        "epochs": lambda: rows["epochs"].to_numpy(dtype=float),
-        "macs": lambda: 3 * rows["macs"].to_numpy(dtype=float) * images,
-        "time": lambda: np.array([typical[cell] for cell in cells]) * images,
-    }[by]()
-    points: dict[str, dict[int, list[tuple[float, float]]]] = {}
-    for cell, seed, x, y in zip(cells, rows["seed"], np.log(cost), rows["test_accuracy"], strict=True):
-        points.setdefault(str(cell), {}).setdefault(int(seed), []).append((float(x), float(y)))
-    return {cell: {s: np.array(sorted(p)) for s, p in seeds.items()} for cell, seeds in points.items()}
+    images, seconds, macs = (rows[name].astype(float) for name in ("images_seen", "cpu_seconds", "macs"))
+    each = (seconds / images).groupby(rows["model"]).transform("median")
+    cost = {"epochs": rows["epochs"].astype(float), "macs": 3 * macs * images, "time": each * images}[by]
+    points = rows.assign(x=np.log(cost), y=rows["test_accuracy"].astype(float)).sort_values("x")
+    return {
+        str(cell): {seed: run[["x", "y"]].to_numpy(float) for seed, run in of_cell.groupby("seed")}
+        for cell, of_cell in points.groupby("model")
+    }  # fmt: skip
 
 
 def _at(curve: np.ndarray, x: float) -> float:
@@ -394,49 +330,49 @@ def length_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
     rows : runs of all lengths, see ``runs_of``. At each length, cost is that of the cell that spends least there;
         seeds of which a cell does not reach from below to above it are left out.
     """
-    rows, out = _whole(rows), []
+    rows, out = whole(rows), []
     for by, unit in COSTS.items():
         curves = _curves(rows, by)
         for quantity in FOLLOWED:
             weights = CONTRASTS[quantity]
             if not set(weights) <= set(curves):
                 continue
-            ends = [{x for curve in curves[cell].values() for x in curve[:, 0]} for cell in weights]
-            effect: dict[float, dict[int, float]] = {}
-            for x in sorted({min(xs) for xs in zip(*map(sorted, ends), strict=False)}):
-                values = {c: {s: _at(curve, x) for s, curve in curves[c].items()} for c in weights}
-                each = {s: y for s, y in _within_seeds(values, weights).items() if not np.isnan(y)}
-                if each:
+            own = {cell: curves[cell] for cell in weights}
+            ends = [sorted({x for run in runs.values() for x in run[:, 0]}) for runs in own.values()]
+            effect: dict[Any, pd.Series] = {}
+            for x in sorted({min(xs) for xs in zip(*ends, strict=False)}):
+                wide = pd.DataFrame(
+                    {c: {s: _at(run, x) for s, run in runs.items()} for c, runs in own.items()}
+                )
+                if len(each := _within_seeds(wide, weights)):
                     effect[x] = each
-                    found = _over_seeds(each.values(), f"mean over seeds of a contrast at equal {by}")
+                    found = _over_seeds(each, f"mean over seeds of a contrast at equal {by}")
                     out.append(_row(f"{quantity}_at_{by}", found, at=float(np.exp(x)), at_unit=unit))
-            wide = pd.DataFrame(effect).dropna()
-            if by == "epochs" and len(effect) > 1 and len(wide):
-                slopes = _slopes(wide, wide.columns.to_numpy(dtype=float) / np.log(2))
+            if by == "epochs" and len(effect) > 1:
                 words = "mean over seeds of the slope of the effect in log2(epochs)"
-                out.append(_row(f"{quantity}_growth_per_doubling", _over_seeds(slopes, words)))
+                out += _slope_row(f"{quantity}_growth_per_doubling", effect, np.log(2), words)
     return out
 
 
 # ------------------------------------------------------------------------------------------ the recipe, the paper
 
 
-def rate_rows(data: str, optimizer: str = "muon", folder: Path | None = None) -> list[dict[str, Any]]:
+def rate_rows(data: str, folder: Path | None = None) -> list[dict[str, Any]]:
     """The rate that was chosen for each corner cell, and the held-out loss at each that was tried."""
     out = []
     for model in CORNERS:
         one: dict[str, Any] = {"n": 1, "unit": "seed", "interval": "none: one seed", "model": model}
-        for rate, loss in sorted(rates.tried(model, data, optimizer, folder).items()):
+        for rate, loss in sorted(rates.tried(model, data, folder=folder).items()):
             at: dict[str, Any] = {"at": rate, "at_unit": "peak learning rate"}
-            out.append(_row("held_out_loss", value=loss, **one, **at) | {"value_unit": "nats"})
-        if best := rates.chosen(model, data, optimizer, folder):
-            out.append(_row("best_learning_rate", value=best, **one) | {"value_unit": "none"})
+            out.append(_row("held_out_loss", value=loss, value_unit="nats", **one, **at))
+        if best := rates.chosen(model, data, folder=folder):
+            out.append(_row("best_learning_rate", value=best, value_unit="none", **one))
     return out
 
 
 def adamw_rows(table: pd.DataFrame, data: str, epochs: int) -> list[dict[str, Any]]:
     """The followed effects under AdamW, the paper's optimiser, at the same length."""
-    rows = _whole(_all_lengths(table, data, "train", "", "adamw"))
+    rows = whole(_all_lengths(table, data, "train", "", "adamw"))
     rows = rows[rows["epochs"] == epochs]
     return [
         _row(f"{quantity}_adamw", contrast(rows, CONTRASTS[quantity]))
@@ -451,9 +387,9 @@ def published_rows(task: str, data: str) -> list[dict[str, Any]]:
     if task == "finetune" and data in PUBLISHED_TRANSFER:
         known = {"t2t_minus_vit": PUBLISHED_TRANSFER[data]}
     one: dict[str, Any] = {"n": 1, "unit": "run", "interval": "none: single runs"}
+    one["weights"] = "the authors', on ImageNet"
     return [
-        _row(f"{quantity}_published", value=value, **one, estimator=where)
-        | {"weights": "the authors', on ImageNet"}
+        _row(f"{quantity}_published", estimator=where, value=value, **one)
         for quantity, (value, where) in known.items()
     ]
 
@@ -513,7 +449,7 @@ def _meta(rows: pd.DataFrame) -> dict[str, Any]:
         "epochs": int(first["epochs"]),
         "reduced": bool(rows["reduced"].any()),
         "runs": len(rows),
-        "seeds": {str(model): int(group["seed"].nunique()) for model, group in _whole(rows).groupby("model")},
+        "seeds": {str(model): int(group["seed"].nunique()) for model, group in whole(rows).groupby("model")},
         "devices": sorted(set(map(str, rows["device"]))),
         "commits": sorted(set(map(str, rows["commit"]))),
     }

@@ -12,10 +12,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, fields, replace
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import fields, replace
 from pathlib import Path
-from statistics import median
+from queue import SimpleQueue
 from typing import Any
 
 from ..errors import ParameterError, UnknownNameError
@@ -26,7 +28,6 @@ from .recipe import OPTIMISERS, Recipe
 __all__ = ["add_arguments", "run"]
 
 BUSY = 3  # exit status of a process that found another at its run
-EVERY = 60.0  # seconds between two lines about runs that go on
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -226,28 +227,22 @@ def costs(runs: Sequence[Run], folder: Path, device: str) -> dict[str, tuple[flo
     """Name of a run -> seconds, and where the speed comes from."""
     from .precision import usual
 
-    if not runs:
-        return {}
     known = measured_speeds(folder, usual(device.startswith("cuda")))
-    sizes, found = sizes_of(runs[0].data), {}
     speeds = {model: (speed, "rows of the table") for model, speed in known.items()}
+    sizes, found = sizes_of(runs[0].data) if runs else {}, {}
     for one in runs:
         if one.model not in speeds:
             speeds[one.model] = calibrate(one.model, one.recipe.batch_size, device), "two seconds of steps"
         speed, why = speeds[one.model]
-        lengths = [
-            r.recipe.epochs
-            for r in runs
-            if replace(r.recipe, epochs=0) == replace(one.recipe, epochs=0)
-            and r.model == one.model
-            and r.recipe.epochs < one.recipe.epochs
-            and r.task == "train"
-        ]
-        found[one.name] = (
-            images_of(one, sizes, max(lengths, default=0)) / speed,
-            f"{speed:.0f} images/s by {why}",
-        )
+        lengths = [r.recipe.epochs for r in runs if r.task == "train" and _at(r, 0) == _at(one, 0)]
+        shorter = max((epochs for epochs in lengths if epochs < one.recipe.epochs), default=0)
+        found[one.name] = images_of(one, sizes, shorter) / speed, f"{speed:.0f} images/s by {why}"
     return found
+
+
+def _at(run: Run, epochs: int) -> Run:
+    """The same run with another length."""
+    return replace(run, recipe=replace(run.recipe, epochs=epochs))
 
 
 def clock(seconds: float) -> str:
@@ -276,17 +271,6 @@ def _dry_run(todo: Sequence[Run], done: int, folder: Path, places: Sequence[str]
 # ------------------------------------------------------------------------------------------ many runs
 
 
-@dataclass
-class Worker:
-    """A process that does one run on one device."""
-
-    run: Run
-    slot: str
-    process: Any
-    log: Any
-    begun: float = field(default_factory=time.monotonic)
-
-
 Launch = Callable[[Run, str, Any], Any]
 
 
@@ -307,78 +291,60 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-class Crew:
-    """Works through the plan with so many processes a device, and says how far it is."""
+def work(
+    todo: Sequence[Run], slots: Sequence[str], folder: Path, launch: Launch
+) -> Iterator[tuple[Run, int]]:
+    """Every run with the exit status of its process, as they end; on an interruption the processes are ended too.
 
-    def __init__(self, todo: Iterable[Run], slots: Sequence[str], folder: Path, launch: Launch) -> None:
-        self.waiting, self.free, self.folder, self.launch = list(todo), list(slots), folder, launch
-        self.working: list[Worker] = []
-        self.total, self.slots = len(self.waiting), len(slots)
-        self.ended: list[Run] = []
-        self.failed: list[Run] = []
-        self.elsewhere: list[Run] = []  # another process is at them
-        self.seconds: list[float] = []
-        self._said = time.monotonic()
+    Parameters
+    ----------
+    slots : devices, each as often as processes may use it at a time.
+    folder : of run folders; what a process says goes to ``log.txt`` in its own.
+    launch : starts the process of a run on a device.
+    """
+    free: SimpleQueue[str] = SimpleQueue()
+    processes = []
+    for slot in slots:
+        free.put(slot)
 
-    def work(self, pause: float = 1.0) -> list[Run]:
-        """Do everything; return the runs that failed. On an interruption the processes are ended first."""
-        before = signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            while self.waiting or self.working:
-                while self.waiting and self.free:
-                    self._start(self.waiting.pop(0), self.free.pop(0))
-                time.sleep(pause)
-                for worker in [w for w in self.working if w.process.poll() is not None]:
-                    self._end(worker)
-                self._report()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-            for worker in self.working:
-                worker.process.terminate()
-                worker.log.close()
-        return self.failed
+    def do(one: Run) -> int:
+        slot = free.get()
+        (folder / one.name).mkdir(parents=True, exist_ok=True)
+        with (folder / one.name / "log.txt").open("a", encoding="utf-8") as log:
+            processes.append(process := launch(one, slot, log))
+            status = process.wait()
+        free.put(slot)
+        return status
 
-    def _start(self, one: Run, slot: str) -> None:
-        home = self.folder / one.name
-        home.mkdir(parents=True, exist_ok=True)
-        log = (home / "log.txt").open("a", encoding="utf-8")
-        self.working.append(Worker(one, slot, self.launch(one, slot, log), log))
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    pool = ThreadPoolExecutor(len(slots))
+    try:
+        runs = {pool.submit(do, one): one for one in todo}
+        for ended in as_completed(runs):
+            yield runs[ended], ended.result()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in processes:
+            process.terminate()
 
-    def _end(self, worker: Worker) -> None:
-        self.working.remove(worker)
-        self.free.append(worker.slot)
-        worker.log.close()
-        status = worker.process.returncode
+
+def _all(todo: Sequence[Run], slots: Sequence[str], folder: Path, launch: Launch) -> Counter[int]:
+    """Do all runs, with a line about each and the time that is left; how many ended with which status."""
+    print(f"{len(todo)} runs, {len(slots)} at a time; each writes {folder}/RUN/log.txt", file=sys.stderr)
+    counts, begun = Counter[int](), time.monotonic()
+    for one, status in work(todo, slots, folder, launch):
+        counts[status] += 1
+        done = counts.total()
+        left = clock((time.monotonic() - begun) / done * (len(todo) - done))
+        log = folder / one.name / "log.txt"
         if status == 0:
-            self.seconds.append(time.monotonic() - worker.begun)
-            self.ended.append(worker.run)
+            *_, last = ["", *log.read_text(encoding="utf-8").splitlines()]
+            said = f"done, {last.partition(': ')[2]}"
         else:
-            (self.elsewhere if status == BUSY else self.failed).append(worker.run)
-        word = {0: "done", BUSY: "another process is at it"}.get(status, f"failed with status {status}")
-        log = f"; see {self.folder / worker.run.name / 'log.txt'}" if status not in (0, BUSY) else ""
-        self.say(f"{worker.run.name}: {word}{self._result(worker.run) if status == 0 else log}")
-
-    def _result(self, one: Run) -> str:
-        lines = (self.folder / one.name / "log.txt").read_text(encoding="utf-8").splitlines()
-        return f", {lines[-1].partition(': ')[2]}" if lines else ""
-
-    def _report(self) -> None:
-        if time.monotonic() - self._said >= EVERY and self.working:
-            self.say("; ".join(f"{w.run.name} {self._epoch(w.run)}" for w in self.working))
-
-    def _epoch(self, one: Run) -> str:
-        curve = self.folder / one.name / "curve.csv"
-        done = len(curve.read_text(encoding="utf-8").splitlines()) - 1 if curve.exists() else 0
-        return f"epoch {min(done + 1, one.recipe.epochs)} of {one.recipe.epochs}"
-
-    def say(self, text: str) -> None:
-        """One line, with how much is done and about how long the rest takes."""
-        self._said = time.monotonic()
-        done = len(self.ended) + len(self.failed) + len(self.elsewhere)
-        left = ""
-        if self.seconds and (rest := self.total - done):
-            left = f", about {clock(rest * median(self.seconds) / self.slots)} left"
-        print(f"[{done} of {self.total}{left}] {text}", file=sys.stderr, flush=True)
+            said = "another process is at it" if status == BUSY else f"failed with status {status}; see {log}"
+        print(f"[{done} of {len(todo)}, about {left} left] {one.name}: {said}", file=sys.stderr, flush=True)
+    return counts
 
 
 # ------------------------------------------------------------------------------------------ the command
@@ -439,8 +405,8 @@ def run(arguments: argparse.Namespace) -> int:
         return 0
     if len(runs) == 1:
         return _one(todo[0], arguments, out, slots[0])
-    crew = Crew(todo, slots, arguments.runs, _launcher(arguments, out))
-    failed = crew.work()
-    left = f", {len(crew.elsewhere)} left to another process" if crew.elsewhere else ""
-    print(f"{len(crew.ended)} runs added to {out}, {len(failed)} failed{left}")
+    counts = _all(todo, slots, arguments.runs, _launcher(arguments, out))
+    left = f", {counts[BUSY]} left to another process" if counts[BUSY] else ""
+    failed = counts.total() - counts[0] - counts[BUSY]
+    print(f"{counts[0]} runs added to {out}, {failed} failed{left}")
     return 1 if failed else 0
