@@ -10,12 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass, replace
@@ -214,8 +219,6 @@ def _outcomes(
     jobs: Sequence[Job], workers: int, scheduler: str | None, force: bool, echo: Callable[[str], None]
 ) -> Iterator[Outcome]:
     """Yield outcomes as they come: here, in processes, or on a Dask cluster that sees the same files."""
-    from joblib import Parallel, delayed, parallel_config
-
     if scheduler is None:
         alone = [job for job in jobs if workers == 1 or job.params.times]
         for job in alone:
@@ -224,15 +227,47 @@ def _outcomes(
         together = [replace(job, threads=_threads(workers)) for job in jobs if job not in alone]
         if together:
             echo(f"{len(together)} notebooks, {workers} at a time ...")
-            calls = [delayed(run_job)(job, force) for job in together]
-            yield from Parallel(n_jobs=workers, return_as="generator_unordered")(calls)
+            yield from _together(together, workers, force)
         return
     try:
         from distributed import Client
+        from distributed import as_completed as arrived
     except ImportError:
         raise DataError("--scheduler needs Dask: pip install 't2t-analysis[cluster]'") from None
-    with Client(scheduler, timeout=30), parallel_config(backend="dask"):
-        yield from Parallel(n_jobs=-1)(delayed(run_job)(job, force) for job in jobs)
+    with Client(scheduler, timeout=30) as client:
+        for future in arrived(client.map(run_job, jobs, force=force, pure=False)):
+            yield future.result()
+
+
+def _together(jobs: Sequence[Job], workers: int, force: bool) -> Iterator[Outcome]:
+    """Run several at a time, in processes that end when this one is interrupted or killed."""
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
+        running = {pool.submit(run_job, job, force): job for job in jobs}
+        try:
+            for done in as_completed(running):
+                try:
+                    yield done.result()
+                except BrokenProcessPool:
+                    yield Outcome(running[done], "failed", "a process died, for example for want of memory")
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            for child in set(multiprocessing.active_children()) - others:
+                child.terminate()
+            raise
+
+
+def _end_with_parent() -> None:
+    """Leave Ctrl-C to the process that started this one, and do not outlive it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow() -> None:
+        if parent:
+            parent.join()
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _cores() -> int:
