@@ -323,14 +323,14 @@ def test_pages_and_tables_are_the_same_to_the_byte_for_any_number_of_processes(
 ) -> None:
     books = [write(name, FIGURE) for name in ("one", "two")]
     found = []
-    for jobs in (1, 2, 4):
+    for jobs in (1, 2):
         made = Made(tmp_path / str(jobs))
         assert made.run(*books, jobs=jobs) == 0
         files = [path for path in made.folder.rglob("*") if path.is_file() and path.suffix != ".ipynb"]
         # Here the library's hash is a fixed word; processes of their own know the true one.
         texts = {path: re.sub(r'(fingerprint": ")\w+', r"\1", path.read_text()) for path in files}
         found.append({str(path.relative_to(made.folder)): text for path, text in texts.items()})
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1]
     assert {Path(name).suffix for name in found[0]} >= {".html", ".json", ".csv"}
 
 
