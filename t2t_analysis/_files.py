@@ -13,8 +13,6 @@ from pathlib import Path
 
 from .errors import DataError
 
-__all__ = ["whole_file", "writable_folder"]
-
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:

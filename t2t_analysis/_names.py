@@ -10,18 +10,6 @@ from pathlib import Path
 
 from .errors import nearest
 
-__all__ = [
-    "TWIN",
-    "Label",
-    "default_baseline",
-    "has_soft_split",
-    "is_small",
-    "known_models",
-    "model_problem",
-    "our_models",
-    "what_differs",
-]
-
 #: What the label of a model's twin with random weights ends in.
 TWIN = ", random"
 

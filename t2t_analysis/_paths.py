@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-__all__ = ["DEFAULT_DATA", "bundled_weights", "cache_dir", "data_dir", "default_reports_dir", "notebooks_dir"]
-
 #: what bundled weights are trained on where their name does not say
 DEFAULT_DATA = "photo_crops"
 

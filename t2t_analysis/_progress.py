@@ -8,8 +8,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-__all__ = ["in_kernel", "progress"]
-
 T = TypeVar("T")
 KERNEL_EVERY, LOG_EVERY = 0.5, 10.0  # seconds
 #: Set to 1 to end a notebook's line with its seconds; without them a report is the same every time.

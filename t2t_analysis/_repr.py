@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = ["Shown", "html_table", "readable"]
-
 #: rows of a result that a notebook shows
 MOST_ROWS = 12
 

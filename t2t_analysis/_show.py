@@ -21,20 +21,6 @@ if TYPE_CHECKING:
     from .plots.base import Figure
     from .results import Result, Results
 
-__all__ = [
-    "METADATA",
-    "code",
-    "findings",
-    "plain",
-    "results_folder",
-    "save",
-    "say",
-    "show",
-    "table",
-    "title_block",
-    "verdicts",
-]
-
 #: key of our own entries in the metadata of an output
 METADATA = "t2t_analysis"
 #: the report command points this at a temporary folder that it moves into place when the notebook is whole

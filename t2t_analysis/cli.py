@@ -11,8 +11,6 @@ from typing import Any, NamedTuple, NoReturn
 
 from .errors import ParameterError, T2TError, UnknownNameError
 
-__all__ = ["main", "positive", "value"]
-
 _PACKAGE = Path(__file__).resolve().parent
 
 

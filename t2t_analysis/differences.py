@@ -11,8 +11,6 @@ from ._names import TWIN
 from .errors import T2TError
 from .results import Result
 
-__all__ = ["difference", "paired", "twin_differences"]
-
 #: rows of two models that agree in these, and stand at the places asked for, are compared
 _ABOUT = ("quantity", "variant", "place_b", "layer_b", "at", "at_unit", "tokens", "value_unit")
 _KEPT = ("measure", "variant", "model", "place", "layer", "at", "at_unit", "tokens", "value_unit")

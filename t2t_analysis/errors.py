@@ -5,17 +5,6 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-__all__ = [
-    "CaptureError",
-    "CheckpointError",
-    "DataError",
-    "DownloadError",
-    "ParameterError",
-    "T2TError",
-    "UnknownNameError",
-    "nearest",
-]
-
 
 def nearest(name: object, choices: Iterable[str], n: int = 3) -> list[str]:
     """Return up to ``n`` of ``choices`` that look most like ``name``, best first.

@@ -18,8 +18,6 @@ from scipy import stats as sps
 from .errors import DataError, T2TError
 from .stats import delete_group_jackknife
 
-__all__ = ["TOO_FEW", "Estimate"]
-
 TOO_FEW = "interval missing: fewer than 2 groups of images"
 
 

@@ -24,8 +24,6 @@ from pydantic import (
 from ._names import TWIN, default_baseline, is_small, model_problem, what_differs
 from .errors import ParameterError, nearest
 
-__all__ = ["PARAMS", "CommonParams", "IntList", "model_field", "params_for", "unknown_parameter", "validate"]
-
 _DATA = ("auto", "photos", "photo_crops")
 _DATASET = re.compile(r"^(torch|tfds|hfds|hfids|wds)/\S")
 _WEIGHTS = ("auto", "bundled", "published", "random")

@@ -19,18 +19,6 @@ import pandas as pd
 
 from .errors import UnknownNameError
 
-__all__ = [
-    "KINDS",
-    "MISSING",
-    "QUANTITIES",
-    "SMALLEST",
-    "Quantity",
-    "enough_digits",
-    "number",
-    "p_words",
-    "quantity",
-]
-
 #: in place of a value that is not there
 MISSING = "not measured"
 

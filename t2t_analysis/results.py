@@ -25,8 +25,6 @@ from ._repr import MOST_ROWS, html_table, readable
 from .errors import T2TError, UnknownNameError
 from .estimates import Estimate
 
-__all__ = ["COLUMNS", "Result", "Results", "as_json", "joined"]
-
 #: column -> (dtype, meaning). The order is the order in every frame and file.
 COLUMNS: dict[str, tuple[str, str]] = {
     "measure": ("string", "name of the measure"),

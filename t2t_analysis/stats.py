@@ -17,25 +17,6 @@ from scipy import stats as sps
 
 from .errors import DataError
 
-__all__ = [
-    "Interval",
-    "Student",
-    "Test",
-    "bca_interval",
-    "bootstrap",
-    "calibrated",
-    "delete_group_jackknife",
-    "holm",
-    "jackknife",
-    "max_statistic_p",
-    "mcnemar",
-    "mean_ci",
-    "null_summary",
-    "paired_t",
-    "permutation_p",
-    "proportion_ci",
-]
-
 Alternative = Literal["two-sided", "greater", "less"]
 
 

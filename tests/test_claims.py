@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, t
 
-from t2t_analysis.claims import headlines, recorded
+from t2t_analysis.claims import headlines, likeness, recorded
 from t2t_analysis.claims.base import KINDS, Claim, Effect
 from t2t_analysis.claims.evidence import controlled_evidence, cost_rows, gather, seed_evidence, seed_ledgers
 from t2t_analysis.claims.headlines import HEADLINES, Headline, read_headlines
@@ -99,6 +99,8 @@ def as_claimed(name: str, model: str) -> float:
 
 def test_the_ledger_has_the_twelve_claims_and_every_row_they_ask_for_can_exist() -> None:
     assert tuple(claim.name for claim in all_claims()) == NAMES
+    late = [e for e in claim_named("head-similarity").effects if e.premise in likeness.ENDPOINTS[:2]]
+    assert [effect.bound for effect in late] == [likeness.ALIKE] * 2
     notebooks = {path.stem for path in Path("notebooks").glob("*.ipynb")}
     for claim in all_claims():
         assert any(effect.deciding for effect in claim.effects), claim.name
@@ -115,6 +117,27 @@ def test_the_ledger_has_the_twelve_claims_and_every_row_they_ask_for_can_exist()
                 assert effect.premise in ENDPOINTS
             if effect.pair and not effect.pair.startswith("cost:"):
                 assert effect.pair.partition(":")[0] in HEADLINES
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("smallest", "smalest"), "smalest"),
+        (("= 1", "= = 1"), "Invalid value"),
+        (('"threshold"', '"treshold"'), "did you mean 'threshold'"),
+        (('"why_alike"', '"why_alik"'), "did you mean 'why_alike'"),
+        (("name = ", "# "), "name"),
+    ],
+)
+def test_a_mistake_in_a_claims_file_is_named(tmp_path, change, message):
+    text = """name = "a"\nstatement = "b"\nsaid = "c"\nchange = "d"\nnotebook = "cost"\nbecause = "why_alike"
+[[effects]]\nwords = "e"\nsmallest = "threshold"\npremise = "late_cka"\ndirection = 1\n"""
+    path = tmp_path / "a.toml"
+    path.write_text(text, encoding="utf-8")
+    assert Claim.read(path).effects == (Effect("e", "threshold", premise="late_cka"),)
+    path.write_text(text.replace(*change), encoding="utf-8")
+    with pytest.raises(T2TError, match=f"a.toml.*{message}"):
+        Claim.read(path)
 
 
 def test_an_effect_without_a_rule_is_refused() -> None:

@@ -191,7 +191,8 @@ def test_wheel_builds_and_its_script_runs_alone(tmp_path):
 
 
 def test_cards_are_true_of_their_files():
-    from t2t_analysis.models.cards import bundled_weights, read_card
+    from t2t_analysis._paths import bundled_weights
+    from t2t_analysis.models.cards import read_card
 
     found = bundled_weights()
     assert {"small_hard_deep", "small_performer_deep"} <= set(found)

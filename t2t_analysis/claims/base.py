@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from .._repr import Shown
-from ..errors import UnknownNameError
+from ..errors import T2TError, UnknownNameError
+from .likeness import WHY
 from .rule import SMALLEST
-
-__all__ = ["KINDS", "Claim", "Effect", "Kind", "Printed"]
 
 #: Where evidence comes from; never mixed. The words say what a verdict from it rests on.
 KINDS = {
@@ -96,8 +96,8 @@ class Claim(Shown):
     printed
         What the paper's tables say, beside ours.
     because
-        Why a single model is as the premise has it, or is not, in a few words: a function of the verdicts on the
-        premise's effects, by their names. None where the claim does not ask why.
+        Key of `likeness.WHY`: says in a few words why a single model is as the premise has it, or is not, from the
+        verdicts on the premise's effects. Empty where the claim does not ask why.
     order
         Place in the ledger.
     """
@@ -109,9 +109,30 @@ class Claim(Shown):
     change: str
     notebook: str
     premise: str = ""
-    printed: tuple[Printed, ...] = field(default=())
-    because: Callable[[Mapping[str, str]], str] | None = None
+    printed: tuple[Printed, ...] = ()
+    because: str = ""
     order: int = 100
+
+    def __post_init__(self) -> None:
+        if self.because not in ("", *WHY):
+            raise UnknownNameError("because", self.because, WHY)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Claim:
+        """The claim in a TOML file, which has the names above; each effect is a table ``[[effects]]``.
+
+        Raises
+        ------
+        T2TError
+            With the file and what is wrong in it: no TOML, a name that is unknown or missing.
+        """
+        try:
+            said = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            effects = tuple(Effect(**about) for about in said.pop("effects", ()))
+            printed = tuple(Printed(**about) for about in said.pop("printed", ()))
+            return cls(effects=effects, printed=printed, **said)
+        except (tomllib.TOMLDecodeError, TypeError, UnknownNameError) as error:
+            raise T2TError(f"{path}: {error}") from error
 
     def _line(self) -> str:
         return f"{self.name}: {self.statement}"

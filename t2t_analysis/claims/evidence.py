@@ -23,8 +23,6 @@ from ..training.effects import CONTRASTS, contrast, effects, runs_of, whole
 from .headlines import HEADLINES, as_dict, models_headlines, pair_differences, pair_order, read_headlines
 from .premise import premise_evidence
 
-__all__ = ["controlled_evidence", "cost_rows", "gather", "pair_evidence", "seed_evidence", "seed_ledgers"]
-
 #: contrast of the study -> the two sides in words
 SIDES = {
     "tokeniser_effect": ("soft split", "hard split"),

@@ -17,11 +17,6 @@ from ..differences import difference
 from ..errors import DataError, UnknownNameError
 from ..results import COLUMNS, Result, tidy
 
-__all__ = [
-    "HEADLINES", "TABLE", "Headline", "measure_runs", "models_headlines", "pair_differences", "pair_order",
-    "read_headlines",
-]  # fmt: skip
-
 #: file of the headlines of the study's runs, beside its table
 TABLE = "headlines.csv"
 

@@ -11,8 +11,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from functools import cache
-from importlib import import_module
-from pkgutil import iter_modules
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,11 +19,9 @@ import pandas as pd
 from .. import stats
 from ..results import Result
 from ..training.design import horizons_of
-from . import entries
 from .base import KINDS, Claim, Effect, Kind
+from .likeness import WHY
 from .rule import NOT_TESTED, SMALLEST, VERDICTS, Judgement, Row, judge, overall
-
-__all__ = ["VERDICTS", "all_claims", "claim_named", "effect_verdict", "family", "ledger", "summary"]
 
 _CANNOT = {
     "premise": "one model alone cannot say",
@@ -37,7 +34,7 @@ _NUMBERS = ("value", "low", "high", "se", "df", "null", "p")
 @cache
 def all_claims() -> tuple[Claim, ...]:
     """Every claim in ``entries/``, in the order of the ledger."""
-    found = [import_module(f"{entries.__name__}.{m.name}").CLAIM for m in iter_modules(entries.__path__)]
+    found = [Claim.read(path) for path in (Path(__file__).parent / "entries").glob("*.toml")]
     return tuple(sorted(found, key=lambda claim: (claim.order, claim.name)))
 
 
@@ -98,7 +95,7 @@ def ledger(evidence: Result, kind: Kind | None = None, claims: Iterable[Claim] |
         effects = claim.of_kind(kind) or (Effect("", next(iter(SMALLEST))),)
         own = [_about(claim, effect, kind) | _judged(evidence, effect, kind, short) for effect in effects]
         verdicts = {str(row["quantity"]): str(row["verdict"]) for row in own}
-        because = claim.because(verdicts) if claim.because and kind == "premise" else ""
+        because = WHY[claim.because](verdicts) if claim.because and kind == "premise" else ""
         rows += [row | {"because": because} for row in own]
     frame = pd.DataFrame(rows)
     counted = frame["deciding"] & frame["p"].notna()

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 
 from .rule import CONTRADICTED, SUPPORTED
 
-__all__ = ["ALIKE", "ENDPOINTS", "why_alike"]
-
 #: Mean centred cosine above which heads count as alike.
 ALIKE = 0.5
 BY_SINKS, IN_CONTENT, NOT_ALIKE, OPEN, NOT_TESTED = (
@@ -41,3 +39,7 @@ def why_alike(verdicts: Mapping[str, str]) -> str:
     if (whole, without, by_sinks) == (SUPPORTED, CONTRADICTED, SUPPORTED):
         return BY_SINKS
     return NOT_TESTED if whole == NOT_TESTED else OPEN
+
+
+#: what a claim's ``because`` names
+WHY = {"why_alike": why_alike}

@@ -16,8 +16,6 @@ from ..estimates import Estimate
 from ..results import Result
 from .headlines import HEADLINES, as_dict
 
-__all__ = ["ENDPOINTS", "GROUPS", "endpoint_rows", "measure_endpoints", "premise_evidence"]
-
 #: what is measured together: name -> names of the measures. A killed run loses the one at work, no more.
 GROUPS: dict[str, tuple[str, ...]] = {
     "heads": ("HeadSimilarity", "HeadOutputCKA"),

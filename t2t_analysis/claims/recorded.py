@@ -26,8 +26,6 @@ from .headlines import as_dict
 from .ledger import ledger
 from .premise import GROUPS, measure_endpoints
 
-__all__ = ["COLUMNS", "command_for", "premise_ledgers", "published_ledger", "read_models", "record"]
-
 #: what tells one set of rows from another
 _KEY = ("model", "sha256", "data_hash", "seed")
 #: no more images than these: one group costs as many passes as a model has heads, others compare every two heads

@@ -16,19 +16,7 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 from scipy import stats as sps
 
-from ..quantities import SMALLEST
-
-__all__ = [
-    "ALPHA",
-    "SMALLEST",
-    "VERDICTS",
-    "WIDEST",
-    "Judgement",
-    "judge",
-    "overall",
-    "place",
-    "unseen_share",
-]
+from ..quantities import SMALLEST as SMALLEST
 
 #: probability of any false verdict in a report
 ALPHA = 0.05

@@ -9,8 +9,6 @@ from pathlib import Path
 
 from ..errors import DataError, UnknownNameError
 
-__all__ = ["add_arguments", "run"]
-
 _FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 
 

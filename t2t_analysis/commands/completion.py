@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-__all__ = ["add_arguments", "run"]
-
 #: Options whose values have names; all others that take text take a file or folder as well.
 _MODELS = frozenset({"model", "models", "baseline", "pattern"})
 

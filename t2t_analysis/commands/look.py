@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from ..measures.glance import Glance
     from ..plots.base import Figure
 
-__all__ = ["add_arguments", "look", "page", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes to its parser."""

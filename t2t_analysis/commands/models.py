@@ -14,8 +14,6 @@ from typing import Any
 
 from .._paths import bundled_weights
 
-__all__ = ["TABLE", "add_arguments", "facts", "run"]
-
 TABLE = Path(__file__).parents[1] / "models" / "table.json"
 _MEANING = """
 parameters: all of them, with a classifier for as many classes as stand under classes; trained: without what stays

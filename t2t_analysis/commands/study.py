@@ -6,8 +6,6 @@ import argparse
 
 from ..training import study
 
-__all__ = ["add_arguments", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes to its parser."""

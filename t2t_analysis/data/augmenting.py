@@ -20,8 +20,6 @@ from .info import DataInfo
 from .loading import SMALL, as_pair, preprocessing, source_info
 from .sources import Source, StreamSource, find_source
 
-__all__ = ["train_data"]
-
 
 @contextmanager
 def _seeded(*key: int) -> Iterator[None]:

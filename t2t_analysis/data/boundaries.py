@@ -16,8 +16,6 @@ from .files import EXTENSIONS, Handle, _in_folder, _in_tar, _open
 from .loading import transform_of
 from .reading import read_rgb
 
-__all__ = ["Drawn", "find_boundaries"]
-
 #: What folders of boundaries are called, in lower case.
 FOLDERS = frozenset({"groundtruth", "boundaries", "edges"})
 

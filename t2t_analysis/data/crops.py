@@ -23,18 +23,6 @@ from ..errors import DataError, UnknownNameError
 from .info import DataInfo, chance_level
 from .photos import PHOTOS, load_photo
 
-__all__ = [
-    "BLOCK",
-    "CROP",
-    "CROPS_PER_BLOCK",
-    "Blocks",
-    "EpochCrops",
-    "FixedCrops",
-    "blocks",
-    "crop_classes",
-    "left_out",
-]
-
 BLOCK, CROP = 64, 32
 #: Of a fixed split: its quarters.
 CROPS_PER_BLOCK = (BLOCK // CROP) ** 2

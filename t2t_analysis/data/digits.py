@@ -11,8 +11,6 @@ from PIL import Image
 from ..errors import UnknownNameError
 from .info import Source
 
-__all__ = ["DigitsSource", "digits_source"]
-
 SPLITS = ("train", "test")
 
 

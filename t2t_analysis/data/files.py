@@ -20,8 +20,6 @@ from ..errors import DataError
 from .info import Source
 from .reading import read_rgb
 
-__all__ = ["EXTENSIONS", "FileSource", "files_source", "natural_key"]
-
 _KINDS = "png apng jpg jpeg jpe jfif jp2 j2k jpx bmp ppm pgm pbm pnm tif tiff webp gif avif tga"
 EXTENSIONS = frozenset(f".{kind}" for kind in _KINDS.split())
 #: What folders of a split are called, in lower case. Of those for testing the first that has labels is taken.

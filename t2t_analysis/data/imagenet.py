@@ -12,8 +12,6 @@ from torch import nn
 from ..errors import DataError
 from .info import Source
 
-__all__ = ["class_names", "number_as_head"]
-
 _WNID = re.compile(r"n\d{8}")
 
 

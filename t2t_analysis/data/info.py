@@ -10,8 +10,6 @@ from PIL import Image
 
 from .._repr import Shown
 
-__all__ = ["DataInfo", "Source", "chance_level"]
-
 
 @dataclass(frozen=True)
 class Source:

@@ -22,8 +22,6 @@ from .info import DataInfo, chance_level
 from .reading import to_rgb
 from .sources import Source, StreamSource, find_source
 
-__all__ = ["Batch", "ImageLoader", "as_seen_by", "first_images", "gather_images", "load_images", "seen_by"]
-
 #: Below this input size no border is cut off: a 32 px image has none to spare.
 SMALL = 64
 

@@ -16,8 +16,6 @@ from PIL import Image
 
 from ..errors import DataError, UnknownNameError
 
-__all__ = ["PHOTOS", "Photo", "load_photo", "photo_path"]
-
 
 class Photo(NamedTuple):
     """One embedded photograph and what its package says about it."""

@@ -11,8 +11,6 @@ from PIL import Image, ImageOps
 
 from ..errors import DataError
 
-__all__ = ["read_rgb", "to_rgb"]
-
 #: All that Pillow raises on a damaged or foreign file.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, struct.error, zlib.error)
 #: A strip is cut to this ratio round its middle: a transform that scales the short side would need gigabytes,

@@ -19,8 +19,6 @@ from .info import Source
 from .photos import PHOTOS, load_photo
 from .reading import read_rgb, to_rgb
 
-__all__ = ["EMBEDDED", "TIMM_PREFIXES", "Source", "find_source"]
-
 EMBEDDED = ("photos", "photo_crops", "digits")
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
 _TIMM_LICENCE = "see the data set's own page"
@@ -45,6 +43,7 @@ class TimmSource(Source):
     dataset: Any = None
 
     def image(self, number: int) -> Image.Image:
+        """Image ``number`` as RGB."""
         reader = getattr(self.dataset, "reader", None)
         if reader is None:
             return to_rgb(self.dataset[number][0], self.label_of(number))

@@ -1,6 +1,7 @@
 """The networks and their weights; importing this registers the T2T-ViT family with timm."""
 
-from .cards import bundled_weights, save_weights
+from .._paths import bundled_weights
+from .cards import save_weights
 from .provenance import Accuracy, Provenance
 from .releases import PUBLISHED
 from .small import SMALL_MODELS, SMALL_PARTS, SMALL_VARIANTS

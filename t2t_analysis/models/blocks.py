@@ -10,8 +10,6 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-__all__ = ["DenseBlock", "GhostAttention", "GhostMlp", "SEAttention", "Transition"]
-
 
 class _ChannelGate(nn.Module):
     """Squeeze-and-excitation (Hu et al., CVPR 2018) over tokens, the class token included: (B, N, C) to the same."""

@@ -11,12 +11,9 @@ import safetensors.torch
 from torch import Tensor
 
 from .._files import whole_file
-from .._paths import DEFAULT_DATA, bundled_weights
 from ..errors import CheckpointError, ParameterError
 from .download import file_sha256
 from .provenance import Accuracy, Kind, Provenance
-
-__all__ = ["DEFAULT_DATA", "bundled_weights", "card_beside", "from_card", "read_card", "save_weights"]
 
 _CARD = (
     "model",

@@ -27,8 +27,6 @@ from torch import Tensor, nn
 from ..errors import CheckpointError, nearest
 from .download import file_sha256
 
-__all__ = ["Checkpoint", "Fit", "fit", "grid_of", "native_img_size", "read_checkpoint"]
-
 # Where a state dict may sit in a file, best first: the authors report the moving average of the weights.
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "net", "model")
 _EMA, _PLAIN = "ema.", "model."  # how our Lightning module names its moving average and its model

@@ -28,8 +28,6 @@ from .._files import whole_file
 from .._progress import in_kernel
 from ..errors import DownloadError
 
-__all__ = ["fetch", "file_sha256", "hash_prefix_of", "within"]
-
 _STALL = 30.0  # seconds without a byte, once a server has begun to answer
 _T = TypeVar("_T")
 

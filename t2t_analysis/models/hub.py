@@ -10,8 +10,6 @@ import torch
 from ..errors import DownloadError
 from .download import fetch, within
 
-__all__ = ["hub_file", "timm_file"]
-
 
 def timm_file(config: Any, timeout: float) -> tuple[Path, str]:
     """The weights file of one of timm's configurations, cached or downloaded, and where it is from."""

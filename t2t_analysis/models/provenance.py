@@ -8,8 +8,6 @@ from typing import Any, Literal, NamedTuple
 
 from .._repr import Shown
 
-__all__ = ["Accuracy", "Kind", "Provenance", "confounds"]
-
 Kind = Literal["published", "bundled", "random", "file", "timm"]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from typing import NamedTuple
 
-__all__ = ["PUBLISHED", "RELEASES", "Release", "release_url"]
-
 #: The authors' release on GitHub; every published file lies under this address.
 RELEASES = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
 

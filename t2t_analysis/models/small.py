@@ -26,8 +26,6 @@ from .blocks import GhostAttention, GhostMlp, SEAttention
 from .t2t import T2T_ViT_Dense, _cfg, create_t2t_vit, register
 from .tokens import T2TModule, Window
 
-__all__ = ["SMALL_BACKBONES", "SMALL_MODELS", "SMALL_PARTS", "SMALL_VARIANTS"]
-
 SMALL_WINDOWS = (Window(3, 2, 1), Window(3, 2, 1), Window(3, 1, 1))
 SMALL_TOKEN_DIM = 32
 #: Parameters of tokeniser and blocks together, the same for all.

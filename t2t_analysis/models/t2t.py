@@ -36,8 +36,6 @@ from .blocks import DenseBlock, GhostAttention, GhostMlp, SEAttention, Transitio
 from .releases import PUBLISHED, RELEASES
 from .tokens import WINDOWS, T2TModule, Window
 
-__all__ = ["VARIANTS", "T2T_ViT", "checkpoint_filter_fn", "sinusoid_table"]
-
 
 def sinusoid_table(num_tokens: int, dim: int) -> Tensor:
     """Fixed 1-D position table (Vaswani et al., 2017), sine and cosine interleaved: (1, num_tokens, dim), float32.

@@ -22,17 +22,6 @@ from torch import Tensor, nn
 
 from ..errors import CheckpointError, T2TError, UnknownNameError
 
-__all__ = [
-    "TOKENISERS",
-    "Dropout",
-    "T2TModule",
-    "TokenPerformer",
-    "TokenTransformer",
-    "Window",
-    "normalised_split",
-    "split",
-]
-
 TOKENISERS = ("performer", "transformer", "mlp", "convolution", "convolution_gelu", "hard", "hard_norm")
 
 

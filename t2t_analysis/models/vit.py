@@ -11,8 +11,6 @@ from torch import nn
 
 from .t2t import _cfg
 
-__all__ = ["vit_small_paper_patch16_224"]
-
 default_cfgs = generate_default_cfgs(
     {"vit_small_paper_patch16_224": _cfg(first_conv="patch_embed.proj", license=None)}
 )

@@ -21,17 +21,15 @@ import torch
 from torch import Tensor, nn
 
 from .._names import our_models
-from .._paths import cache_dir
+from .._paths import DEFAULT_DATA, bundled_weights, cache_dir
 from ..errors import CheckpointError, DownloadError, ParameterError, UnknownNameError
-from .cards import DEFAULT_DATA, bundled_weights, card_beside, from_card, read_card
+from .cards import card_beside, from_card, read_card
 from .checkpoint import Checkpoint, Fit, fit, native_img_size, read_checkpoint
 from .download import fetch, file_sha256
 from .hub import hub_file, timm_file
 from .provenance import Accuracy, Provenance
 from .releases import PUBLISHED, release_url
 from .small import SMALL_WINDOWS
-
-__all__ = ["available_weights", "load_model"]
 
 _log = logging.getLogger("t2t_analysis")
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")

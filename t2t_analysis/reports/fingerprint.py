@@ -44,7 +44,7 @@ def _sources(paths: Iterable[Path]) -> str:
 
 @cache
 def _library() -> str:
-    paths = [*_PACKAGE.rglob("*.py"), *_PACKAGE.rglob("*.csv")]
+    paths = [path for kind in ("py", "csv", "toml") for path in _PACKAGE.rglob(f"*.{kind}")]
     return _sources(path for path in paths if path.relative_to(_PACKAGE).parts[0] not in _NO_NUMBERS)
 
 

@@ -14,8 +14,6 @@ from ..data.loading import as_seen_by
 from ..errors import DataError
 from ..results import Result
 
-__all__ = ["Scores", "accuracy", "calibration", "proportion", "score"]
-
 BINS = 15  # of the calibration error, as in Guo et al. (2017)
 
 

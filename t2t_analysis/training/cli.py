@@ -11,8 +11,6 @@ from typing import Any
 
 from .recipe import Recipe
 
-__all__ = ["add_arguments", "run"]
-
 _HELP = {
     "epochs": "passes over the training set",
     "batch_size": "images per step, over all devices",

@@ -20,11 +20,6 @@ from ..errors import ParameterError, UnknownNameError
 from . import rates
 from .recipe import Recipe
 
-__all__ = [
-    "CORNERS", "GROUPS", "HORIZONS", "WEIGHTS", "Cell", "Run", "cell_of", "choose_cells", "data_label", "design_hash",
-    "horizons_of", "plan", "rates_cell", "recipe_for",
-]  # fmt: skip
-
 TOKENISERS, BACKBONES = ("hard", "performer", "transformer", "conv"), ("deep", "wide")
 IDEAS = ("se", "dense", "resnext", "ghost")
 #: The factorial at the heart of the study.

@@ -20,8 +20,6 @@ from ..results import Result
 from . import rates
 from .design import CORNERS, FRACTION_CELLS, HORIZONS, IDEAS
 
-__all__ = ["CONTRASTS", "FOLLOWED", "PUBLISHED", "contrast", "effects", "runs_of", "runs_so_far", "whole"]
-
 HARD_DEEP, HARD_WIDE, SOFT_DEEP, SOFT_WIDE = CORNERS
 Weights = Mapping[str, float]
 

@@ -9,8 +9,6 @@ from typing import Any
 from ..cli import positive
 from ..errors import ParameterError
 
-__all__ = ["add_arguments", "run"]
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes to its parser."""

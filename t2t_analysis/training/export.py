@@ -16,8 +16,6 @@ from .accuracy import score
 from .module import Classifier
 from .rows import card, quality
 
-__all__ = ["export", "rounded"]
-
 
 def rounded(model: Any) -> nn.Module:
     """The model as half precision keeps it, computing in float32: what a reader of the file will have."""

@@ -29,9 +29,6 @@ from .optimiser import make_optimiser
 from .precision import LINEAR, with_bf16_products
 from .recipe import Recipe, rate_at
 
-__all__ = ["LEGS", "AtomicCheckpointIO", "Classifier", "History", "LegSampler", "Length"]
-
-
 #: An epoch is cut into so many legs, each with a checkpoint at its end: a fifth of any number of epochs is whole legs.
 LEGS = 5
 

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 from ..errors import UnknownNameError
 from .recipe import OPTIMISERS, Recipe
 
-__all__ = ["Muon", "make_optimiser"]
-
 #: Newton-Schulz coefficients of five iterations (Cesista et al., 2025), timm's default.
 QUINTIC = [
     (4.0848, -6.8946, 2.9270),

@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["LINEAR", "describe", "native_bf16", "usual", "with_bf16_products"]
-
 #: our name beside Lightning's: float32 weights, residual stream, norms, attention; bfloat16 in nn.Linear
 LINEAR = "bf16-linear"
 

@@ -14,8 +14,6 @@ from typing import Any
 
 from .._paths import data_dir
 
-__all__ = ["COLUMNS", "EPOCHS", "SHARE", "START", "add", "chosen", "next_rate", "tried"]
-
 TABLE = "rates.csv"
 #: of a trial: the shortest length at which rates can be told apart, as each cell needs three or more of them
 EPOCHS = 2

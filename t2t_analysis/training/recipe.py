@@ -8,8 +8,6 @@ from typing import Any
 
 from ..errors import ParameterError, UnknownNameError
 
-__all__ = ["OPTIMISERS", "Recipe", "rate_at"]
-
 #: name -> how it is written
 OPTIMISERS = {"muon": "Muon", "adamw": "AdamW"}
 #: name -> the smallest and the largest value that can be trained with

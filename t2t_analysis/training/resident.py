@@ -37,8 +37,6 @@ from ..data.loading import SMALL, as_pair, balanced_order, preprocessing, source
 from ..data.sources import StreamSource, find_source
 from ..errors import DataError
 
-__all__ = ["PAD", "ResidentCrops", "ResidentImages", "ResidentLoader", "resident_loader", "resident_train"]
-
 PAD = 4  # pixels on every side before the random crop (He et al., 2016, section 4.2)
 #: Images above so many bytes in all are refused: they belong on disk.
 MAX_BYTES = 16 * 2**30

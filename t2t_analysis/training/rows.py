@@ -18,8 +18,6 @@ from .. import _commit
 from .accuracy import Scores, calibration, proportion
 from .design import Run, cell_of, data_label, design_hash
 
-__all__ = ["card", "cost", "identity", "macs", "matrix_rate", "quality", "today", "versions"]
-
 
 def macs(model: nn.Module, size: int) -> int:
     """Multiply-accumulates of one forward pass of one RGB image: half of the FLOPs of all matrix products."""

@@ -24,8 +24,6 @@ from .resident import fingerprint, resident_loader, resident_train
 from .train import on_paper, train
 from .transfer import PENALTY, linear_probe, start, weights_of
 
-__all__ = ["BusyError", "Place", "execute", "trial"]
-
 #: Training images that the training loss and accuracy are measured on, at most.
 MOST_TRAIN = 10_000
 

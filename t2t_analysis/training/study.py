@@ -25,8 +25,6 @@ from . import rates
 from .design import GROUPS, TASKS, Run, choose_cells, data_label, plan, rates_cell
 from .recipe import OPTIMISERS, Recipe
 
-__all__ = ["add_arguments", "run"]
-
 BUSY = 3  # exit status of a process that found another at its run
 
 

@@ -17,8 +17,6 @@ from .._files import whole_file
 from .._paths import data_dir
 from ..errors import DataError
 
-__all__ = ["COLUMNS", "CURVE_COLUMNS", "add_row", "finished", "markdown", "read_curves", "read_runs"]
-
 RUNS, CURVES = "runs.csv", "curves.csv"
 
 #: column -> (dtype, meaning). The order is the order in the file.

@@ -22,8 +22,6 @@ from .module import AtomicCheckpointIO, Classifier, History, LegSampler, Trunk
 from .precision import LINEAR, usual
 from .recipe import Recipe
 
-__all__ = ["model_args", "train"]
-
 _PRECISIONS = (
     "32-true",
     "32",

@@ -20,8 +20,6 @@ from ..models import load_model
 from .accuracy import Scores
 from .design import WEIGHTS, Run, data_label
 
-__all__ = ["PENALTY", "features", "linear_probe", "start", "weights_of"]
-
 #: Inverse strength of the probe's L2 penalty on standardised features (scikit-learn's C), the same for all models.
 PENALTY = 1.0
 

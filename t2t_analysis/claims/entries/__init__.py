@@ -1,1 +1,0 @@
-"""One file a claim; a file that is put here is found."""
