@@ -24,54 +24,15 @@ from ._files import whole_file
 from ._repr import MOST_ROWS, html_table, readable
 from .errors import T2TError, UnknownNameError
 from .estimates import Estimate
+from .tables import Rows, columns, typed
 
 #: column -> (dtype, meaning). The order is the order in every frame and file.
-COLUMNS: dict[str, tuple[str, str]] = {
-    "measure": ("string", "name of the measure"),
-    "quantity": ("string", "what the value is, for example cosine_centred"),
-    "variant": (
-        "string",
-        "which of several that share a quantity: kind of ablation, order of pruning, method, mode",
-    ),
-    "model": ("string", "model that was observed"),
-    "weights": ("string", "where its weights came from; says UNTRAINED in words"),
-    "place": ("string", "observed place, for example blocks.3.attn"),
-    "layer": ("Int64", "its layer number, counted from 0"),
-    "head": ("Int64", "head or channel number"),
-    "model_b": ("string", "second model, for comparisons"),
-    "place_b": ("string", "second place"),
-    "layer_b": ("Int64", "second layer number"),
-    "head_b": ("Int64", "second head number"),
-    "at": ("Float64", "abscissa of a curve: threshold, frequency, distance, fraction"),
-    "at_unit": ("string", "what the abscissa is, with its unit"),
-    "value": ("Float64", "the number"),
-    "low": ("Float64", "lower end of the 95 % interval"),
-    "high": ("Float64", "upper end of the 95 % interval"),
-    "interval": ("string", "how the interval was made"),
-    "se": ("Float64", "standard error, where the interval is one of Student's t"),
-    "df": ("Float64", "its degrees of freedom"),
-    "null": ("Float64", "what the value would be if there were nothing to find"),
-    "null_low": ("Float64", "2.5 % point of the null"),
-    "null_high": ("Float64", "97.5 % point of the null"),
-    "null_kind": ("string", "which null"),
-    "p": ("Float64", "two-sided unless the estimator says otherwise, (1 + exceedances) / (K + 1)"),
-    "ceiling": ("Float64", "the most that could be expected, for example from split halves"),
-    "ceiling_kind": ("string", "which ceiling"),
-    "n": ("Int64", "how many units"),
-    "unit": ("string", "the unit that was resampled: image, head, seed"),
-    "estimator": ("string", "name of the estimator"),
-    "tokens": ("string", "class, patch, pooled, flattened or all"),
-    "value_unit": ("string", "unit of the value: nats, fraction, pixels, none"),
-}
+COLUMNS = columns("results")
 
 
-def tidy(rows: Iterable[Mapping[str, Any]] | pd.DataFrame) -> pd.DataFrame:
+def tidy(rows: Rows) -> pd.DataFrame:
     """Return ``rows`` with exactly the columns of ``COLUMNS``, typed; an unknown column is an error."""
-    frame = rows if isinstance(rows, pd.DataFrame) else pd.DataFrame(list(rows))
-    unknown = sorted(set(frame.columns) - set(COLUMNS))
-    if unknown:
-        raise T2TError(f"unknown result columns {unknown}; known: {list(COLUMNS)}")
-    return frame.reindex(columns=list(COLUMNS)).astype({name: dtype for name, (dtype, _) in COLUMNS.items()})
+    return typed(rows, "results")
 
 
 def _tabulated(rows: Iterable[Mapping[str, Any]]) -> tuple[pd.DataFrame, Estimate]:

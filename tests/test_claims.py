@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 from scipy.stats import binom, t
 
+from t2t_analysis import tables
 from t2t_analysis.claims import headlines, likeness, recorded
 from t2t_analysis.claims.base import KINDS, Claim, Effect
 from t2t_analysis.claims.evidence import controlled_evidence, cost_rows, gather, seed_evidence, seed_ledgers
@@ -69,14 +70,14 @@ def write_study(
     for model, seed in product(CORNERS, range(seeds)):
         recipe = replace(recipe_for(model, "photo_crops"), epochs=epochs, seed=seed)
         run = Run(model, "photo_crops", recipe)
-        row = dict.fromkeys(table.COLUMNS) | study_rows.identity(run)
+        row = dict.fromkeys(tables.columns("runs")) | study_rows.identity(run)
         row |= {"test_accuracy": accuracy(model) + noise * rng.standard_normal(), "chance": 0.1}
         rows.append(row | {"data_hash": "abc", "device": "made", "commit": "none", "precision": "32-true"})
         for name in HEADLINES:
             value = headline(name, model) + noise * rng.standard_normal()
             found.append({"quantity": name, "model": run.name, "value": value, "measure": "made"})
     folder.mkdir(parents=True, exist_ok=True)
-    table._write(table._typed(pd.DataFrame(rows), table.COLUMNS, "made"), folder / table.RUNS)
+    tables.typed(rows, "runs").to_csv(folder / table.RUNS, index=False)
     tidy(found).to_csv(folder / headlines.TABLE, index=False)
     return folder
 
@@ -526,7 +527,7 @@ def test_published_models_are_compared_where_both_sides_are_recorded(tmp_path: P
         }
         rows.append(about | {"endpoint": "head_cosine_change", "value": value, "se": 0.01, "df": 30, "n": 9})
         assert published_ledger(tmp_path) == {}
-        recorded._add(rows[-1:], tmp_path)
+        tables.add(tmp_path / recorded.TABLE, "models", rows[-1:], recorded._subject)
     ((about, frame),) = published_ledger(tmp_path).items()
     assert about == "t2t_vit_14 against vit_small_patch16_224 as published; their recipes differ too"
     row = frame[frame["value"].notna() & (frame["claim"] == "head-similarity")].iloc[0]
@@ -570,8 +571,8 @@ def test_headlines_of_two_bundled_models_come_out_whole() -> None:
 
 def test_headlines_survive_a_round_trip(tmp_path: Path) -> None:
     rows = [{"quantity": "edge_own", "model": "run", "value": 0.123456, "measure": "edge_decodability"}]
-    headlines._add(rows, tmp_path)
-    headlines._add([rows[0] | {"model": "other"}], tmp_path)
+    for row in (rows[0] | {"value": 0.5}, rows[0], rows[0] | {"model": "other"}):
+        tables.add(tmp_path / headlines.TABLE, "results", [row], lambda found: found[["model", "quantity"]])
     found = read_headlines(tmp_path)
     assert found["model"].tolist() == ["run", "other"]
     assert found["value"].tolist() == [0.123456, 0.123456]

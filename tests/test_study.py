@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from t2t_analysis import cli, quantities
+from t2t_analysis import cli, quantities, tables
 from t2t_analysis._paths import data_dir
 from t2t_analysis.data import load_images, train_data
 from t2t_analysis.errors import DataError, ParameterError
@@ -459,7 +459,7 @@ def test_a_dry_run_prints_what_is_missing_and_what_it_costs(tmp_path, capsys):
 
 def made_row(run, accuracy, **columns):
     """A row as a run with this accuracy would leave."""
-    row = dict.fromkeys(table.COLUMNS) | rows.identity(run)
+    row = dict.fromkeys(tables.columns("runs")) | rows.identity(run)
     row |= {"test_accuracy": accuracy, "chance": 0.1, "data_hash": "abc", "device": "made", "commit": "none"}
     return row | {"precision": "32-true, made"} | columns
 
@@ -473,7 +473,7 @@ def test_rows_keep_their_types_and_replace_their_like(tmp_path):
     assert rows["test_accuracy"].tolist() == [0.5]
     assert rows["macs"].tolist() == [10**12]
     assert {name: str(dtype) for name, dtype in rows.dtypes.items()} == {
-        n: t for n, (t, _) in table.COLUMNS.items()
+        n: t for n, (t, _) in tables.columns("runs").items()
     }
     assert rows.loc[0, "reduced"] is np.True_ or rows.loc[0, "reduced"] is True
     assert rows.loc[0, "source"] == ""
@@ -502,7 +502,7 @@ def made_table(truth, seeds=5, noise=0.01, fractions=(1.0,), epochs=24, optimize
         recipe = dataclasses.replace(usual, epochs=epochs, seed=seed, fraction=fraction, **changes)
         run = Run(model, "photo_crops", recipe)
         rows.append(made_row(run, truth(model, fraction) + noise * rng.standard_normal()))
-    return table._typed(pd.DataFrame(rows), table.COLUMNS, "made")
+    return tables.typed(rows, "runs")
 
 
 class Truth:
@@ -550,7 +550,7 @@ def test_effects_are_students_t_of_contrasts_within_seeds():
 
 
 def test_without_a_run_there_is_a_reason_and_what_the_paper_prints():
-    empty = table._typed(pd.DataFrame(), table.COLUMNS, "made")
+    empty = tables.typed([], "runs")
     result = effects.effects(empty, "torch/cifar100")
     assert result.notes[0].startswith("no runs of task 'train' on 'torch/cifar100'")
     assert result.frame["quantity"].str.endswith("_published").all()
@@ -657,7 +657,11 @@ def test_adamw_and_single_seeds_stand_beside():
 
 def test_chosen_rates_are_told_with_what_was_tried(tmp_path):
     for rate, loss in ((2e-3, 1.0), (1e-3, 1.2), (4e-3, 0.9), (8e-3, 1.1)):
-        row = dict.fromkeys(rates.COLUMNS) | {"model": CORNERS[0], "data": "digits", "optimizer": "muon"}
+        row = dict.fromkeys(tables.columns("rates")) | {
+            "model": CORNERS[0],
+            "data": "digits",
+            "optimizer": "muon",
+        }
         rates.add(row | {"lr": f"{rate:g}", "held_out_loss": loss}, tmp_path)
     frame = pd.DataFrame(effects.rate_rows("digits", folder=tmp_path))
     assert frame.loc[frame["quantity"] == "best_learning_rate", "value"].tolist() == [4e-3]
@@ -883,7 +887,7 @@ def test_effects_of_transfer_are_read_apart():
         run = Run(model, "digits", Recipe(epochs=0, seed=seed), "probe", source="photo_crops")
         named = {"source_run": f"{model}__photo_crops__f100__e4__s{seed}__x"}
         rows.append(made_row(run, 0.9 + 0.01 * ("performer" in model) + 0.001 * seed, **named))
-    made = table._typed(pd.DataFrame(rows), table.COLUMNS, "made")
+    made = tables.typed(rows, "runs")
     result = effects.effects(made, "digits", task="probe", source="photo_crops")
     assert by_quantity(result).loc["tokeniser_effect", "value"] == pytest.approx(0.01)
     assert not result.frame["quantity"].str.endswith("_published").any()

@@ -6,16 +6,17 @@ of the study (`measure_runs`), where the unit is the seed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
 
+from .. import tables
 from ..differences import difference
 from ..errors import DataError, UnknownNameError
-from ..results import COLUMNS, Result, tidy
+from ..results import Result
 
 #: file of the headlines of the study's runs, beside its table
 TABLE = "headlines.csv"
@@ -173,10 +174,7 @@ def read_headlines(folder: str | Path | None = None) -> pd.DataFrame:
     """Headlines of the study's runs, tidy: ``model`` is the name of the run, ``quantity`` that of the headline."""
     from .._paths import data_dir
 
-    path = Path(folder or data_dir() / "study") / TABLE
-    if not path.exists():
-        return tidy([])
-    return tidy(pd.read_csv(path))
+    return tables.read(Path(folder or data_dir() / "study") / TABLE, "results")
 
 
 def measure_runs(
@@ -204,7 +202,7 @@ def measure_runs(
         )
     for i, (run, model, data) in enumerate(there):
         rows = _headlines_of(run, model, data, weights / run / WEIGHTS, n_images, seed)
-        _add(rows, out)
+        tables.add(out / TABLE, "results", rows, lambda found: found[["model", "quantity"]])
         print(f"[{i + 1} of {len(there)}] {run}: {len(rows)} headlines", flush=True)
     return absent
 
@@ -223,18 +221,3 @@ def _headlines_of(
         if row is not None:
             rows.append(as_dict(row) | {"quantity": name, "weights": f"run {run}"})
     return rows
-
-
-def _add(rows: Iterable[Mapping[str, Any]], folder: Path) -> None:
-    """Append to the table; written beside it and moved, so that a killed command leaves the old one whole."""
-    from filelock import FileLock
-
-    from .._files import whole_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    new = tidy(list(rows))
-    with FileLock(folder / ".lock"):
-        old = read_headlines(folder)
-        whole = pd.concat([old, new], ignore_index=True) if len(old) else new
-        with whole_file(folder / TABLE) as temporary:
-            whole[list(COLUMNS)].to_csv(temporary, index=False, float_format="%.6g")

@@ -16,11 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from .. import tables
 from .._commit import commit, versions
 from .._names import has_soft_split
 from .._paths import data_dir
 from ..errors import T2TError
-from ..results import Result, tidy
+from ..results import COLUMNS, Result, tidy
 from ..stats import Student
 from .headlines import as_dict
 from .ledger import ledger
@@ -33,44 +34,7 @@ AT_MOST = {"heads": 128, "sinks": 128, "redundancy": 128}
 #: table in the folder of evidence
 TABLE = "models.csv"
 #: numbers of an endpoint, as in a result
-_NUMBERS = (
-    *(
-        "value",
-        "low",
-        "high",
-        "interval",
-        "se",
-        "df",
-        "null",
-        "null_kind",
-        "n",
-        "unit",
-        "estimator",
-        "place",
-        "tokens",
-    ),
-)
-COLUMNS: dict[str, str] = {
-    "endpoint": "name in premise.ENDPOINTS, or the name of a group of which nothing could be measured",
-    "model": "registered name",
-    "label": "what it is called",
-    "weights": "where they come from",
-    "sha256": "of the file of weights",
-    "accuracy": "top-1 on these images, as a fraction; empty where labels and head do not fit",
-    "accuracy_low": "lower end of its 95 % interval",
-    "accuracy_high": "upper end",
-    "data": "name of the images",
-    "data_hash": "twelve digits of the SHA-256 of pixels, as the model sees them, and labels",
-    "n_images": "how many",
-    "remark": "what a reader must know of these images",
-    "seed": "of choices and nulls",
-    **dict.fromkeys(_NUMBERS, "as in every result"),
-    "note": "why there is no value",
-    "commit": "of this package, with + where it was changed",
-    "versions": "of the packages that make the numbers",
-    "date": "of the measurement",
-    "command": "that repeats it",
-}
+_NUMBERS = [name for name in tables.columns("models") if name in COLUMNS and name not in ("model", "weights")]
 
 
 def read_models(folder: str | Path | None = None) -> pd.DataFrame:
@@ -81,12 +45,7 @@ def read_models(folder: str | Path | None = None) -> pd.DataFrame:
     folder
         Of the evidence; the default ships with the package.
     """
-    path = Path(folder or data_dir() / "evidence") / TABLE
-    if not path.exists():
-        return pd.DataFrame(columns=list(COLUMNS))
-    return pd.read_csv(
-        path, dtype={"sha256": "string", "data_hash": "string", "commit": "string", "note": "string"}
-    )
+    return tables.read(Path(folder or data_dir() / "evidence") / TABLE, "models")
 
 
 def command_for(model: str = "MODEL=WEIGHTS", data: str = "FOLDER", n_images: int | None = None) -> str:
@@ -152,7 +111,7 @@ def record(
         except T2TError as error:
             rows = [{"quantity": group, "note": str(error)}]
         rows = rows or [{"quantity": group, "note": "does not fit this model"}]
-        _add([_entry(row, about) for row in rows], out)
+        tables.add(out / TABLE, "models", [_entry(row, about) for row in rows], _subject)
         yield f"{name}: {group}, {len(rows)} rows"
 
 
@@ -161,6 +120,11 @@ def _groups_of(endpoints: pd.Series) -> Iterator[str]:
 
     for name in endpoints:
         yield ENDPOINTS[name][0] if name in ENDPOINTS else str(name)
+
+
+def _subject(rows: pd.DataFrame) -> pd.DataFrame:
+    """Which group of which model: what could not be measured makes way for what was measured after all."""
+    return rows[[*_KEY]].assign(group=list(_groups_of(rows["endpoint"])))
 
 
 def _about(name: str, model: Any, images: Any, device: str, seed: int) -> dict[str, Any]:
@@ -210,31 +174,6 @@ def _entry(row: Mapping[str, Any], about: Mapping[str, Any]) -> dict[str, Any]:
     (frame,) = whole.frame.to_dict("records")
     numbers = {name: frame[name] for name in _NUMBERS}
     return {"endpoint": row["quantity"], **numbers, **note, **about}
-
-
-def _add(rows: list[dict[str, Any]], folder: Path) -> None:
-    """Append to the table; written beside it and moved, so that a killed command leaves the old one whole."""
-    from filelock import FileLock
-
-    from .._files import whole_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
-        old, new = read_models(folder), pd.DataFrame(rows).convert_dtypes()
-        whole = pd.concat([old, new], ignore_index=True) if len(old) else new
-        whole = whole.reindex(columns=list(COLUMNS)).drop_duplicates(["endpoint", *_KEY], keep="last")
-        whole = whole[~_made_good(whole)]
-        with whole_file(folder / TABLE) as temporary:
-            whole.to_csv(temporary, index=False, float_format="%.6g")
-
-
-def _made_good(table: pd.DataFrame) -> pd.Series:
-    """Rows that say why a group could not be measured, where by now it was."""
-    columns = ["endpoint", *_KEY]
-    groups = (
-        table.assign(endpoint=list(_groups_of(table["endpoint"])))[columns].astype(str).agg(tuple, axis=1)
-    )
-    return table["value"].isna() & groups.isin(set(groups[table["value"].notna()]))
 
 
 # ------------------------------------------------------------------------------------------ as evidence

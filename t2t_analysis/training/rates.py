@@ -22,27 +22,6 @@ SHARE = 0.8
 #: first rate by optimiser
 START = {"muon": 2e-3, "adamw": 1e-3}
 
-#: column -> meaning
-COLUMNS = {
-    "data": "data set",
-    "data_hash": "as in the table of runs",
-    "model": "registered name of the model",
-    "optimizer": "muon or adamw",
-    "lr": "peak learning rate",
-    "seed": "of weights, order and of which images are held out",
-    "epochs": "passes over as many images as the whole training set has",
-    "held_out_loss": "cross-entropy in nats on the held-out training images: the lowest is chosen",
-    "held_out_accuracy": "top-1 on the same, as a fraction",
-    "held_out_images": "how many",
-    "train_loss": "cross-entropy in nats on training images of the trial, not augmented",
-    "cpu_seconds": "of the process while it trained",
-    "precision": "of training",
-    "versions": "Python and the libraries that training rests on",
-    "commit": "of the checkout; + if the package had changes",
-    "design": "twelve digits of the design in docs/study.md",
-    "date": "day on which the trial ended, UTC",
-}
-
 
 @lru_cache(maxsize=8)
 def _rows(path: Path, stamp: float) -> tuple[dict[str, str], ...]:
@@ -86,16 +65,9 @@ def chosen(model: str, data: str, optimizer: str = "muon", folder: Path | None =
 
 
 def add(row: Mapping[str, Any], folder: Path) -> None:
-    """Add a trial; the file is replaced whole, under a lock."""
-    from filelock import FileLock
+    """Add a trial."""
+    from .. import tables
 
-    from .._files import whole_file
-
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / TABLE
-    with FileLock(folder / ".lock"):
-        old = list(_rows(path, path.stat().st_mtime)) if path.exists() else []
-        with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, list(COLUMNS), lineterminator="\n")
-            writer.writeheader()
-            writer.writerows([*old, {name: row[name] for name in COLUMNS}])
+    tables.add(
+        folder / TABLE, "rates", [row], lambda rows: rows[["data", "model", "optimizer", "lr", "seed"]]
+    )
