@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from ._show import METADATA, table_data
+from ._show import METADATA, called, table_data
 from .scene import CLASS
 
 if TYPE_CHECKING:
@@ -45,7 +45,10 @@ class Outputs:
         """Show, or replace what was shown."""
         from IPython.display import display
 
-        shown = {"figure": figure._repr_mimebundle_(), "table": table_data(for_page(table), _CAPTION)}
+        shown = {
+            "figure": figure.renamed(called)._repr_mimebundle_(),
+            "table": table_data(for_page(table), _CAPTION),
+        }
         for role, data in shown.items():
             about = {"raw": True, "metadata": {METADATA: {"role": role}}}
             if role in self._handles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -106,6 +107,47 @@ def has_soft_split(name: str) -> bool:
     name = getattr(name, "architecture", name)
     soft = ("t2t_vit_", "small_performer_", "small_transformer_")
     return name.startswith(soft) and not name.startswith("t2t_vit_c_")
+
+
+def short_names(names: Mapping[str, str]) -> dict[str, str]:
+    """What two models are called once they have been named in full: "T2T" and "ViT", where they are of those kinds.
+
+    Parameters
+    ----------
+    names
+        Label -> registered name. A label that somebody chose, so that it is not that name, stays.
+
+    Returns
+    -------
+    dict
+        Label -> short name, of those that have one. Two of one kind keep what differs in their names.
+
+    >>> short_names({"small_performer_deep": "small_performer_deep", "small_hard_deep": "small_hard_deep"})
+    {'small_performer_deep': 'T2T', 'small_hard_deep': 'ViT'}
+    >>> short_names({"t2t_vit_14": "t2t_vit_14", "t2t_vit_t_24": "t2t_vit_t_24"})
+    {'t2t_vit_14': 'T2T 14', 't2t_vit_t_24': 'T2T t 24'}
+    >>> short_names({"before": "t2t_vit_14", "t2t_vit_14": "t2t_vit_14"}), short_names({"t2t_vit_14": "t2t_vit_14"})
+    ({}, {})
+    """
+    kinds = {label: _kind(name) for label, name in names.items()}
+    parts = {label: re.split(r"[_.]", name) for label, name in names.items()}
+    if len(names) < 2 or len(set(names.values())) < len(names):
+        return {}
+    one_kind = len(set(kinds.values())) == 1
+    shared = set.intersection(*map(set, parts.values()))
+    found = {
+        label: " ".join([kind, *(part for part in parts[label] if one_kind and part not in shared)])
+        for label, kind in kinds.items()
+        if kind and label == names[label]
+    }
+    return found if len({*names, *found.values()}) == len(names) + len(found) else {}
+
+
+def _kind(name: str) -> str:
+    """Which of the two kinds of the paper a model is, if it is one."""
+    if has_soft_split(name):
+        return "T2T"
+    return "ViT" if name.startswith(("vit_", "deit_", "deit3_", "small_hard_")) else ""
 
 
 def what_differs(weights: str, weights_b: str) -> tuple[str, str]:

@@ -13,6 +13,8 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._names import TWIN, short_names
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 METADATA = "t2t_analysis"
 #: the report command points this at a temporary folder that it moves into place when the notebook is whole
 RESULTS_VARIABLE = "T2T_ANALYSIS_RESULTS"
+#: label -> short name of the models of this notebook, as `title_block` introduces them
+_SHORT: dict[str, str] = {}
 
 
 def _publish(data: dict[str, Any], role: str, **details: Any) -> None:
@@ -51,22 +55,31 @@ def plain(text: object) -> str:
     return re.sub(r"([\\`*_{}\[\]<>#|$~])", r"\\\1", str(text)).replace("\n", " ")
 
 
+def called(text: str) -> str:
+    """Return a text, of a sentence or of a drawing, in which models have the short names of this notebook."""
+    for label, short in _SHORT.items():
+        letters = r"\n?".join(map(re.escape, label))  # a drawing may break a long name
+        text = re.sub(rf"(?<![\w./-])`?{letters}(?![\w-]|\.\w)`?", short, text)
+    return text
+
+
 def say(markdown: str, role: str = "text") -> None:
     """Show computed prose."""
+    markdown = called(markdown)
     _publish({"text/markdown": markdown, "text/plain": markdown}, role)
 
 
 def findings(sentences: Iterable[str]) -> None:
     """Show computed sentences as a list; the index of the reports quotes the first."""
     sentences = [sentence.strip() for sentence in sentences if sentence.strip()]
-    text = "\n".join(f"- {sentence}" for sentence in sentences)
+    text = called("\n".join(f"- {sentence}" for sentence in sentences))
     _publish({"text/markdown": text, "text/plain": text}, "findings", sentences=sentences)
 
 
 def show(*figures: Figure | None) -> None:
     """Show figures with alt text and caption, and let go of them; None, where there is nothing to draw, is left out."""
     for figure in filter(None, figures):
-        _publish(figure._repr_mimebundle_(), "figure")
+        _publish(figure.renamed(called)._repr_mimebundle_(), "figure")
         figure.close()
 
 
@@ -77,9 +90,17 @@ def table_data(frame: pd.DataFrame, caption: str) -> dict[str, Any]:
     return {"text/html": html, "text/plain": f"{caption}\n{frame.to_string(index=False)}"}
 
 
-def table(frame: pd.DataFrame, caption: str) -> None:
-    """Show a table with a caption, without the index; floats to three significant digits."""
-    _publish(table_data(frame, caption), "table")
+def table(frame: pd.DataFrame, caption: str, *, folded: bool = False) -> None:
+    """Show a table with a caption, without the index, floats to three significant digits; nothing of an empty one.
+
+    A ``folded`` one is seen on a click on its caption.
+    """
+    if frame.empty:
+        return
+    data = table_data(frame, caption)
+    if folded:
+        data["text/html"] = f"<details><summary>{escape(caption)}</summary>{data['text/html']}</details>"
+    _publish(data, "table")
 
 
 def verdicts(rows: Sequence[dict[str, Any]], about: str) -> None:
@@ -88,8 +109,20 @@ def verdicts(rows: Sequence[dict[str, Any]], about: str) -> None:
     _publish({"text/markdown": text, "text/plain": text}, "verdicts", verdicts=list(rows), about=about)
 
 
+def _introduce(names: Mapping[str, str]) -> None:
+    """Say which short names the models have from here on, where they have some."""
+    short = short_names(names)
+    twins = {label + TWIN: name + TWIN for label, name in short.items()}
+    _SHORT.clear()
+    _SHORT.update(twins | short)  # the longer ones first
+    if short:
+        text = f"{', '.join(f'{name} is {code(label)}' for label, name in short.items())}."
+        _publish({"text/markdown": text, "text/plain": text}, "names")
+
+
 def title_block(run: Run) -> None:
     """Show what is compared on what; say UNTRAINED in words where weights are random, and what else differs."""
+    _introduce(dict(zip(run.params.labels, run.params.names, strict=True)))
     second = "untrained control" if run.alone else "baseline"
     parts = ["model", second, *["reference"] * len(run.reference)]
     named = run.models | run.reference

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -29,9 +30,12 @@ from t2t_analysis.plots import verdict_plot
 from t2t_analysis.results import Result, tidy
 from t2t_analysis.sentences.claims import (
     claim_findings,
+    decisive,
     effects_table,
     seed_sentences,
     seed_table,
+    side_by_side,
+    side_by_side_tables,
     verdict_rows,
     what_would_change,
 )
@@ -589,9 +593,16 @@ def test_words_tables_and_figure_follow_the_ledger(tmp_path: Path) -> None:
     findings = claim_findings(frame, "made runs")
     assert "supported local-structure" in findings[0]
     assert "This rests on made runs." in findings[0]
-    unsettled = ("open", "not testable", "not tested")
-    assert len(findings) == 1 + (~summary(frame)["verdict"].isin(unsettled)).sum()
+    untested = list(summary(frame).query("verdict == 'not tested'")["claim"])
+    assert f"; {len(untested)} not tested. " in findings[0]
+    assert len(findings) == 2
+    reasons = dict(re.findall(r"([\w ,-]+) \((.*?)\)(?:; |\.$)", findings[1].removeprefix("Not tested: ")))
+    named = re.split(", | and ", ", ".join(reasons))
+    assert sorted(named) == sorted(untested)
+    decide = decisive(frame)
+    assert set(frame.loc[decide, "claim"]) | set(untested) == set(NAMES)
     shown = effects_table(frame)
+    assert len(effects_table(frame[decide])) + len(effects_table(frame[~decide])) == len(shown)
     assert len(shown) == len(frame)
     reasons = shown["verdict"].str.strip("()").str.startswith("not tested: ")
     assert reasons.sum() == (frame["verdict"] == "not tested").sum()
@@ -602,6 +613,10 @@ def test_words_tables_and_figure_follow_the_ledger(tmp_path: Path) -> None:
     assert all(row["size"] for row in rows if row["verdict"] != "not tested")
     assert all(row["basis"] == KINDS["controlled"] for row in rows)
     assert "deep backbone minus wide backbone: " in rows[NAMES.index("deep-narrow")]["numbers"][0]
+    (table,) = side_by_side_tables(side_by_side({"made runs": frame})).values()
+    assert list(table.columns) == ["claim", "statement", "made runs"]
+    assert list(table["claim"]) == list(NAMES)
+    assert table["made runs"].str.split(": ").str[0].tolist() == list(summary(frame)["verdict"])
     assert len(what_would_change(frame)) == len(NAMES)
     figure = verdict_plot(frame)
     deciding = frame[frame["deciding"] & (frame["verdict"] == "supported")]

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from t2t_analysis._names import known_models, our_models
 from t2t_analysis._paths import notebooks_dir
+from t2t_analysis._show import called
 from t2t_analysis.errors import ParameterError
 from t2t_analysis.notebooks import Run, check, set_up, validate
 from t2t_analysis.parameters import PARAMS, CommonParams, HeadRedundancyParams, IntList
@@ -180,6 +181,19 @@ def test_a_model_alone_is_set_up_beside_its_untrained_control(monkeypatch: pytes
     assert "untrained control" in title
     assert "**UNTRAINED" not in title
     assert made.params.subject == "small_hard_deep"
+
+
+def test_two_models_are_named_in_full_once_and_then_by_their_kinds(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, title = _set_up(monkeypatch, model="small_performer_deep", baseline="small_hard_deep")
+    assert title.startswith("T2T is `small_performer_deep`, ViT is `small_hard_deep`.")
+    said = "`small_performer_deep` less `small_performer_deep, random`, small_hard_deep, small_\nhard_deep"
+    assert called(said) == "T2T less T2T, random, ViT, ViT"
+    for other in ("small_hard_deep_se", "runs/small_hard_deep", "small_hard_deep.pt", "small_hard_deep-2"):
+        assert called(other) == other
+    _set_up(monkeypatch, model="small_performer_deep", baseline="small_hard_deep", baseline_label="mine")
+    assert called("small_performer_deep, mine, small_hard_deep") == "T2T, mine, small_hard_deep"
+    _set_up(monkeypatch, model="small_hard_deep", baseline="none")
+    assert called("small_performer_deep small_hard_deep") == "small_performer_deep small_hard_deep"
 
 
 def test_what_models_of_different_size_see_is_said(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -161,6 +161,16 @@ def test_a_figure_shows_itself_with_its_numbers_and_goes_to_a_paper(tmp_path):
         figure.save(tmp_path / "x.gif")
 
 
+def test_other_names_reach_every_word_of_a_figure_and_none_of_its_numbers():
+    rows = [row("parameters", m, None, 1e6) | {"null_kind": "as two"} for m in TWO]
+    depth = by_depth(Result("m", [row("cosine_centred", m, 0, 0.1) for m in TWO]), ["cosine_centred"])
+    for figure in (cost_bars(Result("m", pd.DataFrame(rows)), ["parameters"]), depth):
+        again = figure.renamed(lambda text: text.replace("one", "ONE"))
+        assert "one" not in again.caption + again.alt + re.sub("<(g|path|use)[^>]*>", "", again.svg())
+        assert again.svg().count("ONE") >= 2  # the alternative text, and a tick or the legend
+        assert set(again.frame["model"]) == set(TWO)
+
+
 def test_drawing_leaves_no_open_figure_and_no_changed_setting(results):
     import matplotlib
     import matplotlib.pyplot as plt

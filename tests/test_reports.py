@@ -535,6 +535,10 @@ def test_names_labels_and_text_are_escaped_wherever_they_come_from() -> None:
     assert "\x1b" not in html
 
 
+def role(name: str) -> dict[str, Any]:
+    return {"t2t_analysis": {"role": name}}
+
+
 def test_results_tables_streams_and_captions_reach_the_reader() -> None:
     html = _shown(
         new_output(
@@ -542,6 +546,8 @@ def test_results_tables_streams_and_captions_reach_the_reader() -> None:
         ),
         new_output("execute_result", {"text/plain": "last expression"}),
         new_output("stream", text="10%\r100%\nnext\n"),
+        new_output("display_data", {"text/html": "<details><summary>All</summary><p>rows</p></details>"}),
+        new_output("display_data", {"text/plain": "for the index"}, metadata=role("verdicts")),
         markdown="| a | b |\n|:--|--:|\n| 1 | 2 |\n\n## Part\n\n## Part\n\n$$\\frac{a}{b}$$",
     )
     page = assert_good_page(html)
@@ -549,6 +555,8 @@ def test_results_tables_streams_and_captions_reach_the_reader() -> None:
     assert "last expression" in html
     assert "10%" not in html
     assert "100%\nnext" in html
+    assert "<details><summary>All</summary>" in html
+    assert "for the index" not in html
     assert {"part", "part-2"} <= set(page.ids)
     assert {"#part", "#part-2"} <= set(page.links)
     assert html.count('class="scroll"') == 2
@@ -603,17 +611,20 @@ def test_a_notebook_without_a_title_gets_one_and_only_one() -> None:
 
 
 def test_the_answer_its_figure_and_its_verdict_come_first() -> None:
-    role = {"t2t_analysis": {"role": "findings"}}
     said = "\n".join(["- **Supported** Yes, by 3.", *(f"- more {i}" for i in range(4))])
     pictures = [Figure(Drawing(figsize=(1, 1)), f"Caption {i}.", f"Alt {i}").html() for i in range(2)]
-    shown = [
-        [new_output("display_data", {"text/html": one}, metadata={"t2t_analysis": {"role": "figure"}})]
-        for one in pictures
-    ]
+    shown = [[new_output("display_data", {"text/html": one}, metadata=role("figure"))] for one in pictures]
     cells = [
         new_markdown_cell("# Is it?\n\nThe method."),
         new_code_cell(
-            "", id="findings", outputs=[new_output("display_data", {"text/markdown": said}, metadata=role)]
+            "",
+            id="load",
+            outputs=[new_output("display_data", {"text/markdown": "T2T is `a`."}, metadata=role("names"))],
+        ),
+        new_code_cell(
+            "",
+            id="findings",
+            outputs=[new_output("display_data", {"text/markdown": said}, metadata=role("findings"))],
         ),
         new_markdown_cell("## First\n\nHow to read it."),
         new_code_cell("a()", id="a", outputs=shown[0]),
@@ -627,8 +638,8 @@ def test_the_answer_its_figure_and_its_verdict_come_first() -> None:
     ]
     html = to_html(new_notebook(cells=cells, metadata=SPEC), Page("T", stem="stem"))
     assert_good_page(html)
-    order = ["Is it?</h1>", "chip chip-supported", "Yes, by 3.", "Alt 1", "more 1", "2 more findings", "The method",
-             "Alt 0", "How to read it", "<summary>Second", "Code of this page", "12 batches"]  # fmt: skip
+    order = ["Is it?</h1>", "T2T is", "chip chip-supported", "Yes, by 3.", "Alt 1", "more 1", "2 more findings",
+             "The method", "Alt 0", "How to read it", "<summary>Second", "Code of this page", "12 batches"]  # fmt: skip
     places = [html.index(words, html.index("<main")) for words in order]
     assert places == sorted(places)
     assert html.index("<details", html.index("<main")) < html.index("The method")

@@ -11,7 +11,7 @@ from t2t_analysis.notebooks import validate
 from t2t_analysis.parameters import CostParams
 from t2t_analysis.results import Result
 from t2t_analysis.sentences import cost
-from t2t_analysis.sentences.cost import cost_conclusions, cost_findings
+from t2t_analysis.sentences.cost import cost_conclusions, cost_findings, printed_finding
 
 MODEL, BASELINE = "soft", "hard"
 TABLE = {  # line: (model, parameters and multiply-accumulates counted and printed)
@@ -123,7 +123,7 @@ def test_the_half_is_no_half_of_another_vit():
 
 
 def test_agreement_with_the_print_is_counted():
-    line = _findings(_printed(notes=("one", "two")))[-1]
+    line = printed_finding(_printed(notes=("one", "two")))
     assert "on 4 of 5 lines (parameters), 4 of 5 lines (multiply-accumulates, all products)" in line
     assert "0 of 5 lines (multiply-accumulates, linear layers only)" in line
     assert "2 lines have no code" in line

@@ -174,8 +174,9 @@ def _found(evidence: Result, quantity: str) -> pd.Series | str:
         "no runs",
         "both models split alike",
     )
-    said = (note for start in starts for note in evidence.notes if note.startswith(start))
-    return next(said, f"no {quantity} in the evidence")
+    said = [note for start in starts for note in evidence.notes if note.startswith(start)]
+    said += [note for note in evidence.notes if of and f" of {of} not" in note]  # of another contrast of it
+    return said[0] if said else f"no {quantity} in the evidence"
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:

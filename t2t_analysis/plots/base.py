@@ -11,9 +11,9 @@ import io
 import re
 import textwrap
 from base64 import b64encode
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from html import escape
 from pathlib import Path
@@ -23,6 +23,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MplFigure
+from matplotlib.text import Text
 
 from .._names import TWIN
 from ..errors import T2TError
@@ -266,6 +267,16 @@ class Figure:
 
     def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
         return {"text/html": self.html(), "text/plain": repr(self)}
+
+    def renamed(self, called: Callable[[str], str]) -> Figure:
+        """Return the figure with other names in drawing, caption and alt text; the numbers keep theirs."""
+        for text in self.fig.findobj(Text):
+            text.set_text(called(text.get_text()))
+        for axis in (axis for ax in self.fig.axes for axis in (ax.xaxis, ax.yaxis)):
+            old = [text.get_text() for text in axis.get_ticklabels()]
+            if (new := [called(text) for text in old]) != old:
+                axis.set_ticklabels(new)
+        return replace(self, caption=called(self.caption), alt=called(self.alt))
 
     def close(self) -> None:
         """Let go of the drawing, also when it was made by pyplot."""

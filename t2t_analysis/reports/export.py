@@ -30,6 +30,8 @@ __all__ = ["Page", "outputs_with_role", "to_html"]
 _TEMPLATES = Path(__file__).parent
 #: cells that say nothing to a reader: papermill's copy of the parameters and its own error banners
 _HIDDEN_TAGS = frozenset({"injected-parameters", "papermill-error-cell-tag"})
+#: outputs that do not: the foot has the commands, the index the verdicts
+_HIDDEN_ROLES = frozenset({"reproduce", "verdicts"})
 #: elements that run, load or restyle something; pandas puts a style element into its tables
 _FOREIGN = ("script", "style", "iframe", "object", "embed", "link", "meta", "base", "form")
 #: letters of a cell whose column needs room
@@ -85,8 +87,8 @@ class _Exporter(HTMLExporter):
 
 #: what the HTML of an output may hold; everything else goes, and scripts and styles with what is in them
 _SANITIZER = SanitizeHTML(
-    tags=["a", "b", "br", "caption", "code", "div", "em", "i", "li", "ol", "p", "pre", "small", "span", "strong", "sub",
-          "sup", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul"],
+    tags=["a", "b", "br", "caption", "code", "details", "div", "em", "i", "li", "ol", "p", "pre", "small", "span",
+          "strong", "sub", "summary", "sup", "table", "tbody", "td", "tfoot", "th", "thead", "tr", "ul"],
     attributes={"*": ["class"], "a": ["href", "title"], "td": ["colspan", "rowspan"], "th": ["colspan", "rowspan"]},
     strip=True,
 )  # fmt: skip
@@ -185,7 +187,7 @@ def _prepared(nb: NotebookNode) -> NotebookNode:
     for cell in nb.cells:
         if cell.cell_type != "code":
             continue
-        cell.outputs = [output for output in cell.outputs if _role(output) != "reproduce"]  # the foot says it
+        cell.outputs = [output for output in cell.outputs if _role(output) not in _HIDDEN_ROLES]
         for output in cell.outputs:
             if output.output_type == "stream":
                 output.text = _last_lines(output.text)

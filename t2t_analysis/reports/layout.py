@@ -51,8 +51,8 @@ def answer_first(soup: BeautifulSoup) -> None:
     answer = soup.new_tag("section", attrs={"class": "answer", "aria-label": "Answer"})
     head.insert_before(title.extract())
     title.insert_after(answer)
-    for warning in soup.select(".title p:has(strong)"):
-        answer.append(warning.extract())
+    for said in soup.select("main .names, .title p:has(strong)"):  # who is meant, and warnings
+        answer.append(said.extract())
     figure = soup.select_one("main .deciding figure") or soup.select_one("main figure")
     _lead(soup, answer, findings, figure)
     _fold(soup, head, "Question, method, and what would change our mind")

@@ -14,6 +14,7 @@ from .words import listed
 
 __all__ = [
     "claim_findings",
+    "decisive",
     "effect_words",
     "effects_table",
     "missing_weights",
@@ -22,17 +23,14 @@ __all__ = [
     "seed_sentences",
     "seed_table",
     "side_by_side",
-    "side_by_side_table",
+    "side_by_side_tables",
     "verdict_rows",
     "what_would_change",
 ]
 
-#: of these the reader gets the numbers; of the others it is enough to say which they are
-_SETTLED = ("supported", "contradicted", "no difference that counts", "claimed effect excluded")
-
 
 def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
-    """How many claims got which verdict, then every claim that is settled, with its deciding numbers.
+    """Which claims got which verdict, and why some are not tested; the deciding numbers are in `effects_table`.
 
     Parameters
     ----------
@@ -44,18 +42,27 @@ def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
     verdicts = summary(frame[frame["effect"] != ""])  # of the others this kind of evidence cannot speak
     rest = frame["claim"].nunique() - len(verdicts)
     other = f" To {rest} others it cannot speak." if rest else ""
-    parts = [f"{v} {listed(names)}" for v in VERDICTS if (names := _names(verdicts, v))]
-    first = f"Of {len(verdicts)} claims: {'; '.join(parts)}. This rests on {about}.{other}"
-    return [first, *(_claim(row, frame) for row in _rows(verdicts) if row["verdict"] in _SETTLED)]
+    names = {verdict: list(rows["claim"]) for verdict, rows in verdicts.groupby("verdict")}
+    untested = names.pop("not tested", [])
+    parts = [f"{verdict} {listed(names[verdict])}" for verdict in VERDICTS if verdict in names]
+    parts += [f"{len(untested)} not tested"] * bool(untested)
+    return [
+        f"Of {len(verdicts)} claims: {'; '.join(parts)}. This rests on {about}.{other}",
+        *_why_not_tested(frame[frame["claim"].isin(untested) & frame["deciding"]]),
+    ]
 
 
-def _names(verdicts: pd.DataFrame, verdict: str) -> list[str]:
-    return [str(name) for name in verdicts.loc[verdicts["verdict"] == verdict, "claim"]]
-
-
-def _claim(row: pd.Series, frame: pd.DataFrame) -> str:
-    effects = frame[(frame["claim"] == row["claim"]) & frame["deciding"]]
-    return f"**{row['claim']}**: {row['verdict']}. {' '.join(map(effect_words, _rows(effects)))}"
+def _why_not_tested(effects: pd.DataFrame) -> list[str]:
+    """Claims by what they lack, a list of none or one."""
+    why = {
+        claim: "; ".join(dict.fromkeys(rows["reason"]))
+        for claim, rows in effects.groupby("claim", sort=False)
+    }
+    each = [
+        f"{listed(claim for claim in why if why[claim] == reason)} ({reason})"
+        for reason in dict.fromkeys(why.values())
+    ]
+    return [f"Not tested: {'; '.join(each)}."] if each else []
 
 
 def _rows(frame: pd.DataFrame) -> list[pd.Series]:
@@ -70,9 +77,8 @@ def effect_words(row: pd.Series) -> str:
         return f"{words}: not tested, {row['reason']}."
     both = " minus " in row["compared"] or " over " in row["compared"]
     compared = f", {row['compared']}" if both else ""
-    counted = "counted" if row["unit"] == "model" else _units(row)
     why = f", {row['reason']}" if row["reason"] else ""
-    return f"{words}{compared}: {_shown(row)} ({counted}; {_against(row)}): {row['verdict']}{why}."
+    return f"{words}{compared}: {_shown(row)} ({_units(row)}; {_against(row)}): {row['verdict']}{why}."
 
 
 def _against(row: pd.Series) -> str:
@@ -84,15 +90,20 @@ def _against(row: pd.Series) -> str:
 
 
 def _units(row: pd.Series) -> str:
-    return f"n = {row['n']} {row['unit']}s"
+    return "counted" if row["unit"] == "model" else f"n = {row['n']} {row['unit']}s"
 
 
 def _p(p: float) -> str:
-    return "none" if pd.isna(p) else "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "none" if pd.isna(p) else "<\xa00.001" if p < 0.001 else f"{p:.3f}"
+
+
+def decisive(frame: pd.DataFrame) -> pd.Series:
+    """Which effects of a ledger were tested and decide a verdict."""
+    return frame["deciding"] & (frame["verdict"] != "not tested")
 
 
 def effects_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Every effect with its numbers, for the eye: one row an effect, verdicts that decide nothing in brackets."""
+    """Effects with their numbers, for the eye: a row an effect, verdicts that decide nothing in brackets."""
     rows = [row for row in _rows(frame) if row["effect"]]
     return pd.DataFrame(
         {
@@ -105,7 +116,7 @@ def effects_table(frame: pd.DataFrame) -> pd.DataFrame:
                 "" if pd.isna(row["p"]) else f"{_p(row['p'])} ({_p(row['p_holm'])})" for row in rows
             ],
             "p of equivalence": [_p(row["p_same"]) if pd.notna(row["p_same"]) else "" for row in rows],
-            "n": [f"{row['n']} {row['unit']}s" if row["n"] else "" for row in rows],
+            "n": [_units(row).removeprefix("n = ") if row["n"] else "" for row in rows],
         }
     )
 
@@ -122,7 +133,7 @@ def seed_table(ledgers: dict[str, pd.DataFrame]) -> pd.DataFrame:
     """Deciding effects between seeds of one cell, a column a cell: difference with interval, and verdict."""
     columns = {}
     for cell, frame in ledgers.items():
-        rows = frame[frame["deciding"] & (frame["verdict"] != "not tested")]
+        rows = frame[decisive(frame)]
         names = [f"{row['claim']}: {row['effect']}" for row in _rows(rows)]
         columns[cell] = pd.Series([f"{_shown(row)}, {row['verdict']}" for row in _rows(rows)], index=names)
     return pd.DataFrame(columns).rename_axis("effect").reset_index()
@@ -197,22 +208,20 @@ def _speaks(row: dict[str, Any] | None) -> bool:
     return row is not None and bool(row["numbers"])
 
 
-def side_by_side_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """What every kind of evidence says, a line each."""
-    return pd.DataFrame(
-        [
-            {
-                "claim": row["claim"],
-                "asked of": said["about"],
-                "what": said["statement"],
-                "verdict": said["verdict"],
-                "first number": said["size"],
-                "rests on": said["basis"],
-            }
-            for row in rows
-            for said in row["evidence"]
-        ]
-    )
+def side_by_side_tables(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
+    """What each kind of evidence says, by what it rests on: a line a claim, a column for what was asked.
+
+    A cell holds the verdict and the first number that decides it.
+    """
+    said = pd.DataFrame([one for row in rows for one in row["evidence"]])
+    said["says"] = [": ".join(filter(None, (one["verdict"], one["size"]))) for _, one in said.iterrows()]
+    return {
+        str(basis): own.pivot(index=["claim", "statement"], columns="about", values="says")
+        .reindex(index=own.set_index(["claim", "statement"]).index.unique(), columns=own["about"].unique())
+        .reset_index()
+        .rename_axis(columns=None)
+        for basis, own in said.groupby("basis", sort=False)
+    }
 
 
 def missing_weights(known: Sequence[str], command: str) -> str:
@@ -259,7 +268,7 @@ def seed_sentences(ledgers: dict[str, pd.DataFrame]) -> list[str]:
         return [
             "No cell of the study has four seeds, so the rule was not tried on seeds of one architecture."
         ]
-    deciding = [frame[frame["deciding"] & (frame["verdict"] != "not tested")] for frame in ledgers.values()]
+    deciding = [frame[decisive(frame)] for frame in ledgers.values()]
     tested = [row for frame in deciding for row in _rows(frame)]
     alarms = [row for row in tested if row["verdict"] in ("supported", "contradicted")]
     claims = [overall(list(group["verdict"])) for frame in deciding for _, group in frame.groupby("claim")]

@@ -20,7 +20,7 @@ from .claims import effect_words
 from .template import Facts, kept
 from .words import listed, number, percent
 
-__all__ = ["cost_conclusions", "cost_findings"]
+__all__ = ["cost_conclusions", "cost_findings", "printed_finding"]
 
 #: not in the ledger: times hold for one machine. The value is held against the ratio of multiply-accumulates.
 _LONGER = Effect("takes longer than its multiply-accumulates say", "cost", deciding=False)
@@ -63,7 +63,7 @@ def cost_findings(
         f"{claim['statement']} {verdict}. {first}", f"Also asked of them: {' '.join(rest)}",
         *(_count(facts, name) for name in ("parameters", "macs_all")),
         *(_time(facts, variant) for variant in _PASSES), _count(facts, "peak_training"),
-        f"{_halves(printed)} {_tables(printed)}",
+        _halves(printed),
     ])  # fmt: skip
 
 
@@ -145,8 +145,8 @@ def _halves(printed: Result) -> str:
     return f"By the tables' models, {'; '.join(_COUNTS.values())}: {'; '.join(shares)}." if shares else ""
 
 
-def _tables(printed: Result) -> str:
-    """How often the print is right, by quantity."""
+def printed_finding(printed: Result) -> str:
+    """How often the print is right, by quantity; ``printed`` is of `printed_costs`."""
     agree = []
     for name, words in _COUNTS.items():
         rows = _values(printed, name).dropna()
