@@ -79,7 +79,7 @@ class Quantity:
         return f"{text} {self.unit}" if unit and self.unit else text
 
     def interval(self, row: Mapping[str, Any] | pd.Series, *, unit: bool = True) -> str:
-        """Value and interval of a row in one precision, with a digit more where one of them would read as 0.
+        """Value and interval of a row in one precision, finer where one would read as 0, or both ends as the same.
 
         >>> quantity("cosine_centred").interval({"value": 0.1234, "low": 0.1, "high": 0.15})
         '0.123 [0.100, 0.150]'
@@ -87,6 +87,8 @@ class Quantity:
         '−0.0011 [−0.0021, −0.0002]'
         >>> quantity("zero_area").interval({"value": 0.179, "low": 0.142, "high": 0.217})
         '17.9 % [14.2, 21.7]'
+        >>> quantity("zero_area").interval({"value": 0.0052, "low": 0.0051, "high": 0.0053})
+        '0.52 % [0.51, 0.53]'
         >>> quantity("zero_area").interval({"value": 0.179, "low": None, "high": None})
         '17.9 % (no interval)'
         """
@@ -95,8 +97,11 @@ class Quantity:
             text = self.number(ends[0], unit=unit)
             return text if pd.isna(ends[0]) else f"{text} (no interval)"
         shown = [float(x) * self.scale for x in ends]
-        digits = _digits(self.digits, *shown)
-        value, low, high = (_text(x, digits) for x in shown)
+        first = _digits(self.digits, *shown)
+        for digits in range(first, first + 4):  # an interval that has a width shows one
+            value, low, high = (_text(x, digits) for x in shown)
+            if low != high or shown[1] == shown[2]:
+                break
         return f"{value}{f' {self.unit}' if unit and self.unit else ''} [{low}, {high}]"
 
 
