@@ -23,11 +23,23 @@ LEDGER = {
             "statement": "The T2T module helps & more.",
             "said": "Table 7",
             "verdict": "contradicted",
-            "numbers": ["top-1: −0.100 [−0.200, −0.050], contradicted", "beside: not tested"],
             "notebook": "training_from_scratch",
+            "evidence": [
+                {
+                    "about": "made runs <b>",
+                    "basis": "runs | over seeds",
+                    "statement": "The T2T module helps & more.",
+                    "verdict": "contradicted",
+                    "size": "−0.100 [−0.200, −0.050], n = 5 seeds",
+                    "why": "",
+                    "numbers": ["top-1: −0.100 [−0.200, −0.050], contradicted", "beside: not tested"],
+                },
+                {"about": "b", "basis": "alone", "statement": "It is asked of b.", "verdict": "open", "size": "",
+                 "why": "", "numbers": []},
+            ],
         }
     ],
-}
+}  # fmt: skip
 
 
 def put(folder: Path, notebook: str, *, page: str = "<p>page</p>", **columns: Any) -> None:
@@ -55,7 +67,7 @@ def test_verdicts_come_before_everything_else_with_links_to_their_figures(tmp_pa
     assert row
     assert 'class="chip chip-contradicted">✖ contradicted<' in row[0]
     assert 'href="training_from_scratch__a__vs__b.html"' in row[0]
-    assert row[0].count("<small>") == 3  # where it was said, and one line an effect
+    assert row[0].count("<small>") == 5  # where it was said, what each kind is about, and one line an effect
     assert "Made from commit 0123456789ab, with python 3.11." in text
 
 
@@ -144,7 +156,12 @@ def test_results_as_markdown_hold_verdicts_answers_and_pictures(tmp_path: Path) 
     put(tmp_path / "released", "claims", page=drawn, verdicts=[LEDGER])
     write_figures(tmp_path / "released")
     text = results_markdown(tmp_path / "released")
-    assert "| The T2T module helps & more. | ✖ contradicted |" in text
+    assert "| claim | runs ¦ over seeds | alone |" in text
+    size = "−0.100 [−0.200, −0.050], n = 5 seeds"
+    assert (
+        f"| The T2T module helps & more. | ✖ contradicted: {size} | *It is asked of b.*<br>□ open (b) |"
+        in text
+    )
     assert "One." in text
     (picture,) = re.findall(r"!\[.*\]\(\.\./reports/(released/figures/.*)\)", text)
     svg = (tmp_path / picture).read_text(encoding="utf-8")

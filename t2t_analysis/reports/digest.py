@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
@@ -71,21 +70,36 @@ def results_markdown(released: Path) -> str:
 
 
 def _what_holds(reports: list[dict[str, Any]]) -> list[str]:
-    """The verdicts of a suite, by claim."""
+    """The verdicts of a suite: a line a claim, a column a kind of evidence, which are never mixed."""
     lines = []
     for ledger in (ledger for about in reports for ledger in about.get("verdicts", [])):
-        lines += ["## What holds", "", f"For {ledger['about']}.", "", "| claim | verdict | size |"]
-        spoken = (row for row in ledger["verdicts"] if row.get("evidence") or row["numbers"])
-        lines += ["| --- | --- | --- |", *map(_claim, spoken), ""]  # of the others this evidence says nothing
+        spoken = [row for row in ledger["verdicts"] if row["evidence"]]  # of the others nothing is said here
+        kinds = list(dict.fromkeys(one["basis"] for row in spoken for one in row["evidence"]))
+        lines += ["## What holds", "", f"For {ledger['about']}.", ""]
+        lines += [_cells("claim", *kinds), _cells(*["---"] * (len(kinds) + 1))]
+        lines += [
+            _cells(row["statement"], *(_said(row, kind, ledger["about"]) for kind in kinds)) for row in spoken
+        ]
+        lines.append("")
     return lines
 
 
-def _claim(row: dict[str, Any]) -> str:
-    """One line of the table, with what every kind of evidence says."""
-    evidence = row.get("evidence") or [
-        {"verdict": row["verdict"], "size": row.get("size") or row["numbers"][0]}
+def _cells(*cells: str) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cell.replace('|', '¦') for cell in cells)} |"
+
+
+def _said(row: dict[str, Any], kind: str, about: str) -> str:
+    """What evidence of one kind says of a claim: what it was asked, each verdict and its first number."""
+    own = [one for one in row["evidence"] if one["basis"] == kind]
+    own = [one for one in own if one["verdict"] != "not tested"] or own[:1]
+    asked = [
+        f"*{text}*" for text in dict.fromkeys(one["statement"] for one in own) if text != row["statement"]
     ]
-    evidence = [one for one in evidence if one["verdict"] != "not tested"] or evidence[:1]
-    verdicts = "<br>".join(f"{CHIPS.get(one['verdict'], '')} {one['verdict']}".strip() for one in evidence)
-    sizes = "<br>".join(re.sub(r"\s+", " ", str(one.get("size", ""))) for one in evidence)
-    return f"| {row['statement'].replace('|', '¦')} | {verdicts} | {sizes.replace('|', '¦')} |"
+    return "<br>".join([*asked, *(_verdict(one, about) for one in own)])
+
+
+def _verdict(one: dict[str, Any], about: str) -> str:
+    size = f": {one['size']}" if one["size"] else ""
+    of = f" ({one['about']})" if one["about"] != about else ""
+    return f"{CHIPS[one['verdict']]} {one['verdict']}{size}{of}"

@@ -60,18 +60,11 @@ def _ledgers(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
             "about": ledger["about"],
             "page": row["page"],
             "pair": row["pair"],
-            "verdicts": [_verdict(v, pages.get((v["notebook"], row["pair"]))) for v in ledger["verdicts"]],
+            "verdicts": [v | {"page": pages.get((v["notebook"], row["pair"]))} for v in ledger["verdicts"]],
         }
         for row in done
         for ledger in row.get("verdicts", [])
     ]
-
-
-def _verdict(row: dict[str, Any], page: str | None) -> dict[str, Any]:
-    """One claim with what every kind of evidence says; of a single kind, the claim's own verdict."""
-    own = {"about": "", "verdict": row["verdict"], "size": "", "why": "", "numbers": row.get("numbers", [])}
-    evidence = [own | one for one in row.get("evidence") or [{k: row[k] for k in own if k in row}]]
-    return row | {"page": page, "evidence": evidence}
 
 
 def _groups(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
