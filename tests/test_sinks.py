@@ -242,7 +242,6 @@ def test_why_heads_are_alike(model, verdict, words):
     frame = ledger(evidence, claims=[claim_named("head-similarity")])
     assert set(frame["because"]) == {verdict}
     assert side_by_side({"m": frame})[0]["why"].split("; ")[0] == verdict
-    result = results["sinks"]
-    sentences = " ".join(sink_findings(result, {"m": model}))
+    sentences = " ".join(sink_findings(results, {"m": model}))
     assert words in sentences
     assert "nan" not in sentences

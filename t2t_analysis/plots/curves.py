@@ -182,7 +182,8 @@ def _caption(
 ) -> str:  # fmt: skip
     first = quantity(kept[0][0]["quantity"])
     unit = str(whole["at_unit"].dropna().iloc[0]).split(" (")[0].split(",")[0]
-    also = f"{titles[0]}: {ends(kept[0][1], kept[0][0]['quantity'])}." if len(kept[0][1]) <= 4 else ""
+    of = "First to last" if titles[0] == first.title else titles[0]
+    also = f"{of}: {ends(kept[0][1], kept[0][0]['quantity'])}." if len(kept[0][1]) <= 4 else ""
     return caption(
         f"{first.title} over the {unit}.", how_sure(whole), untrained_words(names),
         left_out(zero), also=[null_words(whole), also],

@@ -262,7 +262,7 @@ def left_out(titles: Sequence[str]) -> str:
     if not titles:
         return ""
     what = ", ".join(titles) if len(titles) <= 2 else f"{len(titles)} panels"
-    return f"Not drawn, 0 throughout or not in these models: {what}."
+    return f"Not drawn, as all 0 or missing: {what}."
 
 
 def _share_limits(axes: Sequence[Axes], panels: Sequence[Mapping[str, Any]], drawn: Sequence[Rows]) -> None:

@@ -168,8 +168,10 @@ def scene_words(scene: Scene) -> str:
 
 def _missing(scenes: Sequence[Scene]) -> str:
     """Why a model shows no attention."""
-    why = [f"{code(s.model)}: {s.missing['attention']}" for s in scenes if "attention" in s.missing]
-    return f"No attention in {'; '.join(why)}." if why else ""
+    why = {code(s.model): s.missing["attention"] for s in scenes if "attention" in s.missing}
+    if len(why) == len(scenes) and len(set(why.values())) == 1:
+        return f"No attention: {scenes[0].missing['attention']}."
+    return f"No attention in {'; '.join(f'{name}: {reason}' for name, reason in why.items())}." if why else ""
 
 
 def _caption(scenes: Sequence[Scene], image_name: str) -> str:

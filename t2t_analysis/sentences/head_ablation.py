@@ -31,7 +31,7 @@ def ablation_findings(results: Iterable[Result | None], models: Mapping[str, Any
     models
         Label -> model.
     """
-    facts = Facts(results, models)
+    facts = _facts(results, models)
     return kept(
         [
             *facts.claim("similarity-is-redundancy"),
@@ -39,6 +39,16 @@ def ablation_findings(results: Iterable[Result | None], models: Mapping[str, Any
             *(_removable(facts, label) for label in facts.labels),
         ]
     )
+
+
+def _facts(results: Iterable[Result | None], models: Mapping[str, Any]) -> Facts:
+    """Facts whose verdicts say on how many of which images heads were taken out: what counts there is heads."""
+    given = [result for result in results if result is not None]
+    removed = next((result for result in given if result.measure == "head_ablation"), None)
+    if removed is None or not removed.meta.get("data"):
+        return Facts(given, models)
+    n = removed.frame.loc[removed.frame["unit"] == "image", "n"].max()
+    return Facts(given, models, over=f"{n} images of {removed.meta['data']['name']}")
 
 
 def _heads(facts: Facts, name: str, label: str) -> pd.DataFrame:
@@ -86,7 +96,7 @@ def _removable(facts: Facts, label: str) -> str:
 
 def ablation_conclusions(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
     """What whole layers add, the verdicts in short, what would change them; arguments as for `ablation_findings`."""
-    facts = Facts(results, models)
+    facts = _facts(results, models)
     return [
         *filter(None, (_layers(facts, label) for label in facts.labels)),
         *facts.closing("similarity-is-redundancy"),

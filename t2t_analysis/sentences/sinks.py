@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
 from .._show import code
-from ..claims.headlines import as_dict
 from ..claims.ledger import claim_named, ledger
 from ..claims.likeness import ALIKE, BY_SINKS, IN_CONTENT, NOT_ALIKE, NOT_TESTED
 from ..claims.premise import endpoint_rows
@@ -26,32 +23,26 @@ _ANSWERS = {
 }
 
 
-def sink_findings(sinks: Result, models: Mapping[str, Any]) -> list[str]:
-    """Two sentences a model: why the heads of its late layers are alike, and what the sinks are.
+def sink_findings(results: Mapping[str, Result], models: Mapping[str, Any]) -> list[str]:
+    """Two sentences a model: why the heads of its late layers are alike, as the ledger has it, and what the sinks are.
 
     Parameters
     ----------
-    sinks : of `Sinks`.
-    models : label in it -> model.
+    results : of `HeadSimilarity` and `Sinks`, by the name of the measure.
+    models : label in them -> model.
     """
-    return [sentence for label, model in models.items() for sentence in _of_model(sinks, label, model)]
+    return [sentence for label, model in models.items() for sentence in _of_model(results, label, model)]
 
 
-def _because(sinks: Result, label: str, model: Any, patch: pd.Series) -> str:
-    """The ledger's answer, from these maps alone."""
-    rows = [*endpoint_rows(label, model, {"sinks": sinks}), as_dict(patch) | {"quantity": "late_cosine"}]
-    evidence = Result.of_rows("evidence", rows, {"kind": "premise"})
-    return str(ledger(evidence, claims=[claim_named("head-similarity")])["because"].iloc[0])
-
-
-def _of_model(sinks: Result, model: str, network: Any) -> list[str]:
-    late = sinks.where(model=model, place=LAST_THIRD)
+def _of_model(results: Mapping[str, Result], model: str, network: Any) -> list[str]:
+    late = results["sinks"].where(model=model, place=LAST_THIRD)
     cosine = quantity("cosine_centred")
     patch, without, random = (
         late.where(quantity="cosine_centred", variant=variant).frame.iloc[0]
         for variant in ("patch keys", "without sinks", "without random columns")
     )
-    verdict = _because(sinks, model, network, patch)
+    evidence = Result.of_rows("evidence", endpoint_rows(model, network, results), {"kind": "premise"})
+    verdict = str(ledger(evidence, claims=[claim_named("head-similarity")])["because"].iloc[0])
     answer = _ANSWERS.get(
         verdict, f"are neither clearly above {ALIKE:g} nor below, with or without attention sinks"
     )

@@ -49,6 +49,8 @@ class Facts:
         Of measures, of differences between the models, of their untrained controls; None is passed over.
     models
         Label -> model: the model in question, then what it is compared with, a baseline or its untrained control.
+    over
+        What verdicts rest on, where the n of an effect does not say it.
 
     Raises
     ------
@@ -56,7 +58,10 @@ class Facts:
         By `row`: several rows where one was asked for.
     """
 
-    def __init__(self, results: Iterable[Result | None], models: Mapping[str, Any]) -> None:
+    def __init__(
+        self, results: Iterable[Result | None], models: Mapping[str, Any], over: str = "images"
+    ) -> None:
+        self.over = over
         self.results = [result for result in results if result is not None]
         self.models = dict(models)
         self.labels = [label for label in self.models if not label.endswith(TWIN)]  # the others are controls
@@ -189,7 +194,7 @@ class Facts:
         if order and not self.untrained and claim.of_kind("pair"):
             rows = pair_differences(self._whole(by_measure), *order)
             evidence = Result("evidence", pd.DataFrame(rows), {"kind": "pair"})
-            about = f"{code(order[0])} against {code(order[1])}, two models as they are, over images"
+            about = f"{code(order[0])} against {code(order[1])}, two models as they are, over {self.over}"
             found.append(("pair", about, ledger(evidence, claims=[claim])))
         for label in self.labels:
             if label in self.untrained or not claim.of_kind("premise"):
@@ -198,7 +203,7 @@ class Facts:
             evidence = Result.of_rows("evidence", rows, {"kind": "premise"})
             frame = ledger(evidence, claims=[claim])
             if (frame["verdict"] != "not tested").any():
-                found.append(("premise", f"{code(label)} alone, over images", frame))
+                found.append(("premise", f"{code(label)} alone, over {self.over}", frame))
         return found  # type: ignore[return-value]
 
     def _whole(self, by_measure: dict[str, Result]) -> dict[str, Result]:
@@ -207,13 +212,13 @@ class Facts:
 
     def closing(self, name: str) -> list[str]:
         """The verdicts once more in short, and what would change them."""
-        said = [
-            f"**{str(summary(frame)['verdict'].iloc[0]).capitalize()}** for {about}: "
-            f"{summary(frame)['statement'].iloc[0]}"
-            for _, about, frame in self._ledgers(name)
-        ]
+        said: dict[str, list[str]] = {}
+        for _, about, frame in self._ledgers(name):
+            (row,) = summary(frame).to_dict("records")
+            said.setdefault(row["statement"], []).append(f"**{row['verdict'].capitalize()}** for {about}")
         what = [f"What would change this: {claim_named(name).change}"] if said else []
-        return [*said, *self.no_verdict, *what]
+        each = [f"{statement} {'; '.join(verdicts)}." for statement, verdicts in said.items()]
+        return [*each, *self.no_verdict, *what]
 
     def judged(self, effects: Iterable[Effect], **where: Any) -> list[str]:
         """Differences that no claim of the ledger is about, judged by the same rule, each by itself.
