@@ -55,7 +55,7 @@ def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
 def _why_not_tested(effects: pd.DataFrame) -> list[str]:
     """Claims by what they lack, a list of none or one."""
     why = {
-        claim: "; ".join(dict.fromkeys(rows["reason"]))
+        str(claim): "; ".join(dict.fromkeys(rows["reason"]))
         for claim, rows in effects.groupby("claim", sort=False)
     }
     each = [
