@@ -26,12 +26,7 @@ _MODULES = {
     "forests": ["forest"],
     "maps": ["cka_map", "head_map"],
     "ablation": ["head_effects", "maps_against_outputs", "similarity_against_effect"],
-    "pictures": [
-        "attribution_panels",
-        "pca_maps",
-        "receptive_field_map",
-        "rollout_examples",
-    ],
+    "pictures": ["attribution_panels", "pca_maps", "receptive_field_map", "rollout_examples"],
     "channels": ["feature_map_grid"],
     "cost": ["cost_bars"],
     "study": ["accuracy_by_cell", "effect_plot", "learning_curves"],

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .._names import TWIN
 from ..quantities import Quantity, p_words, quantity
 from ..results import Result
 from .base import PALETTE, Figure, finish, new_axes, role, title_block, use_style
@@ -21,8 +20,10 @@ from .series import (
     how_sure,
     legend,
     limits,
-    models_of,
+    null_kind,
     null_words,
+    own_models,
+    panel_grid,
     rows_of,
     shown,
     whiskers,
@@ -53,7 +54,7 @@ def head_effects(
     UnknownNameError
         what the result does not have.
     """
-    names = [model for model in models_of(result, models) if not model.endswith(TWIN)]
+    names = own_models(result, models)
     drawn = {model: _heads(result, name, model, variant) for model in names}
     marked = {model: _marks(result, f"{name}_p_holm", model, variant) for model in names}
     look = quantity(name)
@@ -142,9 +143,7 @@ def _effect_words(
     words = caption(
         f"{look.title} without one head. Largest: {each}.", tested, also=[how_sure(whole), null_words(whole)]
     )
-    return words, f"Map and ordered values of {look.words} for every head. Largest: {each}.".replace("`", "")[
-        :240
-    ]
+    return words, f"Map and ordered values of {look.words} for every head. Largest: {each}."
 
 
 # ------------------------------------------------------------------------------------------------ head against head
@@ -162,7 +161,7 @@ def similarity_against_effect(
     models : panels, in this order; all when left out.
     name, effect, variant : as they were given to it.
     """
-    names = [model for model in models_of(ablation, models) if not model.endswith(TWIN)]
+    names = own_models(ablation, models)
     drawn = {}
     for model in names:
         pairs = rows_of(similarity, quantity=name, model=model)
@@ -174,24 +173,17 @@ def similarity_against_effect(
     found = {model: rows_of(association, quantity=within, model=model).iloc[0] for model in names}
     spearman = {model: quantity(str(row["quantity"])).interval(row) for model, row in found.items()}
     with use_style():
-        fig, axes = new_axes(1, len(names), width=4.3 * len(names) + 0.4, height=3.9, squeeze=False)
-        limits(axes[0], [shown(frame) for frame in drawn.values()])
-        _scatter(fig, axes[0], {m: (f["x"].to_numpy(float), shown(f)) for m, f in drawn.items()})
-        for ax, model in zip(axes[0], names, strict=True):
-            ax.set_xlabel(f"largest {quantity(name).label} to a head of its layer")
-            title_block(ax, model, f"Spearman within layers {spearman[model]}")
-        axes[0][0].set_ylabel(quantity(effect).label)
+        across = f"largest {quantity(name).label} to a head of its layer"
+        fig, _ = _scatter(drawn, across, quantity(effect).label)
     whole = pd.concat([frame.drop(columns="x") for frame in drawn.values()])
     row = next(iter(found.values()))
     each = "; ".join(f"`{m}` {spearman[m]}, {p_words(found[m]['p'])}" for m in names)
     words = caption(
         f"If heads that are alike were redundant, the points of a layer would fall. Spearman within layers: {each}.",
-        how_sure(whole), also=[f"Null: {str(row['null_kind']).split(';')[0]}."],
+        how_sure(whole), also=[f"Null: {null_kind(row)}."],
     )  # fmt: skip
-    alt = (
-        f"Scatter of {quantity(effect).words} against {quantity(name).words}, a dot a head. Spearman: {each}."
-    )
-    return finish(fig, whole, words, alt.replace("`", "")[:240])
+    what = f"{quantity(effect).words} against {quantity(name).words}, a dot a head"
+    return finish(fig, whole, words, f"Scatter of {what}. Spearman: {each}.")
 
 
 def _largest(pairs: pd.DataFrame) -> pd.Series:
@@ -205,25 +197,22 @@ def _within(frame: pd.DataFrame) -> pd.Series:
     return (frame["head"].notna() & (frame["layer"] == frame["layer_b"])).fillna(False).astype(bool)
 
 
-def _scatter(fig: Any, axes: Sequence[Axes], points: Mapping[str, tuple[np.ndarray, pd.DataFrame]]) -> None:
-    """Dots with intervals, coloured by layer, a panel a model, with one colour bar."""
-    top = max(float(rows["layer"].max()) for _, rows in points.values())
-    for ax, (x, rows) in zip(axes, points.values(), strict=True):
+def _scatter(drawn: Mapping[str, pd.DataFrame], x_label: str, y_label: str) -> Any:
+    """Values over the column ``x``, coloured by layer, a panel a model, with one colour bar and one scale."""
+    fig, axes = panel_grid(len(drawn), across=len(drawn), width=8.6, height=3.0, sharex=True, sharey=True)
+    top = max(float(frame["layer"].max()) for frame in drawn.values())
+    limits(axes, [shown(frame) for frame in drawn.values()])
+    axes[0].set_ylabel(y_label)
+    for ax, (model, frame) in zip(axes, drawn.items(), strict=True):
+        ax.set_xlabel(x_label)
+        rows, x = shown(frame), frame["x"].to_numpy(float)
         y, layer = floats(rows, "value", "layer")
         ax.errorbar(x, y, whiskers(rows), linestyle="", color=PALETTE["grey"], elinewidth=0.6, capsize=0)
-        dots = ax.scatter(
-            x,
-            y,
-            c=layer,
-            cmap="cividis",
-            vmin=0,
-            vmax=top,
-            s=20,
-            zorder=3,
-            edgecolors="white",
-            linewidths=0.3,
-        )
+        look = {"c": layer, "cmap": "cividis", "vmin": 0, "vmax": top}
+        dots = ax.scatter(x, y, s=20, zorder=3, edgecolors="white", linewidths=0.3, **look)
+        title_block(ax, model)
     fig.colorbar(dots, ax=list(axes), label="layer")
+    return fig, list(axes)
 
 
 def maps_against_outputs(
@@ -234,31 +223,24 @@ def maps_against_outputs(
     Heads can look at the same place and write different things, and the other way round. ``similarity`` is of
     `HeadSimilarity`, ``outputs`` of `HeadOutputCKA`.
     """
-    names = [model for model in models_of(outputs, models) if not model.endswith(TWIN)]
+    names = own_models(outputs, models)
     key, drawn = ["layer", "head", "layer_b", "head_b"], {}
     for model in names:
         maps = rows_of(similarity, quantity="cosine_centred", model=model)
         out = rows_of(outputs, quantity="head_output_cka", model=model, tokens=tokens)
-        both = out[_within(out)].merge(maps[_within(maps)][[*key, "value"]], on=key, suffixes=("", "_maps"))
-        drawn[model] = both.assign(low=np.nan, high=np.nan)
+        x = maps[_within(maps)][[*key, "value"]].rename(columns={"value": "x"})
+        drawn[model] = out[_within(out)].merge(x, on=key).assign(low=np.nan, high=np.nan)
     with use_style():
-        fig, axes = new_axes(
-            1, len(names), width=4.3 * len(names) + 0.4, height=3.7, squeeze=False, sharex=True, sharey=True
-        )
-        _scatter(fig, axes[0], {m: (f["value_maps"].to_numpy(float), f) for m, f in drawn.items()})
-        for ax, (model, frame) in zip(axes[0], drawn.items(), strict=True):
-            limit = float(frame["null_high"].astype(float).mean())
-            ax.axhline(limit, color=PALETTE["grey"], linestyle=":")
+        fig, axes = _scatter(drawn, quantity("cosine_centred").words, quantity("head_output_cka").words)
+        for ax, frame in zip(axes, drawn.values(), strict=True):
+            ax.axhline(frame["null_high"].astype(float).mean(), color=PALETTE["grey"], linestyle=":")
             ax.axvline(0, color=PALETTE["black"], linewidth=0.6)
-            ax.set_xlabel(quantity("cosine_centred").words)
-            title_block(ax, model)
-        axes[0][0].set_ylabel(quantity("head_output_cka").words)
     each = "; ".join(f"`{m}` {len(f)} pairs" for m, f in drawn.items())
     row = next(iter(drawn.values())).iloc[0]
     words = caption(
         f"Every two heads of one layer: are maps alike, outputs alike? {each}; n = {int(row['n'])} {row['unit']}s.",
-        f"Dotted: 97.5 % point of the null, {str(row['null_kind']).split(';')[0]} (mean over pairs).",
+        f"Dotted: 97.5 % point of the null, {null_kind(row)} (mean over pairs).",
     )  # fmt: skip
-    whole = pd.concat([frame.drop(columns="value_maps") for frame in drawn.values()])
+    whole = pd.concat([frame.drop(columns="x") for frame in drawn.values()])
     alt = f"Scatter of CKA of head outputs against cosine of their attention maps, a dot two heads of a layer. {each}."
-    return finish(fig, whole, words, alt.replace("`", "")[:240])
+    return finish(fig, whole, words, alt)

@@ -322,10 +322,10 @@ def finish(fig: MplFigure, frame: pd.DataFrame, caption: str, alt: str) -> Figur
     """Return the :class:`Figure`; a warning about random weights comes first in caption and alt.
 
     ``frame`` holds the tidy rows that were drawn; their weights say whether the warning applies. Untrained controls
-    (labels that end as those of `random_twins`) are no reason for one.
+    (labels that end as those of `random_twins`) are no reason for one. Of ``alt`` 240 letters are kept, as plain text.
     """
     own = frame[~frame["model"].astype("string").str.endswith(TWIN).fillna(False)]
-    caption, alt = " ".join(caption.split()), " ".join(alt.split())
+    caption, alt = " ".join(caption.split()), " ".join(alt.replace("`", "").split())[:240]
     if note := untrained_note(own):
         caption, alt = f"**{note}** {caption}", f"Untrained weights. {alt}"
     return Figure(fig, caption, alt, frame if "value" in frame and frame["value"].notna().any() else None)

@@ -155,4 +155,4 @@ def _words(several: Sequence[ChannelMaps], chosen: Sequence[list[int]]) -> tuple
         "interval.",
         also=[f"{counts}."],
     )  # fmt: skip
-    return words, f"Image and feature maps in grey. {counts}.".replace("`", "")[:240]
+    return words, f"Image and feature maps in grey. {counts}."

@@ -50,7 +50,7 @@ def cost_bars(
         fig,
         frame,
         caption(words, note, also=[sizes]),
-        f"Bars of cost, a bar a model. {words}".replace("`", ""),
+        f"Bars of cost, a bar a model. {words}",
     )
 
 

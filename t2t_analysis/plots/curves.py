@@ -100,7 +100,8 @@ def along(
             limits([axes[i] for i in same], [shown(f) for i in same for f in kept[i][1].values()])
         _key(fig, axes, names, kept, by, words or {})
     zero = [panel_title(panel, [p for p, _ in drawn]) for panel, rows in drawn if is_zero(rows)]
-    return finish(fig, whole, _caption(kept, titles, whole, zero, names), _alt(kept, titles))
+    bars = how_sure(whole.assign(low=np.nan) if by == "layer" else whole)  # a line a layer has none
+    return finish(fig, whole, _caption(kept, titles, whole, bars, zero, names), _alt(kept, titles))
 
 
 def _with_models(asked: Sequence[dict[str, Any]], names: Sequence[str], by: str) -> list[dict[str, Any]]:
@@ -177,15 +178,15 @@ def _key(
 
 
 def _caption(
-    kept: Sequence[tuple[dict[str, Any], Rows]], titles: Sequence[str], whole: pd.DataFrame, zero: Sequence[str],
-    names: Sequence[str],
+    kept: Sequence[tuple[dict[str, Any], Rows]], titles: Sequence[str], whole: pd.DataFrame, bars: str,
+    zero: Sequence[str], names: Sequence[str],
 ) -> str:  # fmt: skip
     first = quantity(kept[0][0]["quantity"])
     unit = str(whole["at_unit"].dropna().iloc[0]).split(" (")[0].split(",")[0]
     of = "First to last" if titles[0] == first.title else titles[0]
     also = f"{of}: {ends(kept[0][1], kept[0][0]['quantity'])}." if len(kept[0][1]) <= 4 else ""
     return caption(
-        f"{first.title} over the {unit}.", how_sure(whole), untrained_words(names),
+        f"{first.title} over the {unit}.", bars, untrained_words(names),
         left_out(zero), also=[null_words(whole), also],
     )  # fmt: skip
 
@@ -195,4 +196,4 @@ def _alt(kept: Sequence[tuple[dict[str, Any], Rows]], titles: Sequence[str]) -> 
         f"{title}, first to last: {ends(dict(list(rows.items())[:3]), panel['quantity'])}"
         for title, (panel, rows) in list(zip(titles, kept, strict=True))[:2]
     ]
-    return f"Curves. {'. '.join(parts)}."[:240]
+    return f"Curves. {'. '.join(parts)}."

@@ -30,6 +30,7 @@ from .series import (
     limits,
     models_of,
     null_words,
+    own_models,
     panel_grid,
     panel_title,
     rows_of,
@@ -294,7 +295,7 @@ def _caption(
 
 def _alt(asked: Sequence[dict[str, Any]], drawn: Sequence[Rows], kept: Sequence[int]) -> str:
     parts = [f"{panel_title(asked[i], asked)}: {ends(drawn[i], asked[i]['quantity'])}" for i in kept[:2]]
-    return f"Lines by depth, first place to last. {'. '.join(parts)}."[:240]
+    return f"Lines by depth, first place to last. {'. '.join(parts)}."
 
 
 # ------------------------------------------------------------------------------------------------ head by head
@@ -307,7 +308,7 @@ def heads_by_depth(
 
     Arguments and errors as for `by_depth`; ``name`` is one quantity.
     """
-    names = [model for model in models_of(result, models) if not model.endswith(TWIN)]
+    names = own_models(result, models)
     look = quantity(name)
     found = {model: rows_of(result, quantity=name, model=model, tokens=tokens) for model in names}
     drawn = {model: _of_heads(frame) for model, frame in found.items()}
@@ -327,9 +328,7 @@ def heads_by_depth(
     ranges = [(model, frame["value"].astype(float)) for model, frame in drawn.items()]
     each = "; ".join(f"{m} {look.number(v.min())} to {look.number(v.max())}" for m, v in ranges)
     words = f"{look.title}, a dot a head: {each}."
-    return finish(
-        fig, whole, caption(words, how_sure(whole), null_words(whole)), f"Dots by layer. {words}"[:240]
-    )
+    return finish(fig, whole, caption(words, how_sure(whole), null_words(whole)), f"Dots by layer. {words}")
 
 
 def _of_heads(frame: pd.DataFrame) -> pd.DataFrame:

@@ -199,4 +199,4 @@ def _alt(frame: pd.DataFrame, labels: Sequence[str]) -> str:
         f"{' '.join(label.split())}: {quantity(str(row['quantity'])).interval(row)}"
         for label, (_, row) in zip(labels, frame.iterrows(), strict=True)
     ]
-    return f"Intervals, a line each. {'; '.join(parts[:3])}."[:240]
+    return f"Intervals, a line each. {'; '.join(parts[:3])}."

@@ -16,7 +16,7 @@ from ..errors import UnknownNameError
 from ..quantities import Quantity, quantity
 from ..results import Result
 from .base import DIVERGING, SEQUENTIAL, Figure, finish, new_axes, title_block, use_style
-from .series import SQUASHED, TOKENS, caption, models_of, plural, rows_of, shown, untrained_words
+from .series import SQUASHED, TOKENS, caption, null_kind, own_models, plural, rows_of, shown, untrained_words
 
 __all__ = ["Map", "cka_map", "draw_maps", "head_map"]
 
@@ -131,7 +131,7 @@ def head_map(
     UnknownNameError
         what the result does not have.
     """
-    names = [model for model in models_of(result, models) if not model.endswith(TWIN)]
+    names = own_models(result, models)
     found = {model: rows_of(result, quantity=name, model=model, tokens=tokens) for model in names}
     sizes = {model: _head_counts(frame[frame["head"].notna()]) for model, frame in found.items()}
     one_by_one = max(sum(counts.values()) for counts in sizes.values()) <= HEADS
@@ -199,9 +199,9 @@ def _head_words(drawn: Mapping[str, pd.DataFrame], look: Quantity, one_by_one: b
     what = "every two heads" if one_by_one else "every two layers, mean over pairs of different heads"
     grey = "Grey: a head with itself." if one_by_one else ""
     n = f"n = {plural(row['n'], row['unit'])}."
-    null = f"Null: {str(row['null_kind']).split(';')[0]}, in the table."
+    null = f"Null: {null_kind(row)}, in the table."
     words = caption(f"{look.title} of {what}. Most alike: {each}.", grey, n, also=[null])
-    return words, f"Heat map of {look.words} of {what}. Most alike: {each}."[:240].replace("`", "")
+    return words, f"Heat map of {look.words} of {what}. Most alike: {each}."
 
 
 def _pair(row: pd.Series) -> str:
@@ -307,7 +307,5 @@ def _cka_words(frames: Sequence[pd.DataFrame], drawn: Sequence[Map], look: Quant
     )  # fmt: skip
     return (
         words,
-        f"Heat maps of CKA, layer by layer. {'; '.join(parts)}; {marked} of {cells} cells within chance."[
-            :240
-        ].replace("`", ""),
+        f"Heat maps of CKA, layer by layer. {'; '.join(parts)}; {marked} of {cells} cells within chance.",
     )

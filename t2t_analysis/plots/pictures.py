@@ -142,18 +142,13 @@ def rollout_examples(
         untrained_words(shares).replace("Crosses", '"random"'),
     )
     alt = f"{len(pictures)} images, each beside its rollout by {', '.join(shares)}."
-    return finish(
-        fig, _weights({name: (weights or {}).get(name, "unknown") for name in shares}), words, alt[:240]
-    )
+    return finish(fig, _weights({name: (weights or {}).get(name, "unknown") for name in shares}), words, alt)
 
 
 # ------------------------------------------------------------------------------------------------ attribution
 
 
-def attribution_panels(
-    explained: Explained | Sequence[Explained],
-    images: Sequence[int] = (0, 1),
-) -> Figure:
+def attribution_panels(explained: Explained | Sequence[Explained], images: Sequence[int] = (0, 1)) -> Figure:
     """Images with the maps of every model and method, a row for each image and model.
 
     Maps run from blue (against the class) over white to red (for it), every map on its own scale up to the 99 % point
@@ -184,7 +179,7 @@ def attribution_panels(
     )  # fmt: skip
     names = " and ".join(one.label for one in several)
     alt = f"{len(images)} images with {len(chosen)} attribution maps each, for {names}."
-    return finish(fig, _weights({one.label: one.weights for one in several}), words, alt[:240])
+    return finish(fig, _weights({one.label: one.weights for one in several}), words, alt)
 
 
 def _signed(values: np.ndarray) -> Tile:
@@ -234,7 +229,7 @@ def pca_maps(
     )
     names = " and ".join(one.label for one in several)
     alt = f"{len(chosen)} images and their tokens for {names}, by three components."
-    return finish(fig, result.frame, words, alt[:240])
+    return finish(fig, result.frame, words, alt)
 
 
 def _explained(rows: pd.DataFrame, label: str) -> str:
@@ -289,7 +284,7 @@ def receptive_field_map(
         "The radii, with intervals and nulls, are in the next figure.",
     )
     alt = f"Heat maps: squared input gradient of the central token for {', '.join(names)}."
-    return finish(fig, frame, words, alt[:240])
+    return finish(fig, frame, words, alt)
 
 
 def _four(places: list[str]) -> list[str]:

@@ -184,5 +184,5 @@ def _caption(scenes: Sequence[Scene], image_name: str) -> str:
 
 
 def _alt(scenes: Sequence[Scene], image_name: str) -> str:
-    parts = " ".join(scene_words(scene).replace("`", "") for scene in scenes)
+    parts = " ".join(scene_words(scene) for scene in scenes)
     return f"Maps over the image: attention, feature map, receptive field. {image_name}, {scenes[0].token}. {parts}"

@@ -21,9 +21,9 @@ from .base import PALETTE, ROLES, new_axes, series_styles
 
 __all__ = [
     "MOST_WORDS", "SQUASHED", "TOKENS", "Panel", "Rows", "as_panel", "caption", "draw_null", "ends",
-    "error_bars", "floats", "handle", "how_sure", "legend", "limits", "log_axis", "models_of", "null_words",
-    "panel_grid", "panel_title", "plural", "rows_of", "same_null", "shown", "untrained_words", "whiskers",
-    "x_label", "y_label",
+    "error_bars", "floats", "handle", "how_sure", "legend", "limits", "log_axis", "models_of", "null_kind",
+    "null_words", "own_models", "panel_grid", "panel_title", "plural", "rows_of", "same_null", "shown",
+    "untrained_words", "whiskers", "x_label", "y_label",
 ]  # fmt: skip
 
 #: words that a caption has at most, the warning about random weights apart; numbers are in the table
@@ -55,6 +55,11 @@ def models_of(result: Result, models: Sequence[str] | None = None) -> list[str]:
         if name not in known:
             raise UnknownNameError("model", name, known, hint=f"in the result of {result.measure}")
     return sorted(models or known, key=lambda name: name.endswith(TWIN))
+
+
+def own_models(result: Result, models: Sequence[str] | None = None) -> list[str]:
+    """The same without untrained controls."""
+    return [name for name in models_of(result, models) if not name.endswith(TWIN)]
 
 
 def rows_of(result: Result, **columns: Any) -> pd.DataFrame:
@@ -255,6 +260,11 @@ def how_sure(frame: pd.DataFrame) -> str:
     unit = known["unit"].iloc[0]
     n = plural(counts[0], unit) if len(counts) == 1 else f"{counts[0]} to {plural(counts[-1], unit)}"
     return f"Bars: 95 % interval (n = {n})."
+
+
+def null_kind(row: Mapping[str, Any] | pd.Series) -> str:
+    """What the null of a row is, without how often it was drawn."""
+    return str(row["null_kind"]).split(";")[0]
 
 
 def null_words(frame: pd.DataFrame) -> str:

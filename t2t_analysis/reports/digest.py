@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from base64 import b64decode
 from pathlib import Path
 from typing import Any
 
 from bs4 import BeautifulSoup, Tag
 
+from .index import sidecars
 from .layout import CHIPS
 
 __all__ = ["first_figure", "results_markdown", "write_figures"]
@@ -46,8 +46,7 @@ def write_figures(released: Path) -> None:
 
 
 def _reports(released: Path) -> list[dict[str, Any]]:
-    read = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(released.glob("*.json"))]
-    return [about for about in read if about.get("status") == "done"]
+    return [about for about in sidecars(released) if about["status"] == "done"]
 
 
 def results_markdown(released: Path) -> str:

@@ -11,12 +11,12 @@ from jinja2 import Environment, FileSystemLoader
 from .._files import whole_file
 from .layout import CHIPS, chip_class
 
-__all__ = ["write_index"]
+__all__ = ["sidecars", "write_index"]
 
 _TEMPLATES = Path(__file__).parent / "template"
 
 
-def _sidecars(folder: Path) -> list[dict[str, Any]]:
+def sidecars(folder: Path) -> list[dict[str, Any]]:
     """Every readable sidecar, in the order of the names; a failed run's says so."""
     found = []
     for path in sorted(folder.glob("*.json")):
@@ -91,7 +91,7 @@ def _matrix(rows: list[dict[str, Any]]) -> dict[str, Any]:
 def write_index(folder: str | Path) -> Path:
     """Write ``index.html`` from the sidecars in ``folder`` and return its path."""
     folder = Path(folder)
-    rows = [_row(about, folder) for about in _sidecars(folder)]
+    rows = [_row(about, folder) for about in sidecars(folder)]
     environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True)
     environment.filters["chip"] = chip_class
     failed = [row for row in rows if row["status"] == "failed"]

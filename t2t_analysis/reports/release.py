@@ -13,21 +13,12 @@ from typing import Any
 
 from ..errors import DataError
 from .digest import write_figures
-from .index import write_index
+from .index import sidecars, write_index
 
 __all__ = ["LIMIT", "release", "smaller"]
 
 #: bytes of everything that is released
 LIMIT = 5_000_000
-
-
-def _sidecars(folder: Path) -> list[dict[str, Any]]:
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        about = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(about, dict) and about.get("status") in ("done", "failed"):
-            found.append(about)
-    return found
 
 
 def _problems(reports: list[dict[str, Any]], folder: Path) -> list[str]:
@@ -85,7 +76,7 @@ def release(folder: Path, target: Path) -> list[str]:
 
     Returns the names of the files.
     """
-    reports = _sidecars(folder)
+    reports = sidecars(folder)
     if problems := _problems(reports, folder):
         raise DataError("these reports are not released\n  " + "\n  ".join(problems))
     fresh = target.with_name(f".{target.name}.new")
