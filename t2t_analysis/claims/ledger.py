@@ -176,7 +176,7 @@ def _found(evidence: Result, quantity: str) -> pd.Series | str:
     )
     said = [note for start in starts for note in evidence.notes if note.startswith(start)]
     said += [note for note in evidence.notes if of and f" of {of} not" in note]  # of another contrast of it
-    return said[0] if said else f"no {quantity} in the evidence"
+    return said[0] if said else "no such number in the evidence"
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
