@@ -58,7 +58,12 @@ class Exact:
             self._add_moments("cross", la, p, lb, q)
 
     def _shift(self, view: View, names: Sequence[str]) -> Tensor:
-        """Features (L, p) of a black image, the same in every process, padded to the widest layer."""
+        """What is taken off features (L, p), padded to the widest layer, lest sums of their squares lose digits.
+
+        Those of a black image, the same in every process; 0 where all images are kept, since `gram` centres them.
+        """
+        if not self.streams:
+            return _padded([torch.zeros(view.shape_of(name)[-1], dtype=torch.float64) for name in names])
         found: dict[str, Tensor] = {}
 
         def keep(obs: capture.Observation) -> None:
