@@ -134,12 +134,8 @@ def models_headlines(
     found = measure(models, images, _measures(seed), progress=progress)
     results = {name: found[name] for name in found}
     notes = list(found.notes)
-    parts = [
-        similarity_is_redundancy(results["head_similarity"], results["head_ablation"], model=name, seed=seed)
-        for name in models
-    ]
-    frame = pd.concat([part.frame for part in parts], ignore_index=True)
-    results["similarity_redundancy"] = Result("similarity_redundancy", frame, {"models": list(models)})
+    heads, loss = results["head_similarity"], results["head_ablation"]
+    results["similarity_redundancy"] = similarity_is_redundancy(heads, loss, list(models), seed=seed)
     return results, notes
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import capture
 from ..data.loading import as_seen_by, first_images
 from ..errors import DataError, UnknownNameError
-from .ablation import MODES, HeadMeans, Replay
+from .ablation import MODES, HeadMeans, Replay, Start
 from .base import Measure, MeasureBatch, View
 from .head_summary import HeadIndex
 
@@ -93,6 +93,25 @@ class AblationMeasure(Measure):
         chosen = (batch.index.cpu() * 40503 + self.seed * 9973) % len(self.bank)
         same = (self.bank[chosen] == batch.images).flatten(1).all(1).cpu()
         return self.bank[(chosen + same) % len(self.bank)]
+
+    def walk(self, start: Start, batch: MeasureBatch) -> Iterator[tuple[int, Tensor, Tensor | None]]:
+        """Every block: its number, the tokens (B, N, D) that enter it, and what is put in the place of its heads.
+
+        The last is broadcastable to (B, N, H, d), or None for a block without heads.
+        """
+        donor = self.replay.start(self.donors(batch)) if self.mode == "resample" else None
+        x, y = start.tokens, None if donor is None else donor.tokens
+        for i in range(len(self.replay.steps)):
+            reference = None
+            if i in self.replay.sites:
+                reference = torch.zeros((), device=x.device) if self.means is None else self.means.mean[i]
+            if donor is not None and y is not None:
+                if reference is None:
+                    y = self.replay.step(i, y, donor)
+                else:
+                    y, reference = self.replay.observed_step(i, y, donor)
+            yield i, x, reference
+            x = self.replay.step(i, x, start)
 
     def labels(self, batch: MeasureBatch) -> tuple[Tensor, Tensor]:
         """Labels (B,), -1 without, and which of them are a class of the model, (B,) bool."""

@@ -19,7 +19,6 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from .. import capture
 from ..results import Result
 from .base import View
 from .head_maps import cosine_sums, unit_rows
@@ -112,29 +111,13 @@ class LayerCollapse(PairedImagesMeasure):
     name = "layer_collapse"
     invariances = frozenset({"permute_keys"})
 
-    def sources_of(self, view: View, anchor: str) -> tuple[str, ...]:
-        """Queries and keys, from which maps are rebuilt image by image; the pattern where a bias enters it."""
-        attn = anchor.removesuffix(".pattern")
-        module = self.attention(view, int(attn.split(".")[1])).module
-        biased = getattr(module, "relative_position_bias_table", None) is not None
-        biased |= getattr(view.model, "rel_pos_bias", None) is not None
-        return (anchor,) if biased else (f"{attn}.q", f"{attn}.k")
-
     def make_states(self, view: View, heads: int) -> None:
         """Sums over images and over pairs of images; the averaged maps come after all heads."""
+        super().make_states(view, heads)
         layers = len(self.index.layers)
-        self.scales = {layer: float(self.attention(view, layer).scale or 1.0) for layer in self.index.layers}
-        self.add_sum("pairs", self.groups, layers, layers)
         for form in _FORMS:
             self.add_sum(f"cosine{form}", self.groups, heads + layers, heads + layers)
             self.add_sum(f"defined{form}", self.groups, heads + layers, heads + layers, dtype=torch.float32)
-
-    def reduce(self, obs: capture.Observation) -> Tensor:
-        """Patch tokens of q or k, copied since they are a view of more; or the patch map."""
-        prefix = obs.layout.prefix if obs.layout else 0
-        if obs.name.endswith(".pattern"):
-            return obs.value[:, :, prefix:, prefix:].clone()
-        return obs.value[:, :, prefix:].clone()
 
     def add_images(self, seen: dict[str, Tensor], images: range, groups: list[int]) -> None:
         """Rebuild the maps some keys at a time, and compare their columns."""
@@ -226,17 +209,17 @@ class _Columns:
     def __init__(self, owner: LayerCollapse, seen: dict[str, Tensor], image: int) -> None:
         self.index = owner.index
         self.parts: list[tuple[Tensor, ...] | None] = []
-        for layer, names in owner.sources.items():
-            found = [seen[name][image] for name in names if name in seen]
-            self.parts.append(self._part(found, owner.scales[layer]) if len(found) == len(names) else None)
+        for layer in owner.index.layers:
+            found = [x[image] for x in owner.tensors(seen, layer)]
+            self.parts.append(self._part(found, owner.scales[layer]) if found else None)
         some = next(part for part in self.parts if part)
         self.tokens, self.like = some[0].shape[1], some[0]
 
     @staticmethod
     def _part(found: list[Tensor], scale: float) -> tuple[Tensor, ...]:
-        """Queries, keys and the logarithm of each row's sum, or the map alone, renormalised."""
+        """Queries, keys and the logarithm of each row's sum, or the map alone."""
         if len(found) == 1:
-            return (found[0] / found[0].sum(-1, keepdim=True),)
+            return (found[0],)
         q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in found)
         q = q * scale
         return q, k, (q @ k.mT).logsumexp(-1)

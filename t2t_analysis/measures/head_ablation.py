@@ -6,7 +6,7 @@ every token as much is taken away as with the head: what is left of an effect be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from .head_effects import (
 from .head_summary import head_rows
 from .sums import Estimate, add_by_group, grouped_estimate, mean_estimate
 
-KINDS = ("single", "subspace", "all_but_one", "layer")
+KINDS = ("single", "subspace", "layer")
 SUBSPACE = (
     "random subspace of the layer's head outputs, as wide as a head, the same norm removed at every token"
 )
@@ -58,7 +58,6 @@ class HeadAblation(AblationMeasure):
 
     Parameters
     ----------
-    all_but_one : also keep one head of a layer only (``kl_all_but_one``); half as much work again.
     subspaces : random subspaces per layer; image i gets number i modulo ``subspaces``.
     importance : also by gradients.
     mode, calibration, limit : see `AblationMeasure`.
@@ -67,9 +66,9 @@ class HeadAblation(AblationMeasure):
     name = "head_ablation"
     invariances = frozenset({"permute_heads", "permute_images"})
 
-    effects: Tensor  # (G, 4, M, 6) sums over images, see KINDS and QUANTITIES
-    counts: Tensor  # (G, 4, M) images
-    labelled: Tensor  # (G, 4, M) labelled images
+    effects: Tensor  # (G, 3, M, 6) sums over images, see KINDS and QUANTITIES
+    counts: Tensor  # (G, 3, M) images
+    labelled: Tensor  # (G, 3, M) labelled images
     scores: Tensor  # (G, 2, 2, M): loss with labels or without, head or subspace
     score_counts: Tensor  # (G, 2)
     output: Tensor  # (G, K)
@@ -79,7 +78,6 @@ class HeadAblation(AblationMeasure):
         self,
         mode: str = "mean",
         *,
-        all_but_one: bool = False,
         importance: bool = True,
         calibration: Tensor | Iterable[Any] | None = None,
         limit: int = 64,
@@ -88,7 +86,7 @@ class HeadAblation(AblationMeasure):
         seed: int = 0,
     ) -> None:
         super().__init__(mode, calibration=calibration, limit=limit, groups=groups, seed=seed)
-        self.all_but_one, self.importance, self.subspaces = all_but_one, importance, subspaces
+        self.importance, self.subspaces = importance, subspaces
 
     def bind(self, views: Sequence[View]) -> None:
         """Find the heads, draw the random subspaces and make the states."""
@@ -125,32 +123,20 @@ class HeadAblation(AblationMeasure):
         if self.importance and self.classifier:
             self._add_scores(start, batch.index, groups, labels, labelled)
 
-    def _outputs(self, start: Start, batch: MeasureBatch) -> Any:
-        """For every layer, the outputs (B, K) of its variants, in the order of `_variants`."""
-        donor: Any = self.replay.start(self.donors(batch)) if self.mode == "resample" else None
-        x, y = start.tokens, donor.tokens if donor else None
-        for i in range(len(self.replay.steps)):
-            if i not in self.where:
-                x, y = self.replay.step(i, x, start), y if y is None else self.replay.step(i, y, donor)
-                continue
-            reference = torch.zeros((), device=x.device)
-            if y is not None:
-                y, reference = self.replay.observed_step(i, y, donor)
-            elif self.means is not None:
-                reference = self.means.mean[i]
-            variants = [{i: edit} for edit in self._variants(i, reference, batch.index)]
-            yield i, torch.stack(list(self.replay.run(i, x, start, variants)))  # (V, B, K)
-            x = self.replay.step(i, x, start)
+    def _outputs(self, start: Start, batch: MeasureBatch) -> Iterator[tuple[int, Tensor]]:
+        """For every layer, the outputs (V, B, K) of its variants, in the order of `_variants`."""
+        for i, x, reference in self.walk(start, batch):
+            if reference is not None:
+                variants = [{i: edit} for edit in self._variants(i, reference, batch.index)]
+                yield i, torch.stack(list(self.replay.run(i, x, start, variants)))
 
     def _variants(self, layer: int, reference: Tensor, index: Tensor) -> list[Edit]:
-        """Every head, a random subspace for every head, everything but every head, and everything."""
+        """Every head, a random subspace for every head, and all heads."""
         heads = range(self.replay.sites[layer].num_heads)
         bases = self.bases[layer][index % self.subspaces].to(reference.device)
-        others = [[g for g in heads if g != h] for h in heads if self.all_but_one]
         return [
             *(put([h], reference) for h in heads),
             *(remove_subspace(h, reference, bases) for h in heads),
-            *(put(rest, reference) for rest in others),
             put(list(heads), reference),
         ]
 
@@ -158,7 +144,7 @@ class HeadAblation(AblationMeasure):
         self, layer: int, full: Tensor, outputs: Tensor, groups: Tensor, labels: Tensor, labelled: Tensor
     ) -> None:
         heads = self.replay.sites[layer].num_heads
-        sizes = [heads, heads, heads if self.all_but_one else 0, 1]
+        sizes = [heads, heads, 1]
         finite = outputs.isfinite().all(-1)  # (V, B)
         finite[: 2 * heads] &= finite[: 2 * heads].roll(heads, 0)  # a head and its null, both or neither
         found = torch.stack([effects(full, o, labels, labelled) for o in outputs.nan_to_num()])  # (V, B, 6)
@@ -200,12 +186,7 @@ class HeadAblation(AblationMeasure):
         """Rows for heads and layers, corrected p, importances."""
         self.add_notes()
         self._note_nonfinite()
-        rows = [
-            *self._effect_rows(),
-            *self._importance_rows(),
-            *self._layer_rows(),
-            *self._all_but_one_rows(),
-        ]
+        rows = [*self._effect_rows(), *self._importance_rows(), *self._layer_rows()]
         return self.result(rows, mode=self.mode)
 
     def _note_nonfinite(self) -> None:
@@ -333,7 +314,7 @@ class HeadAblation(AblationMeasure):
             return []
         member = self.index.member.to(self.effects.device)
         firsts = [where.start for where in self.where.values()]
-        sums, counts = (x[:, firsts] for x in self._sums(3, "kl"))
+        sums, counts = (x[:, firsts] for x in self._sums(2, "kl"))
         single = self._sums(0, "kl")[0] @ member.T  # (G, L)
         value, null = (mean_estimate(s, counts) for s in (sums, single))
         layers = np.array([f"blocks.{i}.attn" for i in self.index.layers], dtype=object)
@@ -344,19 +325,6 @@ class HeadAblation(AblationMeasure):
                 estimator=f"{self.mode} ablation of all heads of a layer; p: against the null",
             )
         ]  # fmt: skip
-
-    def _all_but_one_rows(self) -> list[dict[str, Any]]:
-        if not (self.all_but_one and self.classifier):
-            return []
-        firsts = np.repeat([w.start for w in self.where.values()], self.index.heads)
-        layer = (x[:, firsts] for x in self._sums(3, "kl"))
-        value, null = mean_estimate(*self._sums(2, "kl")).positive(), mean_estimate(*layer).positive()
-        row = self.base(
-            "kl_all_but_one", "nats", variant=self.mode,
-            estimator=f"{self.mode} ablation of all heads of a layer but this one",
-        )  # fmt: skip
-        kind = "this head taken out too; 95 % interval of its mean"
-        return [head_rows(row, self.index, value, null=null, null_kind=kind)]
 
 
 _SUBSPACE = f"{SUBSPACE}; 95 % interval of its mean"

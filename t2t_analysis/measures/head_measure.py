@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import capture
 from ..capture.attention import Attention, backbone_attention
 from ..estimates import Estimate
 from .base import Measure, MeasureBatch, View
+from .head_maps import renormalised
 from .head_summary import CONTRAST, THIRDS, HeadIndex, contrast, layer_rows, layer_table, pair_rows
 from .sums import grouped_estimate
 
@@ -115,6 +117,34 @@ class PairedImagesMeasure(HeadMeasure):
     """
 
     pairs: Tensor  # (G, L, L) pairs of images in which both layers are finite
+
+    def sources_of(self, view: View, anchor: str) -> tuple[str, ...]:
+        """Queries and keys, to rebuild maps image by image; the pattern itself where a bias enters it too."""
+        attn = anchor.removesuffix(".pattern")
+        module = self.attention(view, int(attn.split(".")[1])).module
+        biases = (
+            getattr(module, "relative_position_bias_table", None),
+            getattr(view.model, "rel_pos_bias", None),
+        )
+        return (f"{attn}.q", f"{attn}.k") if biases == (None, None) else (anchor,)
+
+    def make_states(self, view: View, heads: int) -> None:
+        """Scales of the logits, and how many pairs of images there are."""
+        layers = self.index.layers
+        self.scales = {layer: float(self.attention(view, layer).scale or 1.0) for layer in layers}
+        self.add_sum("pairs", self.groups, len(layers), len(layers))
+
+    def reduce(self, obs: capture.Observation) -> Tensor:
+        """Patch tokens of q or k, copied since they are a view of more; or the patch map."""
+        prefix = obs.layout.prefix if obs.layout else 0
+        if obs.name.endswith(".pattern"):
+            return renormalised(obs.value, prefix)
+        return obs.value[:, :, prefix:].clone()
+
+    def tensors(self, seen: dict[str, Tensor], layer: int) -> list[Tensor]:
+        """What the maps of a layer are made of: q and k, or the maps; nothing where it is not finite."""
+        names = self.sources[layer]
+        return [seen[name] for name in names] if all(name in seen for name in names) else []
 
     def update(self, batch: MeasureBatch) -> None:
         """Count the images and pairs in which two layers are finite, and add what they say."""

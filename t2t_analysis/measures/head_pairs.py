@@ -13,10 +13,9 @@ from scipy import stats as sps
 from torch import Tensor
 
 from ..errors import T2TError
-from ..estimates import Estimate
 from ..results import Result
 from .ablation_measure import AblationMeasure
-from .base import MeasureBatch, View, add_by_group
+from .base import MeasureBatch, View, add_by_group, mean_estimate
 from .head_effects import kl_divergence, put
 from .pruning import similarity_matrix
 
@@ -69,35 +68,25 @@ class HeadPairs(AblationMeasure):
         if self.place not in batch.seen[0]:
             return
         start, groups = self.replay.start(batch.images), self.group(batch)
-        donor = self.replay.start(self.donors(batch)) if self.mode == "resample" else None
-        x, y = start.tokens, donor.tokens if donor else None
         singles, pairs, skips = [], [], []
-        for i in range(len(self.replay.steps)):
-            behind = next(iter(self.replay.run(i + 1, x, start, [{}])))
-            if i in self.pairs:
-                reference = torch.zeros((), device=x.device) if self.means is None else self.means.mean[i]
-                if y is not None and donor is not None:
-                    y, reference = self.replay.observed_step(i, y, donor)
-                heads = range(self.replay.sites[i].num_heads)
-                gone = [*([h] for h in heads), *map(list, self.pairs[i])]
-                outputs = list(self.replay.run(i, x, start, [{i: put(g, reference)} for g in gone]))
-                found = [kl_divergence(start.output, each) for each in outputs]
-                singles += found[: len(heads)]
-                pairs += found[len(heads) :]
-                skips.append(kl_divergence(start.output, behind))
-            elif y is not None and donor is not None:
-                y = self.replay.step(i, y, donor)
-            x = self.replay.step(i, x, start)
+        for i, x, reference in self.walk(start, batch):
+            if reference is None:
+                continue
+            heads = range(self.replay.sites[i].num_heads)
+            gone = [*([h] for h in heads), *map(list, self.pairs[i])]
+            outputs = [*self.replay.run(i, x, start, [{i: put(g, reference)} for g in gone])]
+            outputs += self.replay.run(i + 1, x, start, [{}])  # the block skipped
+            found = [kl_divergence(start.output, each) for each in outputs]
+            singles += found[: len(heads)]
+            pairs += found[len(heads) : -1]
+            skips.append(found[-1])
         add_by_group(self.effects, groups, torch.stack([*singles, *pairs, *skips], 1))
         add_by_group(self.images, groups, torch.ones(len(groups)))
 
     def compute(self) -> Result:
         """Rows for pairs and layers."""
         self.add_notes()
-        sums, count = self.effects.cpu().numpy(), self.images.cpu().numpy()
-        with np.errstate(divide="ignore", invalid="ignore"):
-            left = (sums.sum(0) - sums) / (count.sum() - count)[:, None]
-            found = Estimate(sums.sum(0) / count.sum(), left, np.broadcast_to(count[:, None], sums.shape))
+        found = mean_estimate(self.effects, self.images)
         where = {layer: at.start for layer, at in self.index.slices}
         both = [(layer, h, g) for layer, pairs in self.pairs.items() for h, g in pairs]
         first, second = (np.array([where[p[0]] + p[k] for p in both], dtype=int) for k in (1, 2))

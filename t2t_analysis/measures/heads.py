@@ -80,46 +80,22 @@ class HeadSimilarity(PairedImagesMeasure):
     rows: Tensor  # (G, M, M) share of queries that have a centred cosine
     rows_other: Tensor
 
-    def sources_of(self, view: View, anchor: str) -> tuple[str, ...]:
-        """Queries and keys, to rebuild maps image by image; the pattern itself where a bias enters it too."""
-        attn = anchor.removesuffix(".pattern")
-        module = self.attention(view, int(attn.split(".")[1])).module
-        biases = (
-            getattr(module, "relative_position_bias_table", None),
-            getattr(view.model, "rel_pos_bias", None),
-        )
-        return (f"{attn}.q", f"{attn}.k") if biases == (None, None) else (anchor,)
-
     def make_states(self, view: View, heads: int) -> None:
         """Sums by image group (G, M, M), and how many images, pairs of images and query rows are in them."""
-        layers = len(self.index.layers)
-        self.scales = {layer: float(self.attention(view, layer).scale or 1.0) for layer in self.index.layers}
-        self.add_sum("pairs", self.groups, layers, layers)
+        super().make_states(view, heads)
         self.add_sum("variance", self.groups, heads)
         for name in ("raw", "centred", "raw_other", "centred_other", "content"):
             self.add_sum(name, self.groups, heads, heads)
         for name in ("rows", "rows_other"):  # counts: single precision is plenty
             self.add_sum(name, self.groups, heads, heads, dtype=torch.float32)
 
-    def reduce(self, obs: capture.Observation) -> Tensor:
-        """Patch tokens of q or k, copied since they are a view of more; or the patch map."""
-        prefix = obs.layout.prefix if obs.layout else 0
-        if obs.name.endswith(".pattern"):
-            return renormalised(obs.value, prefix)
-        return obs.value[:, :, prefix:].clone()
-
     def update(self, batch: MeasureBatch) -> None:
         """Add the spread of the logits for all images at once, then what images say one by one and two by two."""
         for layer, where in self.index.slices:
-            if tensors := self._tensors(batch.seen[0], layer):
+            if tensors := self.tensors(batch.seen[0], layer):
                 spread = self._logit_variance(layer, *tensors)
                 add_by_group(self.variance[:, where], self.group(batch), spread)
         super().update(batch)
-
-    def _tensors(self, seen: dict[str, Tensor], layer: int) -> list[Tensor]:
-        """What the maps of a layer are made of; nothing where it is not finite."""
-        names = self.sources[layer]
-        return [seen[name] for name in names] if all(name in seen for name in names) else []
 
     def _logit_variance(self, layer: int, *tensors: Tensor) -> Tensor:
         """(B, H), from q and k, or from maps (B, H, Q, K), whose logarithm is the logits up to a constant per row."""
@@ -156,7 +132,7 @@ class HeadSimilarity(PairedImagesMeasure):
         some = next(iter(seen.values()))
         maps = some.new_empty(self.index.total, rows.stop - rows.start, keys)
         for layer, where in self.index.slices:
-            match [x[image] for x in self._tensors(seen, layer)]:
+            match [x[image] for x in self.tensors(seen, layer)]:
                 case [q, k]:
                     logits = patch_logits(q[:, rows], k, 0, self.scales[layer])
                     torch.softmax(logits, -1, out=maps[where])
@@ -319,10 +295,9 @@ class HeadDivergence(HeadMeasure):
         """Sums by image group; across layers they stay empty."""
         layers = len(self.index.layers)
         self.add_sum("pairs", self.groups, layers, layers)
-        self.add_sum("divergence", self.groups, heads, heads)
-        self.add_sum("divergence_other", self.groups, heads, heads)
-        self.add_sum("of_all", self.groups, layers)
-        self.add_sum("of_all_other", self.groups, layers)
+        for other in ("", "_other"):
+            self.add_sum(f"divergence{other}", self.groups, heads, heads)
+            self.add_sum(f"of_all{other}", self.groups, layers)
         self.add_sum("entropies", self.groups, heads)
         layout = view.layout_of(self.sources[self.index.layers[0]][0])
         self.uniform = float(np.log(layout.num_patches)) if layout else float("nan")
@@ -342,19 +317,18 @@ class HeadDivergence(HeadMeasure):
 
     def update(self, batch: MeasureBatch) -> None:
         """Add what the hooks made of each layer."""
-        groups = self.group(batch)
-        pairs = groups[0 : len(groups) - 1 : 2]
+        images = self.group(batch)
+        pairs = images[0 : len(images) - 1 : 2]
         for i, (layer, where) in enumerate(self.index.slices):
             made = batch.seen[0].get(self.sources[layer][0])
             if made is None:
                 continue
-            add_by_group(self.images[:, i, i], groups, torch.ones(len(groups)))
-            add_by_group(self.pairs[:, i, i], pairs, torch.ones(len(pairs)))
-            add_by_group(self.divergence[:, where, where], groups, made["divergence"])
-            add_by_group(self.divergence_other[:, where, where], pairs, made["divergence_other"])
-            add_by_group(self.of_all_other[:, i], pairs, made["of_all_other"])
-            add_by_group(self.of_all[:, i], groups, made["of_all"])
-            add_by_group(self.entropies[:, where], groups, made["entropies"])
+            for other, groups, count in (("", images, self.images), ("_other", pairs, self.pairs)):
+                add_by_group(count[:, i, i], groups, torch.ones(len(groups)))
+                divergence, of_all = (f"{name}{other}" for name in ("divergence", "of_all"))
+                add_by_group(getattr(self, divergence)[:, where, where], groups, made[divergence])
+                add_by_group(getattr(self, of_all)[:, i], groups, made[of_all])
+            add_by_group(self.entropies[:, where], images, made["entropies"])
 
     def compute(self) -> Result:
         """Rows for pairs of heads within layers, layers, heads, and the change over depth."""

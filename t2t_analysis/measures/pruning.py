@@ -19,9 +19,9 @@ from torch import Tensor
 from ..errors import T2TError, UnknownNameError
 from ..results import Result
 from ..stats import null_summary, permutation_p
-from .ablation import Edit, Head, Start, head_outputs
+from .ablation import Edit, Head, Start
 from .ablation_measure import AblationMeasure
-from .base import Measure, MeasureBatch, View
+from .base import MeasureBatch, View
 from .head_effects import kl_divergence, put
 from .sums import Estimate, add_by_group, grouped_estimate, mean_estimate
 
@@ -33,10 +33,10 @@ HeadValues = Callable[[Array], Array]
 # ------------------------------------------------------------------------------------------- heads in a result
 
 
-def _rows(result: Result, quantity: str, model: str | None) -> pd.DataFrame:
+def _of_heads(result: Result, quantity: str, model: str | None) -> Result:
     """Rows of single heads of one model, the first when left out."""
-    frame = result.where(model=model or _first_model(result), quantity=quantity).frame
-    return frame[frame["head"].notna()]
+    found = result.where(model=model or _first_model(result), quantity=quantity)
+    return found.rows(np.flatnonzero(found.frame["head"].notna()))
 
 
 def _first_model(result: Result) -> str:
@@ -50,7 +50,7 @@ def similarity_matrix(
 
     The diagonal and pairs without a value are NaN. ``result`` is of `HeadSimilarity` or `HeadOutputCKA`.
     """
-    frame = _rows(result, quantity, model)
+    frame = _of_heads(result, quantity, model).frame
     frame = frame[frame["tokens"] == (tokens or frame["tokens"].iloc[0])]
     first, second = (frame[list(names)].to_numpy(int) for names in (("layer", "head"), ("layer_b", "head_b")))
     heads, where = np.unique(np.concatenate([first, second]), axis=0, return_inverse=True)
@@ -74,16 +74,13 @@ def largest_similarity(matrix: Array, layers: Array) -> Array:
 # ------------------------------------------------------------------------------------------- orders of removal
 
 
-def similarity_order(matrix: Array, heads: Array, *, greedy: bool = True) -> list[Head]:
+def similarity_order(matrix: Array, heads: Array) -> list[Head]:
     """Heads from the most to the least similar to another head of their layer.
 
-    Greedy (the default): of the two most similar heads that are left, the one that is also closer to the
-    others goes; so of two copies one stays. Otherwise by `largest_similarity`, and both copies go first.
+    Of the two most similar heads that are left, the one that is also closer to the others goes; so of two copies one
+    stays.
     """
     layers = heads[:, 0]
-    if not greedy:
-        order = np.argsort(-np.nan_to_num(largest_similarity(matrix, layers), nan=-np.inf), kind="stable")
-        return _named(heads, order)
     left, gone = np.ones(len(heads), dtype=bool), []
     while left.any():
         masked = np.where(left[:, None] & left, matrix, np.nan)
@@ -95,29 +92,23 @@ def similarity_order(matrix: Array, heads: Array, *, greedy: bool = True) -> lis
     return _named(heads, gone)
 
 
-def ascending_order(
-    result: Result, quantity: str, model: str | None = None, variant: str | None = None
-) -> list[Head]:
-    """Heads by a quantity of a `HeadAblation` result, the smallest first; of several kinds of ablation one."""
-    result = result if variant is None else result.where(variant=variant)
-    frame = _rows(result, quantity, model)
+def ascending_order(result: Result, quantity: str, model: str | None = None) -> list[Head]:
+    """Heads by a quantity of a `HeadAblation` result, the smallest first; of several kinds of ablation the first."""
+    frame = _of_heads(result, quantity, model).frame
     frame = frame.drop_duplicates(["layer", "head"]).sort_values("value", kind="stable")
     return [(int(layer), int(head)) for layer, head in frame[["layer", "head"]].to_numpy()]
 
 
-def pruning_orders(
-    similarity: Result, ablation: Result, model: str | None = None, *, greedy: bool = True
-) -> dict[str, list[Head]]:
+def pruning_orders(similarity: Result, ablation: Result, model: str | None = None) -> dict[str, list[Head]]:
     """Orders by similarity (most similar first) and by importance (least important first), of one model.
 
     Importance is that of the labels where the result has it. An order that was found on the images on which
     it is judged is judged kindly: take other images for it where there are enough.
     """
-    matrix, heads = similarity_matrix(similarity, model)
     known = set(ablation.frame["quantity"])
     quantity = "importance" if "importance" in known else "importance_label_free"
     return {
-        "similarity": similarity_order(matrix, heads, greedy=greedy),
+        "similarity": similarity_order(*similarity_matrix(similarity, model)),
         "importance": ascending_order(ablation, quantity, model),
     }
 
@@ -235,24 +226,13 @@ def _reliability(effect: HeadValues, layers: Array, known: Array, one: Array) ->
         return np.sqrt(2 * r / (1 + r))
 
 
-def _weighted(sums: Array, counts: Array) -> HeadValues:
-    """Mean over images from sums by group, (G, ...) and counts (G, ...)."""
-
-    def values(weights: Array) -> Array:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.tensordot(weights, sums, 1) / np.tensordot(weights, counts, 1)
-
-    return values
-
-
 def similarity_is_redundancy(
-    similarity: Result | Any,
+    similarity: Result,
     ablation: Result,
     model: str | Sequence[str] | None = None,
     *,
     quantity: str = "cosine_centred",
     effect: str = "kl",
-    tokens: str | None = None,
     resamples: int = 999,
     seed: int = 0,
 ) -> Result:
@@ -264,100 +244,77 @@ def similarity_is_redundancy(
 
     Parameters
     ----------
-    similarity : result of `HeadSimilarity` or `HeadOutputCKA`, whose values are taken as they are, or the
-        accumulator of `HeadSimilarity` for this model from `accumulate`, or all that it returned, so that
-        resampled images enter the similarity too.
-    ablation : result of `HeadAblation` with the same model; of several modes the first.
+    similarity : result of `HeadSimilarity` or `HeadOutputCKA`; of several kinds of tokens the first.
+    ablation : result of `HeadAblation` with the same model, of the same images; of several modes the first.
     model : label of one or several models; the first when left out.
+    quantity : of ``similarity``.
     effect : "kl", "loss_change", or "output_shift".
 
     Raises
     ------
     UnknownNameError : what the results do not have.
-    T2TError : results that hold other heads.
+    T2TError : results that hold other heads, or that rest on other groups of images.
     """
-    names = [model] if isinstance(model, str) or model is None else list(model)
-    found = [
-        _association(
-            similarity, ablation, name or _first_model(ablation), quantity, effect, tokens, resamples, seed
+    names = [model or _first_model(ablation)] if isinstance(model, str) or model is None else list(model)
+    rows = []
+    for name in names:
+        alike, single = _of_heads(similarity, quantity, name), _of_heads(ablation, effect, name)
+        pairs = alike.frame
+        within = (pairs["layer"] == pairs["layer_b"]) & (pairs["tokens"] == pairs["tokens"].iloc[0])
+        mode = single.frame["variant"].iloc[0]
+        rows += _association(alike.rows(np.flatnonzero(within)), single.where(variant=mode), resamples, seed)
+    return Result("similarity_redundancy", pd.DataFrame(rows), {"models": names}, ablation.notes)
+
+
+def _association(alike: Result, single: Result, resamples: int, seed: int) -> list[dict[str, Any]]:
+    """Both rows of one model, from similarities of pairs within layers and from effects of single heads."""
+    frame, pairs = single.frame, alike.frame
+    heads = frame[["layer", "head"]].to_numpy(int)
+    number = {tuple(head): i for i, head in enumerate(heads.tolist())}
+    ends = [list(zip(pairs[a], pairs[b], strict=True)) for a, b in (("layer", "head"), ("layer_b", "head_b"))]
+    if not {*ends[0], *ends[1]} <= set(number):
+        raise T2TError(
+            f"{frame['model'].iloc[0]}: similarities of other heads than the {len(heads)} with effects"
         )
-        for name in names
-    ]
-    models = [str(row["model"]) for rows in found for row in rows[:1]]
-    rows = [row for rows in found for row in rows]
-    return Result("similarity_redundancy", pd.DataFrame(rows), {"models": models}, ablation.notes)
+    h, g = (np.array([number[head] for head in end], dtype=int) for end in ends)
+    (effect, images), (cosine, others) = (by_weight(each.estimates()) for each in (single, alike))
+    if len(images) != len(others) or (images != others).any():
+        raise T2TError("similarity and effect rest on other groups of images; measure both in one call")
 
+    def largest(weights: Array) -> Array:
+        matrix = np.full((len(heads), len(heads)), np.nan)
+        matrix[h, g] = matrix[g, h] = cosine(weights)
+        return largest_similarity(matrix, heads[:, 0])
 
-def _association(
-    similarity: Any,
-    ablation: Result,
-    model: str,
-    quantity: str,
-    effect: str,
-    tokens: str | None,
-    resamples: int,
-    seed: int,
-) -> list[dict[str, Any]]:
-    """Both rows of one model."""
-    single = ablation.where(model=model, quantity=effect)
-    single = single.rows(np.flatnonzero(single.frame["head"].notna()))
-    single = single.where(variant=single.frame["variant"].iloc[0])
-    heads = single.frame[["layer", "head"]].to_numpy(int)
-    mean = single.estimates()
-    counts = mean.sizes
-    # sums by image group: what the mean loses when a group is left out
-    sums = counts.sum(0) * mean.value - (counts.sum(0) - counts) * mean.leave_out
-    alike, fixed = _similarity_values(similarity, model, heads, quantity, tokens)
-    found = head_association(
-        alike, _weighted(sums, counts), heads[:, 0], counts.max(1), resamples=resamples, seed=seed
-    )
-    first = ablation.frame[ablation.frame["model"] == model].iloc[0]
-    base = {
-        "measure": "similarity_redundancy", "model": model, "weights": first["weights"],
-        "n": int((~np.isnan(alike(np.ones(len(counts))))).sum()), "unit": "head", "tokens": "all",
-        "value_unit": "none", "null_kind": "effects permuted among the heads of a layer",
-        "interval": f"Fisher z, bootstrap of {'' if fixed else 'images in similarity and effect, '}"
-        f"{'images in the effect, ' if fixed else ''}heads within layers, {resamples} resamples",
-        "estimator": f"Spearman, largest {quantity} within the layer against {effect} "
-        f"({single.frame['variant'].iloc[0]} ablation)",
+    found = head_association(largest, effect, heads[:, 0], images, resamples=resamples, seed=seed)
+    what = pairs["quantity"].iloc[0], frame["quantity"].iloc[0], frame["variant"].iloc[0]
+    base = frame.iloc[0][["model", "weights"]].to_dict() | {
+        "measure": "similarity_redundancy", "n": int((~np.isnan(largest(np.ones(len(images))))).sum()),
+        "unit": "head", "tokens": "all", "value_unit": "none",
+        "null_kind": "effects permuted among the heads of a layer",
+        "interval": "Fisher z, bootstrap of images in similarity and effect, heads within layers, "
+        f"{resamples} resamples",
+        "estimator": f"Spearman, largest {what[0]} within the layer against {what[1]} ({what[2]} ablation)",
         "ceiling_kind": "root of the split-half reliability of the effect",
     }  # fmt: skip
     names = ("similarity_effect_spearman", "similarity_effect_spearman_within_layers")
     return [base | {"quantity": q} | {k: v[i] for k, v in found.items()} for i, q in enumerate(names)]
 
 
-def _similarity_values(
-    similarity: Any, model: str, heads: Array, quantity: str, tokens: str | None
-) -> tuple[HeadValues, bool]:
-    """Largest similarity of each head by image weights, and whether the weights are without effect."""
-    layers = heads[:, 0]
-    if isinstance(similarity, Result):
-        matrix, known = similarity_matrix(similarity, model, quantity, tokens)
-        _same_heads(known, heads, model)
-        largest = largest_similarity(matrix, layers)
-        return lambda weights: largest, True
-    if isinstance(similarity, Sequence):
-        similarity = _accumulator(similarity, model)
-    if quantity != "cosine_centred":
-        raise T2TError(f"an accumulator is resampled for 'cosine_centred' only, not {quantity!r}")
-    _same_heads(similarity.index.table, heads, model)
-    mean = _weighted(similarity.centred.cpu().numpy(), similarity.rows.double().cpu().numpy())
-    return lambda weights: largest_similarity(mean(weights), layers), False
+def by_weight(found: Estimate) -> tuple[HeadValues, Array]:
+    """Means (R,) as functions of how often each group of images counts, and images in each group (G,).
 
+    What a mean loses when a group is left out is that group's sum.
+    """
+    counts = found.sizes
+    left = np.where(counts > 0, (counts.sum(0) - counts) * found.leave_out, 0.0)
+    sums = np.where(counts > 0, counts.sum(0) * found.value - left, 0.0)
 
-def _accumulator(found: Sequence[Measure], model: str) -> Measure:
-    """That of `HeadSimilarity` for a model."""
-    by_label = {each.views[0].label: each for each in found if each.name == "head_similarity"}
-    if model not in by_label:
-        raise UnknownNameError("model", model, by_label, hint="among the accumulators of HeadSimilarity")
-    return by_label[model]
+    def values(weights: Array) -> Array:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.tensordot(weights, sums, 1) / np.tensordot(weights, counts, 1)
 
-
-def _same_heads(known: Array, heads: Array, model: str) -> None:
-    if len(known) != len(heads) or (known != heads).any():
-        raise T2TError(
-            f"{model}: similarity of {len(known)} heads, effects of {len(heads)}, not the same ones"
-        )
+    return values, counts.max(1)
 
 
 # ------------------------------------------------------------------------------------------- pruning curves
@@ -469,21 +426,11 @@ class PruningCurves(AblationMeasure):
 
     def _outputs(self, start: Start, batch: MeasureBatch) -> Tensor:
         """(O F, B, K) outputs of all orders and sizes, on the CPU."""
-        references = self._references(batch)
+        references = {i: put_in for i, _, put_in in self.walk(start, batch) if put_in is not None}
         variants = [
             self._pruned(order[:size], references) for order in self.all_orders for size in self.sizes
         ]
         return torch.stack([o.cpu() for o in self.replay.run(0, start.tokens, start, variants)])
-
-    def _references(self, batch: MeasureBatch) -> dict[int, Tensor]:
-        """What is put in the place of heads, by layer."""
-        if self.mode == "mean":
-            assert self.means is not None
-            return self.means.mean
-        if self.mode == "zero":
-            return {layer: torch.zeros((), device=batch.images.device) for layer in self.index.layers}
-        found = head_outputs(self.views[0].model, self.replay.sites, self.donors(batch))
-        return {layer: self.replay.sites[layer].heads(z) for layer, z in found.items()}
 
     @staticmethod
     def _pruned(gone: Sequence[Head], references: Mapping[int, Tensor]) -> dict[int, Edit]:
