@@ -118,6 +118,7 @@ def progress(
     unit: str = "batch",
     *,
     seconds: bool | None = None,
+    shown: bool = True,
 ) -> Iterator[T]:
     """Pass the items of ``iterable`` on and say how far it is.
 
@@ -131,10 +132,13 @@ def progress(
     unit : what an item is, in the singular.
     seconds : whether the last text in a kernel says how long it took; by default only if the environment
         variable ``T2T_ANALYSIS_PROGRESS_SECONDS`` is 1, so that a report made twice is the same.
+    shown : False says nothing.
 
     >>> list(progress([1, 2, 3], "counting", unit="number"))
     [1, 2, 3]
     """
+    if not shown:
+        return iter(iterable)
     total = _length(iterable) if total is None else total
     if in_kernel():
         timed = os.environ.get(SECONDS) == "1" if seconds is None else seconds

@@ -39,8 +39,7 @@ def _tabulated(rows: Iterable[Mapping[str, Any]]) -> tuple[pd.DataFrame, Estimat
     """Tidy frame of ``rows``, and the estimate of each.
 
     A row may hold an Estimate for itself, its null and its p. If that has axes it stands for many rows, and the other
-    columns are broadcast against it; a column that is given as well is kept as given. Where an estimate rests on no
-    unit there is no row.
+    columns are broadcast against it; a column that is given as well is kept as given.
     """
     blocks = [_flat(row) for row in rows]
     stops = np.cumsum([size for size, _ in blocks], dtype=int)

@@ -16,7 +16,7 @@ from scipy import stats as sps
 
 from t2t_analysis.capture import capture
 from t2t_analysis.errors import CaptureError, DataError, T2TError, UnknownNameError
-from t2t_analysis.measures import HeadSimilarity, accumulate, collect, measure
+from t2t_analysis.measures import HeadOutputCKA, HeadSimilarity, accumulate, collect, measure
 from t2t_analysis.measures.ablation import HeadMeans, Replay, ablated, derangement, head_outputs, sites
 from t2t_analysis.measures.head_ablation import HeadAblation
 from t2t_analysis.measures.head_effects import (
@@ -750,12 +750,14 @@ def test_one_more_random_order_is_not_special():
 @pytest.fixture(scope="module")
 def both(double):
     """Accumulators of similarity and effect, and their results."""
-    made = accumulate(double, batches(), [HeadSimilarity(), HeadAblation("zero")], progress=False)
+    asked = [HeadSimilarity(), HeadOutputCKA(permutations=5), HeadAblation("zero")]
+    made = accumulate(double, batches(size=7), asked, progress=False)
     return made, collect(made, progress=False)
 
 
 def test_similarity_against_effect(both):
-    similarity, ablation = both[1]["head_similarity"], both[1]["head_ablation"]
+    results = both[1]
+    similarity, ablation = results["head_similarity"], results["head_ablation"]
     matrix, heads = similarity_matrix(similarity)
     assert heads.tolist() == [[layer, h] for layer in range(2) for h in range(4)]
     assert np.isnan(matrix.diagonal()).all()
@@ -769,6 +771,10 @@ def test_similarity_against_effect(both):
     for column in ("low", "high", "p", "null", "null_kind", "estimator", "interval"):
         assert found[column].notna().all()
     assert (found.n == 8).all()
+    written = similarity_is_redundancy(
+        results["head_output_cka"], ablation, quantity="head_output_cka", resamples=49
+    ).frame
+    assert written.value.notna().all()
     with pytest.raises(UnknownNameError, match="did you mean 'kl'"):
         similarity_is_redundancy(similarity, ablation, effect="k")
     with pytest.raises(UnknownNameError, match="model 'b'"):

@@ -118,7 +118,7 @@ def test_one_product_keeps_less_than_unfolding_and_a_hard_split_nothing():
     fused, unfolded = (K.tokeniser_saved_bytes(soft, batch=4, fused=f) for f in (True, False))
     assert 0 < fused < unfolded
     assert soft.model.tokens_to_token.attention1.fused  # put back
-    assert K.tokeniser_saved_bytes("small_hard_deep", batch=4, depth=1) == 0
+    assert K.tokeniser_saved_bytes(K.Shapes.of("small_hard_deep", depth=1), batch=4) == 0
     assert K.tokeniser_saved_bytes(soft, batch=8) == pytest.approx(2 * fused, rel=0.05)
 
 

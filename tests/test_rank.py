@@ -8,7 +8,7 @@ import timm
 import torch
 
 from t2t_analysis.capture import capture
-from t2t_analysis.errors import DataError, T2TError, UnknownNameError
+from t2t_analysis.errors import DataError, UnknownNameError
 from t2t_analysis.measures import EffectiveRank, accumulate, collect, difference, measure
 from t2t_analysis.measures.base import grouped_estimate
 from t2t_analysis.measures.rank import (
@@ -153,7 +153,7 @@ def test_the_interval_is_the_jackknife_of_leaving_groups_out():
     with torch.no_grad(), capture(model, "embed") as seen:
         model(IMAGES)
     x = seen["embed"].double().mean(1)
-    result = run(model, EffectiveRank("embed", levels=["pooled"], groups=5))
+    result = run(model, EffectiveRank("embed", groups=5))
     row = at(result, "effective_rank", "pooled", "embed")
     left = [effective_rank_of(x[torch.arange(20) % 5 != g]).item() for g in range(5)]
     se = math.sqrt(4 / 5 * np.square(np.array(left) - np.mean(left)).sum())
@@ -197,9 +197,9 @@ def test_shares_of_the_images_add_up():
 
 
 def test_memory_is_bounded_by_fewer_groups():
-    assert groups_within_budget(32, [96] * 11, 2) == 32
-    assert groups_within_budget(32, [512] * 25, 2) == 8
-    assert groups_within_budget(4, [512] * 25, 2) == 4
+    assert groups_within_budget(32, [96] * 11) == 32
+    assert groups_within_budget(32, [512] * 25) == 8
+    assert groups_within_budget(4, [512] * 25) == 4
 
 
 # ------------------------------------------------------------------------------------------ models
@@ -234,11 +234,7 @@ def test_widths_may_differ_between_models():
     assert math.isfinite(row.p)
 
 
-def test_bad_parameters_and_too_few_images():
-    with pytest.raises(UnknownNameError, match="pooled"):
-        EffectiveRank(levels=["pool"])
-    with pytest.raises(T2TError, match="levels"):
-        EffectiveRank(levels=[])
+def test_too_few_images():
     with pytest.raises(DataError, match="2 images"):
         run(tiny(), images=IMAGES[:1])
 

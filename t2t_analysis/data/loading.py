@@ -420,7 +420,8 @@ def as_seen_by(loader: Any, model: nn.Module) -> Any:
 def image_tensors(batches: Tensor | Iterable[Any]) -> Iterator[Tensor]:
     """Image tensors from a tensor, or from batches as `measure` takes them."""
     for item in [batches] if isinstance(batches, Tensor) else batches:
-        yield item if isinstance(item, Tensor) else getattr(item, "images", item[0])
+        batch = item if isinstance(item, Tensor) or hasattr(item, "images") else item[0]
+        yield batch if isinstance(batch, Tensor) else batch.images
 
 
 def first_images(batches: Tensor | Iterable[Any], most: int) -> Tensor:

@@ -23,9 +23,6 @@ from .base import Estimate, ImageMeans, MeasureBatch, View
 from .head_maps import entropy
 from .head_summary import LAYERS, nanmean, over_depth
 
-#: What the functions do not notice; a test checks this, and that they notice everything else.
-INVARIANCES = {"attention_distance": ("permute_heads", "scale")}
-
 Pair = tuple[float, float]
 
 #: Numbers of an attention map that are worked on at a time: 16 MiB in single precision.
@@ -311,16 +308,20 @@ class AttentionGeometry(ImageMeans):
         return self.result([*self._rows(heads, layers), *self._depth_rows(layers)])
 
     def _rows(self, heads: Estimate, layers: Estimate) -> Iterator[dict[str, Any]]:
-        """By layer and quantity: the mean over the heads, then every head."""
-        for s, site in enumerate(self.sites):
-            references = nulls(site.layout, self.pitch[site.place])
-            for q, (quantity, null) in enumerate(zip(QUANTITIES, references, strict=True)):
-                if not layers.n[s, q]:
-                    continue
-                columns = self.row(site.place, null=null, **_columns(quantity))
-                how = f"{columns['estimator']}; mean over heads"
-                yield columns | {"estimator": how, "estimate": layers[s, q]}
-                yield columns | {"head": np.arange(site.heads), "estimate": heads[s, : site.heads, q]}
+        """By quantity: the mean over the heads of every layer, then every head."""
+        uniform = np.array([nulls(site.layout, self.pitch[site.place]) for site in self.sites])
+        places = np.array([site.place for site in self.sites], dtype=object)
+        of, head = (np.array(x) for x in zip(*_heads_of(self.sites), strict=True))
+        for q, quantity in enumerate(QUANTITIES):
+            there = np.flatnonzero(layers.n[:, q])
+            row = _columns(quantity)
+            how = f"{row['estimator']}; mean over heads"
+            null, estimate = uniform[there, q], layers[there, q]
+            yield self.row(places[there], **row) | {"estimator": how, "null": null, "estimate": estimate}
+            each = np.isin(of, there)
+            layer, number = of[each], head[each]
+            numbers = {"head": number, "null": uniform[layer, q], "estimate": heads[layer, number, q]}
+            yield self.row(places[layer], **row) | numbers
 
     def _depth_rows(self, layers: Estimate) -> Iterator[dict[str, Any]]:
         """Means over the layers of the backbone, and how they change with depth."""
@@ -346,6 +347,11 @@ class AttentionGeometry(ImageMeans):
             stage = name.removesuffix(".attn.pattern")
             if stage.startswith("tokens.") and f"{stage}.attn.z" in view.names:
                 self.note(f"{view.label}: {stage}.attn: {reason}")
+
+
+def _heads_of(sites: Sequence[Site]) -> Iterator[tuple[int, int]]:
+    """Number of its site, and number in it, of every head."""
+    return ((s, h) for s, site in enumerate(sites) for h in range(site.heads))
 
 
 def _columns(quantity: Quantity) -> dict[str, Any]:

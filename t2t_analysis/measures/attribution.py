@@ -18,11 +18,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .._progress import progress as counted
 from ..data.loading import ImageLoader, as_seen_by, gather_images
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import as_json
 from .token_pixels import split_windows
-from .view import View, evaluating, named_models
+from .view import evaluating, views_of
 
 Target = Literal["predicted", "label"]
 BASELINES = ("mean", "blurred", "zero")
@@ -273,27 +274,25 @@ def explain(
     UnknownNameError : an unknown method or target.
     DataError : no images, or target="label" where an image has none.
     """
-    named = named_models(models)
     _known(methods)
     if target not in ("predicted", "label"):
         raise UnknownNameError("target", target, ("predicted", "label"))
     how, found = settings or Settings(), []
-    for label, model in named.items():
+    for view in views_of(models):
+        model = view.model
         images, labels, clusters = gather_images(as_seen_by(loader, model), n_images)
         if target == "label" and bool((labels < 0).any()):
             raise DataError(
                 "target='label', but there are images without a label; target='predicted' needs none"
             )
-        view = View(model, label)
         meta = {
             "models": [view.describe()], "settings": as_json(how), "target": target,
             "data": as_json(getattr(getattr(loader, "dataset", None), "info", None)),
         }  # fmt: skip
         classes = labels if target == "label" else _predicted(model, images, how)
         config = loader.config_of(model) if isinstance(loader, ImageLoader) else {}
-        one = Explained(model, label, view.weights, images, classes, clusters, {}, {}, how, target, meta)
-        notes = [f"{label}: UNTRAINED weights ({view.weights})"] if view.untrained else []
-        found.append(_with_maps(one, methods, notes, config.get("crop_pct", 1.0), progress))
+        one = Explained(model, view.label, view.weights, images, classes, clusters, {}, {}, how, target, meta)
+        found.append(_with_maps(one, methods, view.notes, config.get("crop_pct", 1.0), progress))
     return found
 
 
@@ -301,13 +300,9 @@ def _with_maps(
     one: Explained, methods: Sequence[str], notes: list[str], frame: float, progress: bool
 ) -> Explained:
     chunks = torch.arange(len(one.images)).split(min(one.settings.batch, 16))
-    work: Any = [(method, chunk) for method in methods for chunk in chunks]
-    if progress:
-        from .._progress import progress as shown
-
-        work = shown(work, f"attributing {one.label}", total=len(work), unit="batch")
+    work = [(method, chunk) for method in methods for chunk in chunks]
     parts: dict[str, list[Attribution]] = {method: [] for method in methods}
-    for method, chunk in work:
+    for method, chunk in counted(work, f"attributing {one.label}", shown=progress):
         parts[method].append(maps_of(one.model, one.images[chunk], one.target[chunk], method, one.settings))
     maps = {method: torch.cat([p.pixels for p in found]) for method, found in parts.items()}
     errors = {

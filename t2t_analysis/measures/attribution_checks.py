@@ -157,17 +157,11 @@ def weight_randomisation(
             for method, maps in one.maps.items():
                 parts = torch.arange(len(maps)).split(16)
                 found = [maps_of(hybrid, one.images[i], one.target[i], method, one.settings) for i in parts]
-                other, what = (
-                    torch.cat([p.pixels for p in found]),
-                    f"{one.label}, {METHODS[method].words}, after {place}",
-                )
+                other = torch.cat([p.pixels for p in found])
+                what = f"{one.label}, {METHODS[method].words}, after {place}"
                 if columns := _likeness(maps.abs(), other.abs(), one.clusters, seed, notes, what):
-                    rows.append(
-                        method_row(_CASCADE, one, method)
-                        | _LIKENESS
-                        | {"at": float(count), "place": place}
-                        | columns
-                    )
+                    row = method_row(_CASCADE, one, method) | {"at": float(count), "place": place}
+                    rows.append(row | _LIKENESS | columns)
         notes.extend(one.notes)
     meta = {"seed": seed, "runs": [one.meta for one in models]}
     return Result.of_rows(_CASCADE, rows, meta, tuple(dict.fromkeys(notes)))

@@ -224,7 +224,12 @@ class Measure(Metric):
             "models": [view.describe() for view in dict.fromkeys(self.views)],
             **result.meta,
         }
-        notes = [*result.notes, *self.notes, *self._nonfinite_notes(), *_untrained_notes(self.views)]
+        notes = [
+            *result.notes,
+            *self.notes,
+            *self._nonfinite_notes(),
+            *(note for view in self.views for note in view.notes),
+        ]
         return replace(result, meta=meta, notes=tuple(dict.fromkeys(notes)))
 
     def _nonfinite_notes(self) -> Iterator[str]:
@@ -296,9 +301,3 @@ def _layers(place: Any) -> Any:
     if isinstance(place, str):
         return layer_of(place)
     return np.array([layer_of(name) for name in place.flat], dtype=object).reshape(place.shape)
-
-
-def _untrained_notes(views: Sequence[View]) -> Iterator[str]:
-    for view in views:
-        if view.untrained:
-            yield f"{view.label}: UNTRAINED weights ({view.weights})"

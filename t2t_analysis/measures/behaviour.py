@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .._progress import progress as counted
 from ..data.loading import as_seen_by
 from ..errors import DataError, T2TError, UnknownNameError
 from ..estimates import Estimate
@@ -19,7 +20,7 @@ from ..results import Result
 from .base import View
 from .head_effects import kl_divergence
 from .probes import data_info
-from .view import evaluating, named_models
+from .view import evaluating, views_of
 
 #: kind of distortion -> what its strength is, strengths; 0 is the image itself
 DISTORTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -146,17 +147,17 @@ def behaviour(
     for kind in distortions:
         if kind not in DISTORTIONS:
             raise UnknownNameError("distortion", kind, DISTORTIONS)
-    rows: list[dict[str, Any]] = []
-    described, notes = [], []
-    for label, model in named_models(models).items():
-        view = View(model, label)
-        described.append(view.describe())
-        notes += [f"{label}: UNTRAINED weights ({view.weights})"] * bool(view.untrained)
-        rows += _of_model(
-            view, as_seen_by(loader, model), distortions, categories, max_images, seed, progress
+    views = views_of(models)
+    rows = [
+        row
+        for view in views
+        for row in _of_model(
+            view, as_seen_by(loader, view.model), distortions, categories, max_images, seed, progress
         )
-    meta = {"models": described, "data": data_info(loader), "max_images": max_images, "seed": seed}
-    return Result.of_rows("behaviour", rows, meta, tuple(notes))
+    ]
+    meta = {"models": [view.describe() for view in views], "data": data_info(loader)}
+    meta |= {"max_images": max_images, "seed": seed}
+    return Result.of_rows("behaviour", rows, meta, tuple(note for view in views for note in view.notes))
 
 
 def _of_model(
@@ -168,11 +169,7 @@ def _of_model(
     members = _members(categories, loader)
     labels: list[Tensor] = []
     index: list[Tensor] = []
-    batches: Any = loader
-    if progress:
-        from .._progress import progress as shown
-
-        batches = shown(loader, f"distorting, {view.label}", total=len(loader), unit="batch")
+    batches = counted(loader, f"distorting, {view.label}", len(loader), shown=progress)
     with evaluating(view.model), torch.no_grad():
         for batch in batches:
             kept = max_images - sum(map(len, index))

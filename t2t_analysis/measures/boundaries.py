@@ -11,22 +11,20 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
+from .._progress import progress as counted
 from ..data.boundaries import Drawn
 from ..data.loading import preprocessing, transform_of
 from ..errors import DataError, T2TError
 from ..estimates import Estimate
 from ..results import Result
 from .base import View, layer_of
-from .edges import edge_targets, inner_tokens, luminance, pixel_windows
+from .edges import REFERENCES, inner_tokens, luminance, reference_windows
 from .footprint import token_footprint
-from .head_maps import thirds
-from .locality import FIRST_THIRD
 from .ridge import pair_half, random_projection
-from .view import evaluating, named_models
+from .view import FIRST_THIRD, evaluating, first_third, views_of
 
 #: candidate penalties, for standardised features
 PENALTIES = np.logspace(-1, 5, 13)
-REFERENCES = ("pixels.cell", "pixels.field", "edges.cell")
 #: images that pass a model at a time
 _AT_ONCE = 16
 
@@ -82,15 +80,16 @@ def boundaries(
     """
     if len(drawn) < 8:
         raise DataError(f"{len(drawn)} photographs with boundaries; a readout needs 8 at least")
-    rows: list[dict[str, Any]] = []
-    described, notes = [], []
-    for label, model in named_models(models).items():
-        view = View(model, label)
-        described.append(view.describe())
-        notes += [f"{label}: UNTRAINED weights ({view.weights})"] * bool(view.untrained)
-        rows += _of_model(view, drawn, places, dim, directions, seed, progress)
-    meta = {"models": described, "n_images": len(drawn), "seed": seed, "dim": dim, "directions": directions}
-    return Result.of_rows("boundaries", rows, meta, tuple(notes))
+    views = views_of(models)
+    rows = [row for v in views for row in _of_model(v, drawn, places, dim, directions, seed, progress)]
+    meta = {
+        "models": [view.describe() for view in views],
+        "n_images": len(drawn),
+        "seed": seed,
+        "dim": dim,
+        "directions": directions,
+    }
+    return Result.of_rows("boundaries", rows, meta, tuple(note for view in views for note in view.notes))
 
 
 def _of_model(
@@ -106,9 +105,7 @@ def _of_model(
         kept = [np.array([_precision(s, p) for s, p in zip(scores, other, strict=True)])
                 for other in (people, [*people[1:], people[0]])]  # fmt: skip
         found[name] = kept
-    blocks = [name for name in found if layer_of(name) is not None]
-    first = [blocks[i] for i in thirds(len(blocks))[0]] if len(blocks) > 1 else blocks
-    if first:
+    if first := first_third(list(found)):
         found[FIRST_THIRD] = [np.mean([found[name][k] for name in first], 0) for k in (0, 1)]
     base: dict[str, Any] = {
         "measure": "boundaries",
@@ -161,11 +158,7 @@ def _gather(
         assert obs.layout is not None  # only such places were chosen
         keep(obs.name, inner_tokens(obs.value[:, obs.layout.prefix :].float(), obs.layout.grid, grid))
 
-    starts: Any = range(0, len(drawn), _AT_ONCE)
-    if progress:
-        from .._progress import progress as shown
-
-        starts = shown(starts, f"boundaries, {view.label}", unit="batch")
+    starts = counted(range(0, len(drawn), _AT_ONCE), f"boundaries, {view.label}", shown=progress)
     with evaluating(view.model), torch.no_grad():
         for start in starts:
             numbers = range(start, min(start + _AT_ONCE, len(drawn)))
@@ -173,9 +166,8 @@ def _gather(
             with capture.observe(view, dict.fromkeys(names, hook)):
                 view.model(images)
             grey = luminance(images, config["std"])
-            keep("pixels.cell", pixel_windows(grey, grid, foot.aligned_cell))
-            keep("pixels.field", pixel_windows(grey, grid, foot.field))
-            keep("edges.cell", edge_targets(grey, grid, foot.offset)[..., :8])
+            for name, x in reference_windows(grey, grid, foot).items():
+                keep(name, x)
             cells = [drawn.cells(i, config, grid, foot.offset)[:, 1:-1, 1:-1] for i in numbers]
             people += [each.reshape(len(each), -1) for each in cells]
     return {name: torch.cat(parts).numpy() for name, parts in seen.items()}, people, width

@@ -19,12 +19,6 @@ from torch import Tensor
 
 from ..errors import DataError
 
-_ROTATIONS = ("orthogonal", "scale", "translation", "permute_images", "permute_channels")
-#: What each function does not notice; images are permuted on both sides together, the rest on one side alone.
-INVARIANCES: dict[str, tuple[str, ...]] = {
-    "cka_unbiased": _ROTATIONS,
-    "hsic1": ("orthogonal", "translation", "permute_images", "permute_channels"),
-}
 LEAST = 4  # images that HSIC_1 needs
 
 

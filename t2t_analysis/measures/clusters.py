@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 
 from ..errors import DataError
+from ..estimates import Estimate
 from ..stats import permutation_p
-from .sums import mean_estimate
 
 
 def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> dict[str, Any]:
@@ -30,11 +29,9 @@ def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> dict[str, Any]:
         raise DataError(
             f"a mean over images needs values and clusters alike, got {x.shape} and {which.shape}"
         )
-    groups = np.unique(which, return_inverse=True)[1]
-    sums = torch.from_numpy(np.bincount(groups, weights=x))
-    counts = torch.from_numpy(np.bincount(groups).astype(float))
-    columns = mean_estimate(sums, counts).columns()
-    return columns | ({"n": len(counts), "unit": "cluster of images"} if len(counts) < len(x) else {})
+    groups = len(np.unique(which))
+    columns = Estimate.of_units(x, group=which, groups=groups).columns()
+    return columns | ({"n": groups, "unit": "cluster of images"} if groups < len(x) else {})
 
 
 def permute_clusters(

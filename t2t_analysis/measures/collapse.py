@@ -29,9 +29,6 @@ from .sums import Estimate, grouped_estimate
 #: Numbers in the attention maps of one image that are worked on at a time.
 _CHUNK = 2**21
 
-#: What the functions do not notice; a test checks this, and that they notice everything else.
-INVARIANCES = {"column_cosine": ("permute_heads", "permute_keys", "scale")}
-
 
 # ---------------------------------------------------------------------------------------- pure functions
 

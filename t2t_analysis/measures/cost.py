@@ -194,13 +194,12 @@ def _storage(tensor: Tensor) -> Any:
     return tensor.untyped_storage()
 
 
-def peak_bytes(model: str | Shapes, *, batch: int = 1, training: bool = False, **kwargs: Any) -> int:
+def peak_bytes(shapes: Shapes, *, batch: int = 1, training: bool = False) -> int:
     """Most bytes alive at once beyond weights and images, in a forward pass or, if ``training``, a training step.
 
     Counted on shapes in float32 with `LiveBytes`: gradients and dropout's masks are in it, an optimiser's state is
     not, nor what a kernel needs for itself. On CUDA, `latencies` measures what the allocator really gave.
     """
-    shapes = model if isinstance(model, Shapes) else Shapes.of(model, **kwargs)
     shapes.model.train(training)  # the masks of dropout are kept too
     try:
         with _pretending(), torch.set_grad_enabled(training):
@@ -233,15 +232,12 @@ def saved_bytes(module: nn.Module, images: Tensor, tensors: Mapping[str, Tensor]
     return size
 
 
-def tokeniser_saved_bytes(
-    model: str | Shapes, *, batch: int = 1, fused: bool = True, **kwargs: Any
-) -> int | None:
+def tokeniser_saved_bytes(shapes: Shapes, *, batch: int = 1, fused: bool = True) -> int | None:
     """`saved_bytes` of the tokeniser alone (T2T module or patch embedding), in float32; None if there is none.
 
     ``fused`` takes norm and projection of the soft splits together, otherwise they unfold, normalise and project one
     after the other; it changes nothing elsewhere.
     """
-    shapes = model if isinstance(model, Shapes) else Shapes.of(model, **kwargs)
     module: Any = tokeniser(shapes.model)
     if module is None:
         return None

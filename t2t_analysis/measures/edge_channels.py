@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from typing import Any, ClassVar
 
 import numpy as np
@@ -20,16 +21,19 @@ from ..data.loading import as_seen_by, gather_images
 from ..errors import DataError, T2TError
 from ..models.tokens import Window
 from ..results import Result
-from .base import Estimate, Measure, MeasureBatch, View, add_by_group, layer_of
+from .base import Estimate, ImageMeans, MeasureBatch, View, add_by_group, grouped_estimate
 from .channels import FeatureMapView, channel_places
 from .feature_maps import correlation, gradient_size
-from .head_maps import thirds
-from .locality import FIRST_THIRD
-from .sums import left_out
 from .token_pixels import pixels_to_tokens, windows_to
+from .view import FIRST_THIRD, first_third
 
 #: what a channel may follow, in the order of all states
 KINDS = ("outline", "edge", "brightness")
+#: numbers of an image at a place: of its channels compared with itself and with another image; of the shrunken image,
+#: compared with itself; of its maps, compared with another image's
+NUMBERS: tuple[Any, ...] = (
+    *product(KINDS, ("own", "other"), ("correlation", "best")), "copy", "position",
+)  # fmt: skip
 #: channels that follow another image as closely, by the definition of the threshold
 CHANCE = 0.05
 BINS = 400
@@ -37,9 +41,6 @@ BINS = 400
 GRID = (14, 14)
 LEAST = 3
 _PLACES = ("embed", "tokens.*.out", "blocks.*.resid_post")
-
-#: see `t2t_analysis.measures.base.INVARIANCES`
-INVARIANCES = {"content": ("scale", "translation", "permute_channels")}
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def share_above(counts: Tensor, null: Tensor, chance: float = CHANCE) -> Tensor:
     return (1 - (below + part * (above - below))).squeeze(-1)
 
 
-class EdgeChannels(Measure):
+class EdgeChannels(ImageMeans):
     """Share of channels that follow their image's outline, edges or brightness, by place.
 
     For every image and channel, over the positions of the grid, with b the mean brightness and e the mean size of the
@@ -150,20 +151,15 @@ class EdgeChannels(Measure):
     def bind(self, views: Sequence[View]) -> None:
         """Histograms, sums and maxima for every place."""
         (view,) = views
-        self.names = self.wants(view)
-        places = len(self.names)
-        self.add_sum("count", self.groups, places)
-        if not places:
+        names = self.wants(view)
+        if not names:
             raise T2TError(f"{view.label}: no place with maps of at least {LEAST}x{LEAST} positions")
         layout = view.layout_of("embed") if "embed" in view.names else None
         onto = GRID if layout is None else layout.grid
-        self.grids = {n: _coarser(self._own_grid(view, n), onto) for n in self.names}
-        self.windows = {n: windows_to(view.model, n) for n in self.names}
-        self.add_sum("histogram", self.groups, places, len(KINDS), 2, BINS)
-        self.add_sum("mean_and_best", self.groups, places, len(KINDS), 2, 2)
-        self.add_sum("copy", self.groups, places)
-        self.add_sum("position", self.groups, places)
-        self.add_sum("pairs", self.groups, places)
+        self.grids = {n: _coarser(self._own_grid(view, n), onto) for n in names}
+        self.windows = {n: windows_to(view.model, n) for n in names}
+        self.add_means(names, len(NUMBERS))
+        self.add_sum("histogram", self.groups, len(names), len(KINDS), 2, BINS)
         self.add_sum("flat", dtype=torch.int64)
         self.add_sum("unpaired", dtype=torch.int64)
 
@@ -218,14 +214,13 @@ class EdgeChannels(Measure):
         bins = ((found + 1) * (BINS / 2)).long().clamp(0, BINS - 1)
         counts = found.new_zeros(*found.shape[:-1], BINS).scatter_add_(-1, bins, torch.ones_like(found))
         add_by_group(self.histogram[:, i], group, counts)
-        add_by_group(self.mean_and_best[:, i], group, torch.stack([found.mean(-1), found.amax(-1)], -1))
         small = own.brightness.unflatten(1, maps.shape[-2:])
-        add_by_group(self.copy[:, i], group, correlation(gradient_size(small).flatten(1), own.edges))
-        add_by_group(self.count[:, i], group, torch.ones(len(group)))
+        copy = correlation(gradient_size(small).flatten(1), own.edges)
+        alike = torch.full_like(copy, torch.nan)
         if len(maps) > 1:
             alike = correlation(maps.flatten(2), maps.roll(1, 0).flatten(2)).mean(-1)
-            add_by_group(self.position[:, i], group, alike)
-            add_by_group(self.pairs[:, i], group, torch.ones(len(group)))
+        both = torch.stack([found.mean(-1), found.amax(-1)], -1).flatten(1)
+        self.add(i, group, torch.cat([both, copy[:, None], alike[:, None]], -1))
 
     # -- after the pass
 
@@ -237,63 +232,58 @@ class EdgeChannels(Measure):
             self.note(
                 "the first image was left out: batches of one image give it no other to be compared with"
             )
-        found = {name: self._estimates(i) for i, name in enumerate(self.names)}
-        if blocks := [name for name in self.names if layer_of(name) is not None]:
-            first = [found[blocks[k]] for k in (thirds(len(blocks))[0] if len(blocks) > 1 else range(1))]
-            found[FIRST_THIRD] = {q: Estimate.concatenate([one[q] for one in first]).mean() for q in first[0]}
-        rows = [row for name, of in found.items() for row in self._rows(name, of)]
+        first = [self.names.index(name) for name in first_third(self.names)]
         grids = {name: list(grid) for name, grid in self.grids.items()}
         asked = {"cells": next(reversed(grids.values()))}
+        rows = list(self._rows(self._estimates(first), bool(first)))
         return self.result(rows, grids=grids, conditions={self.views[0].label: asked})
 
-    def _estimates(self, i: int) -> dict[str, Estimate]:
-        """By quantity, and by quantity with "|null" or "|ceiling", of one place."""
-        states = (self.histogram, self.mean_and_best, self.copy, self.count, self.position, self.pairs)
-        histogram, sums, copy, n, position, pairs = (left_out(state[:, i].cpu()) for state in states)
-        shares = share_above(histogram[:, :, 0], histogram[:, :, 1])  # (1 + G, 3)
-        sums = sums / n[:, None, None, None]  # (1 + G, 3, real and null, mean and best)
-        found = {}
+    def _estimates(self, first: list[int]) -> Estimate:
+        """Shares of channels by kind, then `NUMBERS`, of all places and of the mean over ``first``: (P + 1, 3 + 14)."""
+
+        def values(histogram: Tensor, total: Tensor, count: Tensor) -> Tensor:
+            return torch.cat([share_above(histogram[..., 0, :], histogram[..., 1, :]), total / count], -1)
+
+        images = self.count[..., :1].expand(-1, -1, len(KINDS) + len(NUMBERS))
+        found = grouped_estimate(values, (self.histogram, self.total, self.count), images)
+        if not first:
+            return found
+        sizes = np.concatenate([found.sizes, found.sizes[:, first].max(1, keepdims=True)], 1)
+        return found.map(lambda x: np.concatenate([x, x[:, first].mean(1, keepdims=True)], 1), sizes)
+
+    def _rows(self, found: Estimate, with_first: bool) -> Iterator[dict[str, Any]]:
+        """Rows of all places at once."""
+        names = [*self.names, *[FIRST_THIRD] * with_first]
+        over = np.array([", mean over blocks" * (name == FIRST_THIRD) for name in names], dtype=object)
+        row = self.row(np.array(names, dtype=object), tokens="patch", value_unit="none")
+        numbers = {what: found[:, len(KINDS) + i] for i, what in enumerate(NUMBERS)}
         for k, kind in enumerate(KINDS):
-            found[f"{kind}_channels"] = shares[:, k]
-            for q, what in enumerate(("correlation", "best")):
-                found[f"{kind}_{what}"], found[f"{kind}_{what}|null"] = sums[:, k, 0, q], sums[:, k, 1, q]
-        found["outline_correlation|ceiling"] = copy / n
-        found["position_correlation"] = position / pairs
-        sizes = self.count[:, i].cpu().numpy()
-        return {key: Estimate(v[0].numpy(), v[1:].numpy(), sizes) for key, v in found.items()}
-
-    def _rows(self, place: str, found: dict[str, Estimate]) -> Iterator[dict[str, Any]]:
-        for quantity in (key for key in found if "|" not in key):
-            columns = {"estimate": found[quantity]} | _against_null(quantity, found)
-            columns["estimator"] += ", mean over blocks" if place == FIRST_THIRD else ""
-            if ceiling := found.get(f"{quantity}|ceiling"):
-                columns |= {"ceiling": float(ceiling.value), "ceiling_kind": "the shrunken image itself"}
-            yield self.row(place, quantity=quantity, tokens="patch", **columns)
-
-
-_WHAT = {"correlation": "mean over channels", "best": "largest over channels"}
-
-
-def _against_null(quantity: str, found: dict[str, Estimate]) -> dict[str, Any]:
-    """Columns that say what the value would be by chance, and how likely it is then."""
-    own = found[quantity]
-    if quantity.endswith("_channels"):
-        return {
-            "p": own - CHANCE, "null": CHANCE, "value_unit": "fraction of channels",
-            "null_kind": "another image of the run; 5 % by definition of the threshold",
-            "estimator": "share above the 95 % point of the null, over channels and images",
-            # a share lies between 0 and 1, with few images Student's t does not
-            "low": float(np.maximum(own.low, 0.0)), "high": float(np.minimum(own.high, 1.0)),
+            share = found[:, k]
+            yield row | {
+                "quantity": f"{kind}_channels", "estimate": share, "p": share - CHANCE, "null": CHANCE,
+                "value_unit": "fraction of channels",
+                "null_kind": "another image of the run; 5 % by definition of the threshold",
+                "estimator": "share above the 95 % point of the null, over channels and images" + over,
+                # a share lies between 0 and 1, with few images Student's t does not
+                "low": np.maximum(share.low, 0.0), "high": np.minimum(share.high, 1.0),
+            }  # fmt: skip
+            for what, words in (("correlation", "mean over channels"), ("best", "largest over channels")):
+                own, other = numbers[kind, "own", what], numbers[kind, "other", what]
+                columns = {
+                    "null_kind": "another image of the run",
+                    "estimator": f"{words}, mean over images" + over,
+                }
+                if (kind, what) == ("outline", "correlation"):
+                    columns |= {"ceiling": numbers["copy"].value, "ceiling_kind": "the shrunken image itself"}
+                yield row | columns | {
+                    "quantity": f"{kind}_{what}", "estimate": own, "p": own - other, "null": other,
+                }  # fmt: skip
+        alike = numbers["position"]
+        yield row | {
+            "quantity": "position_correlation", "estimate": alike, "p": alike, "null": 0.0,
+            "null_kind": "nothing shared by different images",
+            "estimator": "correlation of two images' maps, mean over channels" + over,
         }  # fmt: skip
-    if (other := found.get(f"{quantity}|null")) is None:
-        return {
-            "p": own, "null": 0.0, "null_kind": "nothing shared by different images", "value_unit": "none",
-            "estimator": "correlation of two images' maps, mean over channels",
-        }  # fmt: skip
-    return {
-        "p": own - other, "value_unit": "none", "null": other, "null_kind": "another image of the run",
-        "estimator": f"{_WHAT[quantity.split('_')[1]]}, mean over images",
-    }  # fmt: skip
 
 
 def _coarser(own: tuple[int, int], onto: tuple[int, int]) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +12,14 @@ from torch import Tensor
 
 from ..errors import T2TError
 
+if TYPE_CHECKING:
+    from .footprint import Footprint
+
 ORIENTATIONS = 8
 #: Where the edges are that a token is asked for.
 TARGETS = ("own", "before", "after", "boundary")
+#: What the tokens are compared with, see `reference_windows`.
+REFERENCES = ("pixels.cell", "pixels.field", "edges.cell")
 _REC601 = (0.299, 0.587, 0.114)
 
 
@@ -178,6 +184,15 @@ def pixel_windows(
     padded = F.pad(grey, [margin] * 4)[:, margin + ph + top :, margin + pw + left :]
     windows = padded.unfold(1, bottom - top, ph).unfold(2, right - left, pw)
     return windows[:, : h - 2, : w - 2].flatten(3).flatten(1, 2)
+
+
+def reference_windows(grey: Tensor, grid: tuple[int, int], foot: Footprint) -> dict[str, Tensor]:
+    """Pixels of each token's aligned cell and of its whole field, and the cell's edges: (B, T, width) each."""
+    return {
+        "pixels.cell": pixel_windows(grey, grid, foot.aligned_cell),
+        "pixels.field": pixel_windows(grey, grid, foot.field),
+        "edges.cell": edge_targets(grey, grid, foot.offset)[..., :ORIENTATIONS],
+    }
 
 
 def pink_noise(n: int, shape: Sequence[int], seed: int) -> Tensor:

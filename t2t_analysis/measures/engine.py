@@ -108,7 +108,7 @@ def accumulate(
             for done in _feed(accumulators, views, which, batch, target, autocast)
         )
         total = len(loader) * len(views) if hasattr(loader, "__len__") else None
-        for _ in counted(passes, "measuring", total=total, unit="forward pass") if progress else passes:
+        for _ in counted(passes, "measuring", total, "forward pass", shown=progress):
             pass
     return accumulators
 
@@ -168,7 +168,7 @@ def _for(view: View, images: Tensor, device: torch.device) -> Tensor:
 def collect(accumulators: Sequence[Measure], *, progress: bool = True) -> Results:
     """Compute every accumulator; results of the same measure (one per model or pair) become one."""
     by_name: dict[str, list[Result]] = {}
-    for accumulator in counted(accumulators, "intervals", unit="measure") if progress else accumulators:
+    for accumulator in counted(accumulators, "intervals", unit="measure", shown=progress):
         result = accumulator.compute()
         by_name.setdefault(result.measure, []).append(result)
     return Results(tuple(_joined(name, results) for name, results in by_name.items()))

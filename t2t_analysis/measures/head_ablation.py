@@ -6,7 +6,7 @@ every token as much is taken away as with the head: what is left of an effect be
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,13 +79,10 @@ class HeadAblation(AblationMeasure):
         mode: str = "mean",
         *,
         importance: bool = True,
-        calibration: Tensor | Iterable[Any] | None = None,
-        limit: int = 64,
         subspaces: int = 8,
-        groups: int = 32,
-        seed: int = 0,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(mode, calibration=calibration, limit=limit, groups=groups, seed=seed)
+        super().__init__(mode, **kwargs)
         self.importance, self.subspaces = importance, subspaces
 
     def bind(self, views: Sequence[View]) -> None:

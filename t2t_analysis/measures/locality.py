@@ -17,31 +17,27 @@ from .. import capture
 from ..data.loading import preprocessing
 from ..errors import T2TError, UnknownNameError
 from ..results import Result
-from .base import Measure, MeasureBatch, View, layer_of
+from .base import Measure, MeasureBatch, View
 from .edges import (
     ORIENTATIONS,
+    REFERENCES,
     TARGETS,
     edge_targets,
     inner_tokens,
     luminance,
     pink_noise,
-    pixel_windows,
+    reference_windows,
     strength_and_orientation,
 )
 from .footprint import Footprint, token_footprint
-from .head_maps import thirds
 from .ridge import held_out_errors, moments, pair_half, random_projection
 from .sums import Estimate, add_by_group, left_out
-
-#: What the functions of this module do not notice.
-INVARIANCES = {"decodability": ("orthogonal", "scale", "translation", "permute_channels")}
+from .view import FIRST_THIRD, first_third
 
 ASPECTS = ("", "_strength", "_orientation")
 QUANTITIES = tuple(where + aspect for aspect in ASPECTS for where in (*TARGETS, "neighbour"))
-REFERENCES = ("pixels.cell", "pixels.field", "edges.cell")
 #: What is dealt out to the halves, of which one is predicted from the other.
 HALVES = ("photographs", "images")
-FIRST_THIRD = "first third of blocks"
 
 
 def decodability(x: Tensor, y: Tensor) -> Tensor:
@@ -99,8 +95,6 @@ class EdgeDecodability(Measure):
         tokens compare; places no wider are left as they are. None: never project.
     draws : random projections; R^2 is the mean over them.
     places : shell-style patterns; those that a model lacks are passed over.
-    std : standard deviations with which the images were normalised; by default those of the model's own
-        preprocessing. Models can only be compared on the same.
     halves : "photographs", or "images": then crops of one photograph lie on both sides, and a readout may know the
         photograph rather than edges.
 
@@ -117,7 +111,6 @@ class EdgeDecodability(Measure):
         dim: int | None = 64,
         draws: int = 3,
         places: Sequence[str] = ("embed", "tokens.*.out", "blocks.*.resid_post"),
-        std: Sequence[float] | None = None,
         halves: str = "photographs",
         seed: int = 0,
         groups: int = 16,
@@ -129,7 +122,7 @@ class EdgeDecodability(Measure):
             raise T2TError(
                 f"expected dim of at least 1 (or None) and draws of at least 1, got {dim} and {draws}"
             )
-        self.dim, self.draws, self.places, self.std, self.seed = dim, draws, tuple(places), std, seed
+        self.dim, self.draws, self.places, self.seed = dim, draws, tuple(places), seed
         self.halves = halves
         self._previous: Tensor | None = None
         self._basis = strength_and_orientation()
@@ -142,7 +135,7 @@ class EdgeDecodability(Measure):
         self.names = view.offered(self.places)
         self.grid = self._grid(view)
         self.feet = self._footprints(view)
-        self.std = self.std if self.std is not None else _normalisation(view)
+        self.std = _normalisation(view)
         self.projections: dict[str, Tensor] = {}
         for i, name in enumerate((*self.names, *REFERENCES)):
             width = self._width(view, name)
@@ -214,10 +207,11 @@ class EdgeDecodability(Measure):
         if len(self.photographs):
             self.photographs[batch.photographs] = 1.0
         features = dict(batch.seen[0])
-        if features.keys() >= set(
-            self._first_third()
-        ):  # without those tokens there is nothing to hold pixels against
-            features |= {n: self._projected(n, x) for n, x in self._windows(grey).items()}
+        if features.keys() >= set(first_third(self.names)):  # else there is nothing to hold pixels against
+            features |= {
+                n: self._projected(n, x)
+                for n, x in reference_windows(grey, self.grid, self.feet["embed"]).items()
+            }
         for i, name in enumerate((*self.names, *REFERENCES)):
             if name in features:
                 self._add(i, batch, features[name], targets[self.feet[name].offset])
@@ -227,15 +221,6 @@ class EdgeDecodability(Measure):
         found = edge_targets(torch.cat([before, grey]), self.grid, offset)
         both = torch.cat([found[1:], found[:-1]], dim=-1).unsqueeze(1)
         return (both.unflatten(-1, (-1, ORIENTATIONS)) @ self._basis.to(both)).flatten(-2)
-
-    def _windows(self, grey: Tensor) -> dict[str, Tensor]:
-        """What the references are made of, (B, T, width)."""
-        foot = self.feet["embed"]
-        return {
-            "pixels.cell": pixel_windows(grey, self.grid, foot.aligned_cell),
-            "pixels.field": pixel_windows(grey, self.grid, foot.field),
-            "edges.cell": edge_targets(grey, self.grid, foot.offset)[..., :ORIENTATIONS],
-        }
 
     def _add(self, i: int, batch: MeasureBatch, x: Tensor, targets: Tensor) -> None:
         products, squares = moments(x, targets)
@@ -253,7 +238,7 @@ class EdgeDecodability(Measure):
             self.note("the first image was left out: batches of one image give it no other to be paired with")
         r2 = {name: self._r2(i) for i, name in enumerate((*self.names, *REFERENCES))}
         counts = {name: getattr(self, f"count_{i}") for i, name in enumerate((*self.names, *REFERENCES))}
-        first = self._first_third()
+        first = first_third(self.names)
         if first:
             r2[FIRST_THIRD] = torch.stack([r2[name] for name in first]).mean(0)
             counts[FIRST_THIRD] = torch.stack([counts[name] for name in first]).amin(0)
@@ -262,10 +247,6 @@ class EdgeDecodability(Measure):
         rows += [row for name in REFERENCES for row in self._over_rows(name, found)] if first else []
         asked = {"cells": list(self.grid)}
         return self.result(rows, conditions={self.views[0].label: asked}, **asked)
-
-    def _first_third(self) -> list[str]:
-        blocks = [name for name in self.names if layer_of(name) is not None]
-        return [blocks[i] for i in thirds(len(blocks))[0]] if len(blocks) > 1 else blocks
 
     def _r2(self, i: int) -> Tensor:
         """(1 + G, 2, Q): for all images and without each group, real and null, for each of `QUANTITIES`."""
@@ -333,7 +314,7 @@ class RectifiedEdgeDecodability(EdgeDecodability):
     Parameters
     ----------
     directions : absolute values per place.
-    dim, places, std, seed, groups : as in `EdgeDecodability`.
+    dim, places, halves, seed, groups : as in `EdgeDecodability`.
 
     Source: this package; random features after Rahimi & Recht 2007.
     """
@@ -344,13 +325,9 @@ class RectifiedEdgeDecodability(EdgeDecodability):
         self,
         *,
         directions: int = 128,
-        dim: int | None = 64,
-        places: Sequence[str] = ("embed", "tokens.*.out", "blocks.*.resid_post"),
-        std: Sequence[float] | None = None,
-        seed: int = 0,
-        groups: int = 16,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(dim=dim, draws=1, places=places, std=std, seed=seed, groups=groups)
+        super().__init__(draws=1, **kwargs)
         if directions < 1:
             raise T2TError(f"expected directions of at least 1, got {directions}")
         self.directions = directions
@@ -374,7 +351,7 @@ class RectifiedEdgeDecodability(EdgeDecodability):
             part = part.to(view.example)
             with torch.no_grad(), capture.capture(view, self.names) as seen:
                 view.model(part)
-            found = self._windows(luminance(part.float(), self.std))
+            found = reference_windows(luminance(part.float(), self.std), self.grid, self.feet["embed"])
             for name in self.names:
                 layout = seen.layout(name)
                 assert layout is not None  # reduce refuses places without

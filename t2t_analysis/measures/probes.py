@@ -12,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
+from .._progress import progress as counted
 from ..data.loading import as_seen_by
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result, as_json
 from ..stats import proportion_ci
-from .base import View, layer_of
+from .base import layer_of
 from .clusters import cluster_mean
-from .view import evaluating, named_models
+from .view import evaluating, views_of
 
 Tokens = Literal["pooled", "class"]
 KINDS = ("linear", "knn")
@@ -211,37 +212,29 @@ def probe(
     """
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    described = []
-    for label, model in named_models(models).items():
-        view = View(model, label)
-        described.append(view.describe())
-        if view.untrained:
-            notes.append(f"{label}: UNTRAINED weights ({view.weights})")
+    views = views_of(models)
+    for view in views:
+        notes += view.notes
         train, test = (
             collect_features(view, loader, places, tokens) for loader in (train_loader, test_loader)
         )
         _check(train, test, kinds)
         notes.extend(
-            f"{label}: {name} is not finite, left out" for name in dict.fromkeys(train.bad + test.bad)
+            f"{view.label}: {name} is not finite, left out" for name in dict.fromkeys(train.bad + test.bad)
         )
-        good: Any = [name for name in train.values if name in test.values]
-        if progress:
-            from .._progress import progress as shown
-
-            good = shown(good, f"probing {label}", unit="layer")
-        base = {"measure": "probes", "model": label, "weights": view.weights, "tokens": tokens}
-        for place in good:
+        good = [name for name in train.values if name in test.values]
+        base = {"measure": "probes", "model": view.label, "weights": view.weights, "tokens": tokens}
+        for place in counted(good, f"probing {view.label}", unit="layer", shown=progress):
             for kind in kinds:
                 found = _probe_one(train, test, place, kind, neighbours, shuffles, seed)
                 rows.append(base | {"place": place, "layer": layer_of(place)} | found)
     meta = {
-        "models": described,
+        "models": [view.describe() for view in views],
         "tokens": tokens,
         "seed": seed,
         "shuffles": shuffles,
-        "data": data_info(test_loader),
     }
-    meta |= {"train": data_info(train_loader)}
+    meta |= {"data": data_info(test_loader), "train": data_info(train_loader)}
     return Result.of_rows("probes", rows, meta, tuple(notes))
 
 

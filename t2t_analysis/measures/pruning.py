@@ -277,8 +277,10 @@ def _association(alike: Result, single: Result, resamples: int, seed: int) -> li
             f"{frame['model'].iloc[0]}: similarities of other heads than the {len(heads)} with effects"
         )
     h, g = (np.array([number[head] for head in end], dtype=int) for end in ends)
-    (effect, images), (cosine, others) = (by_weight(each.estimates()) for each in (single, alike))
-    if len(images) != len(others) or (images != others).any():
+    both = Estimate.concatenate([single.estimates(), alike.estimates()])
+    effect, images = by_weight(both[: len(frame)])
+    cosine, others = by_weight(both[len(frame) :])
+    if (images != others).any():
         raise T2TError("similarity and effect rest on other groups of images; measure both in one call")
 
     def largest(weights: Array) -> Array:
@@ -288,7 +290,8 @@ def _association(alike: Result, single: Result, resamples: int, seed: int) -> li
 
     found = head_association(largest, effect, heads[:, 0], images, resamples=resamples, seed=seed)
     what = pairs["quantity"].iloc[0], frame["quantity"].iloc[0], frame["variant"].iloc[0]
-    base = frame.iloc[0][["model", "weights"]].to_dict() | {
+    base: dict[str, Any] = {
+        "model": frame["model"].iloc[0], "weights": frame["weights"].iloc[0],
         "measure": "similarity_redundancy", "n": int((~np.isnan(largest(np.ones(len(images))))).sum()),
         "unit": "head", "tokens": "all", "value_unit": "none",
         "null_kind": "effects permuted among the heads of a layer",
@@ -464,28 +467,32 @@ class PruningCurves(AblationMeasure):
         value = mean_estimate(sums, counts)
         if quantity == "pruned_kl":
             value = value.positive()
-        area = self._areas(sums, counts, at)
-        worse = "falls by" if quantity == "pruned_accuracy" else "exceeds"
-        words = f"{quantity.removeprefix('pruned_')} {worse} {limit:g}"
-        index = _removable(sums, counts, at, limit, falls=quantity == "pruned_accuracy", seed=self.seed)
-        rows = []
-        for o, name in enumerate(self.named):
-            rows.append(self._curve_row(quantity, unit, name, value[o], value.value[len(self.named) :], at))
-            rows.append(self._area_row(quantity, unit, name, o, area))
-            rows.append(self._index_row(quantity, name, o, index, words, int(value.n[o, 0])))
-        return rows
-
-    def _how(self, name: str) -> str:
-        return f"{self.mode} ablation, heads removed in order of {name}"
-
-    def _curve_row(
-        self, quantity: str, unit: str, name: str, value: Estimate, random: Array, at: Array
-    ) -> dict[str, Any]:
-        null, low, high = null_summary(random)
-        return self.base(
-            quantity, unit, variant=name, estimator=self._how(name), at=at, at_unit="fraction of heads removed",
-            estimate=value, null=null, null_low=low, null_high=high, null_kind=f"{self.random} random orders",
-        )  # fmt: skip
+        area, falls = self._areas(sums, counts, at), quantity == "pruned_accuracy"
+        kept, low, high = _removable(sums, counts, at, limit, falls=falls, seed=self.seed)
+        named, k = np.array(list(self.named), dtype=object), len(self.named)
+        how = np.array(
+            [f"{self.mode} ablation, heads removed in order of {name}" for name in named], dtype=object
+        )
+        row = self.base(quantity, unit, variant=named, null_kind=f"{self.random} random orders")
+        until = f"{quantity.removeprefix('pruned_')} {'falls by' if falls else 'exceeds'} {limit:g}"
+        return [
+            row | _null(value.value[k:]) | {
+                "variant": named[:, None], "estimator": how[:, None], "estimate": value[:k], "at": at,
+                "at_unit": "fraction of heads removed",
+            },
+            row | _null(area.value[k:]) | {
+                "quantity": quantity.replace("pruned_", "pruning_area_"), "value_unit": f"{unit} x fraction of heads",
+                "estimate": area[:k], "p": np.array([one_more_p(x, area.value[k:]) for x in area.value[:k]]),
+                "estimator": how + "; area to the mean of random orders, trapezoids; p: one more random order",
+                "null_kind": f"{self.random} random orders, each against the others",
+            },
+            row | _null(kept[k:]) | {
+                "quantity": quantity.replace("pruned_", "removable_by_"), "value_unit": "fraction of heads",
+                "value": kept[:k], "low": low[:k], "high": high[:k], "n": value.n[:k, 0], "unit": "image",
+                "interval": "percentile bootstrap over image groups, 999 resamples",
+                "estimator": how + f"; until {until}",
+            },
+        ]  # fmt: skip
 
     def _areas(self, sums: Tensor, counts: Tensor, at: Array) -> Estimate:
         """Area between every order's curve and the mean of the random ones (the others, for a random one)."""
@@ -502,30 +509,10 @@ class PruningCurves(AblationMeasure):
 
         return grouped_estimate(area, (sums, counts), counts[..., 0])
 
-    def _area_row(self, quantity: str, unit: str, name: str, o: int, area: Estimate) -> dict[str, Any]:
-        null, low, high = null_summary(area.value[len(self.named) :])
-        what = quantity.replace("pruned_", "pruning_area_")
-        estimator = (
-            f"{self._how(name)}; area to the mean of random orders, trapezoids; p: one more random order"
-        )
-        base = self.base(what, f"{unit} x fraction of heads", variant=name, estimator=estimator,
-                         null_kind=f"{self.random} random orders, each against the others")  # fmt: skip
-        p = one_more_p(area.value[o], area.value[len(self.named) :])
-        return base | area.at(o) | {"null": null, "null_low": low, "null_high": high, "p": p}
 
-    def _index_row(
-        self, quantity: str, name: str, o: int, index: tuple[Array, Array, Array], words: str, n: int
-    ) -> dict[str, Any]:
-        value, low, high = index
-        null, null_low, null_high = null_summary(value[len(self.named) :])
-        base = self.base(quantity.replace("pruned_", "removable_by_"), "fraction of heads",
-                         variant=name, estimator=f"{self._how(name)}; until {words}",
-                         null_kind=f"{self.random} random orders")  # fmt: skip
-        return base | {
-            "value": value[o], "low": low[o], "high": high[o], "n": n, "unit": "image",
-            "interval": "percentile bootstrap over image groups, 999 resamples",
-            "null": null, "null_low": null_low, "null_high": null_high,
-        }  # fmt: skip
+def _null(drawn: Array) -> dict[str, Array]:
+    """Columns of the null from random orders (R, ...)."""
+    return dict(zip(("null", "null_low", "null_high"), null_summary(drawn), strict=True))
 
 
 def _complete(name: str, order: Sequence[Head], heads: Sequence[Head]) -> list[Head]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,14 +16,13 @@ from scipy import stats as sps
 from torch import Tensor
 
 from .. import capture
-from ..errors import DataError, T2TError, UnknownNameError
+from ..errors import DataError
 from ..results import Result
 from .base import Measure, MeasureBatch, View, add_by_group
 from .sums import Estimate, left_out
 from .view import place_kind
 
-Level = Literal["pooled", "patch"]
-LEVELS: tuple[Level, ...] = ("pooled", "patch")
+LEVELS = ("pooled", "patch")
 #: bytes of covariances that are held for the jackknife; wide models get fewer groups, never fewer than LEAST
 BUDGET, LEAST = 2**28, 8
 QUANTITIES = ("effective_rank", "participation_ratio")
@@ -90,7 +89,7 @@ class GaussianNull(NamedTuple):
 
 
 @functools.lru_cache(maxsize=512)
-def gaussian_null(n: int, d: int, *, centred: bool = True, seed: int = 0) -> GaussianNull:
+def gaussian_null(n: int, d: int) -> GaussianNull:
     """Effective rank and participation ratio of n samples of d independent standard normal channels.
 
     Drawn exactly without drawing the samples: their singular values are those of a small triangular matrix
@@ -100,12 +99,12 @@ def gaussian_null(n: int, d: int, *, centred: bool = True, seed: int = 0) -> Gau
     >>> round(gaussian_null(1000, 192).mean["effective_rank"], 1)
     187.1
     """
-    freedom = n - 1 if centred else n
+    freedom = n - 1
     if freedom < 1 or d < 1:
         raise DataError(f"{n} samples of {d} channels have no spectrum")
     small, large = min(freedom, d), max(freedom, d)
     draws = int(np.clip(4e7 / small**3, 6, 60))
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     s = torch.stack([torch.linalg.svdvals(_bartlett(small, large, rng)) for _ in range(draws)])
     found = {q: f(s).numpy() for q, f in zip(QUANTITIES, (effective_rank, participation_ratio), strict=True)}
     mean = {q: float(v.mean()) for q, v in found.items()}
@@ -142,7 +141,6 @@ class EffectiveRank(Measure):
     Parameters
     ----------
     places : names or patterns; all layers' residual stream by default.
-    levels : "pooled", "patch" or both.
     groups : at most so many image groups; fewer (8 at least) where the covariances of wide models would need more
         than 256 MB.
     """
@@ -153,15 +151,10 @@ class EffectiveRank(Measure):
     )
 
     def __init__(
-        self, places: str | Sequence[str] = ("embed", "blocks.*.resid_post"), *,
-        levels: Sequence[Level] = LEVELS, groups: int = 32,
-    ) -> None:  # fmt: skip
+        self, places: str | Sequence[str] = ("embed", "blocks.*.resid_post"), *, groups: int = 32
+    ) -> None:
         super().__init__(groups=groups)
-        if unknown := [level for level in levels if level not in LEVELS]:
-            raise UnknownNameError("level", unknown[0], LEVELS)
-        if not levels:
-            raise T2TError(f"levels=() leaves nothing to measure; choose from {list(LEVELS)}")
-        self.places, self.levels = places, tuple(levels)
+        self.places = places
 
     def wants(self, view: View) -> list[str]:
         """The places asked for."""
@@ -171,10 +164,10 @@ class EffectiveRank(Measure):
         """Make room for one covariance per place, level and group."""
         self.names = self.wants(views[0])
         self.widths = [views[0].shape_of(name)[-1] for name in self.names]
-        self.groups = groups_within_budget(self.groups, self.widths, len(self.levels))
+        self.groups = groups_within_budget(self.groups, self.widths)
         self.add_sum("images", self.groups, len(self.names))
         for i, width in enumerate(self.widths):
-            for level in self.levels:
+            for level in LEVELS:
                 self.add_sum(f"count_{level}_{i}", self.groups)
                 self.add_sum(f"total_{level}_{i}", self.groups, width)
                 self.add_sum(f"cross_{level}_{i}", self.groups, width, width)
@@ -191,7 +184,7 @@ class EffectiveRank(Measure):
                 continue
             add_by_group(self.images[:, i], group, torch.ones(len(group)))
             x = batch.seen[0][name]
-            for level in self.levels:
+            for level in LEVELS:
                 self._add(f"{level}_{i}", group, x.mean(1, keepdim=True) if level == "pooled" else x)
 
     def _add(self, key: str, group: Tensor, x: Tensor) -> None:
@@ -208,15 +201,15 @@ class EffectiveRank(Measure):
         places = [i for i in range(len(self.names)) if int(self.images[:, i].sum()) >= 2]
         if not places:
             raise DataError("effective rank needs at least 2 images with finite features")
-        found = {(level, i): self._estimate(level, i) for level in self.levels for i in places}
+        found = {(level, i): self._estimate(level, i) for level in LEVELS for i in places}
         rows = [row for (level, i), both in found.items() for row in self._rows(level, i, both)]
-        rows += [row for level in self.levels for row in self._mean_rows(level, places, found)]
-        return self.result(rows, groups=self.groups, levels=list(self.levels))
+        rows += [row for level in LEVELS for row in self._mean_rows(level, places, found)]
+        return self.result(rows, groups=self.groups, levels=list(LEVELS))
 
-    def _null(self, level: Level, i: int) -> GaussianNull:
+    def _null(self, level: str, i: int) -> GaussianNull:
         return gaussian_null(int(getattr(self, f"count_{level}_{i}").sum()), self.widths[i])
 
-    def _rows(self, level: Level, i: int, both: Estimate) -> Iterator[dict[str, Any]]:
+    def _rows(self, level: str, i: int, both: Estimate) -> Iterator[dict[str, Any]]:
         null, samples = self._null(level, i), int(getattr(self, f"count_{level}_{i}").sum())
         if not np.isfinite(both.value).all():
             self.note(
@@ -232,7 +225,7 @@ class EffectiveRank(Measure):
                     estimator="from singular values" if q == 0 else "from variances",
                 )  # fmt: skip
 
-    def _estimate(self, level: Level, i: int) -> Estimate:
+    def _estimate(self, level: str, i: int) -> Estimate:
         """Both quantities of one place, (2,).
 
         Nothing changes without a group that has no images, so no spectrum is taken for it.
@@ -246,7 +239,7 @@ class EffectiveRank(Measure):
         return Estimate(found[0].numpy(), out.numpy(), sizes.numpy())
 
     def _mean_rows(
-        self, level: Level, places: Sequence[int], found: dict[tuple[Level, int], Estimate]
+        self, level: str, places: Sequence[int], found: dict[tuple[str, int], Estimate]
     ) -> Iterator[dict[str, Any]]:
         """Quantities over their nulls, mean over the layers that were finite for all images."""
         whole = [i for i in places if torch.equal(self.images[:, i].cpu(), self.images.amax(1).cpu())]
@@ -267,11 +260,11 @@ def _both(count: Tensor, total: Tensor, cross: Tensor) -> Tensor:
     return torch.stack([effective_rank(s), participation_ratio(s)])
 
 
-def groups_within_budget(groups: int, widths: Sequence[int], levels: int, budget: int = BUDGET) -> int:
+def groups_within_budget(groups: int, widths: Sequence[int]) -> int:
     """As many image groups as the covariances leave room for, between ``LEAST`` and ``groups``.
 
-    >>> groups_within_budget(32, [192] * 12, 2), groups_within_budget(32, [768] * 12, 2)
+    >>> groups_within_budget(32, [192] * 12), groups_within_budget(32, [768] * 12)
     (32, 8)
     """
-    per_group = 8 * levels * sum(width**2 for width in widths)
-    return min(groups, max(LEAST, budget // per_group))
+    per_group = 8 * len(LEVELS) * sum(width**2 for width in widths)
+    return min(groups, max(LEAST, BUDGET // per_group))

@@ -26,13 +26,7 @@ from .base import Estimate, ImageMeans, View
 from .head_maps import off_diagonal_mean, renormalised
 from .head_measure import OTHER_IMAGE
 from .rank import effective_rank
-
-#: What the functions do not notice (an image here is a token); a test checks this, and that they notice the rest.
-INVARIANCES = {
-    "token_cosine": ("orthogonal", "scale", "permute_channels", "permute_images"),
-    "flattened_cosine": ("permute_heads", "permute_keys", "scale", "orthogonal"),
-}
-
+from .sums import at_first
 
 # ---------------------------------------------------------------------------------------- tokens
 
@@ -204,54 +198,43 @@ class Redundancy(ImageMeans):
         """Numbers of each image, and of each pair of neighbouring images at its first: (B, 5) or (B, 4)."""
         assert obs.layout is not None  # every place that is asked for has tokens
         own, across = _heads_alike(obs) if obs.name in self.map_places else _tokens_alike(obs)
-        of_pairs = own.new_full((len(own), across.shape[1]), math.nan)
-        of_pairs[0 : 2 * len(across) : 2] = across
-        return torch.cat([own, of_pairs], dim=-1)
+        return torch.cat([own, at_first(across, len(own))], dim=-1)
 
     def compute(self) -> Result:
         """Rows for tokens by place, for maps by layer, for weights by head."""
-        found = self.means()
-        rows = [
-            *(row for i in range(len(self.token_places)) for row in self._token_rows(i, found[i])),
-            *(
-                row
-                for i in range(len(self.token_places), len(self.names))
-                for row in self._map_rows(i, found[i])
-            ),
-            *self._weight_rows(),
-        ]
+        found, tokens = self.means(), len(self.token_places)
+        rows = [*self._token_rows(found[:tokens]), *self._map_rows(found[tokens:]), *self._weight_rows()]
         return self.result(rows)
 
-    def _token_rows(self, i: int, found: Estimate) -> Iterator[dict[str, Any]]:
-        layout = self.views[0].layout_of(self.names[i])
-        assert layout is not None
-        count = layout.num_patches
-        if count < 2:
-            return
+    def _token_rows(self, found: Estimate) -> Iterator[dict[str, Any]]:
+        layouts = [self.views[0].layout_of(name) for name in self.token_places]
+        patches = np.array([layout.num_patches if layout else 0 for layout in layouts])
+        count = patches.clip(2)  # one token alone has no other
         nulls: list[tuple[Any, str]] = [
-            (replace(found[_OTHER], unit="image pair"), "tokens of two different images"),
+            (replace(found[:, _OTHER], unit="image pair"), "tokens of two different images"),
             (-1 / (count - 1), "unrelated tokens"),
             (1 / count, "unrelated tokens"),
             (
-                found[2].map(lambda share: (1 - share) * count / (count - 1)),
+                found[:, 2].map(lambda share: (1 - share) * count / (count - 1)),
                 "the same tokens in random places",
             ),
         ]
         for j, (quantity, (null, kind)) in enumerate(zip(_TOKENS, nulls, strict=True)):
-            if found.n[j]:
-                yield self.row(
-                    self.names[i], quantity=quantity, tokens="patch", value_unit="none", null=null, null_kind=kind,
-                    estimator=_ESTIMATORS[quantity], **found.at(j),
-                )  # fmt: skip
+            there = (found.n[:, j] > 0) & (patches > 1)
+            yield self.row(
+                np.array(self.token_places, dtype=object)[there], quantity=quantity, tokens="patch", value_unit="none",
+                null=null[there], null_kind=kind, estimator=_ESTIMATORS[quantity], estimate=found[there, j],
+            )  # fmt: skip
 
-    def _map_rows(self, i: int, found: Estimate) -> Iterator[dict[str, Any]]:
+    def _map_rows(self, found: Estimate) -> Iterator[dict[str, Any]]:
+        places = np.array([name.removesuffix(".pattern") for name in self.map_places], dtype=object)
         for j, quantity in enumerate(_HEADS):
-            if found.n[j]:
-                yield self.row(
-                    self.names[i].removesuffix(".pattern"), quantity=quantity, tokens="patch", value_unit="none",
-                    estimator=_ESTIMATORS[quantity], null=found[j + len(_HEADS)], null_kind=OTHER_IMAGE, ceiling=1.0,
-                    ceiling_kind="a head with itself", **found.at(j),
-                )  # fmt: skip
+            there = found.n[:, j] > 0
+            yield self.row(
+                places[there], quantity=quantity, tokens="patch", value_unit="none", estimate=found[there, j],
+                estimator=_ESTIMATORS[quantity], null=found[there, j + len(_HEADS)], null_kind=OTHER_IMAGE, ceiling=1.0,
+                ceiling_kind="a head with itself",
+            )  # fmt: skip
 
     def _weight_rows(self) -> Iterator[dict[str, Any]]:
         (view,) = self.views

@@ -22,6 +22,7 @@ from ..errors import T2TError
 from ..results import Result
 from .base import ImageMeans, MeasureBatch, View
 from .feature_maps import stretched
+from .sums import at_first
 
 # ---------------------------------------------------------------------------------------- pure functions
 
@@ -174,10 +175,8 @@ class AttentionRollout(ImageMeans):
             return None
         row = reader_row(rolled, self.running.layout.prefix if self.running.layout else 0, self.has_class)
         row = row / row.sum(-1, keepdim=True)
-        alike = row.new_full((len(row),), math.nan)
-        pairs = 2 * (len(row) // 2)
-        alike[0:pairs:2] = pearson(row[0:pairs:2], row[1:pairs:2])
-        return torch.stack([alike, torch.special.entr(row).sum(-1)], dim=-1)
+        alike = pearson(row[0 : len(row) - 1 : 2], row[1::2])
+        return torch.stack([at_first(alike, len(row)), torch.special.entr(row).sum(-1)], dim=-1)
 
     def update(self, batch: MeasureBatch) -> None:
         """Add correlations and entropies of the layers that were reached."""

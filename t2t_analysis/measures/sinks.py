@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -20,12 +21,12 @@ from ..capture.attention import Attention, backbone_attention
 from ..errors import T2TError
 from ..estimates import Estimate
 from ..results import Result
-from .base import Measure, MeasureBatch, View
+from .base import ImageMeans, MeasureBatch, View
 from .head_maps import off_diagonal_mean, thirds
 from .head_measure import OTHER_IMAGE
 from .head_outputs import backbone_output_weights
-from .head_summary import HeadIndex
-from .sums import add_by_group, add_finite, grouped_estimate, mean_estimate
+from .head_summary import HeadIndex, nanmean
+from .sums import at_first
 
 #: Which columns of a map are compared.
 KEYS = ("all keys", "patch keys", "without sinks", "without random columns")
@@ -36,14 +37,11 @@ LAST_THIRD = "last third of blocks"
 EVENT, HALF, NOTHING, BROADCAST, ONE_DIMENSION = 0.9, 0.5, 0.2, 0.5, 1.5
 
 _COSINES = ("cosine_centred", "cosine_raw")
-_LAYER = (
-    "sink_columns",
-    "sink_attention",
-    "random_attention",
-    "sink_value_ratio",
-    "random_value_ratio",
-    "prefix_mass",
-)
+#: Of a layer: cosines between its heads for all keys, on one image and on two, then what its columns say.
+_LAYER: tuple[Any, ...] = (
+    *product(_COSINES, KEYS), *product(_COSINES, KEYS, ("other",)),
+    "sink_columns", "sink_attention", "random_attention", "sink_value_ratio", "random_value_ratio", "prefix_mass",
+)  # fmt: skip
 _HEAD = (
     "dominant_mass", "dominant_queries", "column_peak", "dominant_prefix", "dominant_value_ratio",
     "update_stable_rank", "sink_events", "sinks_that_do_nothing", "sinks_that_broadcast", "dominant_same",
@@ -152,7 +150,7 @@ def _dominant(mean: Tensor) -> Tensor:
 # ------------------------------------------------------------------------------------------- the measure
 
 
-class Sinks(Measure):
+class Sinks(ImageMeans):
     """Are the heads of a layer alike because they attend to the same few tokens? Similarity without attention sinks.
 
     The most attended patch columns of a layer, image by image: those whose column sums (mean over heads and patch
@@ -189,12 +187,6 @@ class Sinks(Measure):
     name = "sinks"
     invariances = frozenset({"permute_heads"})
 
-    layers: Tensor  # (G, L, Q) sums over images, by layer
-    layer_counts: Tensor
-    heads: Tensor  # (G, M, Q) by head
-    head_counts: Tensor
-    positions: Tensor  # (G, L, P)
-
     def __init__(self, *, seed: int = 0, groups: int = 32) -> None:
         super().__init__(groups=groups)
         self.seed = seed
@@ -211,11 +203,9 @@ class Sinks(Measure):
         self.prefix, self.grid = layout.prefix, layout.grid
         rows, columns = (torch.arange(n).minimum(torch.arange(n).flip(0)) for n in layout.grid)
         self.ring = torch.minimum(rows[:, None], columns).flatten()
-        for name, rows_, width in (("layer", len(self.places), 4 * len(KEYS) + len(_LAYER)),
-                                   ("head", self.index.total, len(_HEAD))):  # fmt: skip
-            self.add_sum(f"{name}s", self.groups, rows_, width)
-            self.add_sum(f"{name}_counts", self.groups, rows_, width)
-        self.add_sum("positions", self.groups, len(self.places), len(self.ring))
+        # a layer's own numbers, those of each of its heads, and whether each patch is a sink
+        self.parts = len(_LAYER), len(_LAYER) + len(_HEAD) * max(self.index.heads)
+        self.add_means(list(self.places.values()), self.parts[1] + len(self.ring))
 
     def _gram(self, view: View, layer: int) -> Tensor | None:
         """W_O W_O' of every head, (H, d, d); None, with a note, where heads are mixed before the projection."""
@@ -272,50 +262,40 @@ class Sinks(Measure):
             ),
         }  # fmt: skip
 
-    def _alike(self, maps: Tensor, sinks: Tensor, others: Tensor) -> dict[str, Tensor]:
-        """Mean cosine of different heads, of an image (B, 8) and across two images (B // 2, 8), for all `KEYS`."""
+    def _alike(self, maps: Tensor, sinks: Tensor, others: Tensor) -> Tensor:
+        """Mean cosines of different heads for all `KEYS`, of an image, and of two images at the first: (B, 16)."""
         keep = torch.ones(len(maps), len(KEYS), maps.shape[-1], dtype=torch.bool, device=maps.device)
         keep[:, 1:, : self.prefix] = False
         keep[:, 2, self.prefix :], keep[:, 3, self.prefix :] = ~sinks, ~others
         x = (maps * maps.shape[-1] - 1).transpose(1, 2).contiguous()  # (B, Q, H, N), 0 for uniform attention
-        own = [masked_cosines(a, a, k) for a, k in zip(x, keep, strict=True)]
-        across = [masked_cosines(x[i], x[i + 1], keep[i] & keep[i + 1]) for i in range(0, len(x) - 1, 2)]
-        empty = x.new_zeros(0, len(_COSINES) * len(KEYS), dtype=torch.float64)
-        return {"own": torch.stack(own), "across": torch.stack(across) if across else empty}
+        own = torch.stack([masked_cosines(a, a, k) for a, k in zip(x, keep, strict=True)])
+        across = torch.full_like(own, math.nan)
+        for i in range(0, len(x) - 1, 2):
+            across[i] = masked_cosines(x[i], x[i + 1], keep[i] & keep[i + 1])
+        return torch.cat([own, across], -1)
 
     def update(self, batch: MeasureBatch) -> None:
         """Put maps, values and outputs of each layer together, and add them up."""
-        groups = self.group(batch)
-        pairs = groups[0 : len(groups) - 1 : 2]
-        half = len(_COSINES) * len(KEYS)
-        for i, (layer, where) in enumerate(self.index.slices):
-            made, norms, rank = (
-                batch.seen[0].get(f"{self.places[layer]}.{w}") for w in ("pattern", "v", "z")
-            )
-            if made is None:
-                continue
-            for part, at, values in ((groups, slice(0, half), made["alike"]["own"]),
-                                     (pairs, slice(half, 2 * half), made["alike"]["across"])):  # fmt: skip
-                add_finite(self.layers[:, i, at], self.layer_counts[:, i, at], part, values)
-            add_finite(self.layers[:, i, 2 * half :], self.layer_counts[:, i, 2 * half :], groups,
-                       self._of_layer(made, norms))  # fmt: skip
-            add_finite(self.heads[:, where, :-1], self.head_counts[:, where, :-1], groups,
-                       self._of_heads(made, norms, rank))  # fmt: skip
-            same = (made["dominant"][0 : len(groups) - 1 : 2] * made["dominant"][1::2]).sum(-1)
-            add_finite(self.heads[:, where, -1], self.head_counts[:, where, -1], pairs, same)
-            add_by_group(self.positions[:, i], groups, made["sinks"])
+        for i, name in enumerate(self.names):
+            made, norms, rank = (batch.seen[0].get(f"{name}.{what}") for what in ("pattern", "v", "z"))
+            if made is not None:
+                heads = self._of_heads(made, norms, rank).flatten(1)
+                room = heads.new_full((len(heads), self.parts[1] - self.parts[0] - heads.shape[1]), math.nan)
+                layer = self._of_layer(made, norms)
+                self.add(i, self.group(batch), torch.cat([layer, heads, room, made["sinks"].to(layer)], -1))
 
     def _of_layer(self, made: dict[str, Tensor], norms: Tensor | None) -> Tensor:
-        """(B, 6) in the order of ``_LAYER``."""
+        """(B, 22) in the order of ``_LAYER``."""
         count = made["sinks"].sum(-1)
         ratios = [torch.full_like(made["prefix"], math.nan)] * 2
         if norms is not None:
             patches = norms[..., self.prefix :]
             ratios = [value_ratio(patches, made[c].unsqueeze(1)).mean(-1) for c in ("sinks", "others")]
-        return torch.stack([count, *made["mass"].unbind(-1), *ratios, made["prefix"]], -1)
+        numbers = torch.stack([count, *made["mass"].unbind(-1), *ratios, made["prefix"]], -1)
+        return torch.cat([made["alike"], numbers], -1)
 
     def _of_heads(self, made: dict[str, Tensor], norms: Tensor | None, rank: Tensor | None) -> Tensor:
-        """(B, H, 9) in the order of ``_HEAD``."""
+        """(B, H, 10) in the order of ``_HEAD``."""
         missing = torch.full_like(made["head"][..., 0], math.nan)
         ratio, rank = missing, missing if rank is None else rank
         if norms is not None:
@@ -325,7 +305,10 @@ class Sinks(Measure):
         nothing = torch.where(ratio.isnan(), missing, event * (ratio <= NOTHING))
         broadcast = event * (ratio >= BROADCAST) * (rank <= ONE_DIMENSION)
         broadcast = torch.where(ratio.isnan() | rank.isnan(), missing, broadcast)
-        return torch.cat([made["head"], torch.stack([ratio, rank, event, nothing, broadcast], -1)], -1)
+        dominant = made["dominant"]
+        same = at_first((dominant[0 : len(dominant) - 1 : 2] * dominant[1::2]).sum(-1), len(dominant))
+        numbers = torch.stack([ratio, rank, event, nothing, broadcast, same], -1)
+        return torch.cat([made["head"], numbers], -1)
 
     # -- after the pass
 
@@ -335,79 +318,81 @@ class Sinks(Measure):
             self.note(
                 "heads are mixed before they are projected, so what one token's value adds is not defined"
             )
-        layers = grouped_estimate(self._with_falls, (self.layers, self.layer_counts), self._counts())
-        heads = mean_estimate(self.heads, self.head_counts)
-        rows = [*self._layer_rows(layers), *self._head_rows(heads), *self._position_rows()]
+        found = self.means()
+        rows = [
+            *self._layer_rows(found[:, : self.parts[0]]),
+            *self._head_rows(found),
+            *self._position_rows(found),
+        ]
         return self.result(rows, grids={self.views[0].label: list(self.grid)})
 
-    def _counts(self) -> Tensor:
-        """Images per group, (G, L + 1, Q + 3), of all that `_with_falls` makes."""
-        n = torch.cat([self.layer_counts, self.layer_counts[..., :1].expand(-1, -1, 3)], -1)
-        last = n[:, list(thirds(n.shape[1])[1])]
-        return torch.cat([n, last.amax(1, keepdim=True)], 1)
+    def _layer_rows(self, layers: Estimate) -> Iterator[dict[str, Any]]:
+        """Rows of all layers (L, 22), and of the mean over the last third of them."""
+        last = list(thirds(len(self.names))[1])
 
-    @staticmethod
-    def _with_falls(total: Tensor, count: Tensor) -> Tensor:
-        """Means, the fall without sinks, without random columns, and the one minus the other; last third below."""
-        mean = total / count
-        patch, without, random = (mean[..., i : i + 1] for i in (1, 2, 3))
-        mean = torch.cat([mean, patch - without, patch - random, random - without], -1)
-        last = mean[:, list(thirds(mean.shape[1])[1])].nanmean(1, keepdim=True)
-        return torch.cat([mean, last], 1)
+        def with_falls(mean: np.ndarray) -> np.ndarray:
+            """The fall without sinks, without random columns, and the one minus the other; last third below."""
+            patch, without, random = (mean[..., i : i + 1] for i in (1, 2, 3))
+            mean = np.concatenate([mean, patch - without, patch - random, random - without], -1)
+            return np.concatenate([mean, nanmean(np.moveaxis(mean[:, last], 1, -1))[:, None]], 1)
 
-    def _layer_rows(self, found: Estimate) -> Iterator[dict[str, Any]]:
-        half = len(_COSINES) * len(KEYS)
-        first, fall = 2 * half, 2 * half + len(_LAYER)
-        uniform = self.prefix / (self.prefix + len(self.ring))
-        for i, place in enumerate([*self.places.values(), LAST_THIRD]):
-            of = found[i]
-            shared = self.row(place, tokens="patch", value_unit="none")
-            for j in range(half):
-                yield shared | {
-                    "quantity": _COSINES[j // len(KEYS)], "variant": KEYS[j % len(KEYS)], **of.at(j),
-                    "null": of[half + j], "null_kind": OTHER_IMAGE, "ceiling": 1.0,
-                    "ceiling_kind": "a head with itself", "estimator": "cosine per query, keys renormalised",
-                }  # fmt: skip
+        n = np.concatenate([layers.sizes, layers.sizes[..., :1].repeat(3, -1)], -1)
+        n = np.concatenate([n, n[:, last].max(1, keepdims=True)], 1)
+        of = layers.map(with_falls, n)
+        places = np.array([*self.names, LAST_THIRD], dtype=object)
+        shared = self.row(places, tokens="patch", value_unit="none")
+        at = {name: of[:, i] for i, name in enumerate((*_LAYER, "fall", "random fall", "difference"))}
+        for quantity, variant in product(_COSINES, KEYS):
             yield shared | {
-                "quantity": "sink_likeness", **of.at(fall), "null": of[fall + 1], "p": of[fall + 2],
-                "null_kind": _RANDOM,
-                "estimator": "centred cosine over patch keys minus without sinks; p: against the null",
+                "quantity": quantity, "variant": variant, "estimate": at[quantity, variant],
+                "null": at[quantity, variant, "other"], "null_kind": OTHER_IMAGE, "ceiling": 1.0,
+                "ceiling_kind": "a head with itself", "estimator": "cosine per query, keys renormalised",
             }  # fmt: skip
-            nulls: dict[str, Any] = {"sink_columns": 0.0, "sink_attention": of[first + 2],
-                                     "sink_value_ratio": of[first + 4], "prefix_mass": uniform}  # fmt: skip
-            kinds = {"sink_columns": "no column stands apart", "prefix_mass": "uniform attention"}
-            for quantity, null in nulls.items():
-                yield shared | {
-                    "quantity": quantity, "null": null,
-                    "estimate": _estimated(of[first + _LAYER.index(quantity)], quantity),
-                    "null_kind": kinds.get(quantity, _RANDOM), "estimator": _ESTIMATORS[quantity],
-                    "value_unit": _UNITS.get(quantity, "none"),
-                }  # fmt: skip
+        yield shared | {
+            "quantity": "sink_likeness", "estimate": at["fall"], "null": at["random fall"], "p": at["difference"],
+            "null_kind": _RANDOM,
+            "estimator": "centred cosine over patch keys minus without sinks; p: against the null",
+        }  # fmt: skip
+        uniform = self.prefix / (self.prefix + len(self.ring))
+        nulls: dict[str, Any] = {"sink_columns": 0.0, "sink_attention": at["random_attention"],
+                                 "sink_value_ratio": at["random_value_ratio"], "prefix_mass": uniform}  # fmt: skip
+        kinds = {"sink_columns": "no column stands apart", "prefix_mass": "uniform attention"}
+        for quantity, null in nulls.items():
+            yield shared | {
+                "quantity": quantity, "null": null, "estimate": _estimated(at[quantity], quantity),
+                "null_kind": kinds.get(quantity, _RANDOM), "estimator": _ESTIMATORS[quantity],
+                "value_unit": _UNITS.get(quantity, "none"),
+            }  # fmt: skip
 
     def _head_rows(self, found: Estimate) -> Iterator[dict[str, Any]]:
         tokens = self.prefix + len(self.ring)
         nulls = {"dominant_mass": 1 / tokens, "column_peak": 1.0, "dominant_prefix": self.prefix / tokens,
                  "dominant_value_ratio": 1.0, "dominant_same": 1 / tokens}  # fmt: skip
-        for h, (layer, head) in enumerate(self.index.table):
-            for j, quantity in enumerate(_HEAD):
-                if found.n[h, j]:
-                    yield self.row(
-                        self.places[layer], head=head, quantity=quantity, tokens="all",
-                        estimate=_estimated(found[h, j], quantity),
-                        null=nulls.get(quantity, 0.0), null_kind="uniform attention, equal values",
-                        value_unit=_UNITS.get(quantity, "none"), estimator="patch queries, all keys",
-                    )  # fmt: skip
+        layer, head = (np.array(x) for x in zip(*self._heads(), strict=True))
+        place = np.array(self.names, dtype=object)[layer]
+        for j, quantity in enumerate(_HEAD):
+            own = found[layer, self.parts[0] + head * len(_HEAD) + j]
+            known = own.n > 0
+            own = own[known]
+            yield self.row(
+                place[known], head=head[known], quantity=quantity, tokens="all", estimate=_estimated(own, quantity),
+                null=nulls.get(quantity, 0.0), null_kind="uniform attention, equal values",
+                value_unit=_UNITS.get(quantity, "none"), estimator="patch queries, all keys",
+            )  # fmt: skip
 
-    def _position_rows(self) -> Iterator[dict[str, Any]]:
-        images = self.layer_counts[..., -1:]  # (G, L, 1)
-        found = mean_estimate(self.positions, images)
-        for i, layer in enumerate(self.places.values()):
-            for at in np.flatnonzero(found.value[i] > 0):
-                yield self.row(
-                    layer, quantity="sink_position", at=at, at_unit="patch, row by row", tokens="patch",
-                    value_unit="fraction of images", null=float(found.value[i].mean()),
-                    null_kind="sinks anywhere", estimator=_ESTIMATORS["sink_columns"], **found.at(i, at),
-                )  # fmt: skip
+    def _heads(self) -> Iterator[tuple[int, int]]:
+        """Position of its layer, and number in it, of every head."""
+        return ((i, h) for i, heads in enumerate(self.index.heads) for h in range(heads))
+
+    def _position_rows(self, found: Estimate) -> Iterator[dict[str, Any]]:
+        for i, place in enumerate(self.names):
+            share = found[i, self.parts[1] :]
+            at = np.flatnonzero(share.value > 0)
+            yield self.row(
+                place, quantity="sink_position", at=at, at_unit="patch, row by row", tokens="patch",
+                value_unit="fraction of images", null=float(share.value.mean()), estimate=share[at],
+                null_kind="sinks anywhere", estimator=_ESTIMATORS["sink_columns"],
+            )  # fmt: skip
 
 
 def _estimated(found: Estimate, quantity: str) -> Estimate:

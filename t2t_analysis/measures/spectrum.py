@@ -19,16 +19,13 @@ from ..errors import T2TError
 from ..results import Result
 from .base import Estimate, ImageMeans, View
 
-#: What the functions of this module do not notice.
-INVARIANCES = {
-    "log_amplitude": ("scale", "permute_images", "permute_channels"),
-    "radial_power": ("scale", "translation", "orthogonal", "permute_images", "permute_channels"),
-}
 #: What white noise gives: its mean is real, its other coefficients complex, and E ln|z| differs by ln(2) / 2.
 WHITE_TAIL = math.log(2) / 2
 #: Upper edges of the rings of `radial_power`, as fractions of the Nyquist frequency along an axis.
 RINGS = (0.25, 0.5, 0.75, 1.0, math.sqrt(2))
 HIGH = 0.5
+#: added to amplitudes before the logarithm
+_EPS = 1e-6
 
 
 # ------------------------------------------------------------------------------------ pure functions
@@ -49,10 +46,10 @@ def diagonal_frequencies(grid: tuple[int, int]) -> Tensor:
     return 2 * torch.arange((n + 1) // 2, dtype=torch.float64) / n
 
 
-def log_amplitude(maps: Tensor, eps: float = 1e-6) -> Tensor:
+def log_amplitude(maps: Tensor) -> Tensor:
     """Log amplitude along the diagonal, relative to that of the mean: (..., C, h, w) to (..., K).
 
-    D(f) = g(f) - g(0), g = mean over channels of ln(|F| + eps), F the 2-D discrete Fourier transform, f as in
+    D(f) = g(f) - g(0), g = mean over channels of ln(|F| + 1e-6), F the 2-D discrete Fourier transform, f as in
     `diagonal_frequencies` (Park & Kim 2022, Fig. 2, with the frequencies put right). On a grid that is not square, g is
     interpolated along the longer side. The mean of the logarithm, not the logarithm of the mean.
 
@@ -62,7 +59,7 @@ def log_amplitude(maps: Tensor, eps: float = 1e-6) -> Tensor:
     True
     """
     height, width = maps.shape[-2:]
-    g = torch.log(torch.fft.fft2(maps.double()).abs() + eps).mean(-3)  # (..., h, w)
+    g = torch.log(torch.fft.fft2(maps.double()).abs() + _EPS).mean(-3)  # (..., h, w)
     f = diagonal_frequencies((height, width)).to(g.device)
     diagonal = _bilinear(g, f * height / 2, f * width / 2)
     return diagonal - diagonal[..., :1]
@@ -86,32 +83,32 @@ def radial_frequency(grid: tuple[int, int]) -> Tensor:
     return torch.hypot(y[:, None], x[None, :])
 
 
-def radial_power(maps: Tensor, edges: Sequence[float] = RINGS) -> Tensor:
+def radial_power(maps: Tensor) -> Tensor:
     """Share of the mean-removed energy by ring of frequency: (..., C, h, w) to (..., R).
 
     Energy |F|^2 summed over channels, without the spatial mean, over its total: by Parseval h w times the variance.
-    Ring r holds frequencies above ``edges[r - 1]`` up to ``edges[r]``. NaN for maps that are constant.
+    Ring r holds frequencies above ``RINGS[r - 1]`` up to ``RINGS[r]``. NaN for maps that are constant.
     """
     height, width = maps.shape[-2:]
     centred = maps.double() - maps.double().mean((-2, -1), keepdim=True)
     power = torch.fft.fft2(centred).abs().square().sum(-3).flatten(-2)  # (..., h w)
     power[..., 0] = 0.0
-    member = _rings((height, width), edges).to(power.device)
+    member = _rings((height, width)).to(power.device)
     return power @ member / power.sum(-1, keepdim=True)
 
 
-def _rings(grid: tuple[int, int], edges: Sequence[float]) -> Tensor:
+def _rings(grid: tuple[int, int]) -> Tensor:
     """(h w, R) float64: which coefficient lies in which ring; the mean in none."""
     frequency = radial_frequency(grid).flatten()
-    ring = torch.bucketize(frequency, torch.tensor(edges, dtype=torch.float64) + 1e-9)
-    member = torch.nn.functional.one_hot(ring, len(edges) + 1)[:, : len(edges)].double()
+    ring = torch.bucketize(frequency, torch.tensor(RINGS, dtype=torch.float64) + 1e-9)
+    member = torch.nn.functional.one_hot(ring, len(RINGS) + 1)[:, : len(RINGS)].double()
     member[0] = 0.0
     return member
 
 
-def white_shares(grid: tuple[int, int], edges: Sequence[float] = RINGS) -> Tensor:
+def white_shares(grid: tuple[int, int]) -> Tensor:
     """What `radial_power` expects of white noise: the share of coefficients in each ring, (R,)."""
-    member = _rings(grid, edges)
+    member = _rings(grid)
     return member.sum(0) / member.sum()
 
 
@@ -127,26 +124,13 @@ class Spectrum(ImageMeans):
     for the first, the share of coefficients for the others. A second null is a `random_twin` measured beside the model:
     soft splits overlap, so they smooth whatever was learned. A position table is part of the maps that it is added to.
 
-    Parameters
-    ----------
-    places : shell-style patterns; those that a model lacks are passed over.
-    eps : added to amplitudes before the logarithm.
-
     Source: Park & Kim 2022.
     """
 
     name: ClassVar[str] = "spectrum"
     invariances: ClassVar[frozenset[str]] = frozenset({"scale", "permute_images", "permute_channels"})
 
-    def __init__(
-        self,
-        *,
-        places: Sequence[str] = ("embed", "tokens.*.out", "blocks.*.resid_post"),
-        eps: float = 1e-6,
-        groups: int = 32,
-    ) -> None:
-        super().__init__(groups=groups)
-        self.places, self.eps = tuple(places), eps
+    places = ("embed", "tokens.*.out", "blocks.*.resid_post")
 
     def bind(self, views: Sequence[View]) -> None:
         """Sums of spectra, per place."""
@@ -170,7 +154,7 @@ class Spectrum(ImageMeans):
         """Energy by ring and diagonal log amplitude, (B, R + K)."""
         assert obs.layout is not None  # bind asked
         maps = obs.value[:, obs.layout.prefix :].mT.unflatten(2, obs.layout.grid)
-        return torch.cat([radial_power(maps), log_amplitude(maps, self.eps)], dim=-1)
+        return torch.cat([radial_power(maps), log_amplitude(maps)], dim=-1)
 
     def compute(self) -> Result:
         """Rows per place and frequency."""

@@ -30,6 +30,17 @@ def add_finite(total: Tensor, count: Tensor, group: Tensor, values: Tensor) -> N
     add_by_group(count, group, exists)
 
 
+def at_first(values: Tensor, images: int) -> Tensor:
+    """Numbers (B // 2, ...) of images taken two by two, at the first of each two: (B, ...), NaN at the others.
+
+    >>> at_first(torch.tensor([1.0, 2.0]), 5).tolist()
+    [1.0, nan, 2.0, nan, nan]
+    """
+    out = values.new_full((images, *values.shape[1:]), torch.nan)
+    out[0 : 2 * len(values) : 2] = values
+    return out
+
+
 def left_out(sums: Tensor) -> Tensor:
     """(G, ...) -> (1 + G, ...): the total, then the total without each group."""
     total = sums.sum(0, keepdim=True)

@@ -17,7 +17,7 @@ from ..estimates import Estimate
 from ..results import Result
 from .base import View, layer_of
 from .probes import data_info
-from .view import evaluating, named_models
+from .view import evaluating, views_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,8 +83,8 @@ def token_pca(
     if components < 3:
         raise T2TError(f"components={components}: three are drawn as red, green and blue")
     return [
-        _one_pca(View(m, label), gather_images(as_seen_by(loader, m), n_images)[0], place, components, loader)
-        for label, m in named_models(models).items()
+        _one_pca(view, gather_images(as_seen_by(loader, view.model), n_images)[0], place, components, loader)
+        for view in views_of(models)
     ]
 
 

@@ -15,6 +15,10 @@ from torch import Tensor, nn
 from .. import capture
 from ..errors import T2TError, UnknownNameError
 from ..results import as_json
+from .head_maps import thirds
+
+#: The place of a mean over them.
+FIRST_THIRD = "first third of blocks"
 
 
 def layer_of(place: str) -> int | None:
@@ -36,6 +40,16 @@ def place_kind(place: str) -> str:
     return re.sub(r"^blocks\.\d+\.", "blocks.*.", place)
 
 
+def first_third(places: Sequence[str]) -> list[str]:
+    """Those of ``places`` in the first third of the blocks.
+
+    >>> first_third(["embed", "blocks.0.resid_post", "blocks.1.resid_post", "blocks.2.resid_post"])
+    ['blocks.0.resid_post']
+    """
+    blocks = [place for place in places if layer_of(place) is not None]
+    return blocks[: len(thirds(len(blocks))[0])]
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode, with gradients, but none of weights: a graph of them is a tenth of the time and never asked for.
@@ -55,22 +69,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad_()
         for module, mode in modes:
             module.training = mode
-
-
-def named_models(models: Any) -> dict[str, nn.Module]:
-    """Label -> model, of one model, several, or such a mapping.
-
-    Raises
-    ------
-    T2TError : two models of one name.
-    """
-    if isinstance(models, Mapping):
-        return dict(models)
-    models = [models] if isinstance(models, nn.Module) else list(models)
-    labels = [capture.view(model).label for model in models]
-    if len(set(labels)) < len(labels):
-        raise T2TError(f"two models have the same name {labels}; pass them as {{label: model}}")
-    return dict(zip(labels, models, strict=True))
 
 
 class View(capture.ModelView):
@@ -126,6 +124,11 @@ class View(capture.ModelView):
         """Layout of the tokens of one place at the size of the images that are measured."""
         return self._probe(name)[1]
 
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know of its weights."""
+        return [f"{self.label}: UNTRAINED weights ({self.weights})"] * bool(self.untrained)
+
     def describe(self) -> dict[str, Any]:
         """JSON values for the metadata of a result."""
         return {"model": self.label, "weights": self.weights, "provenance": as_json(self.provenance)}
@@ -148,3 +151,19 @@ class View(capture.ModelView):
 
         with torch.no_grad(), capture.observe(self, dict.fromkeys(missing, learn)):
             self.model(self.example)
+
+
+def views_of(models: Any) -> list[View]:
+    """Views of one model, of several, or of a mapping label -> model.
+
+    Raises
+    ------
+    T2TError : two models of one name.
+    """
+    if isinstance(models, Mapping):
+        return [View(model, label) for label, model in models.items()]
+    views = [View(model) for model in ([models] if isinstance(models, nn.Module) else models)]
+    labels = [view.label for view in views]
+    if len(set(labels)) < len(labels):
+        raise T2TError(f"two models have the same name {labels}; pass them as {{label: model}}")
+    return views
