@@ -59,7 +59,8 @@ def called(text: str) -> str:
     """Return a text, of a sentence or of a drawing, in which models have the short names of this notebook."""
     for label, short in _SHORT.items():
         letters = r"\n?".join(map(re.escape, label))  # a drawing may break a long name
-        text = re.sub(rf"(?<![\w./-])`?{letters}(?![\w-]|\.\w)`?", short, text)
+        weights = "(?<!bundled )(?<!published )"  # their names stay
+        text = re.sub(rf"(?<![\w./-]){weights}`?{letters}(?![\w-]|\.\w)`?", short, text)
     return text
 
 

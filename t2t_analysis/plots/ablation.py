@@ -29,8 +29,6 @@ from .series import (
     whiskers,
 )
 
-__all__ = ["head_effects", "maps_against_outputs", "similarity_against_effect"]
-
 ALPHA = 0.05
 
 

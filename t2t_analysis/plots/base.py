@@ -28,11 +28,6 @@ from matplotlib.text import Text
 from .._names import TWIN
 from ..errors import T2TError
 
-__all__ = [
-    "DIVERGING", "DPI", "PALETTE", "ROLES", "SEQUENTIAL", "Figure", "Role",
-    "finish", "inline_html", "new_axes", "role", "series_styles", "title_block", "untrained_note", "use_style",
-]  # fmt: skip
-
 #: pixels per inch in the saved PNG; shown at 96 per inch, so screens with small pixels stay sharp
 DPI = 150
 #: for one-sided quantities (CKA, attention, distance), and for signed ones (limits symmetric about 0)

@@ -17,8 +17,6 @@ from ..results import tidy
 from .base import PALETTE, Figure, finish, use_style
 from .series import caption
 
-__all__ = ["SCALES", "feature_map_grid"]
-
 Scale = Literal["common", "channel", "prefix"]
 SCALES: dict[Scale, str] = {
     "common": "one scale for all",

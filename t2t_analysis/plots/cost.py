@@ -14,8 +14,6 @@ from ..results import Result
 from .base import PALETTE, Figure, finish, new_axes, role, use_style
 from .series import caption, models_of, rows_of, shown
 
-__all__ = ["cost_bars"]
-
 #: costs that are drawn
 COSTS = ("parameters", "macs_all", "peak_training", "tokeniser_saved")
 

@@ -41,8 +41,6 @@ from .series import (
     y_label,
 )
 
-__all__ = ["along"]
-
 
 def along(
     result: Result,

@@ -40,8 +40,6 @@ from .series import (
     y_label,
 )
 
-__all__ = ["by_depth", "heads_by_depth"]
-
 
 def by_depth(
     result: Result,

@@ -15,8 +15,6 @@ from ..results import COLUMNS, Result
 from .base import PALETTE, Figure, finish, new_axes, role, title_block, use_style
 from .series import TOKENS, caption, floats, handle, how_sure, limits, shown, whiskers
 
-__all__ = ["forest"]
-
 
 def forest(
     results: Result | Sequence[Result | None] | None,

@@ -12,8 +12,6 @@ from matplotlib.ticker import MaxNLocator
 from ..measures.glance import Glance
 from .base import PALETTE, SEQUENTIAL, Figure, new_axes, series_styles, title_block, use_style
 
-__all__ = ["glance_depth", "glance_maps"]
-
 
 def glance_maps(seen: Sequence[Glance]) -> Figure:
     """A row a network: the photograph, attention in three blocks, norms, and principal components as colours."""

@@ -12,8 +12,6 @@ from matplotlib.axes import Axes
 from .base import PALETTE, Figure, new_axes, use_style
 from .series import caption
 
-__all__ = ["verdict_plot"]
-
 #: verdict -> colour and marker; a reader who sees no colour tells them by the marker
 _LOOKS = {
     "supported": (PALETTE["blue"], "o"),

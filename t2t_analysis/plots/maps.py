@@ -18,8 +18,6 @@ from ..results import Result
 from .base import DIVERGING, SEQUENTIAL, Figure, finish, new_axes, title_block, use_style
 from .series import SQUASHED, TOKENS, caption, null_kind, own_models, plural, rows_of, shown, untrained_words
 
-__all__ = ["Map", "cka_map", "draw_maps", "head_map"]
-
 #: so many cells a side carry their numbers at most
 ANNOTATED = 9
 #: so many heads are drawn one by one at most; more are drawn as means over pairs

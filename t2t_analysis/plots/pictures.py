@@ -27,10 +27,6 @@ if TYPE_CHECKING:
     from ..measures.attribution import Explained
     from ..measures.token_components import TokenPCA
 
-__all__ = [
-    "attribution_panels", "pca_maps", "picture", "receptive_field_map", "rollout_examples",
-]  # fmt: skip
-
 
 class Tile(NamedTuple):
     """One picture: values (h, w) with colours and scale, or (h, w, 3)."""

@@ -21,8 +21,6 @@ from .series import caption
 if TYPE_CHECKING:
     from ..scene import Scene
 
-__all__ = ["scene_figure", "scene_words"]
-
 #: inches: panel, gap between panels, above a panel two lines, below it the colour bar, the row's headline, margin
 _PANEL, _GAP, _ABOVE, _BELOW, _HEAD, _EDGE = 1.82, 0.2, 0.42, 0.4, 0.26, 0.06
 #: feature maps in multiples of the layer's level are never drawn on a finer or coarser scale than these

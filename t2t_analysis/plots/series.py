@@ -19,13 +19,6 @@ from ..quantities import quantity
 from ..results import Result
 from .base import PALETTE, ROLES, new_axes, series_styles
 
-__all__ = [
-    "MOST_WORDS", "SQUASHED", "TOKENS", "Panel", "Rows", "as_panel", "caption", "draw_null", "ends",
-    "error_bars", "floats", "handle", "how_sure", "legend", "limits", "log_axis", "models_of", "null_kind",
-    "null_words", "own_models", "panel_grid", "panel_title", "plural", "rows_of", "same_null", "shown",
-    "untrained_words", "whiskers", "x_label", "y_label",
-]  # fmt: skip
-
 #: words that a caption has at most, the warning about random weights apart; numbers are in the table
 MOST_WORDS = 60
 #: a panel: its quantity, or the columns that its rows have, for example {"quantity": ..., "place": "blocks.*.norm1"}

@@ -14,8 +14,6 @@ from .base import Figure, finish, new_axes, role, title_block, use_style
 from .forests import forest
 from .series import caption, handle
 
-__all__ = ["accuracy_by_cell", "effect_plot", "learning_curves"]
-
 
 def _short(name: Any) -> str:
     return str(name).removeprefix("small_")

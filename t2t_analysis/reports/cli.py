@@ -8,8 +8,6 @@ from typing import Any
 from ..cli import positive, value
 from ..errors import ParameterError
 
-__all__ = ["add_arguments", "run"]
-
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]

@@ -11,8 +11,6 @@ from bs4 import BeautifulSoup, Tag
 from .index import sidecars
 from .layout import CHIPS
 
-__all__ = ["first_figure", "results_markdown", "write_figures"]
-
 #: folder of the pictures, in that of the released reports
 FIGURES = "figures"
 _RELEASED = "../reports" + "/released"  # as seen from docs/

@@ -25,8 +25,6 @@ from ..errors import T2TError
 from .layout import answer_first, mark_verdicts, slug
 from .mathml import to_mathml
 
-__all__ = ["Page", "outputs_with_role", "to_html"]
-
 _TEMPLATES = Path(__file__).parent
 #: cells that say nothing to a reader: papermill's copy of the parameters and its own error banners
 _HIDDEN_TAGS = frozenset({"injected-parameters", "papermill-error-cell-tag"})

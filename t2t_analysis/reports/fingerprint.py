@@ -15,8 +15,6 @@ from .._paths import cache_dir, data_dir
 if TYPE_CHECKING:
     from ..parameters import CommonParams
 
-__all__ = ["page_fingerprint", "run_fingerprint", "versions"]
-
 _PACKAGE = Path(__file__).resolve().parent.parent
 #: packages whose version may change a number or a picture
 _PACKAGES = (

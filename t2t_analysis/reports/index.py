@@ -11,8 +11,6 @@ from jinja2 import Environment, FileSystemLoader
 from .._files import whole_file
 from .layout import CHIPS, chip_class
 
-__all__ = ["sidecars", "write_index"]
-
 _TEMPLATES = Path(__file__).parent / "template"
 
 

@@ -13,9 +13,6 @@ from typing import Any
 
 from jupyter_client.manager import AsyncKernelManager
 
-__all__ = ["kernel_manager_class", "last_words"]
-
-
 #: in the folder of the sockets: what the kernel's process itself wrote, which no cell shows
 LOG = "kernel.log"
 

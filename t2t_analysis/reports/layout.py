@@ -9,8 +9,6 @@ from bs4 import BeautifulSoup, Tag
 
 from ..claims.rule import VERDICTS
 
-__all__ = ["CHIPS", "answer_first", "chip_class", "mark_verdicts"]
-
 #: shapes that tell verdicts apart without colour, in the order of the rule
 CHIPS = dict(zip(VERDICTS, "●✖◆▼□◌–", strict=True))
 #: findings that are shown; the others are folded
@@ -154,7 +152,7 @@ def _fold_section(soup: BeautifulSoup, prose: Tag) -> None:
     words = [element for element in prose.find_all(recursive=False) if element.name != "h2"]
     shown = any(cell.select_one("figure, .findings, table, .html") for cell in cells)
     if words:
-        summary = "Method, and how to read it" if shown else name
+        summary = "Method and reading" if shown else name
         (cells[-1] if cells else prose).insert_after(_details(soup, summary, words))
     if not shown:  # its figure is at the top, or it never had one
         prose.extract()

@@ -11,8 +11,6 @@ from functools import cache
 from html import escape
 from typing import Any
 
-__all__ = ["to_mathml"]
-
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 

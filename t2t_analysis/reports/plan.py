@@ -15,18 +15,6 @@ from .._paths import notebooks_dir
 from ..errors import DataError, ParameterError, UnknownNameError
 from ..parameters import PARAMS, CommonParams, params_for, validate
 
-__all__ = [
-    "Job",
-    "available",
-    "changed",
-    "papermill_line",
-    "plan",
-    "portable_papermill_line",
-    "report_line",
-    "without_braces",
-]
-
-
 #: parameters that change how a run is made but not what it finds, and those that the file name spells out
 _NOT_IN_HASH = frozenset({"device", "batch_size", "results_dir"})
 _SPELLED = frozenset({"model", "baseline"})

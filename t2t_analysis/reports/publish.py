@@ -19,8 +19,6 @@ from .export import Page, outputs_with_role, to_html
 from .fingerprint import page_fingerprint, versions
 from .plan import Job, portable_papermill_line, report_line
 
-__all__ = ["notebook_text", "page_of", "publish", "publish_failure", "write_whole"]
-
 
 def notebook_text(nb: NotebookNode) -> str:
     """Return a notebook as it is written to a file."""

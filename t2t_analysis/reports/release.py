@@ -15,8 +15,6 @@ from ..errors import DataError
 from .digest import write_figures
 from .index import sidecars, write_index
 
-__all__ = ["LIMIT", "release", "smaller"]
-
 #: bytes of everything that is released
 LIMIT = 5_000_000
 

@@ -37,8 +37,6 @@ from .plan import Job, changed, papermill_line, plan, without_braces
 if TYPE_CHECKING:
     from nbformat import NotebookNode
 
-__all__ = ["Outcome", "run_job", "run_report"]
-
 #: bytes that a notebook of two models of 24 layers takes, with room to spare
 _MEMORY = 3 * 2**30
 

@@ -10,8 +10,6 @@ import pandas as pd
 from ..results import Result
 from .template import Facts, kept
 
-__all__ = ["geometry_conclusions", "geometry_findings"]
-
 _LAYERS: dict[str, Any] = {"place": "blocks.*.attn", "head": None}
 
 

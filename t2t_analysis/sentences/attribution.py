@@ -15,9 +15,8 @@ from ..claims.rule import CONTRADICTED, EXCLUDED, SAME, SUPPORTED
 from ..measures.attribution import METHODS
 from ..quantities import quantity
 from ..results import Result
-from .template import Facts, kept, listed
-
-__all__ = ["attribution_conclusions", "attribution_findings"]
+from .template import Facts, kept
+from .words import listed
 
 #: not in the ledger: the paper says nothing of attribution. The value is held against its null.
 _RANKS = Effect("Maps rank first what the answer rests on", "threshold", deciding=False)

@@ -10,8 +10,6 @@ from ..measures.locality import FIRST_THIRD
 from ..quantities import quantity
 from ..results import Result
 
-__all__ = ["boundary_findings", "photograph_finding"]
-
 
 def boundary_findings(result: Result, *models: str) -> list[str]:
     """A sentence a model: how well the tokens of its first third, and its best layer, tell drawn boundaries.

@@ -11,8 +11,6 @@ from ..results import Result
 from .feature_maps import no_path
 from .template import Facts, kept, largest
 
-__all__ = ["path_findings", "zero_conclusions", "zero_findings"]
-
 _STREAM = {"place": "blocks.*.resid_post", "tokens": "patch"}
 
 

@@ -12,22 +12,6 @@ from ..claims.rule import SMALLEST
 from ..quantities import quantity
 from .words import listed
 
-__all__ = [
-    "claim_findings",
-    "decisive",
-    "effect_words",
-    "effects_table",
-    "missing_weights",
-    "printed_table",
-    "rule_sentences",
-    "seed_sentences",
-    "seed_table",
-    "side_by_side",
-    "side_by_side_tables",
-    "verdict_rows",
-    "what_would_change",
-]
-
 
 def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
     """Which claims got which verdict, and why some are not tested; the deciding numbers are in `effects_table`.

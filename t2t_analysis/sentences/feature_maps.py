@@ -10,9 +10,8 @@ from ..claims.base import Effect
 from ..measures.notebook_path import LARGE
 from ..quantities import quantity
 from ..results import Result
-from .template import Facts, kept, listed
-
-__all__ = ["example_words", "map_conclusions", "map_findings", "no_path", "path_words"]
+from .template import Facts, kept
+from .words import listed
 
 _EARLY = {"place": "first third of blocks"}
 #: no claim of the ledger; the paper says that T2T-ViT has more of both

@@ -12,9 +12,8 @@ from .._show import code
 from ..claims.rule import SMALLEST
 from ..quantities import quantity
 from ..results import Result
-from .template import Facts, kept, listed
-
-__all__ = ["DEAD", "ablation_conclusions", "ablation_findings"]
+from .template import Facts, kept
+from .words import listed
 
 #: KL divergence in nats below which no event changes its probability by more than SMALLEST["accuracy"], on average over
 #: images: by Pinsker's inequality a total variation of v needs a divergence of 2 v^2 at least.

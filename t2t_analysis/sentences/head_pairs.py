@@ -8,8 +8,6 @@ from ..measures.head_pairs import similar_pairs_stand_in, skips_beside_cka
 from ..quantities import p_words, quantity
 from ..results import Result
 
-__all__ = ["pair_findings"]
-
 
 def pair_findings(pairs: Result, similarity: Result, cka: Result, *models: str) -> list[str]:
     """Whether similar heads stand in for each other, and whether alike layers can be skipped, a sentence each.

@@ -10,8 +10,6 @@ from ..quantities import quantity
 from ..results import Result
 from .template import Facts, kept, largest
 
-__all__ = ["head_conclusions", "head_findings"]
-
 
 def head_findings(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
     """Sentences on how alike the heads of a layer are, first those that answer the question.

@@ -14,8 +14,6 @@ from ..quantities import quantity
 from ..results import Result
 from .template import Facts, kept
 
-__all__ = ["HEADLINES", "layer_conclusions", "layer_findings"]
-
 #: Differences that the conclusions rest on: CKA, attention columns, effective rank.
 HEADLINES = ("cka_mean", "column_cosine_matched_centred_neighbours", "effective_rank_over_null")
 #: no claim of the ledger; the direction is that of "T2T-ViT repeats itself less"

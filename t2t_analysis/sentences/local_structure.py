@@ -8,8 +8,6 @@ from typing import Any
 from ..results import Result
 from .template import Facts, kept
 
-__all__ = ["local_conclusions", "local_findings"]
-
 _GIVEN = "The architecture gives it, so that it decides nothing."
 _EARLY = {"place": "first third of blocks"}
 _LINEAR, _RECTIFIED = {"measure": "edge_decodability"}, {"measure": "rectified_edge_decodability"}

@@ -13,8 +13,6 @@ from ..measures.sinks import LAST_THIRD
 from ..quantities import quantity
 from ..results import Result
 
-__all__ = ["sink_findings"]
-
 _ANSWERS = {
     BY_SINKS: "are alike by attention sinks: all look at the same few patches",
     IN_CONTENT: "are alike in content: they stay alike without attention sinks",

@@ -24,8 +24,6 @@ from ..results import Result
 from .claims import effect_words
 from .words import listed
 
-__all__ = ["MOST", "Facts", "kept", "largest", "listed"]
-
 #: sentences in the findings of a notebook; the first three are shown, the rest is folded
 MOST = 8
 

@@ -8,9 +8,8 @@ from ..claims.ledger import VERDICTS, all_claims, claim_named, ledger
 from ..quantities import quantity
 from ..results import Result
 from .claims import effect_words
-from .template import MOST, listed
-
-__all__ = ["cost_table", "recipe_sentences", "study_conclusions", "study_findings"]
+from .template import MOST
+from .words import listed
 
 
 def _effects(result: Result) -> pd.DataFrame:

@@ -1,12 +1,8 @@
-"""Small words of sentences that have a form of their own: lists, percent, numbers without a quantity."""
+"""Small words of sentences that have a form of their own: lists and percent."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-
-from ..quantities import number
-
-__all__ = ["listed", "number", "percent"]
 
 
 def percent(value: float, digits: int = 1) -> str:
