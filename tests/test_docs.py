@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import io
+import json
 import re
 import shlex
 from importlib import import_module
@@ -148,3 +149,15 @@ def test_there_is_a_guide_for_each_way_to_use_it() -> None:
     linked = (ROOT / "README.md").read_text(encoding="utf-8")
     for name in ("guide-explore", "guide-batch", "guide-read", "your-own", "verdicts", "scaling"):
         assert f"docs/{name}.md" in linked, name
+
+
+def test_what_the_readme_says_of_the_bundled_weights_stands_on_their_cards() -> None:
+    from t2t_analysis.training.design import HORIZONS
+
+    cards = [json.loads(path.read_text()) for path in (ROOT / "data" / "weights").glob("*.json")]
+    epochs = HORIZONS["photo_crops"][-1]
+    assert len(cards) == 4
+    assert all(f" {epochs} epochs," in card["recipe"] and card["seed"] == 0 for card in cards)
+    assert f"the four corner cells of the study at its last length, {epochs} epochs under one recipe, seed 0" in (
+        ROOT / "README.md"
+    ).read_text()
