@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,16 @@ class Shown:
     def _repr_html_(self) -> str:
         rows = [(name, value) for name, value in self._facts().items() if value not in (None, "", (), [])]
         return html_table(f"{type(self).__name__}: {self._line()}", ("", ""), rows)
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row, with its cells under each other.
+
+    >>> aligned([("a", "b"), ("long", "c")])
+    ['a     b', 'long  c']
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 def html_table(caption: str, head: Iterable[Any], rows: Iterable[Iterable[Any]]) -> str:

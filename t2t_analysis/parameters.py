@@ -55,6 +55,10 @@ def _among(what: str, value: str, choices: Sequence[str], also: str) -> ValueErr
     return ValueError(f"unknown {what}; {guess}(one of {', '.join(choices)}, or {also})")
 
 
+#: name of a notebook -> its parameters, in the order of the questions
+PARAMS: dict[str, type[CommonParams]] = {}
+
+
 class CommonParams(BaseModel):
     """What every notebook takes; ``auto`` and ``None`` mean: choose what fits, and ``resolve`` says what."""
 
@@ -83,6 +87,31 @@ class CommonParams(BaseModel):
     device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 or mps")
     seed: int = Field(default=0, ge=0, lt=2**31, description="seed of every random choice")
     results_dir: str = Field(default="auto", description="folder for the tables behind the figures")
+
+    def __init_subclass__(
+        cls,
+        notebook: str = "",
+        images: int = 256,
+        photos: int | None = None,
+        reads_study: bool = False,
+        **more: Any,
+    ) -> None:
+        """Parameters of a notebook, see ``PARAMS``.
+
+        Parameters
+        ----------
+        images, photos : how many crops, and photographs, are taken when nothing is said; None means all.
+        reads_study : whether it reads the study's tables, so that a new row makes its report stale.
+        """
+        super().__init_subclass__(**more)
+        cls.notebook, cls.usual_images, cls.usual_photos, cls.reads_study = (
+            notebook,
+            images,
+            photos,
+            reads_study,
+        )
+        if notebook:
+            PARAMS[notebook] = cls
 
     @field_validator("*", mode="before")
     @classmethod
@@ -212,11 +241,8 @@ class CommonParams(BaseModel):
         return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-class FeatureMapsParams(CommonParams):
-    """Parameters of ``feature_maps.ipynb``."""
-
-    notebook: ClassVar[str] = "feature_maps"
-    usual_images: ClassVar[int] = 192  # four networks, a second path and probes
+class FeatureMapsParams(CommonParams, notebook="feature_maps", images=192):
+    """Parameters of ``feature_maps.ipynb``; few images: four networks, a second path and probes."""
 
     reference: str = Field(
         default="auto", description="third network, auto takes resnet50 for large images, none for no third"
@@ -248,45 +274,28 @@ class FeatureMapsParams(CommonParams):
         return super().pair_problem()
 
 
-class ChannelZerosParams(CommonParams):
-    """Parameters of ``channel_zeros.ipynb``."""
-
-    notebook: ClassVar[str] = "channel_zeros"
-    usual_images: ClassVar[int] = 96  # each is run by six paths that differ in one step
+class ChannelZerosParams(CommonParams, notebook="channel_zeros", images=96):
+    """Parameters of ``channel_zeros.ipynb``; few images: each is run by six paths that differ in one step."""
 
 
-class HeadRedundancyParams(CommonParams):
+class HeadRedundancyParams(CommonParams, notebook="head_redundancy"):
     """Parameters of ``head_redundancy.ipynb``."""
 
-    notebook: ClassVar[str] = "head_redundancy"
+
+class LayerSimilarityParams(CommonParams, notebook="layer_similarity", images=192):
+    """Parameters of ``layer_similarity.ipynb``; few images: four networks are measured, twins included."""
 
 
-class LayerSimilarityParams(CommonParams):
-    """Parameters of ``layer_similarity.ipynb``."""
-
-    notebook: ClassVar[str] = "layer_similarity"
-    usual_images: ClassVar[int] = 192  # four networks are measured, twins included
+class LocalStructureParams(CommonParams, notebook="local_structure", images=192):
+    """Parameters of ``local_structure.ipynb``; few images: each is run with a graph and 16 times shifted."""
 
 
-class LocalStructureParams(CommonParams):
-    """Parameters of ``local_structure.ipynb``."""
-
-    notebook: ClassVar[str] = "local_structure"
-    usual_images: ClassVar[int] = 192  # each is run with a graph and 16 times shifted
-
-
-class AttentionGeometryParams(CommonParams):
+class AttentionGeometryParams(CommonParams, notebook="attention_geometry"):
     """Parameters of ``attention_geometry.ipynb``."""
 
-    notebook: ClassVar[str] = "attention_geometry"
 
-
-class HeadAblationParams(CommonParams):
-    """Parameters of ``head_ablation.ipynb``."""
-
-    notebook: ClassVar[str] = "head_ablation"
-    usual_images: ClassVar[int] = 48  # each is run some hundred times
-    usual_photos: ClassVar[int | None] = 8
+class HeadAblationParams(CommonParams, notebook="head_ablation", images=48, photos=8):
+    """Parameters of ``head_ablation.ipynb``; few images: each is run some hundred times."""
 
     n_images: int | None = Field(
         default=None, ge=4, description="how many images, None for what fits the data"
@@ -309,12 +318,8 @@ class HeadAblationParams(CommonParams):
         return found.model_copy(update={"batch_size": min(self.batch_size, quarter)})
 
 
-class AttributionParams(CommonParams):
-    """Parameters of ``attribution.ipynb``."""
-
-    notebook: ClassVar[str] = "attribution"
-    usual_images: ClassVar[int] = 12  # every map takes tens of forward or backward passes
-    usual_photos: ClassVar[int | None] = 4
+class AttributionParams(CommonParams, notebook="attribution", images=12, photos=4):
+    """Parameters of ``attribution.ipynb``; few images: every map takes tens of forward or backward passes."""
 
     steps: int = Field(default=12, gt=0, description="points of the path of integrated gradients")
     squares: int = Field(default=16, gt=0, description="most squares that occlusion covers in turn")
@@ -339,13 +344,10 @@ class AttributionParams(CommonParams):
         return super().pair_problem()
 
 
-class CostParams(CommonParams):
-    """Parameters of ``cost.ipynb``."""
+class CostParams(CommonParams, notebook="cost", images=32, photos=8):
+    """Parameters of ``cost.ipynb``; as many images as the largest batch that is timed."""
 
-    notebook: ClassVar[str] = "cost"
     times: ClassVar[bool] = True
-    usual_images: ClassVar[int] = 32  # as many as the largest batch that is timed
-    usual_photos: ClassVar[int | None] = 8
 
     batch_sizes: Annotated[list[PositiveInt], BeforeValidator(_listed)] = Field(
         default=[1, 8, 32], min_length=1, description="images a batch when timed, at most n_images"
@@ -362,11 +364,8 @@ class CostParams(CommonParams):
         return sorted({min(size, most) for size in self.batch_sizes})
 
 
-class TrainingFromScratchParams(CommonParams):
+class TrainingFromScratchParams(CommonParams, notebook="training_from_scratch", reads_study=True):
     """Parameters of ``training_from_scratch.ipynb``."""
-
-    notebook: ClassVar[str] = "training_from_scratch"
-    reads_study: ClassVar[bool] = True
 
     study: str | None = Field(
         default=None, description="folder of the study's tables, None for the shipped one"
@@ -384,19 +383,12 @@ class TrainingFromScratchParams(CommonParams):
         return value
 
 
-class ClaimsParams(CommonParams):
+class ClaimsParams(CommonParams, notebook="claims", reads_study=True):
     """Parameters of ``claims.ipynb``."""
 
-    notebook: ClassVar[str] = "claims"
-    reads_study: ClassVar[bool] = True
 
-
-class ExploreParams(CommonParams):
-    """Parameters of ``explore.ipynb``."""
-
-    notebook: ClassVar[str] = "explore"
-    usual_images: ClassVar[int] = 8  # they are looked at one by one
-    usual_photos: ClassVar[int | None] = 8
+class ExploreParams(CommonParams, notebook="explore", images=8, photos=8):
+    """Parameters of ``explore.ipynb``; few images: they are looked at one by one."""
 
     image: int = Field(default=0, ge=0, description="number of the image that is shown first")
     layer: str | None = Field(
@@ -411,26 +403,6 @@ class ExploreParams(CommonParams):
     @classmethod
     def _block(cls, value: Any) -> Any:
         return f"blocks.{value}" if isinstance(value, int) or str(value).isdigit() else value
-
-
-#: name of a notebook -> its parameters, in the order of the questions
-PARAMS: dict[str, type[CommonParams]] = {
-    cls.notebook: cls
-    for cls in (
-        FeatureMapsParams,
-        ChannelZerosParams,
-        HeadRedundancyParams,
-        LayerSimilarityParams,
-        LocalStructureParams,
-        AttentionGeometryParams,
-        HeadAblationParams,
-        AttributionParams,
-        CostParams,
-        TrainingFromScratchParams,
-        ClaimsParams,
-        ExploreParams,
-    )
-}
 
 
 def params_for(notebook: str) -> type[CommonParams]:

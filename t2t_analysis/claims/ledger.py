@@ -21,7 +21,7 @@ from ..results import Result
 from ..training.design import horizons_of
 from .base import KINDS, Claim, Effect, Kind
 from .likeness import WHY
-from .rule import NOT_TESTED, SMALLEST, VERDICTS, Judgement, Row, judge, overall
+from .rule import NOT_TESTED, SMALLEST, VERDICTS, Judgement, Row, judge, number_in, overall
 
 _CANNOT = {
     "premise": "one model alone cannot say",
@@ -61,7 +61,7 @@ def effect_verdict(effect: Effect, kind: Kind, row: Row) -> Judgement:
     if "UNTRAINED" in str(row.get("weights")):
         return Judgement(NOT_TESTED, reason="random weights")
     less: dict[str, Any] = dict(row) | {
-        name: _number(row, name) - effect.bound for name in ("value", "low", "high")
+        name: number_in(row, name) - effect.bound for name in ("value", "low", "high")
     }
     size = family(kind) if effect.deciding else 1
     found = judge(less, direction=effect.direction, smallest=SMALLEST[effect.smallest], family=size)
@@ -145,7 +145,7 @@ def _judged(evidence: Result, effect: Effect, kind: Kind, short: str = "") -> di
     if short and unit in ("run", "seed"):
         found = Judgement(NOT_TESTED, reason=short)
     joined = " over " if unit == "model" else " minus "  # costs are ratios
-    return {name: _number(row, name) for name in _NUMBERS} | _columns(found) | {
+    return {name: number_in(row, name) for name in _NUMBERS} | _columns(found) | {
         "n": n, "unit": unit,
         "compared": joined.join(sides), "weights": str(row["weights"]),
     }  # fmt: skip
@@ -154,11 +154,6 @@ def _judged(evidence: Result, effect: Effect, kind: Kind, short: str = "") -> di
 def _columns(found: Judgement) -> dict[str, Any]:
     said = asdict(found)
     return said | {"low_all": said.pop("low"), "high_all": said.pop("high")}
-
-
-def _number(row: Row, name: str) -> float:
-    given = row.get(name)
-    return math.nan if given is None or pd.isna(given) else float(given)
 
 
 def _found(evidence: Result, quantity: str) -> pd.Series | str:

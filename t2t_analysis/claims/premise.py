@@ -14,7 +14,7 @@ from .._names import TWIN
 from ..errors import T2TError
 from ..estimates import Estimate
 from ..results import Result
-from .headlines import HEADLINES, as_dict
+from .headlines import HEADLINES, Headline, as_dict
 
 #: what is measured together: name -> names of the measures. A killed run loses the one at work, no more.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -66,11 +66,8 @@ def _likeness(
             return None if late is None else words | {"estimate": late, "estimator": "mean over layers"}
         control = _late(results, label + TWIN, measure, quantity, tokens)
         assert control is not None  # the same architecture
-        words |= {
-            "null": 0.0,
-            "null_kind": "untrained control",
-            "estimator": "mean over layers less the control's",
-        }
+        words |= {"null": 0.0, "null_kind": "untrained control"}
+        words["estimator"] = "mean over layers less the control's"
         return words | {"estimate": late - control}
 
     return row
@@ -102,17 +99,9 @@ def _sink_writes(results: Results, label: str) -> Row | None:
     )
 
 
-def _over_pixels(results: Results, label: str) -> Row | None:
-    frame = results["rectified_edge_decodability"].frame
-    at = {"quantity": "edge_r2_own_over_reference", "model": label, "place_b": "pixels.cell"}
-    for name, value in at.items():
-        frame = frame[(frame[name] == value).fillna(False)]
-    return as_dict(frame.iloc[0]) if len(frame) == 1 else None
-
-
-def _headline(name: str) -> Callable[[Results, str], Row | None]:
+def _headline(headline: Headline) -> Callable[[Results, str], Row | None]:
     def row(results: Results, label: str) -> Row | None:
-        found = HEADLINES[name].row(results[HEADLINES[name].measure].frame, label)
+        found = headline.row(results[headline.measure].frame, label)
         return None if found is None else as_dict(found)
 
     return row
@@ -121,6 +110,9 @@ def _headline(name: str) -> Callable[[Results, str], Row | None]:
 _COSINE, _CKA = (
     ("head_similarity", "cosine_centred", "patch"),
     ("head_output_cka", "head_output_cka", "pooled"),
+)
+_OVER_PIXELS = Headline(
+    "rectified_edge_decodability", {"quantity": "edge_r2_own_over_reference", "place_b": "pixels.cell"}
 )
 #: name of an endpoint -> the group that it is measured with, and its row
 ENDPOINTS: dict[str, tuple[str, Callable[[Results, str], Row | None]]] = {
@@ -131,8 +123,8 @@ ENDPOINTS: dict[str, tuple[str, Callable[[Results, str], Row | None]]] = {
     "late_cosine_without_sinks": ("sinks", _by_sinks(subtract=False)),
     "late_cosine_by_sinks": ("sinks", _by_sinks(subtract=True)),
     "late_sink_writes": ("sinks", _sink_writes),
-    "edges_over_pixels": ("edges", _over_pixels),
-    **{name: (group, _headline(name)) for name, group in _FROM_HEADLINES.items()},
+    "edges_over_pixels": ("edges", _headline(_OVER_PIXELS)),
+    **{name: (group, _headline(HEADLINES[name])) for name, group in _FROM_HEADLINES.items()},
 }
 
 
@@ -180,13 +172,8 @@ def endpoint_rows(label: str, model: Any, results: Results, group: str | None = 
         except KeyError:  # its measure was not asked for, or does not fit this model
             continue
         if found is not None:
-            about = {
-                "measure": "evidence",
-                "quantity": name,
-                "model": label,
-                "weights": model.provenance.label,
-            }
-            rows.append(found | about)
+            about = {"measure": "evidence", "quantity": name, "model": label}
+            rows.append(found | about | {"weights": model.provenance.label})
     return rows
 
 

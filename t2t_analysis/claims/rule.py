@@ -94,7 +94,7 @@ def judge(row: Row, *, direction: int, smallest: float, family: int = 1) -> Judg
     >>> [judge({"value": v, "low": v - 0.02, "high": v + 0.02}, direction=1, smallest=0.05).verdict for v in (0, -0.05)]
     ['no difference that counts', 'claimed effect excluded']
     """
-    value, spread = _number(row, "value"), _spread(row)
+    value, spread = number_in(row, "value"), _spread(row)
     if spread is None:
         return Judgement(NOT_TESTED, reason="no interval")
     if not spread.below and not spread.above and row.get("unit") == "image":
@@ -122,16 +122,17 @@ def _verdict(low: float, high: float, direction: int, smallest: float) -> str:
     return EXCLUDED if direction and reached < smallest else OPEN
 
 
-def _number(row: Row, name: str) -> float:
+def number_in(row: Row, name: str) -> float:
+    """A number of a row; NaN where it is missing."""
     given = row.get(name)
     return math.nan if given is None or pd.isna(given) else float(given)
 
 
 def _spread(row: Row) -> _Spread | None:
     """Standard errors; None where nothing is known of them."""
-    value, se, low, high = (_number(row, name) for name in ("value", "se", "low", "high"))
+    value, se, low, high = (number_in(row, name) for name in ("value", "se", "low", "high"))
     if not math.isnan(value + se):
-        df = _number(row, "df")
+        df = number_in(row, "df")
         return _Spread(se, se, math.inf if math.isnan(df) else df)
     if math.isnan(value + low + high):
         return None

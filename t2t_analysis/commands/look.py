@@ -28,6 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the summary, write the page, and open it if asked."""
     from .._files import whole_file, writable_folder
     from .._paths import default_reports_dir
+    from .._repr import aligned
     from ..plots.glance import glance_depth, glance_maps
 
     name = f"{Path(arguments.photo).stem}__{arguments.model.replace('/', '-')}.html"
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     seen = look(arguments.photo, arguments.model, arguments.weights)
     lines = summary(seen)
     print(f"{arguments.photo} in {seen[0].label}, {seen[0].weights}")
-    print("\n".join(_aligned(lines)))
+    print("\n".join(aligned(lines)))
     print(_CAUTION)
     text = page(arguments.photo, seen, lines, [glance_maps(seen), glance_depth(seen)])
     with whole_file(out) as temporary:
@@ -119,11 +120,6 @@ def _classes(one: Glance) -> str:
     return ", ".join(
         f"{names[number] if names else f'class {number}'} {share:.0%}" for share, number in found
     )
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 _STYLE = """

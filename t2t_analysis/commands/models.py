@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from .._paths import bundled_weights
+from .._repr import aligned
 
 TABLE = Path(__file__).parents[1] / "models" / "table.json"
 _MEANING = """
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not names:
         raise UnknownNameError("model", arguments.pattern, table)
     head = ("name", "parameters", "trained", "classes", "input", "tokeniser", "weights that load_model finds")
-    print("\n".join(_aligned([head, *(_row(name, table[name]) for name in names)])))
+    print("\n".join(aligned([head, *(_row(name, table[name]) for name in names)])))
     print(_MEANING)
     return 0
 
@@ -73,11 +73,6 @@ def facts(name: str) -> dict[str, Any]:
         "tokeniser": "hard" if tokens is None else str(getattr(tokens, "tokens_type", "soft split")),
         "published": list(PUBLISHED.get(name, {})),
     }
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from ..errors import DataError, UnknownNameError, nearest
 from .crops import CROP, FixedCrops, as_images, crop_classes, crops_info
@@ -73,14 +72,6 @@ def _repeats(values: np.ndarray) -> np.ndarray:
     return repeats
 
 
-def _check_count(n_images: int | None, available: int, name: str) -> int:
-    if n_images is None:
-        return available
-    if not 1 <= n_images <= available:
-        raise DataError(f"n_images={n_images} of {name!r}: it has {available} images that can be used")
-    return n_images
-
-
 def _choose(
     labels: np.ndarray,
     n_images: int | None,
@@ -90,8 +81,10 @@ def _choose(
     clusters: np.ndarray | None = None,
 ) -> np.ndarray:
     """Positions of the chosen images, in the order of the loader."""
-    count = _check_count(n_images, len(labels) - len(bad), name)
-    chosen = balanced_order(labels, seed, bad, clusters)[:count]
+    available = len(labels) - len(bad)
+    if n_images is not None and not 1 <= n_images <= available:
+        raise DataError(f"n_images={n_images} of {name!r}: it has {available} images that can be used")
+    chosen = balanced_order(labels, seed, bad, clusters)[:n_images]
     return np.sort(chosen) if (labels < 0).all() else chosen  # without labels, the order of the names
 
 
@@ -119,14 +112,9 @@ def _choose_readable(source: Source, n_images: int | None, seed: int) -> tuple[n
                 bad[number] = str(error)
 
 
-@dataclass(frozen=True)
-class _Each:
-    """Several ways to prepare the same pixels, as a tuple."""
-
-    ways: tuple[Callable[[Any], Tensor], ...]
-
-    def __call__(self, pixels: Any) -> tuple[Tensor, ...]:
-        return tuple(way(pixels) for way in self.ways)
+def _each(ways: Sequence[Callable[[Any], Tensor]], pixels: Any) -> tuple[Tensor, ...]:
+    """The same pixels prepared in several ways."""
+    return tuple(way(pixels) for way in ways)
 
 
 class _Prepared:
@@ -149,7 +137,7 @@ class _Prepared:
         """Return the same images in these ways; with several, ``Batch.images`` has a tensor for each."""
         twin = copy.copy(self)
         ways = tuple(self.way(config) for config in configs)
-        twin.prepare = ways[0] if len(ways) == 1 else _Each(ways)
+        twin.prepare = ways[0] if len(ways) == 1 else partial(_each, ways)
         return twin
 
 
@@ -219,18 +207,11 @@ class _Stream(_Prepared, IterableDataset):
             )
 
 
-class _DealtBatches(Sampler[list[int]]):
+def _dealt_batches(n: int, batch_size: int, shard: tuple[int, int]) -> list[list[int]]:
     """Every ``world``-th batch of consecutive indices, from ``rank`` on."""
-
-    def __init__(self, n: int, batch_size: int, shard: tuple[int, int]) -> None:
-        self.n, self.batch_size, (self.rank, self.world) = n, batch_size, shard
-
-    def __len__(self) -> int:
-        return len(range(self.rank, -(-self.n // self.batch_size), self.world))
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for start in range(self.rank * self.batch_size, self.n, self.world * self.batch_size):
-            yield list(range(start, min(start + self.batch_size, self.n)))
+    rank, world = shard
+    starts = range(rank * batch_size, n, world * batch_size)
+    return [list(range(start, min(start + batch_size, n))) for start in starts]
 
 
 def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
@@ -530,4 +511,4 @@ def load_images(
             return ImageLoader(stream, batch_size=batch_size, **{**common, "num_workers": 0})
         source = number_as_head(source, model)
         dataset = _images_dataset(source, split, n_images, seed, on_error)
-    return ImageLoader(dataset, batch_sampler=_DealtBatches(len(dataset), batch_size, shard), **common)
+    return ImageLoader(dataset, batch_sampler=_dealt_batches(len(dataset), batch_size, shard), **common)

@@ -56,18 +56,17 @@ def card_beside(path: Path) -> dict[str, Any]:
 
 def from_card(card: Mapping[str, Any], kind: Kind, source: str) -> Provenance:
     """What a card says of the origin of its weights."""
-    measured: Any = card["test_accuracy"]
-    numbers = measured.items() if isinstance(measured, Mapping) else ()
-    known: dict[str, Any] = {
-        key: n for key, n in numbers if key in Accuracy._fields and isinstance(n, int | float)
-    }
+    measured, recipe = card["test_accuracy"], card["recipe"]
+    numbers: dict[str, Any] = {}
+    if isinstance(measured, Mapping):
+        numbers = {
+            key: measured[key] for key in Accuracy._fields if isinstance(measured.get(key), int | float)
+        }
     return Provenance(
         kind,
         source,
-        recipe=card["recipe"]
-        if isinstance(card["recipe"], str)
-        else json.dumps(card["recipe"], sort_keys=True),
-        accuracy=Accuracy(**known) if "value" in known else None,
+        recipe=recipe if isinstance(recipe, str) else json.dumps(recipe, sort_keys=True),
+        accuracy=Accuracy(**numbers) if "value" in numbers else None,
         model=card["model"],
         data=card["data"],
         seed=card["seed"],
@@ -96,15 +95,11 @@ def save_weights(
         raise ParameterError(f"the card lacks {', '.join(missing)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     rounded = {
-        key: (value.half() if half and value.is_floating_point() else value)
-        .detach()
-        .cpu()
-        .contiguous()
-        .clone()
-        for key, value in state.items()
+        key: value.half() if half and value.is_floating_point() else value for key, value in state.items()
     }
+    kept = {key: value.detach().cpu().contiguous().clone() for key, value in rounded.items()}
     with whole_file(path) as temporary:
-        temporary.write_bytes(safetensors.torch.save(rounded))  # not save_file: it hides the file from others
+        temporary.write_bytes(safetensors.torch.save(kept))  # not save_file: it hides the file from others
     full = dict(card) | {"sha256": file_sha256(path), "precision": "float16" if half else "float32"}
     with whole_file(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")

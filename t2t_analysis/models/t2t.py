@@ -193,20 +193,12 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
         """The tokeniser under the name and interface of timm's patch embedding."""
         return _GridTokens(self.tokens_to_token)
 
-    def no_weight_decay(self) -> set[str]:
-        """Names of parameters that are exempt from weight decay."""
-        return {"cls_token"}
-
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Regular expressions that sort parameters into layers (for layer decay)."""
         return {
             "stem": r"^cls_token|pos_embed|tokens_to_token",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
-
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Recompute block activations in the backward pass to save memory."""
-        self.grad_checkpointing = enable
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """Put in a fresh head for ``num_classes`` (0: none) on ``num_features`` channels."""

@@ -11,24 +11,6 @@ from typing import Any
 
 from .recipe import Recipe
 
-_HELP = {
-    "epochs": "passes over the training set",
-    "batch_size": "images per step, over all devices",
-    "optimizer": "muon or adamw",
-    "lr": "peak learning rate",
-    "warmup": "epochs in which the rate rises",
-    "decay": "share of the run in which it falls to 0 at the end",
-    "weight_decay": "not for biases, norms and the class token",
-    "smoothing": "of the labels",
-    "mixup": "alpha of mixup; 0 is off",
-    "cutmix": "alpha of cutmix; 0 is off",
-    "drop_path": "stochastic depth of the last block",
-    "ema": "decay of the averaged weights",
-    "clip": "largest gradient norm; 0 is off",
-    "fraction": "share of the training set",
-    "seed": "of weights, order, augmentation and dropout",
-}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes to its parser."""
@@ -56,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     recipe = parser.add_argument_group("recipe")
     for field in fields(Recipe):
         kind: Any = type(field.default)
-        text = f"{_HELP[field.name]} (default: {field.default})"
+        text = f"{field.metadata['words']} (default: {field.default})"
         recipe.add_argument(f"--{field.name.replace('_', '-')}", type=kind, default=field.default, help=text)
 
 

@@ -88,17 +88,10 @@ def demand_rate(run: Run) -> None:
     cell, data, optimizer = rates_cell(run.model), data_label(run.data), run.recipe.optimizer
     inside = run.model in GROUPS["all"] and data in HORIZONS and run.task == "train" and not run.sweep
     if inside and rates.chosen(cell, data, optimizer) is None:
-        words = [
-            "--rates",
-            "--cells",
-            cell,
-            "--data",
-            data,
-            *(["--optimizer", optimizer] * (optimizer != "muon")),
-        ]
+        words = f"--rates --cells {cell} --data {shlex.quote(data)}"
+        words += f" --optimizer {optimizer}" if optimizer != "muon" else ""
         raise ParameterError(
-            f"no {optimizer} rate was chosen for {cell} on {data}: "
-            f"{shlex.join(['python', '-m', 't2t_analysis', 'study', *words])}"
+            f"no {optimizer} rate was chosen for {cell} on {data}: python -m t2t_analysis study {words}"
         )
 
 

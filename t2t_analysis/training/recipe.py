@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from math import sqrt
 from typing import Any
 
@@ -10,12 +10,11 @@ from ..errors import ParameterError, UnknownNameError
 
 #: name -> how it is written
 OPTIMISERS = {"muon": "Muon", "adamw": "AdamW"}
-#: name -> the smallest and the largest value that can be trained with
-_RANGES = {
-    "epochs": (1, 1e6), "batch_size": (1, 1e6), "lr": (1e-12, 1e3), "warmup": (0, 1e6), "decay": (0, 1),
-    "weight_decay": (0, 1e3), "smoothing": (0, 0.99), "mixup": (0, 1e3), "cutmix": (0, 1e3), "drop_path": (0, 0.99),
-    "ema": (0, 0.999999), "clip": (0, 1e9), "fraction": (1e-9, 1), "seed": (0, 2**63 - 1),
-}  # fmt: skip
+
+
+def _knob(default: Any, low: float, high: float, words: str) -> Any:
+    """A number with the smallest and the largest value that can be trained with, and what an option says of it."""
+    return field(default=default, metadata={"range": (low, high), "words": words})
 
 
 @dataclass(frozen=True)
@@ -39,21 +38,21 @@ class Recipe:
     fraction : share of the training set.
     """
 
-    epochs: int = 12
-    batch_size: int = 64
-    optimizer: str = "muon"
-    lr: float = 2e-3
-    warmup: float = 0.3
-    decay: float = 0.2
-    weight_decay: float = 0.05
-    smoothing: float = 0.1
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    drop_path: float = 0.05
-    ema: float = 0.95
-    clip: float = 0.0
-    fraction: float = 1.0
-    seed: int = 0
+    epochs: int = _knob(12, 1, 1e6, "passes over the training set")
+    batch_size: int = _knob(64, 1, 1e6, "images per step, over all devices")
+    optimizer: str = field(default="muon", metadata={"words": "muon or adamw"})
+    lr: float = _knob(2e-3, 1e-12, 1e3, "peak learning rate")
+    warmup: float = _knob(0.3, 0, 1e6, "epochs in which the rate rises")
+    decay: float = _knob(0.2, 0, 1, "share of the run in which it falls to 0 at the end")
+    weight_decay: float = _knob(0.05, 0, 1e3, "not for biases, norms and the class token")
+    smoothing: float = _knob(0.1, 0, 0.99, "of the labels")
+    mixup: float = _knob(0.0, 0, 1e3, "alpha of mixup; 0 is off")
+    cutmix: float = _knob(0.0, 0, 1e3, "alpha of cutmix; 0 is off")
+    drop_path: float = _knob(0.05, 0, 0.99, "stochastic depth of the last block")
+    ema: float = _knob(0.95, 0, 0.999999, "decay of the averaged weights")
+    clip: float = _knob(0.0, 0, 1e9, "largest gradient norm; 0 is off")
+    fraction: float = _knob(1.0, 1e-9, 1, "share of the training set")
+    seed: int = _knob(0, 0, 2**63 - 1, "of weights, order, augmentation and dropout")
 
     def check(self) -> None:
         """Refuse what nothing can be trained with.
@@ -65,9 +64,10 @@ class Recipe:
         UnknownNameError
             No such optimiser.
         """
-        for name, (low, high) in _RANGES.items():
-            if not low <= (value := getattr(self, name)) <= high:
-                raise ParameterError(f"{name}={value}: expected {low:g} to {high:g}")
+        for knob in fields(self):
+            low, high = knob.metadata.get("range", (None, None))
+            if low is not None and not low <= (value := getattr(self, knob.name)) <= high:
+                raise ParameterError(f"{knob.name}={value}: expected {low:g} to {high:g}")
         if self.optimizer not in OPTIMISERS:
             raise UnknownNameError("optimizer", self.optimizer, OPTIMISERS)
 

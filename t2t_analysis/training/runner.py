@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,8 +71,7 @@ def _images(run: Run, place: Place) -> Images:
     common: dict[str, Any] = {"img_size": size, "model": blank, "device": place.device}
     chosen: dict[str, Any] = {"fraction": run.recipe.fraction, "seed": run.recipe.seed}
 
-    def training(*args: Any, **kwargs: Any) -> Any:
-        return resident_train(*args, device=place.device, **kwargs)
+    training = partial(resident_train, device=place.device)
 
     def seen(most: int | None = None) -> Any:
         return resident_loader(run.data, split="train", most=most, **chosen, **common)
@@ -195,24 +195,18 @@ def trial(model: str, data: str, recipe: Recipe, place: Place) -> dict[str, Any]
     """Train on a share of the training images, evaluate on the rest of them, and add the row to ``rates.csv``."""
     run = Run(model, data, replace(recipe, epochs=rates.EPOCHS, fraction=rates.SHARE))
     blank = on_paper(model)
-    common: dict[str, Any] = {
-        "split": "train",
-        "img_size": blank.default_cfg["input_size"][-1],
-        "model": blank,
-    }
-    common |= {"fraction": rates.SHARE, "seed": recipe.seed, "device": place.device}
-
-    def training(*args: Any, **kwargs: Any) -> Any:
-        return resident_train(*args, device=place.device, **kwargs)
+    size = blank.default_cfg["input_size"][-1]
+    common: dict[str, Any] = {"split": "train", "img_size": size, "model": blank, "device": place.device}
+    common |= {"fraction": rates.SHARE, "seed": recipe.seed}
 
     folder = place.runs / f"rate__{run.name}"
-    module = _train(run, place, training, folder)
+    module = _train(run, place, partial(resident_train, device=place.device), folder)
     net = rounded(module.averaged())
     held_out = score(net, resident_loader(data, rest=True, **common), place.device)
     seen = score(net, resident_loader(data, most=MOST_TRAIN, **common), place.device)
     row = {
         "data": data_label(data),
-        "data_hash": fingerprint(data, common["img_size"]),
+        "data_hash": fingerprint(data, size),
         "model": model,
         "optimizer": recipe.optimizer,
         "lr": f"{recipe.lr:g}",
