@@ -220,7 +220,12 @@ class Subject:
     # -------------------------------------------------------------------------------- running the model
 
     def run(self, image: int) -> _Pass:
-        """What the forward pass of an image shows; the last passes are kept."""
+        """What the forward pass of an image shows; the last passes are kept.
+
+        Raises
+        ------
+        DataError : there is no such image.
+        """
         if not 0 <= image < len(self.images):
             raise DataError(f"image {image}: there are {len(self.images)}, numbered from 0")
         if image not in self._passes:

@@ -264,10 +264,10 @@ def max_statistic_p(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
     return permutation_p(observed, np.broadcast_to(largest, null.shape))
 
 
-def null_summary(null: np.ndarray, level: float = 0.95) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean and central interval of a null sample (K, ...) over its first axis."""
-    low, high = np.quantile(null, [0.5 - level / 2, 0.5 + level / 2], axis=0)
-    return null.mean(0), low, high
+def null_columns(null: np.ndarray) -> dict[str, np.ndarray]:
+    """Columns of a null sample (K, ...): its mean, 2.5 and 97.5 % points over the first axis."""
+    low, high = np.quantile(null, [0.025, 0.975], axis=0)
+    return {"null": null.mean(0), "null_low": low, "null_high": high}
 
 
 def calibrated(

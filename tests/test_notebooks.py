@@ -188,7 +188,12 @@ def test_two_models_are_named_in_full_once_and_then_by_their_kinds(monkeypatch: 
     assert title.startswith("T2T is `small_performer_deep`, ViT is `small_hard_deep`.")
     said = "`small_performer_deep` less `small_performer_deep, random`, small_hard_deep, small_\nhard_deep"
     assert called(said) == "T2T less T2T, random, ViT, ViT"
-    for other in ("small_hard_deep_se", "runs/small_hard_deep", "small_hard_deep.pt", "bundled small_hard_deep"):
+    for other in (
+        "small_hard_deep_se",
+        "runs/small_hard_deep",
+        "small_hard_deep.pt",
+        "bundled small_hard_deep",
+    ):
         assert called(other) == other
     _set_up(monkeypatch, model="small_performer_deep", baseline="small_hard_deep", baseline_label="mine")
     assert called("small_performer_deep, mine, small_hard_deep") == "T2T, mine, small_hard_deep"

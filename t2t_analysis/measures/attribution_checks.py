@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, T2TError
 from ..results import Result, Results
+from ..stats import null_columns
 from .attribution import METHODS, Explained, maps_of, ranks_something
 from .clusters import paired_against_others, permute_clusters
 from .faithfulness import deletion_insertion, method_row, several
@@ -88,10 +89,8 @@ def _completeness(error: Tensor, change: Tensor, clusters: np.ndarray) -> dict[s
     rng = np.random.default_rng(0)
     others = torch.from_numpy(permute_clusters(clusters, 99, rng, others_only=True))
     null = (((error + change)[others] - change).abs().sum(1) / change.abs().sum()).numpy()
-    low, high = np.quantile(null, [0.025, 0.975])
     return grouped_estimate(lambda e, c: e / c, sums[:2], sums[2]).columns() | {
-        "null": float(null.mean()), "null_low": float(low), "null_high": float(high),
-        "null_kind": "sums of other images' maps, 99 random pairings",
+        **null_columns(null), "null_kind": "sums of other images' maps, 99 random pairings",
     }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import capture
 from ..errors import DataError
-from ..stats import null_summary, permutation_p
+from ..stats import null_columns, permutation_p
 from .base import Estimate, MeasureBatch, View
 from .cka import (
     LEAST,
@@ -146,7 +146,7 @@ class Exact:
         kept = self._jackknifed(sides)
         yield from m.map_rows(self._over_all(kept), null, kept.value)
         yield from self._influence_rows(kept)
-        yield from self._mean_and_null(kept, null)
+        yield from self._mean_rows(kept, "cka_mean", null)
         if m.robust:
             yield from self._robust_rows(features)
 
@@ -174,27 +174,22 @@ class Exact:
         self.m.note(f"interval missing: {n} images are too few for a jackknife of CKA")
         return Estimate(value, np.full((1, *value.shape), np.nan), np.full(1, n))
 
-    def _mean_rows(self, kept: Estimate, quantity: str, **columns: Any) -> Iterator[dict[str, Any]]:
-        """The row of the mean over the cells that are compared; none where no cell is finite."""
-        m = self.m
-        cells = m.compared()
-        if cells.any():
-            words = f"{self.estimator}; mean over {int(cells.sum())} cells"
-            yield m.row(
-                m.places, m.places, quantity=quantity, tokens=m.tokens, value_unit="none", estimator=words,
-                estimate=kept[cells].mean(), ceiling=1.0, ceiling_kind="a representation with itself", **columns,
-            )  # fmt: skip
-
-    def _mean_and_null(self, kept: Estimate, null: np.ndarray) -> Iterator[dict[str, Any]]:
-        """The mean over the map with that of the permuted maps as null."""
-        cells = self.m.compared()
+    def _mean_rows(
+        self, kept: Estimate, quantity: str, permuted: np.ndarray | None = None, **columns: Any
+    ) -> Iterator[dict[str, Any]]:
+        """The mean over the cells that are compared, with that of permuted maps (K, La, Lb); none without cells."""
+        m, cells = self.m, self.m.compared()
         if not cells.any():
             return
-        drawn = null[:, cells].mean(1)
-        mean, low, high = (float(x) for x in null_summary(drawn))
-        yield from self._mean_rows(
-            kept, "cka_mean", p=float(permutation_p(kept.value[cells].mean(), drawn)), null=mean, null_low=low,
-            null_high=high, null_kind=f"second side's images permuted, {len(null)} times",
+        mean = kept[cells].mean()
+        if permuted is not None:
+            drawn = permuted[:, cells].mean(1)
+            columns = null_columns(drawn) | {"p": float(permutation_p(mean.value, drawn))}
+            columns |= {"null_kind": f"second side's images permuted, {len(permuted)} times"}
+        yield m.row(
+            m.places, m.places, quantity=quantity, tokens=m.tokens, value_unit="none", estimate=mean,
+            estimator=f"{self.estimator}; mean over {int(cells.sum())} cells", ceiling=1.0,
+            ceiling_kind="a representation with itself", **columns,
         )  # fmt: skip
 
     def _over_all(self, kept: Estimate) -> Estimate:
@@ -238,7 +233,7 @@ class Exact:
         self, sides: list[Tensor], quantity: str, at: float, at_unit: str
     ) -> Iterator[dict[str, Any]]:
         kept = self._jackknifed(sides)
-        columns = {"at": at, "at_unit": at_unit, "null": 0.0, "null_kind": "expectation"}
+        columns: dict[str, Any] = {"at": at, "at_unit": at_unit, "null": 0.0, "null_kind": "expectation"}
         yield self.m.cells(kept) | {"quantity": quantity} | columns
         yield from self._mean_rows(kept, f"{quantity}_mean", **columns)
 

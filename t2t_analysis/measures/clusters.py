@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike
 
 from ..errors import DataError
 from ..estimates import Estimate
-from ..stats import permutation_p
+from ..stats import null_columns, permutation_p
 
 
 def cluster_mean(values: ArrayLike, clusters: ArrayLike) -> dict[str, Any]:
@@ -77,11 +77,8 @@ def paired_against_others(
     others = permute_clusters(clusters, draws, rng, others_only=True)
     tested, null = (similarity[rows, partners].mean(1) for partners in (permuted, others))
     columns = cluster_mean(np.diagonal(similarity), clusters)
-    low, high = np.quantile(null, [0.025, 0.975])
     return columns | {
-        "null": float(null.mean()),
-        "null_low": float(low),
-        "null_high": float(high),
+        **null_columns(null),
         "null_kind": f"maps of other images, paired at random {draws} times",
         "p": float(permutation_p(columns["value"], tested, "two-sided")),
     }

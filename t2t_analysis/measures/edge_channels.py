@@ -23,6 +23,7 @@ from ..models.tokens import Window
 from ..results import Result
 from .base import Estimate, ImageMeans, MeasureBatch, View, add_by_group, grouped_estimate
 from .channels import FeatureMapView, channel_places
+from .edges import ImageBefore
 from .feature_maps import correlation, gradient_size
 from .token_pixels import pixels_to_tokens, windows_to
 from .view import FIRST_THIRD, first_third
@@ -136,7 +137,7 @@ class EdgeChannels(ImageMeans):
     def __init__(self, places: str | Sequence[str] | None = None, *, groups: int = 32) -> None:
         super().__init__(groups=groups)
         self.places = places
-        self._previous: Tensor | None = None
+        self.before = ImageBefore()
 
     # -- before the pass
 
@@ -192,13 +193,11 @@ class EdgeChannels(ImageMeans):
         images = batch.images[varied.to(batch.images.device)]
         if not len(images):
             return
-        previous = images[-1:] if self._previous is None else self._previous.to(images)
-        alone = self._previous is None and len(images) == 1
-        self._previous = images[-1:].clone()
-        if alone:  # no other image to compare it with
+        before = self.before(images)
+        if before is None:  # no other image to compare it with
             self.unpaired += 1
             return
-        others = torch.cat([previous, images[:-1]])
+        others = torch.cat([before, images[:-1]])
         group = self.group(batch)[varied]
         known: dict[Any, tuple[Targets, Targets]] = {}
         for i, name in enumerate(self.names):

@@ -156,6 +156,20 @@ def strength_and_orientation() -> Tensor:
     return basis / basis.norm(dim=0)
 
 
+class ImageBefore:
+    """The image that came before the first one of each batch, to be paired with it as a null."""
+
+    def __init__(self) -> None:
+        self._last: Tensor | None = None
+
+    def __call__(self, images: Tensor) -> Tensor | None:
+        """(1, ...), for the first batch its own last image; None for a first image that comes alone."""
+        before = images[-1:] if self._last is None else self._last.to(images)
+        alone = self._last is None and len(images) == 1
+        self._last = images[-1:].clone()
+        return None if alone else before
+
+
 # --------------------------------------------------------------------------------------- the predictors
 
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import T2TError
 from ..results import Result
+from ..stats import null_columns
 from .attribution import METHODS, Explained, reference_images
 from .clusters import cluster_mean
 from .view import evaluating
@@ -98,11 +99,8 @@ def exchange_null(
     value, slack = observed.mean(), 1e-12
     above = (1 + (means >= value - slack).sum()) / (resamples + 1)
     below = (1 + (means <= value + slack).sum()) / (resamples + 1)
-    low, high = np.quantile(alone, [0.025, 0.975])
-    return {
-        "null": float(draws.mean()),
-        "null_low": float(low),
-        "null_high": float(high),
+    return null_columns(alone) | {
+        "null": draws.mean(),
         "null_kind": f"cells in random order, {len(draws)} orders per image",
         "p": float(min(1.0, 2 * min(above, below))),
     }

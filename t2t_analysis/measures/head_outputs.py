@@ -12,7 +12,7 @@ from .. import capture
 from ..capture.attention import Attention
 from ..errors import T2TError
 from ..results import Result
-from ..stats import max_statistic_p, null_summary
+from ..stats import max_statistic_p, null_columns
 from .base import MeasureBatch, View
 from .cka import LEAST, gram, permutations, permuted_inner, u_centred
 from .head_measure import HeadMeasure, correlation
@@ -59,8 +59,7 @@ def permutation_null(value: np.ndarray, null: np.ndarray, tested: np.ndarray) ->
     does not make it significant. p is one-sided, and missing in other cells.
     """
     p = max_statistic_p(np.where(tested, value, np.nan), np.where(tested, null, np.nan))
-    mean, low, high = null_summary(null)
-    return {"null": mean, "null_low": low, "null_high": high, "p": np.where(tested, p, np.nan)}
+    return null_columns(null) | {"p": np.where(tested, p, np.nan)}
 
 
 class HeadOutputCKA(HeadMeasure):
@@ -180,13 +179,12 @@ class HeadOutputCKA(HeadMeasure):
         sums = self._finite(getattr(self, tokens))
         pairs, means, change = self.estimate_all(correlation, (sums, self.index.spread(counts)), counts)
         null, layers = (x.cpu().numpy() for x in self._null(tokens, sums.sum(0)))
-        mean, low, high = null_summary(contrast(np.diagonal(layers, axis1=-2, axis2=-1)))
         upper = np.triu_indices(self.index.total, k=1)
         of_pairs = permutation_null(pairs.value[upper], null, np.isfinite(pairs.value[upper]))
         nulls = [
             {name: _placed(column, upper, self.index.total) for name, column in of_pairs.items()},
             permutation_null(means.value, layers, np.triu(np.isfinite(means.value))),
-            {"null": float(mean), "null_low": float(low), "null_high": float(high)},
+            null_columns(contrast(np.diagonal(layers, axis1=-2, axis2=-1))),
         ]
         return self.report(
             (pairs, means, change), nulls, quantity="head_output_cka", tokens=tokens, value_unit="none",

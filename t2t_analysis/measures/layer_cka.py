@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import capture
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result
-from ..stats import calibrated, max_statistic_p, null_summary, permutation_p
+from ..stats import calibrated, max_statistic_p, null_columns, permutation_p
 from .base import Estimate, Measure, MeasureBatch, View
 from .cka import LEAST
 from .cka_batches import Batches
@@ -126,13 +126,15 @@ class LayerCKA(Measure):
         corrected, plain = max_statistic_p(cells, null), permutation_p(cells, null)
         largest = np.broadcast_to(np.nanmax(null, axis=(1, 2), initial=-np.inf)[:, None, None], null.shape)
         beyond = calibrated(cells, largest)
-        mean, low, high = null_summary(null)
-        alone = np.isnan(mean)  # a layer with itself: nothing to permute, but the estimator is unbiased
+        drawn = null_columns(null)
+        alone = np.isnan(
+            drawn["null"]
+        )  # a layer with itself: nothing to permute, but the estimator is unbiased
         kind = f"second side's images permuted, {len(null)} times"
         top = {"ceiling": 1.0, "ceiling_kind": "a representation with itself"}
-        yield self.cells(value) | top | {
-            "quantity": "cka_unbiased", "p": corrected, "null": np.where(alone, 0.0, mean), "null_low": low,
-            "null_high": high, "null_kind": np.where(alone, "independent representations", kind).astype(object),
+        yield self.cells(value) | top | drawn | {
+            "quantity": "cka_unbiased", "p": corrected, "null": np.where(alone, 0.0, drawn["null"]),
+            "null_kind": np.where(alone, "independent representations", kind).astype(object),
         }  # fmt: skip
         count = {"n": value.n[looked_at], "unit": value.unit}
         yield self.cells(beyond, looked_at) | count | top | {

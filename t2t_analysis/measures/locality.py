@@ -6,10 +6,11 @@ edge energy of a cell, and of its neighbours, can be read linearly from its toke
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 from zlib import crc32
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +23,7 @@ from .edges import (
     ORIENTATIONS,
     REFERENCES,
     TARGETS,
+    ImageBefore,
     edge_targets,
     inner_tokens,
     luminance,
@@ -35,7 +37,9 @@ from .sums import Estimate, add_by_group, left_out
 from .view import FIRST_THIRD, first_third
 
 ASPECTS = ("", "_strength", "_orientation")
-QUANTITIES = tuple(where + aspect for aspect in ASPECTS for where in (*TARGETS, "neighbour"))
+QUANTITIES = np.array(
+    [f"edge_r2_{where}{aspect}" for aspect in ASPECTS for where in (*TARGETS, "neighbour")], dtype=object
+)
 #: What is dealt out to the halves, of which one is predicted from the other.
 HALVES = ("photographs", "images")
 
@@ -124,7 +128,7 @@ class EdgeDecodability(Measure):
             )
         self.dim, self.draws, self.places, self.seed = dim, draws, tuple(places), seed
         self.halves = halves
-        self._previous: Tensor | None = None
+        self.before = ImageBefore()
         self._basis = strength_and_orientation()
 
     # -- before the pass
@@ -197,10 +201,8 @@ class EdgeDecodability(Measure):
     def update(self, batch: MeasureBatch) -> None:
         """Add the products of features and targets, every image in its group and half."""
         grey = luminance(batch.images.float(), self.std)
-        before = grey[-1:] if self._previous is None else self._previous.to(grey)
-        lone = self._previous is None and len(grey) == 1
-        self._previous = grey[-1:].clone()
-        if lone:  # no other image to pair it with
+        before = self.before(grey)
+        if before is None:  # no other image to pair it with
             self.dropped += 1
             return
         targets = {o: self._targets(grey, before, o) for o in {foot.offset for foot in self.feet.values()}}
@@ -242,9 +244,10 @@ class EdgeDecodability(Measure):
         if first:
             r2[FIRST_THIRD] = torch.stack([r2[name] for name in first]).mean(0)
             counts[FIRST_THIRD] = torch.stack([counts[name] for name in first]).amin(0)
-        found = {name: self._estimates(values, counts[name]) for name, values in r2.items()}
-        rows = [row for name in found for row in self._rows(name, found[name])]
-        rows += [row for name in REFERENCES for row in self._over_rows(name, found)] if first else []
+        found = {name: self._estimate(values, counts[name]) for name, values in r2.items()}
+        rows = [self._row(name, of) for name, of in found.items()]
+        if first:
+            rows += [self._over_row(name, found[FIRST_THIRD][0] - found[name][0]) for name in REFERENCES]
         asked = {"cells": list(self.grid)}
         return self.result(rows, conditions={self.views[0].label: asked}, **asked)
 
@@ -263,35 +266,30 @@ class EdgeDecodability(Measure):
             parts += [four, four[..., 1:3].mean(-1, keepdim=True)]
         return torch.cat(parts, -1)
 
-    def _estimates(self, r2: Tensor, count: Tensor) -> dict[str, tuple[Estimate, Estimate]]:
-        """Value and null of every quantity over photographs, from (1 + G, 2, Q)."""
+    def _estimate(self, r2: Tensor, count: Tensor) -> Estimate:
+        """Value and null of every quantity (2, Q) over photographs, from (1 + G, 2, Q)."""
         sizes, unit = count.cpu(), "image"
         if len(self.photographs):
             group = torch.arange(len(self.photographs)) // 2 % self.groups
             seen = torch.zeros(self.groups).index_add_(0, group, (self.photographs.cpu() > 0).float())
             sizes, unit = torch.where(sizes > 0, seen.to(sizes), 0.0), "photograph"
-        found = Estimate(r2[0].numpy(), r2[1:].numpy(), sizes.numpy(), unit)
-        return {quantity: (found[0, i], found[1, i]) for i, quantity in enumerate(QUANTITIES)}
+        return Estimate(r2[0].numpy(), r2[1:].numpy(), sizes.numpy(), unit)
 
-    def _rows(self, name: str, found: dict[str, tuple[Estimate, Estimate]]) -> Iterator[dict[str, Any]]:
-        for quantity, (own, null) in found.items():
-            yield self.row(
-                name, estimate=own, p=own - null, null=null, null_kind="edges of another image at the same position",
-                quantity=f"edge_r2_{quantity}", tokens="patch", value_unit="none", ceiling=1.0,
-                ceiling_kind="all variance", estimator=self._estimator(name),
-            )  # fmt: skip
+    def _row(self, name: str, found: Estimate) -> dict[str, Any]:
+        """Every quantity of one place."""
+        return self.row(
+            name, quantity=QUANTITIES, estimate=found[0], p=found[0] - found[1], null=found[1],
+            null_kind="edges of another image at the same position", tokens="patch", value_unit="none", ceiling=1.0,
+            ceiling_kind="all variance", estimator=self._estimator(name),
+        )  # fmt: skip
 
-    def _over_rows(
-        self, name: str, found: dict[str, dict[str, tuple[Estimate, Estimate]]]
-    ) -> Iterator[dict[str, Any]]:
+    def _over_row(self, name: str, over: Estimate) -> dict[str, Any]:
         """First third of the blocks minus a reference, paired over images."""
-        for quantity in QUANTITIES:
-            over = found[FIRST_THIRD][quantity][0] - found[name][quantity][0]
-            yield self.row(
-                FIRST_THIRD, name, quantity=f"edge_r2_{quantity}_over_reference", estimate=over, p=over, null=0.0,
-                null_kind="no more than in the reference", tokens="patch", value_unit="none",
-                estimator=f"difference of held-out ridge R^2, mean over blocks minus {name}",
-            )  # fmt: skip
+        return self.row(
+            FIRST_THIRD, name, quantity=QUANTITIES + "_over_reference", estimate=over, p=over, null=0.0,
+            null_kind="no more than in the reference", tokens="patch", value_unit="none",
+            estimator=f"difference of held-out ridge R^2, mean over blocks minus {name}",
+        )  # fmt: skip
 
     def _estimator(self, name: str) -> str:
         if name == FIRST_THIRD:

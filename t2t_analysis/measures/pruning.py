@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import T2TError, UnknownNameError
 from ..results import Result
-from ..stats import null_summary, permutation_p
+from ..stats import null_columns, permutation_p
 from .ablation import Edit, Head, Start
 from .ablation_measure import AblationMeasure
 from .base import MeasureBatch, View
@@ -181,12 +181,10 @@ def head_association(
         draws[:, r] = similarity(drawn)[known][at], effect(drawn)[known][at]
     permuted = np.stack([b[_permuted(layers, rng)] for _ in range(resamples)])
     null = _spearman(np.broadcast_to(a, permuted.shape), permuted, layers)
-    mean, null_low, null_high = null_summary(null)
     low, high = _fisher(value, _spearman(draws[0], draws[1], of_drawn))
     p = permutation_p(value, null, "two-sided")
     ceiling = _reliability(effect, layers, known, one)
-    return {"value": value, "low": low, "high": high, "p": p, "null": mean,
-            "null_low": null_low, "null_high": null_high, "ceiling": ceiling}  # fmt: skip
+    return {"value": value, "low": low, "high": high, "p": p, "ceiling": ceiling} | null_columns(null)
 
 
 def _drawn_heads(layers: Array, rng: np.random.Generator) -> Array:
@@ -476,17 +474,17 @@ class PruningCurves(AblationMeasure):
         row = self.base(quantity, unit, variant=named, null_kind=f"{self.random} random orders")
         until = f"{quantity.removeprefix('pruned_')} {'falls by' if falls else 'exceeds'} {limit:g}"
         return [
-            row | _null(value.value[k:]) | {
+            row | null_columns(value.value[k:]) | {
                 "variant": named[:, None], "estimator": how[:, None], "estimate": value[:k], "at": at,
                 "at_unit": "fraction of heads removed",
             },
-            row | _null(area.value[k:]) | {
+            row | null_columns(area.value[k:]) | {
                 "quantity": quantity.replace("pruned_", "pruning_area_"), "value_unit": f"{unit} x fraction of heads",
                 "estimate": area[:k], "p": np.array([one_more_p(x, area.value[k:]) for x in area.value[:k]]),
                 "estimator": how + "; area to the mean of random orders, trapezoids; p: one more random order",
                 "null_kind": f"{self.random} random orders, each against the others",
             },
-            row | _null(kept[k:]) | {
+            row | null_columns(kept[k:]) | {
                 "quantity": quantity.replace("pruned_", "removable_by_"), "value_unit": "fraction of heads",
                 "value": kept[:k], "low": low[:k], "high": high[:k], "n": value.n[:k, 0], "unit": "image",
                 "interval": "percentile bootstrap over image groups, 999 resamples",
@@ -508,11 +506,6 @@ class PruningCurves(AblationMeasure):
             return torch.cat([under[:, :named] - mean, drawn - others], 1)
 
         return grouped_estimate(area, (sums, counts), counts[..., 0])
-
-
-def _null(drawn: Array) -> dict[str, Array]:
-    """Columns of the null from random orders (R, ...)."""
-    return dict(zip(("null", "null_low", "null_high"), null_summary(drawn), strict=True))
 
 
 def _complete(name: str, order: Sequence[Head], heads: Sequence[Head]) -> list[Head]:

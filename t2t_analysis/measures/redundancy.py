@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from .. import capture
 from ..capture.attention import backbone_attention
 from ..results import Result
-from ..stats import null_summary
+from ..stats import null_columns
 from .base import Estimate, ImageMeans, View
 from .head_maps import off_diagonal_mean, renormalised
 from .head_measure import OTHER_IMAGE
@@ -261,16 +261,14 @@ class Redundancy(ImageMeans):
     ) -> Iterator[dict[str, Any]]:
         values = {"stable_rank": stable_rank(singular), "effective_rank": effective_rank(singular)}
         for j, (kind, ranks) in enumerate(values.items()):
-            null, low, high = null_summary(drawn[:, j])
-            shares = (ranks / singular.shape[-1]).numpy()
+            shares, null = (ranks / singular.shape[-1]).numpy(), null_columns(drawn[:, j])
             row = self.row(
                 place, quantity=f"{kind}_{circuit}", value_unit="fraction of head width",
-                interval="none: weights are no sample", n=1, unit="weight matrix", null=float(null),
+                interval="none: weights are no sample", n=1, unit="weight matrix",
                 null_kind=f"product of random normal matrices, {len(drawn)} draws", ceiling=1.0,
-                ceiling_kind="orthogonal", estimator=_ESTIMATORS[kind],
+                ceiling_kind="orthogonal", estimator=_ESTIMATORS[kind], null=null["null"],
             )  # fmt: skip
-            ends = {"null_low": float(low), "null_high": float(high)}
-            yield row | ends | {"head": np.arange(len(shares)), "value": shares}
+            yield row | null | {"head": np.arange(len(shares)), "value": shares}
             yield row | {"value": float(shares.mean()), "estimator": f"{_ESTIMATORS[kind]}; mean over heads"}
 
 
