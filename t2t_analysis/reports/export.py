@@ -231,9 +231,7 @@ def _squeezed(html: str) -> str:
 def _one_title(soup: BeautifulSoup, page: Page) -> None:
     titles = soup.find_all("h1")
     if not titles:
-        title = soup.new_tag("h1")
-        title.string = page.title
-        _one(soup, "main").insert(0, title)
+        _one(soup, "main").insert(0, soup.new_tag("h1", string=page.title))
     for other in titles[1:]:
         other.name = "h2"
 
@@ -276,10 +274,8 @@ def _number_figures(soup: BeautifulSoup, stem: str) -> None:
         if (link := figure.find("a", class_="numbers")) is not None:
             link["download"] = f"{stem or 'report'}-figure-{number}.csv"
         if (caption := figure.find("figcaption")) is not None:
-            label, mark = soup.new_tag("b"), soup.new_tag("a", href=f"#figure-{number}")
-            mark.string = f"Figure {number}"
-            label.append(mark)
-            label.append(". ")
+            label = soup.new_tag("b")
+            label.extend([soup.new_tag("a", href=f"#figure-{number}", string=f"Figure {number}"), ". "])
             (caption.find("p") or caption).insert(0, label)
 
 
@@ -309,10 +305,8 @@ def _contents(soup: BeautifulSoup) -> None:
     for heading in soup.find_all(["h1", "h2", "h3", "h4"]):
         heading["id"] = _free(slug(heading.get_text(" ")), taken)
         if heading.name == "h2":
-            link = soup.new_tag("a", href=f"#{heading['id']}")
-            link.string = heading.get_text(" ", strip=True)
             item = soup.new_tag("li")
-            item.append(link)
+            item.append(soup.new_tag("a", href=f"#{heading['id']}", string=heading.get_text(" ", strip=True)))
             entries.append(item)
 
 

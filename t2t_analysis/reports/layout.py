@@ -47,12 +47,10 @@ def answer_first(soup: BeautifulSoup) -> None:
         return
     head = title.find_parent("div", class_="prose") or title
     answer = soup.new_tag("section", attrs={"class": "answer", "aria-label": "Answer"})
-    head.insert_before(title.extract())
-    title.insert_after(answer)
-    for said in soup.select("main .names, .title p:has(strong)"):  # who is meant, and warnings
-        answer.append(said.extract())
+    head.insert_before(title, answer)
+    answer.extend(soup.select("main .names, .title p:has(strong)"))  # who is meant, and warnings
     figure = soup.select_one("main .deciding figure") or soup.select_one("main figure")
-    _lead(soup, answer, findings, figure)
+    _lead(answer, findings, figure)
     _fold(soup, head, "Question, method, and what would change our mind")
     _fold_set_up(soup)
     for prose in soup.select("main > .prose"):
@@ -62,40 +60,28 @@ def answer_first(soup: BeautifulSoup) -> None:
     _to_the_end(soup)
 
 
-def _details(soup: BeautifulSoup, summary: str, content: Iterable[Tag], kind: str = "more") -> Tag:
+def _details(soup: BeautifulSoup, summary: str, content: Iterable[Tag] = (), kind: str = "more") -> Tag:
     details = soup.new_tag("details", attrs={"class": kind})
-    words = soup.new_tag("summary")
-    words.string = summary
-    details.append(words)
-    for element in list(content):
-        details.append(element.extract())
+    details.extend([soup.new_tag("summary", string=summary), *content])
     return details
 
 
 def _fold(soup: BeautifulSoup, block: Tag, summary: str) -> None:
     """Wrap a whole block; nothing of one that is empty."""
-    if not block.get_text(strip=True):
-        block.extract()
-        return
-    place = soup.new_tag("div")
-    block.insert_before(place)
-    place.replace_with(_details(soup, summary, [block]))
-
-
-def _lead(soup: BeautifulSoup, answer: Tag, findings: Tag, figure: Tag | None) -> None:
-    """The first finding as a paragraph, the figure, two more findings as a list, and the rest folded."""
-    first, *rest = findings.find_all("li")
-    lead = soup.new_tag("p", attrs={"class": "lead"})
-    for part in list(first.contents):
-        lead.append(part)
-    first.extract()
-    answer.append(lead)
-    if figure is not None:
-        answer.append(figure.extract())
-    if rest:
-        answer.append(findings.extract())
+    if block.get_text(strip=True):
+        block.wrap(_details(soup, summary))
     else:
-        findings.extract()
+        block.extract()
+
+
+def _lead(answer: Tag, findings: Tag, figure: Tag | None) -> None:
+    """The first finding as a paragraph, the figure, and the other findings as a list."""
+    first, *rest = findings.find_all("li")
+    first.name, first["class"] = "p", "lead"
+    answer.extend([first, *([figure] if figure is not None else [])])
+    findings.extract()
+    if rest:
+        answer.append(findings)
 
 
 def _fold_items(soup: BeautifulSoup, findings: Tag) -> None:
@@ -103,10 +89,8 @@ def _fold_items(soup: BeautifulSoup, findings: Tag) -> None:
     shown = SHOWN - 1 if findings.find_parent(class_="answer") else SHOWN
     if len(items) > shown + 1:
         more = soup.new_tag("ul")
-        folded = _details(soup, f"{len(items) - shown} more findings", [more])
-        findings.append(folded)
-        for item in items[shown:]:
-            more.append(item.extract())
+        more.extend(items[shown:])
+        findings.append(_details(soup, f"{len(items) - shown} more findings", [more]))
 
 
 def _section(prose: Tag) -> str:
@@ -126,9 +110,9 @@ def _fold_set_up(soup: BeautifulSoup) -> None:
             if heading is not None:
                 heading.extract()
     if parts:
-        place = soup.new_tag("div")
-        parts[0].insert_before(place)
-        place.replace_with(_details(soup, "What was compared: models, images, parameters", parts))
+        details = _details(soup, "What was compared: models, images, parameters")
+        parts[0].insert_before(details)
+        details.extend(parts)
 
 
 def _cells_after(prose: Tag) -> list[Tag]:

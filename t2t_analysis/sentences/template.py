@@ -14,7 +14,7 @@ import pandas as pd
 
 from .._names import TWIN
 from .._show import code
-from ..claims.base import Effect, Kind
+from ..claims.base import Effect
 from ..claims.headlines import pair_differences, pair_order
 from ..claims.ledger import claim_named, effect_verdict, ledger, summary
 from ..claims.premise import endpoint_rows
@@ -172,46 +172,47 @@ class Facts:
 
         A sentence each with the first number that decides; the others follow after them.
         """
-        said, also = [], []
-        for _, about, frame in self._ledgers(name):
+        said: list[str] = []
+        also: list[str] = []
+        asked = ""
+        for about, frame in self._ledgers(name).items():
             (row,) = summary(frame).to_dict("records")
             first, *rest = [effect_words(effect) for _, effect in frame[frame["deciding"]].iterrows()]
             why = f" Why: {row['because']}." if row["because"] else ""
-            said.append(
-                f"{row['statement']} **{str(row['verdict']).capitalize()}** for {about}.{why} {first}"
-            )
+            asked = "The same:" if asked in ("The same:", row["statement"]) else row["statement"]
+            said.append(f"{asked} **{row['verdict'].capitalize()}** for {about}.{why} {first}")
             also += [f"Also asked of {about}: {' '.join(rest)}"] * bool(rest)
         return [*said, *self.no_verdict, *also]
 
-    def _ledgers(self, name: str) -> list[tuple[Kind, str, pd.DataFrame]]:
-        claim, found = claim_named(name), []
-        by_measure = {
-            result.measure: result for result in self.results if result.measure not in ("", "evidence")
-        }
+    def _ledgers(self, name: str) -> dict[str, pd.DataFrame]:
+        """What evidence is about, in words -> its ledger of one claim."""
+        claim, found = claim_named(name), {}
         order = pair_order(self.models)
         if order and not self.untrained and claim.of_kind("pair"):
-            rows = pair_differences(self._whole(by_measure), *order)
+            rows = pair_differences(self._by_measure, *order)
             evidence = Result("evidence", pd.DataFrame(rows), {"kind": "pair"})
             about = f"{code(order[0])} against {code(order[1])}, two models as they are, over {self.over}"
-            found.append(("pair", about, ledger(evidence, claims=[claim])))
+            found[about] = ledger(evidence, claims=[claim])
         for label in self.labels:
             if label in self.untrained or not claim.of_kind("premise"):
                 continue
-            rows = endpoint_rows(label, self.models[label], self._whole(by_measure))
+            rows = endpoint_rows(label, self.models[label], self._by_measure)
             evidence = Result.of_rows("evidence", rows, {"kind": "premise"})
             frame = ledger(evidence, claims=[claim])
             if (frame["verdict"] != "not tested").any():
-                found.append(("premise", f"{code(label)} alone, over {self.over}", frame))
-        return found  # type: ignore[return-value]
+                found[f"{code(label)} alone, over {self.over}"] = frame
+        return found
 
-    def _whole(self, by_measure: dict[str, Result]) -> dict[str, Result]:
-        """The results of measures; differences carry the same names and are passed over."""
-        return by_measure | {r.measure: r for r in self.results if r.frame["model_b"].isna().any()}
+    @cached_property
+    def _by_measure(self) -> dict[str, Result]:
+        """Measure -> its result; a difference carries the same name, and is taken where there is nothing else."""
+        named = {result.measure: result for result in self.results if result.measure not in ("", "evidence")}
+        return named | {r.measure: r for r in self.results if r.frame["model_b"].isna().any()}
 
     def closing(self, name: str) -> list[str]:
         """The verdicts once more in short, and what would change them."""
         said: dict[str, list[str]] = {}
-        for _, about, frame in self._ledgers(name):
+        for about, frame in self._ledgers(name).items():
             (row,) = summary(frame).to_dict("records")
             said.setdefault(row["statement"], []).append(f"**{row['verdict'].capitalize()}** for {about}")
         what = [f"What would change this: {claim_named(name).change}"] if said else []
