@@ -158,6 +158,7 @@ def test_what_the_readme_says_of_the_bundled_weights_stands_on_their_cards() -> 
     epochs = HORIZONS["photo_crops"][-1]
     assert len(cards) == 4
     assert all(f" {epochs} epochs," in card["recipe"] and card["seed"] == 0 for card in cards)
-    assert f"the four corner cells of the study at its last length, {epochs} epochs under one recipe, seed 0" in (
-        ROOT / "README.md"
-    ).read_text()
+    assert (
+        f"the four corner cells of the study at its last length, {epochs} epochs under one recipe, seed 0"
+        in (ROOT / "README.md").read_text()
+    )
