@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -144,6 +145,10 @@ def _parsed(arguments: Sequence[str]) -> argparse.Namespace | None:
     return given
 
 
+#: what the system says when nothing more can be written
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 2 for a mistake in how it was called."""
     try:
@@ -160,6 +165,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        where = f": {error.filename2 or error.filename}" if error.filename else ""
+        print(f"t2t-analysis: {error.strerror}{where}; what was finished before is whole", file=sys.stderr)
+        return 1
 
 
 def _version() -> int:

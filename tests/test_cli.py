@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shlex
 import subprocess
 import sys
@@ -169,3 +171,22 @@ def test_list_prints_one_quoted_papermill_command_a_line(tmp_path: Path) -> None
     assert all(line.startswith("papermill ") for line in lines)
     assert "-p model t2t_vit_14 -p baseline deit_small_patch16_224" in lines[0]
     assert f"'{tmp_path / 'a b'}/head_redundancy__t2t_vit_14__vs__deit_small_patch16_224.ipynb'" in lines[0]
+
+
+@pytest.mark.parametrize(("number", "status"), [(errno.ENOSPC, 1), (errno.EROFS, 1), (errno.ENOENT, None)])
+def test_a_full_disk_is_one_line_and_other_errors_keep_their_traceback(
+    number: int, status: int | None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from t2t_analysis.commands import models
+
+    def full(arguments: object) -> None:
+        raise OSError(number, os.strerror(number), "copied", None, "last.ckpt")
+
+    monkeypatch.setattr(models, "run", full)
+    if status is None:
+        with pytest.raises(OSError, match="No such file"):
+            main(["models"])
+    else:
+        assert main(["models"]) == status
+        said = capsys.readouterr().err
+        assert said == f"t2t-analysis: {os.strerror(number)}: last.ckpt; what was finished before is whole\n"
