@@ -6,7 +6,7 @@ from t2t_analysis.claims.headlines import HEADLINES
 from t2t_analysis.claims.ledger import all_claims
 from t2t_analysis.errors import UnknownNameError
 from t2t_analysis.quantities import ENDPOINTS, QUANTITIES, quantity
-from t2t_analysis.training.effects import CONTRASTS, PUBLISHED
+from t2t_analysis.training.effects import CONTRASTS, published
 
 
 def test_whatever_a_claim_or_the_study_names_is_described():
@@ -17,7 +17,12 @@ def test_whatever_a_claim_or_the_study_names_is_described():
         for name in (e.controlled, e.pair, e.premise)
         if name
     }
-    names |= set(CONTRASTS) | {f"{name}_published" for name in PUBLISHED} | set(HEADLINES) | set(ENDPOINTS)
+    names |= (
+        set(CONTRASTS)
+        | {f"{name}_published" for name in published("train")}
+        | set(HEADLINES)
+        | set(ENDPOINTS)
+    )
     names |= {str(headline.where["quantity"]) for headline in HEADLINES.values()}
     assert {name for name in names if not quantity(name).words} == set()
 

@@ -676,7 +676,7 @@ def test_what_is_missing_is_said_and_the_paper_stands_beside():
     assert any("not on the same scale" in note for note in result.notes)
     found = by_quantity(result)
     assert found.loc["tokeniser_effect_deep_published", "value"] == 0.020
-    assert set(effects.PUBLISHED) <= set(effects.CONTRASTS)
+    assert set(effects.published("train")) <= set(effects.CONTRASTS)
     assert found.loc["accuracy", "n"].tolist() == [5] * 4
 
 

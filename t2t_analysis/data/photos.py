@@ -6,6 +6,7 @@ purpose: drawings and renderings, the second half of the stereo pair, and pictur
 
 from __future__ import annotations
 
+import csv
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -26,39 +27,22 @@ class Photo(NamedTuple):
     licence: str
 
 
-_SKLEARN, _SKIMAGE, _MPL = "scikit-learn", "scikit-image", "matplotlib"
+#: package -> its module, and the folder of its pictures
 _FOLDER = {
-    _SKLEARN: ("sklearn", "datasets/images"),
-    _SKIMAGE: ("skimage", "data"),
-    _MPL: ("matplotlib", "mpl-data/sample_data"),
+    "scikit-learn": ("sklearn", "datasets/images"),
+    "scikit-image": ("skimage", "data"),
+    "matplotlib": ("matplotlib", "mpl-data/sample_data"),
 }
+
+
+def _listed() -> tuple[Photo, ...]:
+    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+        return tuple(Photo(**row) for row in csv.DictReader(file))
+
 
 #: In the order of their names. Licence notes come from the packages' own README files and docstrings;
 #: "see package" where those say nothing.
-PHOTOS: tuple[Photo, ...] = (
-    Photo("astronaut", _SKIMAGE, "astronaut.png", "public domain, no known copyright restrictions (NASA)"),
-    Photo("brick", _SKIMAGE, "brick.png", "CC0 (CC0Textures)"),
-    Photo("camera", _SKIMAGE, "camera.png", "CC0 (Lav Varshney)"),
-    Photo("chelsea", _SKIMAGE, "chelsea.png", "CC0 (Stefan van der Walt)"),
-    Photo("china", _SKLEARN, "china.jpg", "CC BY 2.0 (danielbuechele)"),
-    Photo("clock", _SKIMAGE, "clock_motion.png", "public domain (Stefan van der Walt)"),
-    Photo("coffee", _SKIMAGE, "coffee.png", "CC0 (Rachel Michetti)"),
-    Photo("coins", _SKIMAGE, "coins.png", "no known copyright restrictions (Brooklyn Museum)"),
-    Photo(
-        "flower", _SKLEARN, "flower.jpg", "CC BY 2.0 (vultilion's page; the README credits danielbuechele)"
-    ),
-    Photo("grace_hopper", _MPL, "grace_hopper.jpg", "see package"),
-    Photo("grass", _SKIMAGE, "grass.png", "CC0 (linolafett)"),
-    Photo("gravel", _SKIMAGE, "gravel.png", "CC0 (CC0Textures)"),
-    Photo("hubble", _SKIMAGE, "hubble_deep_field.jpg", "free to use, public domain (NASA)"),
-    Photo("moon", _SKIMAGE, "moon.png", "see package"),
-    Photo("motorcycle", _SKIMAGE, "motorcycle_left.png", "see package (Middlebury 2014 stereo benchmark)"),
-    Photo("page", _SKIMAGE, "page.png", "see package"),
-    Photo("retina", _SKIMAGE, "retina.jpg", "CC0 (Mikael Häggström)"),
-    Photo("rocket", _SKIMAGE, "rocket.jpg", "public domain (SpaceX)"),
-    Photo("text", _SKIMAGE, "text.png", "public domain, no known copyright restrictions (Wikipedia)"),
-    Photo("tissue", _SKIMAGE, "ihc.png", "no known copyright restrictions (CMMI)"),
-)
+PHOTOS = _listed()
 _BY_NAME = {photo.name: photo for photo in PHOTOS}
 
 

@@ -92,7 +92,7 @@ def _downloaded() -> Iterator[list[Any]]:
 def _study() -> list[Any]:
     """The study's tables and the code that turns them into effects, which is no part of ``_library``."""
     tables = sorted((data_dir() / "study").glob("*.csv"))
-    code = [_sources((_PACKAGE / "training").glob("*.py"))]
+    code = [_sources(path for path in (_PACKAGE / "training").iterdir() if path.suffix in (".py", ".csv"))]
     return [(path.name, _sha(path.read_bytes())) for path in tables] + code
 
 

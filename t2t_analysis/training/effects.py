@@ -7,6 +7,7 @@ cells. Runs of one task, data set, optimiser and length are compared; runs of a 
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -77,29 +78,20 @@ for _name in IDEAS:
     CONTRASTS[f"{_name}_effect_hard"] = _idea(_name, "hard")
     CONTRASTS[f"{_name}_effect_performer"] = _idea(_name, "performer")
 
-#: quantity -> accuracy difference as a fraction, and the rows of the paper's tables that it is the difference of.
-PUBLISHED: dict[str, tuple[float, str]] = {
-    "t2t_minus_vit": (0.034, "Table 2: T2T-ViT-14 81.5, ViT-S/16 78.1, each under its own recipe"),
-    "tokeniser_effect_deep": (0.020, "Table 7: T2T-ViT-14 81.5, without T2T 79.5"),
-    "backbone_effect_performer": (0.027, "Table 7: T2T-ViT-14 81.5, d768-4 78.8"),
-    "backbone_effect_hard": (0.009, "Table 6: ViT-DN 79.0, ViT-S/16 78.1; half the parameters"),
-    "performer_minus_convolution_deep": (0.007, "Table 7: T2T-ViT-14 81.5, T2T-ViT_c-14 80.8"),
-    "transformer_minus_performer": (0.002, "Table 7: T2T-ViT_t-14 81.7, T2T-ViT-14 81.5"),
-    "se_effect_hard": (0.003, "Table 6: ViT-SE 78.4, ViT-S/16 78.1"),
-    "se_effect_performer": (0.001, "Table 6: T2T-ViT-SE 81.6, T2T-ViT-14 81.5"),
-    "resnext_effect_hard": (-0.001, "Table 6: ViT-ResNeXt 78.0, ViT-S/16 78.1"),
-    "resnext_effect_performer": (0.0, "Table 6: T2T-ViT-ResNeXt 81.5, T2T-ViT-14 81.5"),
-    "dense_effect_hard": (-0.013, "Table 6: ViT-Dense 76.8, ViT-S/16 78.1"),
-    "dense_effect_performer": (-0.009, "Table 6: T2T-ViT-Dense 80.6, T2T-ViT-14 81.5"),
-    "ghost_effect_hard": (-0.044, "Table 6: ViT-Ghost 73.7, ViT-S/16 78.1; two thirds of the parameters"),
-    "ghost_effect_performer": (-0.020, "Table 6: T2T-ViT-Ghost 79.5, T2T-ViT-14 81.5; fewer parameters"),
-}
 
-#: The same for fine-tuning from ImageNet, by target.
-PUBLISHED_TRANSFER: dict[str, tuple[float, str]] = {
-    "torch/cifar10": (0.004, "Table 5: T2T-ViT-14 97.5, ViT-S/16 97.1"),
-    "torch/cifar100": (0.013, "Table 5: T2T-ViT-14 88.4, ViT-S/16 87.1"),
-}
+def published(task: str, data: str = "") -> dict[str, tuple[float, str]]:
+    """Quantity -> accuracy difference as a fraction, and the rows of the paper's tables that it is the difference of.
+
+    Parameters
+    ----------
+    data : target of fine-tuning from ImageNet; nothing for training, which was on ImageNet.
+
+    >>> published("finetune", "torch/cifar10")["t2t_minus_vit"][0]
+    0.004
+    """
+    with Path(__file__).with_name("published.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if (row["task"], row["data"]) == (task, data)]
+    return {row["quantity"]: (float(row["difference"]), row["where"]) for row in rows}
 
 
 def runs_of(
@@ -381,14 +373,11 @@ def adamw_rows(table: pd.DataFrame, data: str, epochs: int) -> list[dict[str, An
 
 def published_rows(task: str, data: str) -> list[dict[str, Any]]:
     """Differences of the paper's printed accuracies: single runs from ImageNet, without intervals."""
-    known = PUBLISHED if task == "train" else {}
-    if task == "finetune" and data in PUBLISHED_TRANSFER:
-        known = {"t2t_minus_vit": PUBLISHED_TRANSFER[data]}
     one: dict[str, Any] = {"n": 1, "unit": "run", "interval": "none: single runs"}
     one["weights"] = "the authors', on ImageNet"
     return [
         _row(f"{quantity}_published", estimator=where, value=value, **one)
-        for quantity, (value, where) in known.items()
+        for quantity, (value, where) in published(task, data if task == "finetune" else "").items()
     ]
 
 
