@@ -1,5 +1,7 @@
 """Shared by all tests."""
 
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,3 +37,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if not torch.cuda.is_available():
         config.hook.pytest_deselected(items=marked)
         items[:] = [item for item in items if item not in marked]
+
+
+@pytest.fixture(autouse=True)
+def _full_names() -> Iterator[None]:
+    """Short names of a notebook's two models end with the test that set it up."""
+    yield
+    if (shown := sys.modules.get("t2t_analysis._show")) is not None:
+        shown._SHORT.clear()

@@ -46,7 +46,7 @@ def test_numbers_are_written_in_one_way():
     share, cosine = quantity("zero_area"), quantity("cosine_centred")
     assert cosine.interval({"value": 0.12, "low": 0.0004, "high": 0.2}) == "0.1200 [0.0004, 0.2000]"
     assert share.interval({"value": 0.0, "low": 0.0, "high": 0.0}) == "0.0 % [0.0, 0.0]"
-    assert share.interval({"value": 0.00012, "low": 0.0001, "high": 0.00014}) == "0.01 % [0.01, 0.01]"
+    assert share.interval({"value": 0.00012, "low": 0.0001, "high": 0.00014}) == "0.012 % [0.010, 0.014]"
     assert (
         cosine.number(None) == cosine.interval({"value": None, "low": None, "high": None}) == "not measured"
     )
