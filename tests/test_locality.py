@@ -471,7 +471,7 @@ def test_rows_of_a_model_references_and_the_first_third():
         "held-out ridge R^2, 16 dimensions",
         "held-out ridge R^2, 225 dimensions projected to 16, 2 draws",
     }  # of the hard and of the soft split
-    assert set(frame.quantity) == {f"edge_r2_{quantity}" for quantity in lo.QUANTITIES}
+    assert set(frame.quantity) == set(lo.QUANTITIES)
     apart = difference(result, "soft", "hard", lo.FIRST_THIRD).frame
     row = apart[apart.quantity == "edge_r2_own_difference"].iloc[0]
     both = [values(frame[frame.model == m], "edge_r2_own", lo.FIRST_THIRD).value for m in ("soft", "hard")]
