@@ -7,7 +7,7 @@ every channel gets two numbers relative to the level of its layer, so that any t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -70,12 +70,16 @@ def channel_ratios(maps: Tensor) -> Ratios:
 def channel_moments(maps: Tensor) -> Tensor:
     """Peak, standard deviation and root mean square of every channel over positions: (..., N, C) -> (..., 3, C).
 
-    Half precision is made single. Some images at a time, since the values of a channel are looked at five times.
+    Half precision is made single.
     """
     x = maps.to(torch.promote_types(maps.dtype, torch.float32))
-    images = x.reshape(-1, *x.shape[-2:])
-    some = max(1, _CHUNK // max(1, x.shape[-2] * x.shape[-1]))
-    return torch.cat([_moments(part) for part in images.split(some)]).view(*x.shape[:-2], 3, x.shape[-1])
+    return by_parts(_moments, x.reshape(-1, *x.shape[-2:])).view(*x.shape[:-2], 3, x.shape[-1])
+
+
+def by_parts(fn: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """``fn`` of images (B, N, C), as many at a time as a processor's cache holds."""
+    some = max(1, _CHUNK // max(1, images.shape[-2] * images.shape[-1]))
+    return torch.cat([fn(part) for part in images.split(some)])
 
 
 def _moments(x: Tensor) -> Tensor:

@@ -14,7 +14,8 @@ from .. import capture
 from ..estimates import Estimate
 from ..results import Result
 from .base import ImageMeans, View
-from .channels import MIXED, channel_places, mixed, num_channels, positions
+from .channels import EVERY, MIXED, channel_places, mixed, num_channels, positions
+from .feature_maps import by_parts
 
 #: thresholds of the curve of outlier tokens, multiples of the median norm; the headline is the fraction over 3
 OUTLIER_TOKEN = (1.5, 2.0, 3.0, 5.0, 10.0)
@@ -62,8 +63,9 @@ def kurtosis(tokens: Tensor) -> Tensor:
     >>> round(kurtosis(torch.eye(1, 100)).item(), 2)
     98.01
     """
-    x = tokens.double() - tokens.double().mean(-1, keepdim=True)
-    second, fourth = x.square().mean(-1), x.pow(4).mean(-1)
+    tokens = tokens.double()
+    square = (tokens - tokens.mean(-1, keepdim=True)).square_()
+    second, fourth = square.mean(-1), square.square_().mean(-1)
     return torch.where(second > 0, fourth / second.square(), torch.nan).nanmean(-1)
 
 
@@ -90,6 +92,16 @@ def shuffled_tokens(x: Tensor, seed: int = 0) -> Tensor:
     return x.gather(1, order.expand_as(x))
 
 
+#: where the curve of outlier tokens stands among the numbers of an image
+_VALUES = range(4, 4 + len(OUTLIER_TOKEN))
+
+
+def _numbers(x: Tensor) -> Tensor:
+    """Kurtosis, peak to median and outlier tokens of each image: (B, N, C) -> (B, 2 + T)."""
+    x = x.double()
+    return torch.cat([torch.stack([kurtosis(x), peak_to_median(x)], dim=-1), outlier_tokens(x)], dim=-1)
+
+
 class ChannelOutliers(ImageMeans):
     """Massive activations, outlier tokens, kurtosis and peak-to-median ratio of every place.
 
@@ -100,7 +112,7 @@ class ChannelOutliers(ImageMeans):
 
     Nulls: for outlier tokens, every channel shuffled over tokens, so that large values do not meet in one token;
     for peak to median, values shuffled over tokens and channels; for kurtosis and massive activations, normal
-    values in closed form. For random weights, measure a `random_twin` beside the model.
+    values in closed form. Shuffled are one image in eight, as in `InvalidChannels`. For random weights, measure a `random_twin` beside the model.
     """
 
     name: ClassVar[str] = "channel_outliers"
@@ -122,11 +134,15 @@ class ChannelOutliers(ImageMeans):
 
     def reduce(self, obs: capture.Observation) -> Tensor:
         """Massive activations, kurtosis, peak to median and its null, outlier tokens and theirs: (B, 4 + 2 T)."""
-        x = positions(obs).double()
-        everything = obs.value.double() if obs.value.ndim == 3 else x
-        numbers = [massive_activations(everything), kurtosis(x), peak_to_median(x), peak_to_median(mixed(x))]
-        curves = [outlier_tokens(x), outlier_tokens(shuffled_tokens(x))]
-        return torch.cat([torch.stack(numbers, dim=-1), *curves], dim=-1)
+        x = positions(obs)
+        everything = obs.value if obs.value.ndim == 3 else x
+        numbers = x.new_full((len(x), 4 + 2 * len(OUTLIER_TOKEN)), torch.nan, dtype=torch.float64)
+        numbers[:, 0] = by_parts(massive_activations, everything)
+        numbers[:, [1, 2, *_VALUES]] = by_parts(_numbers, x)
+        some = x[::EVERY].double()
+        numbers[::EVERY, 3] = peak_to_median(mixed(some))
+        numbers[::EVERY, 4 + len(OUTLIER_TOKEN) :] = outlier_tokens(shuffled_tokens(some))
+        return numbers
 
     def compute(self) -> Result:
         """Rows of every place."""
