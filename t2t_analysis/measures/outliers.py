@@ -111,8 +111,9 @@ class ChannelOutliers(ImageMeans):
     functions of these names for formulas and sources.
 
     Nulls: for outlier tokens, every channel shuffled over tokens, so that large values do not meet in one token;
-    for peak to median, values shuffled over tokens and channels; for kurtosis and massive activations, normal
-    values in closed form. Shuffled are one image in eight, as in `InvalidChannels`. For random weights, measure a `random_twin` beside the model.
+    for peak to median, values shuffled over tokens and channels, both in one image of eight as in `InvalidChannels`;
+    for kurtosis and massive activations, normal values in closed form. For random weights, measure a `random_twin`
+    beside the model.
     """
 
     name: ClassVar[str] = "channel_outliers"
