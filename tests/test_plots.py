@@ -455,3 +455,21 @@ def test_maps_in_a_page_keep_their_cells_and_their_colours():
     assert cells >= 3
     assert figure.picture[0] == "image/svg+xml"
     assert own_figure(figure.html()).count("data:image/png;base64,") == cells
+
+
+def test_effects_by_length_has_a_line_an_effect_and_none_for_a_single_length() -> None:
+    from t2t_analysis.plots import effect_plot, effects_by_length
+
+    row = {"measure": "study_effects", "value": 0.02, "low": -0.01, "high": 0.05, "n": 3, "unit": "seed",
+           "interval": "t", "weights": "trained"}  # fmt: skip
+    names = ("tokeniser_effect", "backbone_effect")
+    lengths = [row | {"quantity": f"{q}_at_epochs", "at": at} for q in names for at in (3.0, 6.0)]
+    result = Result("study_effects", [*lengths, *(row | {"quantity": q} for q in names)])
+    figure = effects_by_length(result, 0.005)
+    assert figure is not None
+    assert "soft split minus hard split 2.0 points [−1.0, 5.0] after 3 epochs" in figure.caption
+    assert len(figure.fig.axes[0].containers) == 2
+    single = Result("study_effects", [r for r in lengths if r["at"] == 3.0])
+    assert effects_by_length(single, 0.005) is None
+    drawn = effect_plot(result)
+    assert drawn is not None and len(drawn.frame) == 2  # those at the last length alone

@@ -29,7 +29,7 @@ _MODULES = {
     "pictures": ["attribution_panels", "pca_maps", "receptive_field_map", "rollout_examples"],
     "channels": ["feature_map_grid"],
     "cost": ["cost_bars"],
-    "study": ["accuracy_by_cell", "effect_plot", "learning_curves"],
+    "study": ["accuracy_by_cell", "effect_plot", "effects_by_length", "learning_curves"],
     "ledger": ["verdict_plot"],
     "scene": ["scene_figure"],
 }

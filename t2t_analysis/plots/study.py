@@ -10,9 +10,12 @@ import pandas as pd
 
 from ..quantities import quantity
 from ..results import Result, tidy
-from .base import Figure, finish, new_axes, role, title_block, use_style
+from .base import ROLES, Figure, finish, new_axes, role, title_block, use_style
 from .forests import forest
-from .series import caption, handle
+from .series import caption, error_bars, handle, how_sure, shown
+
+#: ending of the effects that are given for each length
+_LENGTHS = "_at_epochs"
 
 
 def _short(name: Any) -> str:
@@ -42,7 +45,7 @@ def accuracy_by_cell(result: Result, runs: pd.DataFrame) -> Figure | None:
 
 
 def effect_plot(result: Result, smallest: float | None = None) -> Figure | None:
-    """Every effect on accuracy in points with its interval; beside it the paper's, where it prints one.
+    """Effects on accuracy at the last length, in points with intervals; beside them the paper's, where it prints one.
 
     Parameters
     ----------
@@ -54,6 +57,7 @@ def effect_plot(result: Result, smallest: float | None = None) -> Figure | None:
     effects = frame[
         (frame["quantity"] != "accuracy") & ~frame.index.isin(printed.index) & frame["low"].notna()
     ]
+    effects = effects[effects["at"].isna() & ~effects["quantity"].str.contains("_growth_per_")]
     effects = effects[
         [quantity(str(name)).unit == "points" and ":" not in str(name) for name in effects["quantity"]]
     ]
@@ -67,6 +71,47 @@ def effect_plot(result: Result, smallest: float | None = None) -> Figure | None:
         points=("printed in the paper: single runs, ImageNet", lines),
         words=lambda row: quantity(str(row["quantity"])).words,
     )  # fmt: skip
+
+
+def effects_by_length(result: Result, smallest: float) -> Figure | None:
+    """Effects on accuracy over the length of training, at equal epochs; nothing where there is a single length.
+
+    Parameters
+    ----------
+    result : of `training.effects.effects`.
+    smallest : smallest effect that counts, as a fraction; drawn as a grey band.
+    """
+    rows = result.frame[result.frame["quantity"].str.endswith(_LENGTHS)]
+    if rows["at"].nunique() < 2:
+        return None
+    with use_style():
+        fig, ax = new_axes(1, 1, width=8.0, height=4.0)
+        band = 100 * smallest
+        ax.axhspan(-band, band, color=ROLES["null"].color, alpha=0.2, linewidth=0)
+        ax.axhline(0, color=ROLES["null"].color, linewidth=0.8)
+        names = list(dict.fromkeys(rows["quantity"]))
+        for i, name in enumerate(names):
+            one = shown(rows[rows["quantity"] == name].sort_values("at"))
+            aside = 1 + 0.03 * (i - (len(names) - 1) / 2)  # lest intervals lie on one another
+            words = quantity(name.removesuffix(_LENGTHS)).words
+            error_bars(
+                ax, aside * one["at"].to_numpy(float), one, **role(i % 6).style(), capsize=3, label=words
+            )
+        ax.set(xscale="log", xlabel="length of training (epochs)", ylabel="effect on top-1 accuracy (points)")
+        ticks = sorted(rows["at"].unique())
+        ax.set_xticks(ticks, [f"{at:g}" for at in ticks])
+        ax.minorticks_off()
+        title_block(ax, "Effects over the length of training")
+        fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    first = rows[rows["quantity"] == names[0]].sort_values("at").iloc[[0, -1]]
+    about = quantity(names[0].removesuffix(_LENGTHS))
+    ends = [f"{about.interval(row)} after {row['at']:g} epochs" for _, row in first.iterrows()]
+    words = caption(
+        f"At equal epochs: {about.words} {', '.join(ends)}.",
+        f"{how_sure(rows)} Grey: too small to count.",
+        also=["Points are set aside a little, to be told apart."],
+    )
+    return finish(fig, rows, words, f"Effects of {len(names)} contrasts at {len(ticks)} lengths of training.")
 
 
 def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame, models: Sequence[str]) -> Figure:
