@@ -472,4 +472,5 @@ def test_effects_by_length_has_a_line_an_effect_and_none_for_a_single_length() -
     single = Result("study_effects", [r for r in lengths if r["at"] == 3.0])
     assert effects_by_length(single, 0.005) is None
     drawn = effect_plot(result)
-    assert drawn is not None and len(drawn.frame) == 2  # those at the last length alone
+    assert drawn is not None
+    assert len(drawn.frame) == 2  # those at the last length alone
