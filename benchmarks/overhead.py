@@ -67,8 +67,8 @@ def replaced(page: str, table: str) -> str:
     heading = table.split("\n", 1)[0]
     parts = re.split(r"(?=^### |^## )", page, flags=re.MULTILINE)
     found = [i for i, part in enumerate(parts) if part.split("\n", 1)[0] == heading]
-    parts[found[0] if found else len(parts) : found[0] + 1 if found else None] = [table + "\n\n"]
-    return "".join(parts).rstrip() + "\n"
+    parts[found[0] if found else len(parts) : found[0] + 1 if found else None] = [table]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
 def arguments() -> argparse.Namespace:
