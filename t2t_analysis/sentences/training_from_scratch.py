@@ -48,8 +48,9 @@ def study_findings(result: Result, runs: pd.DataFrame) -> list[str]:
 
 def _sentence(row: pd.Series) -> str:
     """An effect, and what the paper prints to the same claim; where it prints several numbers the page lists them."""
-    compared = {"effect": f"{quantity(row['quantity']).words}, {row['effect']}"}
-    printed, said = claim_named(row["claim"]).printed, effect_words(pd.Series({**row, **compared}))
+    if " minus " not in row["compared"]:  # else the ledger's words say what is compared
+        row = pd.Series({**row, "effect": f"{quantity(row['quantity']).words}, {row['effect']}"})
+    printed, said = claim_named(row["claim"]).printed, effect_words(row)
     if row["verdict"] == "not tested":
         said = f"{said} What they have: {quantity(row['quantity']).interval(row)}, n = {row['n']} {row['unit']}s."
     if len(printed) != 1:
