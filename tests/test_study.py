@@ -427,6 +427,21 @@ def test_an_interruption_ends_the_processes_and_starts_no_more(tmp_path):
     assert [process.ended for process in processes] == [True]
 
 
+def test_a_process_that_cannot_start_is_an_error_and_leaves_no_thread_behind(tmp_path):
+    runs = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1, 2], epochs=[12], fractions=[1.0])
+    before = set(threading.enumerate())
+
+    def launch(*_):
+        raise OSError("no more processes")
+
+    with pytest.raises(OSError, match="no more processes"):
+        list(study.work(runs, ["cpu"], tmp_path, launch))
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(5)
+    assert not [thread for thread in left if thread.is_alive()]
+
+
 def test_a_dry_run_prints_what_is_missing_and_what_it_costs(tmp_path, capsys):
     done, todo = plan(["small_hard_deep"], "photo_crops", seeds=[0, 1], epochs=[12], fractions=[1.0])
     table.add_row(made_row(done, 0.6, images_per_second=100.0), [], tmp_path)
@@ -678,6 +693,12 @@ def test_what_is_missing_is_said_and_the_paper_stands_beside():
     assert found.loc["tokeniser_effect_deep_published", "value"] == 0.020
     assert set(effects.published("train")) <= set(effects.CONTRASTS)
     assert found.loc["accuracy", "n"].tolist() == [5] * 4
+
+
+def test_two_runs_of_one_seed_are_not_averaged_into_one():
+    rows = pd.DataFrame({"model": ["a", "a", "b"], "seed": [0, 0, 0], "test_accuracy": [0.5, 0.7, 0.4]})
+    with pytest.raises(DataError, match="several runs of a with seed 0"):
+        effects.contrast(rows, {"a": 1.0, "b": -1.0})
 
 
 @pytest.mark.parametrize("weights", effects.CONTRASTS.values(), ids=list(effects.CONTRASTS))

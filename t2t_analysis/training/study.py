@@ -14,7 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
 from dataclasses import fields, replace
 from pathlib import Path
 from queue import SimpleQueue
@@ -301,18 +301,20 @@ def work(
     launch : starts the process of a run on a device.
     """
     free: SimpleQueue[str] = SimpleQueue()
-    processes = []
+    processes: list[subprocess.Popen] = []
+    runs: dict[Future[int], Run] = {}
     for slot in slots:
         free.put(slot)
 
     def do(one: Run) -> int:
         slot = free.get()
-        (folder / one.name).mkdir(parents=True, exist_ok=True)
-        with (folder / one.name / "log.txt").open("a", encoding="utf-8") as log:
-            processes.append(process := launch(one, slot, log))
-            status = process.wait()
-        free.put(slot)
-        return status
+        try:
+            (folder / one.name).mkdir(parents=True, exist_ok=True)
+            with (folder / one.name / "log.txt").open("a", encoding="utf-8") as log:
+                processes.append(process := launch(one, slot, log))
+                return process.wait()
+        finally:
+            free.put(slot)
 
     before = signal.signal(signal.SIGTERM, _interrupt)
     pool = ThreadPoolExecutor(len(slots))
@@ -323,8 +325,12 @@ def work(
     finally:
         signal.signal(signal.SIGTERM, before)
         pool.shutdown(wait=False, cancel_futures=True)
-        for process in processes:
-            process.terminate()
+        told = 0  # each is told once, while it may be saving; one more may just be starting
+        while not all(run.done() for run in runs):
+            for process in processes[told:]:
+                process.terminate()
+                told += 1
+            wait(runs, timeout=0.1)
 
 
 def _all(todo: Sequence[Run], slots: Sequence[str], folder: Path, launch: Launch) -> Counter[int]:
