@@ -8,7 +8,7 @@ cells. Runs of one task, data set, optimiser and length are compared; runs of a 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -160,18 +160,23 @@ def whole(rows: pd.DataFrame) -> pd.DataFrame:
     return rows[rows["fraction"] == 1.0]
 
 
-def _wide(rows: pd.DataFrame, cells: Iterable[str], of: str = "test_accuracy") -> pd.DataFrame:
+def _wide(rows: pd.DataFrame, cells: Collection[str], of: str = "test_accuracy") -> pd.DataFrame:
     """Values, a row a seed and a column a cell; NaN where a seed has no run.
 
     Raises
     ------
     DataError
-        naming the cells that have no run.
+        naming the cells that have no run, or several of one seed, which are not independent.
     """
-    known = rows.loc[rows[of].notna(), ["model", "seed", of]].astype({of: float})
+    known = rows.loc[rows[of].notna() & rows["model"].isin(list(cells)), ["model", "seed", of]].astype(
+        {of: float}
+    )
     if missing := [cell for cell in cells if cell not in set(known["model"])]:
         raise DataError(f"no runs of {', '.join(missing)}")
-    return known.pivot_table(of, "seed", "model")[list(cells)]
+    if (twice := known.duplicated(["model", "seed"])).any():
+        model, seed, _ = known[twice].iloc[0]
+        raise DataError(f"several runs of {model} with seed {seed}, where one is expected")
+    return known.pivot(index="seed", columns="model", values=of)[list(cells)]
 
 
 def _within_seeds(wide: pd.DataFrame, weights: Weights) -> pd.Series:
