@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import io
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 
 import torch
 from overhead import PAGE, peak, processor, replaced, shown
@@ -55,7 +56,7 @@ def arguments() -> argparse.Namespace:
 
 def ours(models: Sequence[nn.Module], images: Tensor, batch: int) -> dict[str, Form]:
     """The plain passes, then our maps: with nulls, intervals and robust rows, and with one permutation alone."""
-    loader = DataLoader(images, batch_size=batch)  # type: ignore[arg-type]
+    loader = DataLoader(images, batch_size=batch)
 
     def plain() -> None:
         with torch.inference_mode():
@@ -64,7 +65,7 @@ def ours(models: Sequence[nn.Module], images: Tensor, batch: int) -> dict[str, F
                     model(part)
 
     def form(tokens: str, **settings: object) -> Form:
-        asked = CrossLayerCKA(tokens, **settings)  # type: ignore[arg-type]
+        asked = CrossLayerCKA(tokens, **settings)
         return lambda: measure(list(models), loader, [asked], labels=["a", "b"], progress=False)
 
     return {
@@ -79,7 +80,7 @@ def ours(models: Sequence[nn.Module], images: Tensor, batch: int) -> dict[str, F
 def peers(models: Sequence[nn.Module], images: Tensor, batch: int) -> dict[str, Form]:
     """The same map by packages that have it: of flattened tokens, one number a cell."""
     loader = DataLoader(TensorDataset(images), batch_size=batch)
-    layers = [f"blocks.{i}" for i in range(len(models[0].blocks))]  # type: ignore[arg-type]
+    layers = [f"blocks.{i}" for i in range(len(models[0].blocks))]
     found: dict[str, Form] = {}
     with contextlib.suppress(ImportError):
         from cka import compute_cka
@@ -87,19 +88,14 @@ def peers(models: Sequence[nn.Module], images: Tensor, batch: int) -> dict[str, 
         found[f"pytorch-cka {version('pytorch-cka')}"] = lambda: compute_cka(
             *models, loader, layers=layers, device="cpu", progress=False
         )
-    with contextlib.suppress(ImportError, PackageNotFoundError):
+    with contextlib.suppress(ImportError):
         from torch_cka import CKA
 
         def torch_cka() -> None:
+            own = copy.deepcopy(models)  # it leaves its hooks behind
             with torch.inference_mode(), warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
                 warnings.simplefilter("ignore")
-                before = [dict(module._forward_hooks) for model in models for module in model.modules()]
-                CKA(*models, "a", "b", layers, layers).compare(loader)
-                for module, hooks in zip(
-                    (m for model in models for m in model.modules()), before, strict=True
-                ):
-                    module._forward_hooks.clear()  # it leaves its hooks behind
-                    module._forward_hooks.update(hooks)
+                CKA(*own, "a", "b", layers, layers).compare(loader)
 
         found[f"torch_cka {version('torch_cka')}"] = torch_cka
     if not found:

@@ -67,7 +67,7 @@ class CommonParams(BaseModel):
     #: crops that are taken when nothing is said; of photographs all are
     usual_images: ClassVar[int] = 256
     usual_photos: ClassVar[int | None] = None
-    times: ClassVar[bool] = False  # whether it measures time, so that nothing may run beside it
+    measures_time: ClassVar[bool] = False  # whether it measures time, so that nothing may run beside it
     #: whether it reads the study's tables, so that a new row makes its report stale
     reads_study: ClassVar[bool] = False
 
@@ -347,7 +347,7 @@ class AttributionParams(CommonParams, notebook="attribution", images=12, photos=
 class CostParams(CommonParams, notebook="cost", images=32, photos=8):
     """Parameters of ``cost.ipynb``; as many images as the largest batch that is timed."""
 
-    times: ClassVar[bool] = True
+    measures_time: ClassVar[bool] = True
 
     batch_sizes: Annotated[list[PositiveInt], BeforeValidator(_listed)] = Field(
         default=[1, 8, 32], min_length=1, description="images a batch when timed, at most n_images"

@@ -33,7 +33,6 @@ def verdict_plot(frame: pd.DataFrame, title: str = "Effects, in the direction of
     tested = frame[frame["verdict"] != "not tested"].reset_index(drop=True)
     with use_style():
         fig, ax = new_axes(width=9.0, height=1.5 + 0.42 * max(1, len(tested)))
-        ax.axvspan(-1, 1, color=PALETTE["grey"], alpha=0.18, linewidth=0)
         ax.axvline(0, color=PALETTE["black"], linewidth=0.8)
         for i, row in tested.iterrows():
             _interval(ax, len(tested) - 1 - int(str(i)), row)
@@ -42,7 +41,8 @@ def verdict_plot(frame: pd.DataFrame, title: str = "Effects, in the direction of
         ax.set_ylim(-0.7, len(tested) - 0.3)
         ax.set_xlabel(
             "effect / smallest effect that counts (no unit)\n"
-            "right of the grey band: as claimed; left: the opposite\n(linear to ±1, logarithmic beyond)"
+            "right of the grey band, or of the bound at 0: as claimed; left: the opposite\n"
+            "(linear to ±1, logarithmic beyond)"
         )
         ax.set_xticks(_ticks(tested))
         ax.get_xaxis().set_major_formatter(lambda x, _: f"{x:g}".replace("-", "−"))
@@ -58,6 +58,8 @@ def _scaled(row: pd.Series, name: str) -> float:
 
 
 def _interval(ax: Axes, y: int, row: pd.Series) -> None:
+    if not row["bound"]:  # what is held against a bound has no size that is too small
+        ax.fill_betweenx([y - 0.5, y + 0.5], -1, 1, color=PALETTE["grey"], alpha=0.18, linewidth=0)
     value, ends = _scaled(row, "value"), sorted(_scaled(row, name) for name in ("low", "high"))
     colour, marker = _LOOKS[str(row["verdict"])]
     filled = colour if row["deciding"] else "white"
@@ -102,6 +104,7 @@ def _caption(frame: pd.DataFrame, tested: pd.DataFrame) -> str:
     return caption(
         f"95 % intervals of {len(tested)} effects over the smallest effect that counts for each; positive means as "
         f"claimed. Deciding effects (filled): {said}. Null: 0. Units resampled: {units}.", rest,
+        "Without grey: distance from a bound." if any(tested["bound"]) else "",
         also=["Inside the grey band an effect is too small to matter."],
     )  # fmt: skip
 

@@ -218,7 +218,7 @@ def _outcomes(
 ) -> Iterator[Outcome]:
     """Yield outcomes as they come: here, in processes, or on a Dask cluster that sees the same files."""
     if scheduler is None:
-        alone = [job for job in jobs if workers == 1 or job.params.times]
+        alone = [job for job in jobs if workers == 1 or job.params.measures_time]
         for job in alone:
             echo(f"{job.title} ...")
             yield run_job(job, force)
@@ -276,7 +276,7 @@ def _workers(jobs: Sequence[Job]) -> int:
     """How many of the notebooks this machine has cores and free memory for at a time."""
     import psutil
 
-    together = sum(not job.params.times for job in jobs)
+    together = sum(not job.params.measures_time for job in jobs)
     return max(1, min(together, _cores(), psutil.virtual_memory().available // _MEMORY))
 
 
