@@ -41,7 +41,7 @@ def verdict_plot(frame: pd.DataFrame, title: str = "Effects, in the direction of
         ax.set_ylim(-0.7, len(tested) - 0.3)
         ax.set_xlabel(
             "effect / smallest effect that counts (no unit)\n"
-            "right of the grey band, or of the bound at 0: as claimed; left: the opposite\n"
+            "right of the grey band, or of a bound at 0: as claimed\n"
             "(linear to ±1, logarithmic beyond)"
         )
         ax.set_xticks(_ticks(tested))
