@@ -15,7 +15,7 @@ import torch.distributed as dist
 from scipy import stats as sps
 
 from t2t_analysis.capture import capture
-from t2t_analysis.errors import CaptureError, DataError, T2TError, UnknownNameError
+from t2t_analysis.errors import CaptureError, DataError, ParameterError, T2TError, UnknownNameError
 from t2t_analysis.measures import HeadOutputCKA, HeadSimilarity, accumulate, collect, measure
 from t2t_analysis.measures.ablation import HeadMeans, Replay, ablated, derangement, head_outputs, sites
 from t2t_analysis.measures.head_ablation import HeadAblation
@@ -593,6 +593,27 @@ def test_two_processes_calibrate_and_end_as_one(tmp_path):
         for column in ("value", "low", "high", "null", "p"):
             expected = alone[column].to_numpy(float, na_value=np.nan)
             np.testing.assert_allclose(shared[column], expected, rtol=1e-6, atol=1e-10)
+
+
+def test_without_subspaces_effects_are_the_same_and_have_no_null(double):
+    found = [
+        measure(
+            double,
+            batches(),
+            HeadAblation(calibration=images(5).double(), importance=False, **more),
+            progress=False,
+        )
+        for more in ({}, {"subspaces": 0})
+    ]
+    whole, bare = (one.frame.set_index(["quantity", "layer", "head"]).sort_index() for one in found)
+    assert set(bare.index) < set(whole.index)
+    both = whole.loc[bare.index]
+    pd.testing.assert_frame_equal(both[["value", "low", "high", "n"]], bare[["value", "low", "high", "n"]])
+    heads = bare.drop(index=["kl_layer", "loss_change_p_holm", "accuracy_change_p_holm"], errors="ignore")
+    assert heads["null"].isna().all()
+    assert bare.loc["kl", "p"].isna().all()
+    with pytest.raises(ParameterError, match="importance=False"):
+        HeadAblation(subspaces=0)
 
 
 def test_permuted_heads_permute_their_rows(double, measured):

@@ -118,8 +118,15 @@ def _measures(seed: int) -> list[Any]:
         m.BoundaryBlindness(),
         m.InvalidChannels(),
         m.EffectiveRank(),
-        m.HeadAblation(),
+        effects_alone(),
     ]
+
+
+def effects_alone() -> Any:
+    """Head ablation for its effects by head alone: correlations with them need neither nulls nor importances."""
+    from ..measures import HeadAblation
+
+    return HeadAblation(importance=False, subspaces=0)
 
 
 def models_headlines(

@@ -14,7 +14,7 @@ from .._names import TWIN
 from ..errors import T2TError
 from ..estimates import Estimate
 from ..results import Result
-from .headlines import HEADLINES, Headline, as_dict
+from .headlines import HEADLINES, Headline, as_dict, effects_alone
 
 #: what is measured together: name -> names of the measures. A killed run loses the one at work, no more.
 GROUPS: dict[str, tuple[str, ...]] = {
@@ -149,7 +149,7 @@ def measure_endpoints(
     """
     from .. import measures as m
 
-    made = [getattr(m, name)() for name in GROUPS[group]]
+    made = [effects_alone() if name == "HeadAblation" else getattr(m, name)() for name in GROUPS[group]]
     models = {label: model}
     if group in _WITH_CONTROL:
         models |= m.random_twins(models, seed=seed + 1)

@@ -68,9 +68,9 @@ class Shapes:
         height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
         return cls(name, copy.deepcopy(model).eval().to("meta"), (height, width))
 
-    def images(self, batch: int = 1) -> Tensor:
+    def images(self, batch: int = 1, device: str = "cpu") -> Tensor:
         """A batch of images; its numbers are never looked at."""
-        return torch.empty(batch, self.in_chans, *self.img_size)
+        return torch.empty(batch, self.in_chans, *self.img_size, device=device)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -143,10 +143,8 @@ def count(model: str | Shapes, img_size: int | tuple[int, int] | None = None, **
     """
     shapes = model if isinstance(model, Shapes) else Shapes.of(model, img_size, **kwargs)
     flops, linear = FlopCounterMode(display=False), _LinearLayers()
-    with _pretending(), torch.no_grad():
-        tensors, images = _tensors(shapes.model), shapes.images()
-        with flops, linear:
-            torch.func.functional_call(shapes.model, tensors, (images,))
+    with torch.no_grad(), flops, linear:
+        shapes.model(shapes.images(device="meta"))
     sizes = [(p.numel(), p.requires_grad) for p in shapes.model.parameters()]
     return Counts(
         sum(n for n, _ in sizes),

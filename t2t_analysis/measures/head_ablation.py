@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import ParameterError
 from ..results import Result
 from ..stats import holm, mcnemar
 from .ablation import Edit, Start
@@ -58,9 +59,15 @@ class HeadAblation(AblationMeasure):
 
     Parameters
     ----------
-    subspaces : random subspaces per layer; image i gets number i modulo ``subspaces``.
+    subspaces : random subspaces per layer; image i gets number i modulo ``subspaces``. With 0 there is no null, and the
+        passes are half as many.
     importance : also by gradients.
     mode, calibration, limit : see `AblationMeasure`.
+
+    Raises
+    ------
+    ParameterError
+        ``importance`` without subspaces.
     """
 
     name = "head_ablation"
@@ -83,6 +90,10 @@ class HeadAblation(AblationMeasure):
         **kwargs: Any,
     ) -> None:
         super().__init__(mode, **kwargs)
+        if importance and not subspaces:
+            raise ParameterError(
+                "importance is held against random subspaces: importance=False goes with 0 of them"
+            )
         self.importance, self.subspaces = importance, subspaces
 
     def bind(self, views: Sequence[View]) -> None:
@@ -130,20 +141,20 @@ class HeadAblation(AblationMeasure):
     def _variants(self, layer: int, reference: Tensor, index: Tensor) -> list[Edit]:
         """Every head, a random subspace for every head, and all heads."""
         heads = range(self.replay.sites[layer].num_heads)
-        bases = self.bases[layer][index % self.subspaces].to(reference.device)
-        return [
-            *(put([h], reference) for h in heads),
-            *(remove_subspace(h, reference, bases) for h in heads),
-            put(list(heads), reference),
-        ]
+        edits = [put([h], reference) for h in heads]
+        if self.subspaces:
+            bases = self.bases[layer][index % self.subspaces].to(reference.device)
+            edits += [remove_subspace(h, reference, bases) for h in heads]
+        return [*edits, put(list(heads), reference)]
 
     def _add(
         self, layer: int, full: Tensor, outputs: Tensor, groups: Tensor, labels: Tensor, labelled: Tensor
     ) -> None:
         heads = self.replay.sites[layer].num_heads
-        sizes = [heads, heads, 1]
+        sizes = [heads, heads if self.subspaces else 0, 1]
         finite = outputs.isfinite().all(-1)  # (V, B)
-        finite[: 2 * heads] &= finite[: 2 * heads].roll(heads, 0)  # a head and its null, both or neither
+        if self.subspaces:
+            finite[: 2 * heads] &= finite[: 2 * heads].roll(heads, 0)  # a head and its null, both or neither
         found = torch.stack([effects(full, o, labels, labelled) for o in outputs.nan_to_num()])  # (V, B, 6)
         first = self.where[layer].start
         kinds = torch.arange(len(KINDS)).repeat_interleave(torch.tensor(sizes))
@@ -216,17 +227,28 @@ class HeadAblation(AblationMeasure):
 
     def _tested(self, quantity: str, unit: str, *, against_null: bool) -> list[dict[str, Any]]:
         value, null = self._means(quantity)
-        tested = value - null if against_null else value
+        tested = self._beyond(value, null) if against_null else value
         test = "p: against the null, paired" if against_null else "p: no change, paired"
         row = self.base(
             quantity, unit, variant=self.mode, estimator=f"{self.mode} ablation of one head; {test}"
         )
         if quantity == "kl":
             value, null = value.positive(), null.positive()
-        return [
-            head_rows(row, self.index, value, p=tested, null=null, null_kind=_SUBSPACE),
-            self._holm(row, tested.p),
-        ]
+        return self._rows_of(row, value, null, tested)
+
+    def _rows_of(
+        self, row: dict[str, Any], value: Estimate, null: Estimate, tested: Estimate | None
+    ) -> list[dict[str, Any]]:
+        """Rows of every head, and of p corrected if anything is tested."""
+        found = head_rows(row, self.index, value, p=tested, **self._beside(null))
+        return [found] if tested is None else [found, self._holm(row, tested.p)]
+
+    def _beyond(self, value: Estimate, null: Estimate) -> Estimate | None:
+        return value - null if self.subspaces else None
+
+    def _beside(self, null: Any) -> dict[str, Any]:
+        """Columns of the null, if there is one."""
+        return {"null": null, "null_kind": _SUBSPACE} if self.subspaces else {}
 
     def _holm(self, row: dict[str, Any], p: np.ndarray) -> dict[str, Any]:
         """Corrected p over all heads of the model, as rows of their own."""
@@ -250,8 +272,8 @@ class HeadAblation(AblationMeasure):
             "accuracy_change", "fraction", variant=self.mode,
             estimator=f"{self.mode} ablation of one head; p: exact McNemar",
         )  # fmt: skip
-        columns = {"low": low, "high": high, "p": p, "null": null, "null_kind": _SUBSPACE}
-        columns |= {"interval": "Agresti-Min", "se": None, "df": None}
+        columns = {"low": low, "high": high, "p": p, "interval": "Agresti-Min", "se": None, "df": None}
+        columns |= self._beside(null)
         return [head_rows(row, self.index, value, **columns), self._holm(row, p)]
 
     def _shift_rows(self) -> list[dict[str, Any]]:
@@ -278,9 +300,7 @@ class HeadAblation(AblationMeasure):
             "output_shift", "fraction of variance", variant=self.mode,
             estimator=f"{self.mode} ablation of one head; {how}",
         )  # fmt: skip
-        tested = value - null
-        columns = {"p": tested, "null": null.positive(), "null_kind": _SUBSPACE}
-        return [head_rows(row, self.index, value.positive(), **columns), self._holm(row, tested.p)]
+        return self._rows_of(row, value.positive(), null.positive(), self._beyond(value, null))
 
     def _importance_rows(self) -> list[dict[str, Any]]:
         names = ("importance", "importance_label_free")
@@ -303,7 +323,7 @@ class HeadAblation(AblationMeasure):
         found = grouped_estimate(normalised, (scores, counts), counts)
         estimator = f"E|dL/dxi|, L the {loss}, divided by the l2 norm over the layer's heads"
         row = self.base(name, "none", estimator=estimator)
-        return head_rows(row, self.index, found[0], null=found[1], null_kind=_SUBSPACE)
+        return head_rows(row, self.index, found[0], **self._beside(found[1]))
 
     def _layer_rows(self) -> list[dict[str, Any]]:
         """All heads of a layer out, against the sum over its heads one by one."""

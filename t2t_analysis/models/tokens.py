@@ -9,6 +9,7 @@ the grid that the N tokens lie on.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -111,7 +112,9 @@ def _plain(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: Window) -> 
     return linear(norm(split(x, window)))
 
 
-def _autocast_off(x: Tensor) -> torch.autocast:
+def _autocast_off(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    if x.is_meta:  # autocast does not know the meta device
+        return contextlib.nullcontext()
     return torch.autocast(device_type=x.device.type, enabled=False)
 
 
