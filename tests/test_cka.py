@@ -133,23 +133,6 @@ def test_unbiased_at_any_n_and_negative_half_of_the_time(n):
     assert 0.4 < float((values < 0).double().mean()) < 0.65
 
 
-def test_exact_stream_equals_the_direct_formula():
-    x, y = normal(500, 3, 7) + 5, normal(500, 2, 4, seed=1) - 3
-    y[:, 0] += x[:, 1, :4]
-    parts = [C.moments(a - 4, b + 2) for a, b in zip(x.split(37), y.split(37), strict=True)]
-    total = parts[0]
-    for part in parts[1:]:
-        total = total + part
-    found = C.moments_hsic1(total)
-    expected = torch.stack(
-        [
-            torch.stack([C.hsic1_from_grams(C.gram(x[:, i]), C.gram(y[:, j])) for j in range(2)])
-            for i in range(3)
-        ]
-    )
-    assert float(((found - expected).abs() / expected.abs().max()).max()) < 1e-11
-
-
 def test_constant_offsets_in_float32_change_nothing():
     x, y = (v.float() for v in related(64, 12, 8))
     truth = float(C.cka_unbiased(x, y)), float(linear_cka(x, y))
@@ -292,16 +275,14 @@ def reduced(model, place, how):
 def test_map_is_cka_of_the_captured_features(tokens, retain):
     a, b = tiny(), tiny(3, 24, seed=5)
     result = run([a, b], CrossLayerCKA(tokens, retain=retain))["cross_layer_cka"]
-    expected = [
-        [
-            float(
-                C.cka_unbiased(*(reduced(m, f"blocks.{i}.resid_post", tokens) for m, i in ((a, la), (b, lb))))
-            )
-            for lb in range(3)
-        ]
-        for la in range(2)
+    kept = torch.arange(22) if retain > 22 else -(-torch.arange(retain) * 22 // retain)  # evenly spread
+    features = [
+        [reduced(m, f"blocks.{i}.resid_post", tokens)[kept] for i in range(depth)]
+        for m, depth in ((a, 2), (b, 3))
     ]
+    expected = [[float(C.cka_unbiased(x, y)) for y in features[1]] for x in features[0]]
     assert table(result) == pytest.approx(np.array(expected), abs=1e-6)
+    assert any("16 of 22 images, evenly spread" in note for note in result.notes) == (retain == 16)
     assert (table(result, column="low") < table(result)).all()
     assert set(result.frame.tokens) == {tokens}
     assert result.meta["n_interval"] == min(22, retain)
@@ -390,8 +371,6 @@ def test_null_and_interval_accompany_every_value():
         .any()
         .any()
     )
-    plain = frame[frame.quantity == "p_uncorrected"]
-    assert (main.p.to_numpy() >= plain.value.to_numpy() - 1e-12).all()
     assert set(frame.quantity) >= {"cka_without_top_images", "cka_without_top_pcs", "cka_largest_influence"}
 
 
@@ -477,26 +456,6 @@ def test_all_batches_count():
     whole, last = run(model, LayerCKA())["layer_cka"], run(model, LayerCKA(), images=IMAGES[-8:])["layer_cka"]
     assert abs(table(whole)[0, 1] - table(last)[0, 1]) > 1e-4
     assert table(whole) == pytest.approx(table(run(model, LayerCKA(), size=22)["layer_cka"]), abs=1e-6)
-
-
-def test_the_stream_keeps_its_digits_far_from_zero():
-    # With every feature moved by 1000, sums of fourth powers would swamp the result if they were not shifted.
-    def moved(by):
-        model = tiny()
-        with torch.no_grad():
-            for block in model.blocks:
-                block.norm1 = torch.nn.LayerNorm(48)
-                block.norm1.bias += by
-        return model.double()
-
-    batches = Batches(IMAGES.double(), 8)
-    kind = {"places": "blocks.*.norm1", "permutations": 5}
-    for by, allowed in ((0, 1e-12), (1000, 1e-9)):
-        kept, streamed = (
-            table(measure(moved(by), batches, LayerCKA(retain=r, **kind), progress=False)["layer_cka"])
-            for r in (1024, 8)
-        )
-        assert streamed == pytest.approx(kept, abs=allowed)
 
 
 @pytest.mark.parametrize("n", [4, 5, 6, 7])

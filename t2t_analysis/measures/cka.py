@@ -11,8 +11,6 @@ biased estimator nears 1 for unrelated features once there are more channels tha
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -84,8 +82,6 @@ def hsic1_from_grams(K: Tensor, L: Tensor) -> Tensor:
 def hsic1(x: Tensor, y: Tensor) -> Tensor:
     """Unbiased HSIC_1 of features (n, p) and (n, q); its expectation is 0 for independent ones at any n."""
     x, y = _pair(x, y)
-    if len(x) > max(x.shape[1], y.shape[1]):
-        return moments_hsic1(moments(x[:, None], y[:, None]))[0, 0]
     return hsic1_from_grams(x @ x.T, y @ y.T)
 
 
@@ -172,55 +168,6 @@ def permuted_inner(a: Tensor, b: Tensor, perms: Tensor) -> Tensor:
     upper = 2 * a[:, row, column]
     entries = b.permute(1, 2, 0).reshape(n * n, -1)
     return torch.stack([upper @ entries[p[row] * n + p[column]] for p in perms.to(a.device)])
-
-
-# ------------------------------------------------------------------------------------------ in one stream
-
-
-class Moments(NamedTuple):
-    """Sums over images from which HSIC_1 of every pair of layers follows exactly; they add up over batches.
-
-    For features x (n, La, p) and y (n, Lb, q), k = ||x||^2 and k_y = ||y||^2.
-    """
-
-    c: Tensor  # (La, p, Lb, q), sum x y'
-    sx: Tensor  # (La, p), sum x
-    sy: Tensor  # (Lb, q)
-    tx: Tensor  # (La,), sum k
-    ty: Tensor  # (Lb,)
-    d: Tensor  # (La, Lb), sum k k_y
-    ux: Tensor  # (La, p, Lb), sum k_y x
-    uy: Tensor  # (La, Lb, q), sum k y
-    n: Tensor  # ()
-
-    def __add__(self, other: Moments) -> Moments:  # type: ignore[override]
-        return Moments(*(a + b for a, b in zip(self, other, strict=True)))
-
-
-def moments(x: Tensor, y: Tensor) -> Moments:
-    """Sums of one batch of features (n, La, p) and (n, Lb, q), float64, less any fixed shift.
-
-    A shift near the mean (the same for all batches) keeps the digits; the result does not depend on it
-    otherwise. Layers of different width are padded with zeros, which changes nothing.
-    """
-    x, y = x.double(), y.double()
-    k, k_y = x.square().sum(-1), y.square().sum(-1)
-    c = (x.flatten(1).T @ y.flatten(1)).reshape(*x.shape[1:], *y.shape[1:])
-    ux = (x.flatten(1).T @ k_y).reshape(*x.shape[1:], -1)
-    uy = (k.T @ y.flatten(1)).reshape(-1, *y.shape[1:])
-    n = torch.tensor(float(len(x)), dtype=torch.float64, device=x.device)
-    return Moments(c, x.sum(0), y.sum(0), k.sum(0), k_y.sum(0), k.T @ k_y, ux, uy, n)
-
-
-def moments_hsic1(m: Moments) -> Tensor:
-    """Exact HSIC_1 of every pair of layers over all images, (La, Lb), from their `Moments`."""
-    n = float(m.n)
-    _check_count(int(n))
-    trace = m.c.square().sum((1, 3)) - m.d
-    ones = (m.sx.square().sum(1) - m.tx)[:, None] * (m.sy.square().sum(1) - m.ty)[None]
-    mixed = torch.einsum("lp,lpmq,mq->lm", m.sx, m.c, m.sy) + m.d
-    mixed -= torch.einsum("lmq,mq->lm", m.uy, m.sy) + torch.einsum("lpm,lp->lm", m.ux, m.sx)
-    return (trace + ones / ((n - 1) * (n - 2)) - 2 / (n - 2) * mixed) / (n * (n - 3))
 
 
 # ----------------------------------------------------------------------------------- what carries the value

@@ -82,7 +82,7 @@ class Batches:
         value = grouped_estimate(_map, (m.inner, m.own_a, m.own_b), m.batches, unit="batch")
         m.note(value.note and value.note.replace("images", "batches"))
         null = _map(m.drawn, m.own_a.sum(0), m.own_b.sum(0)).cpu().numpy()
-        yield from m.map_rows(value, null, value.value)
+        yield from m.map_rows(value, null)
 
 
 def _map(cross: Tensor, own_a: Tensor, own_b: Tensor) -> Tensor:

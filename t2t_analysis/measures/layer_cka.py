@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import capture
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result
-from ..stats import calibrated, max_statistic_p, null_columns, permutation_p
+from ..stats import calibrated, max_statistic_p, null_columns
 from .base import Estimate, Measure, MeasureBatch, View
 from .cka import LEAST
 from .cka_batches import Batches
@@ -29,9 +29,8 @@ class LayerCKA(Measure):
     tokens : what one image is: the mean of its patch tokens ("pooled"), its class token ("class"), or all its
         patch tokens side by side ("flattened"). The three answer different questions.
     places : shell-style pattern of the places to compare.
-    retain : for pooled and class tokens, so many images, evenly spread, are kept for the interval (jackknife
-        over images) and the null (permuted pairing). With more images than that the value itself comes from
-        all of them, by an exact stream, and the interval is scaled to their number.
+    retain : for pooled and class tokens, most images whose features are kept; of more, evenly spread ones are. Value,
+        interval (jackknife over images) and null (permuted pairing) are theirs.
     permutations : draws of the null; each permutes all cells of the map alike.
     robust : also report the map without the images of largest norm (1 %, at least one) and without the first
         and the first five principal components, for values that a few images or directions make alone.
@@ -40,7 +39,7 @@ class LayerCKA(Measure):
     (Nguyen, Raghu & Kornblith 2021); the interval is then a jackknife over batches.
 
     Rows: ``cka_unbiased`` with interval, null, calibrated ``p`` (max statistic over the map);
-    ``cka_calibrated`` (beyond chance anywhere in the map); ``p_uncorrected``; and the robust ones. The map is
+    ``cka_calibrated`` (beyond chance anywhere in the map); and the robust ones. The map is
     square within a model, its diagonal is 1 and has no p. The ceiling is 1, a representation with itself; a
     stricter one is `CrossLayerCKA` of two seeds of one architecture. For pooled and class tokens, ``cka_mean`` is
     the mean over the map, within a model over two different layers, from the images that were kept.
@@ -119,11 +118,10 @@ class LayerCKA(Measure):
         """Which places of a side have values, (L,)."""
         return self.how.finite(side)
 
-    def map_rows(self, value: Estimate, null: np.ndarray, observed: np.ndarray) -> Iterator[dict[str, Any]]:
-        """Rows of the main map: values (La, Lb), null (K, La, Lb), and the map that the null belongs to."""
+    def map_rows(self, value: Estimate, null: np.ndarray) -> Iterator[dict[str, Any]]:
+        """Rows of the main map: values (La, Lb), and null (K, La, Lb)."""
         looked_at = self.compared()
-        cells, null = np.where(looked_at, observed, np.nan), np.where(looked_at, null, np.nan)
-        corrected, plain = max_statistic_p(cells, null), permutation_p(cells, null)
+        cells, null = np.where(looked_at, value.value, np.nan), np.where(looked_at, null, np.nan)
         largest = np.broadcast_to(np.nanmax(null, axis=(1, 2), initial=-np.inf)[:, None, None], null.shape)
         beyond = calibrated(cells, largest)
         drawn = null_columns(null)
@@ -133,16 +131,12 @@ class LayerCKA(Measure):
         kind = f"second side's images permuted, {len(null)} times"
         top = {"ceiling": 1.0, "ceiling_kind": "a representation with itself"}
         yield self.cells(value) | top | drawn | {
-            "quantity": "cka_unbiased", "p": corrected, "null": np.where(alone, 0.0, drawn["null"]),
+            "quantity": "cka_unbiased", "p": max_statistic_p(cells, null), "null": np.where(alone, 0.0, drawn["null"]),
             "null_kind": np.where(alone, "independent representations", kind).astype(object),
         }  # fmt: skip
         count = {"n": value.n[looked_at], "unit": value.unit}
         yield self.cells(beyond, looked_at) | count | top | {
             "quantity": "cka_calibrated", "null": 0.0, "null_kind": kind,
-        }  # fmt: skip
-        yield self.cells(plain, looked_at) | count | {
-            "quantity": "p_uncorrected", "null": 0.5, "null_low": 0.025, "null_high": 0.975,
-            "null_kind": "uniform: independent sides",
         }  # fmt: skip
 
     def compared(self) -> np.ndarray:
