@@ -1,17 +1,16 @@
 """Do the layers of a deep transformer attend to the same things? DeepViT's attention collapse.
 
 Zhou et al. 2021 (DeepViT) compare how much token t gives to all outputs, a column of the attention map, in two
-layers. Three things are added here. The number of a head means nothing across layers, so heads are also matched
-(Hungarian method), and maps averaged over the heads compared. A column of positive numbers has a large cosine
-with any other, so Pearson's correlation over queries stands beside it. And the same with the two maps from
-different images is the null: what position alone explains.
+layers. Three things differ here. The number of a head means nothing across layers, so heads are matched (Hungarian
+method). A column of positive numbers has a large cosine with any other, so Pearson's correlation over queries stands
+beside it. And the same with the two maps from different images is the null: what position alone explains.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -63,30 +62,18 @@ def match_heads(similarity: Tensor) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(rows), torch.as_tensor(columns)
 
 
-def matched_mean(matrix: Tensor, index: HeadIndex, matching: dict[tuple[int, int], Any]) -> Tensor:
-    """Mean similarity of matched heads for every two layers: (..., M, M) -> (..., L, L), NaN within a layer."""
-    layers = len(index.layers)
-    out = matrix.new_full((*matrix.shape[:-2], layers, layers), math.nan)
-    for (p, q), (rows, columns) in matching.items():
-        out[..., p, q] = out[..., q, p] = matrix[..., rows, columns].mean(-1)
-    return out
+def matched_mean(matrix: Tensor, index: HeadIndex, like: Tensor) -> Tensor:
+    """Mean similarity of heads that ``like`` (M, M) matches, for every two layers: (..., M, M) -> (..., L, L).
 
-
-def _matching(index: HeadIndex, pair: Callable[[Tensor], Any], matrix: Tensor) -> dict[tuple[int, int], Any]:
-    """Which heads are compared in every two different layers, as positions along the axis of all heads."""
+    NaN within a layer.
+    """
     where = [part for _, part in index.slices]
-    found = {}
-    for p, one in enumerate(where):
-        for q in range(p + 1, len(where)):
-            rows, columns = pair(matrix[one, where[q]])
-            found[p, q] = (rows + one.start, columns + where[q].start)
-    return found
-
-
-def _same_number(block: Tensor) -> tuple[Tensor, Tensor]:
-    """Head h with head h, as far as both layers have it."""
-    numbers = torch.arange(min(block.shape))
-    return numbers, numbers
+    out = matrix.new_full((*matrix.shape[:-2], len(where), len(where)), math.nan)
+    for p, q in combinations(range(len(where)), 2):
+        rows, columns = match_heads(like[where[p], where[q]])
+        matched = matrix[..., rows + where[p].start, columns + where[q].start]
+        out[..., p, q] = out[..., q, p] = matched.mean(-1)
+    return out
 
 
 # ---------------------------------------------------------------------------------------- the measure
@@ -95,11 +82,9 @@ def _same_number(block: Tensor) -> tuple[Tensor, Tensor]:
 class LayerCollapse(PairedImagesMeasure):
     """Cosine of attention columns between layers: whether attention stops changing with depth.
 
-    For every two layers, ``column_cosine_same_head`` (head h with head h, as DeepViT has it),
-    ``column_cosine_matched`` (heads paired by the Hungarian method on the mean over images; the null is paired
-    anew, since the best pairing of unrelated heads is above their mean) and ``column_cosine_averaged`` (maps
-    averaged over heads first); each also ``..._centred``, Pearson's correlation over queries. The mean over
-    neighbouring layers stands in ``..._neighbours``.
+    For every two layers, ``column_cosine_matched``: heads are paired by the Hungarian method on the mean over images;
+    the null is paired anew, since the best pairing of unrelated heads is above their mean. Also ``..._centred``,
+    Pearson's correlation over queries. The mean over neighbouring layers stands in ``..._neighbours``.
 
     Patch queries and patch keys, rows renormalised. Source: Zhou et al. 2021 (DeepViT, arXiv 2103.11886);
     matching, centring and null are ours.
@@ -109,12 +94,11 @@ class LayerCollapse(PairedImagesMeasure):
     invariances = frozenset({"permute_keys"})
 
     def make_states(self, view: View, heads: int) -> None:
-        """Sums over images and over pairs of images; the averaged maps come after all heads."""
+        """Sums over images and over pairs of images."""
         super().make_states(view, heads)
-        layers = len(self.index.layers)
         for form in _FORMS:
-            self.add_sum(f"cosine{form}", self.groups, heads + layers, heads + layers)
-            self.add_sum(f"defined{form}", self.groups, heads + layers, heads + layers, dtype=torch.float32)
+            self.add_sum(f"cosine{form}", self.groups, heads, heads)
+            self.add_sum(f"defined{form}", self.groups, heads, heads, dtype=torch.float32)
 
     def add_images(self, seen: dict[str, Tensor], images: range, groups: list[int]) -> None:
         """Rebuild the maps some keys at a time, and compare their columns."""
@@ -132,7 +116,7 @@ class LayerCollapse(PairedImagesMeasure):
                     self._add(groups[0], form + "_other", units[0], units[1], tokens)
 
     def _add(self, group: int, form: str, a: Any, b: Any, tokens: int) -> None:
-        """Add cosines, and shares of similar tokens, of two sets of unit columns (M + L, keys, Q)."""
+        """Add cosines, and shares of similar tokens, of two sets of unit columns (M, keys, Q)."""
         total, count = cosine_sums(a, b)
         for name, value in (("cosine", total), ("defined", count)):
             state = getattr(self, name + form)
@@ -148,56 +132,32 @@ class LayerCollapse(PairedImagesMeasure):
         return self.result([row for centred in ("", "_centred") for row in self._rows(centred)])
 
     def _rows(self, centred: str) -> Iterator[dict[str, Any]]:
-        for kind in ("same_head", "matched", "averaged"):
-            found, null = (
-                grouped_estimate(*self._sums(kind, f"{centred}{which}"), counts)
-                for which, counts in (("", self.images), ("_other", self.pairs))
-            )
-            quantity = f"column_cosine_{kind}{centred}"
-            how = _ESTIMATORS[kind] + (", less the column's mean" if centred else "")
-            row = self.row(
-                tokens="patch", value_unit="none", null_kind=OTHER_IMAGE, ceiling=1.0,
-                ceiling_kind="a layer with itself",
-            )  # fmt: skip
-            yield layer_rows(row, self.index, found, null=null, quantity=quantity, estimator=how)
-            yield row | {
-                "quantity": f"{quantity}_neighbours", "place": LAYERS, "place_b": LAYERS, "estimate": _beside(found),
-                "null": _beside(null), "estimator": f"{how}; mean over neighbouring layers",
-            }  # fmt: skip
+        found, null = self._table(centred, self.images), self._table(f"{centred}_other", self.pairs)
+        quantity = f"column_cosine_matched{centred}"
+        how = "cosine per column, heads matched by the Hungarian method"
+        how += ", less the column's mean" if centred else ""
+        row = self.row(
+            tokens="patch", value_unit="none", null_kind=OTHER_IMAGE, ceiling=1.0, ceiling_kind="a layer with itself"
+        )  # fmt: skip
+        yield layer_rows(row, self.index, found, null=null, quantity=quantity, estimator=how)
+        yield row | {
+            "quantity": f"{quantity}_neighbours", "place": LAYERS, "place_b": LAYERS, "estimate": _beside(found),
+            "null": _beside(null), "estimator": f"{how}; mean over neighbouring layers",
+        }  # fmt: skip
 
-    def _sums(self, kind: str, form: str) -> tuple[Any, tuple[Tensor, Tensor]]:
-        """What makes a table (L, L) of sums, and the sums; heads are matched once, on all images."""
-        cosine, defined = getattr(self, f"cosine{form}"), getattr(self, f"defined{form}").double()
-        heads = self.index.total
-        if kind == "averaged":
-            return _averaged, (cosine[:, heads:, heads:], defined[:, heads:, heads:])
-        sums = (cosine[:, :heads, :heads], defined[:, :heads, :heads])
-        pair = match_heads if kind == "matched" else _same_number
-        matching = _matching(self.index, pair, sums[0].sum(0) / sums[1].sum(0))
-        return partial(_paired, self.index, matching), sums
+    def _table(self, form: str, counts: Tensor) -> Estimate:
+        """Matched cosines (L, L); heads are matched once, on all images."""
+        sums = getattr(self, f"cosine{form}"), getattr(self, f"defined{form}").double()
+        like = sums[0].sum(0) / sums[1].sum(0)
+        return grouped_estimate(lambda s, n: matched_mean(s / n, self.index, like), sums, counts)
 
 
 _FORMS = ("", "_centred", "_other", "_centred_other")
-_ESTIMATORS = {
-    "same_head": "cosine per column, head h with head h",
-    "matched": "cosine per column, heads matched by the Hungarian method",
-    "averaged": "cosine per column of maps averaged over heads",
-}
-
-
-def _paired(index: HeadIndex, matching: dict[tuple[int, int], Any], total: Tensor, count: Tensor) -> Tensor:
-    return matched_mean(total / count, index, matching)
 
 
 def _beside(table: Estimate) -> Estimate:
     """Mean over neighbouring layers of a table (L, L)."""
     return table.map(lambda x: nanmean(np.diagonal(x, offset=1, axis1=-2, axis2=-1)))
-
-
-def _averaged(total: Tensor, count: Tensor) -> Tensor:
-    """NaN on the diagonal: a layer with itself says nothing."""
-    own = torch.eye(total.shape[-1], dtype=torch.bool, device=total.device)
-    return (total / count).masked_fill(own, math.nan)
 
 
 class _Columns:
@@ -222,10 +182,10 @@ class _Columns:
         return q, k, (q @ k.mT).logsumexp(-1)
 
     def keys(self, keys: slice) -> Tensor:
-        """(M + L, keys, Q): columns of all heads, then of the mean over the heads of each layer."""
+        """Columns of all heads, (M, keys, Q)."""
         size = (keys.stop - keys.start, self.tokens)
-        maps = [self._of(part, keys, size, h) for part, h in zip(self.parts, self.index.heads, strict=True)]
-        return torch.cat([*maps, torch.stack([m.mean(0) for m in maps])])
+        parts = zip(self.parts, self.index.heads, strict=True)
+        return torch.cat([self._of(part, keys, size, heads) for part, heads in parts])
 
     def _of(self, part: tuple[Tensor, ...] | None, keys: slice, size: tuple[int, int], heads: int) -> Tensor:
         """(H, keys, Q); zeros where the layer was not finite, whose images are not counted."""

@@ -25,7 +25,6 @@ from .view import place_kind
 LEVELS = ("pooled", "patch")
 #: bytes of covariances that are held for the jackknife; wide models get fewer groups, never fewer than LEAST
 BUDGET, LEAST = 2**28, 8
-QUANTITIES = ("effective_rank", "participation_ratio")
 
 # ------------------------------------------------------------------------------------------ the numbers
 
@@ -42,16 +41,6 @@ def effective_rank(singular_values: Tensor) -> Tensor:
     s = singular_values.double()
     p = s / s.sum(-1, keepdim=True)
     return torch.special.entr(p).sum(-1).exp()
-
-
-def participation_ratio(singular_values: Tensor) -> Tensor:
-    """(sum s^2)^2 / sum s^4, the effective number of equal variances: (..., k) -> (...); another quantity.
-
-    >>> participation_ratio(torch.tensor([2.0, 2.0, 0.0])).item()
-    2.0
-    """
-    variance = singular_values.double().square()
-    return variance.sum(-1).square() / variance.square().sum(-1)
 
 
 def spectrum(cross: Tensor, total: Tensor, count: Tensor) -> Tensor:
@@ -80,23 +69,23 @@ def spectrum(cross: Tensor, total: Tensor, count: Tensor) -> Tensor:
 
 
 class GaussianNull(NamedTuple):
-    """Mean of each quantity over draws of normal values, and where 95 % of further draws would fall."""
+    """Mean effective rank over draws of normal values, and where 95 % of further draws would fall."""
 
-    mean: dict[str, float]
-    low: dict[str, float]
-    high: dict[str, float]
+    mean: float
+    low: float
+    high: float
     draws: int
 
 
 @functools.lru_cache(maxsize=512)
 def gaussian_null(n: int, d: int) -> GaussianNull:
-    """Effective rank and participation ratio of n samples of d independent standard normal channels.
+    """Effective rank of n samples of d independent standard normal channels.
 
     Drawn exactly without drawing the samples: their singular values are those of a small triangular matrix
     (Bartlett 1933), so that 100,000 tokens cost no more than d of them. Removing the mean costs one degree of
     freedom. Larger matrices vary less and are drawn less often (60 down to 6 times).
 
-    >>> round(gaussian_null(1000, 192).mean["effective_rank"], 1)
+    >>> round(gaussian_null(1000, 192).mean, 1)
     187.1
     """
     freedom = n - 1
@@ -105,14 +94,11 @@ def gaussian_null(n: int, d: int) -> GaussianNull:
     small, large = min(freedom, d), max(freedom, d)
     draws = int(np.clip(4e7 / small**3, 6, 60))
     rng = np.random.default_rng(0)
-    s = torch.stack([torch.linalg.svdvals(_bartlett(small, large, rng)) for _ in range(draws)])
-    found = {q: f(s).numpy() for q, f in zip(QUANTITIES, (effective_rank, participation_ratio), strict=True)}
-    mean = {q: float(v.mean()) for q, v in found.items()}
+    found = [float(effective_rank(torch.linalg.svdvals(_bartlett(small, large, rng)))) for _ in range(draws)]
+    mean = float(np.mean(found))
     # where one more draw would fall: quantiles of few draws would be too narrow
-    half = float(sps.t.ppf(0.975, draws - 1)) * math.sqrt(1 + 1 / draws)
-    margin = {q: half * float(v.std(ddof=1)) for q, v in found.items()}
-    low, high = ({q: mean[q] + sign * margin[q] for q in mean} for sign in (-1, 1))
-    return GaussianNull(mean, low, high, draws)
+    half = float(sps.t.ppf(0.975, draws - 1)) * math.sqrt(1 + 1 / draws) * float(np.std(found, ddof=1))
+    return GaussianNull(mean, mean - half, mean + half, draws)
 
 
 def _bartlett(small: int, large: int, rng: np.random.Generator) -> Tensor:
@@ -130,9 +116,9 @@ class EffectiveRank(Measure):
 
     The covariance of pooled patch tokens (one sample per image) and of patch tokens (one sample per token) is
     summed up in float64, centred, and its spectrum gives ``effective_rank`` (Roy & Vetterli 2007, from singular
-    values) and ``participation_ratio`` (from variances, named apart since it is another quantity). Both depend on
-    the number of samples: 192 independent channels show 60 with 64 samples and 191.5 with 10,000. So each comes
-    with the null of Gaussian noise at the same n and d, and divided by it: ``effective_rank_over_null``.
+    values, not from variances). It depends on the number of samples: 192 independent channels show 60 with 64
+    samples and 191.5 with 10,000. So it comes with the null of Gaussian noise at the same n and d, and divided by it:
+    ``effective_rank_over_null``.
 
     Intervals are jackknives over image groups. At token level n in the null counts tokens, while the unit of the
     interval is the image, since tokens of one image are not independent. One channel scaled by 100 takes the
@@ -202,62 +188,56 @@ class EffectiveRank(Measure):
         if not places:
             raise DataError("effective rank needs at least 2 images with finite features")
         found = {(level, i): self._estimate(level, i) for level in LEVELS for i in places}
-        rows = [row for (level, i), both in found.items() for row in self._rows(level, i, both)]
+        rows = [row for (level, i), rank in found.items() for row in self._rows(level, i, rank)]
         rows += [row for level in LEVELS for row in self._mean_rows(level, places, found)]
         return self.result(rows, groups=self.groups, levels=list(LEVELS))
 
     def _null(self, level: str, i: int) -> GaussianNull:
         return gaussian_null(int(getattr(self, f"count_{level}_{i}").sum()), self.widths[i])
 
-    def _rows(self, level: str, i: int, both: Estimate) -> Iterator[dict[str, Any]]:
+    def _rows(self, level: str, i: int, rank: Estimate) -> Iterator[dict[str, Any]]:
         null, samples = self._null(level, i), int(getattr(self, f"count_{level}_{i}").sum())
-        if not np.isfinite(both.value).all():
+        if not np.isfinite(rank.value):
             self.note(
                 f"{self.views[0].label}: {self.names[i]} is the same for all images, so it has no rank ({level})"
             )
         kind = f"Gaussian noise, {samples} samples of {self.widths[i]} channels, {null.draws} draws"
-        for q, quantity in enumerate(QUANTITIES):
-            mean, low, high = (part[quantity] for part in null[:3])
-            for suffix, unit, over in (("", "dimensions", 1.0), ("_over_null", "none", mean)):
-                yield self.row(
-                    self.names[i], tokens=level, quantity=quantity + suffix, value_unit=unit, **(both / over).at(q),
-                    null=mean / over, null_low=low / over, null_high=high / over, null_kind=kind,
-                    estimator="from singular values" if q == 0 else "from variances",
-                )  # fmt: skip
+        for suffix, unit, over in (("", "dimensions", 1.0), ("_over_null", "none", null.mean)):
+            yield self.row(
+                self.names[i], tokens=level, quantity=f"effective_rank{suffix}", value_unit=unit, estimate=rank / over,
+                null=null.mean / over, null_low=null.low / over, null_high=null.high / over, null_kind=kind,
+                estimator="from singular values",
+            )  # fmt: skip
 
     def _estimate(self, level: str, i: int) -> Estimate:
-        """Both quantities of one place, (2,).
+        """Effective rank of one place, ().
 
         Nothing changes without a group that has no images, so no spectrum is taken for it.
         """
         sizes = self.images[:, i].cpu()
         used = sizes > 0
-        rest = [left_out(getattr(self, f"{s}_{level}_{i}")[used]) for s in ("count", "total", "cross")]
-        found = torch.stack([_both(*(r[k] for r in rest)) for k in range(len(rest[0]))]).cpu()
-        out = found[:1].repeat(self.groups, 1)
+        rest = [left_out(getattr(self, f"{s}_{level}_{i}")[used]) for s in ("cross", "total", "count")]
+        found = torch.stack([effective_rank(spectrum(*sums)) for sums in zip(*rest, strict=True)]).cpu()
+        out = found[:1].repeat(self.groups)
         out[used] = found[1:]
         return Estimate(found[0].numpy(), out.numpy(), sizes.numpy())
 
     def _mean_rows(
         self, level: str, places: Sequence[int], found: dict[tuple[str, int], Estimate]
     ) -> Iterator[dict[str, Any]]:
-        """Quantities over their nulls, mean over the layers that were finite for all images."""
+        """Ranks over their nulls, mean over the layers that were finite for all images."""
         whole = [i for i in places if torch.equal(self.images[:, i].cpu(), self.images.amax(1).cpu())]
-        kinds = dict.fromkeys(place_kind(self.names[i]) for i in whole if "blocks." in self.names[i])
-        for kind in kinds:
-            where = [i for i in whole if place_kind(self.names[i]) == kind]
-            for q, quantity in enumerate(QUANTITIES):
-                ratios = [found[level, i][q] / self._null(level, i).mean[quantity] for i in where]
-                yield self.row(
-                    kind, tokens=level, quantity=f"{quantity}_over_null", value_unit="none", null=1.0,
-                    estimate=Estimate.concatenate(ratios).mean(), estimator=f"mean over {len(where)} layers",
-                    null_kind="Gaussian noise of each layer's shape",
-                )  # fmt: skip
-
-
-def _both(count: Tensor, total: Tensor, cross: Tensor) -> Tensor:
-    s = spectrum(cross, total, count)
-    return torch.stack([effective_rank(s), participation_ratio(s)])
+        for kind in dict.fromkeys(place_kind(self.names[i]) for i in whole if "blocks." in self.names[i]):
+            ratios = [
+                found[level, i] / self._null(level, i).mean
+                for i in whole
+                if place_kind(self.names[i]) == kind
+            ]
+            yield self.row(
+                kind, tokens=level, quantity="effective_rank_over_null", value_unit="none", null=1.0,
+                estimate=Estimate.concatenate(ratios).mean(), estimator=f"mean over {len(ratios)} layers",
+                null_kind="Gaussian noise of each layer's shape",
+            )  # fmt: skip
 
 
 def groups_within_budget(groups: int, widths: Sequence[int]) -> int:
