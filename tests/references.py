@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from t2t_analysis.measures.cka import centred
 from t2t_analysis.measures.feature_maps import area_above, area_below, channel_ratios
+from t2t_analysis.measures.head_maps import cosine_sums, entropy, unit_rows
 from t2t_analysis.measures.rank import effective_rank
+from t2t_analysis.measures.ridge import held_out_errors, moments, pair_half
 from t2t_analysis.measures.rollout import rollout_step
 from t2t_analysis.measures.token_pixels import shares_of, split_windows
 
@@ -47,3 +49,26 @@ def token_to_pixel_weights(model: nn.Module, img_size: tuple[int, int]) -> Tenso
         grid = window.grid(*grid)
     one_hot = torch.eye(grid[0] * grid[1], dtype=torch.float64).unflatten(1, grid)
     return shares_of(one_hot, windows, img_size)
+
+
+def column_cosine(a: Tensor, b: Tensor | None = None, centred: bool = False) -> Tensor:
+    """Cosine of columns of maps (M, Q, K) and (M', Q, K), mean over columns (Zhou et al. 2021): (M, M')."""
+    units = unit_rows(a.mT, centred)
+    total, count = cosine_sums(units, units if b is None else unit_rows(b.mT, centred))
+    return torch.where(count > 0, total / count, torch.nan)
+
+
+def js_divergence(p: Tensor, q: Tensor) -> Tensor:
+    """Jensen-Shannon divergence over the last axis (Lin 1991): H((P+Q)/2) - (H(P)+H(Q))/2, 0 to ln 2 nats."""
+    return entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
+
+
+def decodability(x: Tensor, y: Tensor) -> Tensor:
+    """R^2 with which targets (n, T, q) are read from features (n, T, k), each half from the other; or without T."""
+    x, y = (a.unsqueeze(1) if a.ndim == 2 else a for a in (x, y))
+    half = pair_half(torch.arange(len(x)))
+    products, squares = (
+        torch.stack([sums[half == h].sum(0) for h in (0, 1)]).unsqueeze(0) for sums in moments(x, y)
+    )
+    errors, total = held_out_errors(products, squares, [slice(0, y.shape[-1])])
+    return torch.where(total > 0, 1 - errors / total, torch.nan)[0]

@@ -30,7 +30,7 @@ from t2t_analysis.measures import rollout as ro
 from t2t_analysis.measures.head_summary import LAYERS
 from t2t_analysis.plots import rollout_examples
 
-from .references import rollout
+from .references import column_cosine, rollout
 
 ALL = [AttentionGeometry(), AttentionRollout(), LayerCollapse(), Redundancy()]
 
@@ -129,15 +129,9 @@ def test_queries_without_any_patch_are_left_out():
     assert A.attention_entropy(maps).isfinite()
 
 
-def test_entropy_and_sink_limits():
+def test_entropy_and_prefix_limits():
     assert A.attention_entropy(torch.eye(6)).item() == 0
     assert A.attention_entropy(torch.ones(6, 6)).item() == pytest.approx(math.log(6), rel=1e-6)
-    share, key = A.sink_mass(torch.full((6, 6), 1 / 6))
-    assert share.item() == pytest.approx(1 / 6)
-    sink = torch.zeros(6, 6)
-    sink[:, 4] = 1
-    share, key = A.sink_mass(sink)
-    assert (share.item(), key.item()) == (1, 4)
     assert A.prefix_attention(torch.full((3, 8), 1 / 8), 2).item() == pytest.approx(0.25)
 
 
@@ -310,16 +304,16 @@ def test_a_layer_that_is_not_finite_ends_the_rollout_there():
 def test_column_cosine_identities():
     maps = random_maps(4, 7, 7, s=2.0)
     for centred in (False, True):
-        cosine = C.column_cosine(maps, centred=centred)
+        cosine = column_cosine(maps, centred=centred)
         torch.testing.assert_close(cosine.diagonal(), torch.ones(4).double())
         torch.testing.assert_close(cosine, cosine.T)
     a, b = maps[:2]
     expected = torch.nn.functional.cosine_similarity(a, b, dim=0).mean()
-    assert C.column_cosine(a[None], b[None]).item() == pytest.approx(expected.item())
-    mixed = [C.column_cosine((1 - w) * maps + w / 7)[0, 1].item() for w in (0, 0.3, 0.6, 0.9)]
+    assert column_cosine(a[None], b[None]).item() == pytest.approx(expected.item())
+    mixed = [column_cosine((1 - w) * maps + w / 7)[0, 1].item() for w in (0, 0.3, 0.6, 0.9)]
     assert mixed == sorted(mixed)  # mixing with uniform attention makes raw columns alike
     torch.testing.assert_close(
-        C.column_cosine(0.4 * maps + 0.6 / 7, centred=True), C.column_cosine(maps, centred=True)
+        column_cosine(0.4 * maps + 0.6 / 7, centred=True), column_cosine(maps, centred=True)
     )
 
 

@@ -17,10 +17,8 @@ from t2t_analysis.measures import (
     InvalidChannels,
     attention,
     cka,
-    collapse,
     edge_channels,
     head_maps,
-    locality,
     redundancy,
     spectrum,
 )
@@ -150,7 +148,7 @@ CASES = [
     ),
     Case(partial(head_maps.head_cosine, centred=False), maps, "maps", (*HEADS, "scale", "orthogonal"), "raw"),
     Case(head_maps.pairwise_js_divergence, maps, "maps", HEADS, "js_divergence"),
-    of_module(locality, "decodability", features, "features"),
+    of_module(references, "decodability", features, "features"),
     Case(references.invalid_areas, sample, "sample", InvalidChannels.invariances, "invalid_areas"),
     Case(
         partial(
@@ -166,7 +164,7 @@ CASES = [
     *(of_module(spectrum, name, token_maps, "token_maps") for name in ("log_amplitude", "radial_power")),
     of_module(redundancy, "token_cosine", sample, "sample"),
     of_module(redundancy, "flattened_cosine", maps, "maps"),
-    of_module(collapse, "column_cosine", maps, "maps"),
+    of_module(references, "column_cosine", maps, "maps"),
     Case(
         partial(attention.attention_distance, distance=normal(5, 7, seed=9).abs()),
         maps,

@@ -33,6 +33,8 @@ from t2t_analysis.measures import gradients as rf
 from t2t_analysis.measures import locality as lo
 from t2t_analysis.measures.sums import Estimate, left_out
 
+from .references import decodability
+
 
 def rng(seed=0):
     return torch.Generator().manual_seed(seed)
@@ -274,19 +276,19 @@ def test_held_out_r2_is_that_of_scikit_learn():
         fit = fits[min(fits)]
         errors += ((y[~train].numpy() - fit.predict(x[~train])) ** 2).sum(0)
         total += (y[~train] - y[~train].mean(0)).square().sum(0).numpy()
-    assert np.allclose(lo.decodability(x, y), 1 - errors / total, rtol=1e-9)
+    assert np.allclose(decodability(x, y), 1 - errors / total, rtol=1e-9)
 
 
 def test_features_with_a_constant_give_the_same():
     x, y = torch.randn(2, 40, 6, generator=rng(), dtype=torch.float64)
     y = y + x
-    base = lo.decodability(x, y)
-    assert torch.allclose(lo.decodability(x.float() + 1000, y), base, atol=1e-4)  # what float32 itself keeps
-    assert torch.allclose(lo.decodability(x + 1000, y), base, atol=1e-7)
-    flat = lo.decodability(torch.zeros(40, 3), y)
+    base = decodability(x, y)
+    assert torch.allclose(decodability(x.float() + 1000, y), base, atol=1e-4)  # what float32 itself keeps
+    assert torch.allclose(decodability(x + 1000, y), base, atol=1e-7)
+    flat = decodability(torch.zeros(40, 3), y)
     assert (flat < 0).all()  # the other half's mean is all that is left to predict with
     assert (flat > -0.5).all()
-    assert torch.isnan(lo.decodability(x, torch.ones(40, 1))).all()
+    assert torch.isnan(decodability(x, torch.ones(40, 1))).all()
 
 
 def test_replicates_are_refits():
@@ -300,7 +302,7 @@ def test_replicates_are_refits():
         total.flatten(0, 1).index_add_(0, group * 2 + half, part)
     errors, total = ridge.held_out_errors(*(left_out(s) for s in sums), [slice(0, 6)])
     found = 1 - errors / total
-    assert torch.allclose(found[0], lo.decodability(x, y))
+    assert torch.allclose(found[0], decodability(x, y))
     assert (found[1:] != found[:1]).all()
 
 

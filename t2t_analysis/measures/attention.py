@@ -129,16 +129,6 @@ def prefix_attention(maps: Tensor, prefix: int) -> Tensor:
     return maps[..., :prefix].sum(-1).mean(-1)
 
 
-def sink_mass(maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Largest share of attention that one key gets from all queries together, and which key it is.
-
-    max over k of mean over q of A[q, k], from 1/N (uniform) to 1 (Xiao et al. 2024 call such a token an
-    attention sink): (..., Q, N) -> two of (...).
-    """
-    share, key = maps.mean(-2).max(-1)
-    return share, key
-
-
 # ---------------------------------------------------------------------------------------- the measure
 
 

@@ -32,26 +32,6 @@ _CHUNK = 2**21
 # ---------------------------------------------------------------------------------------- pure functions
 
 
-def column_cosine(a: Tensor, b: Tensor | None = None, centred: bool = False) -> Tensor:
-    """Cosine of columns, cos(A_h[:, t], A_g[:, t]) averaged over tokens t (Zhou et al. 2021, DeepViT).
-
-    Parameters
-    ----------
-    a, b : attention maps (M, Q, K) and (M', Q, K); ``b`` is ``a`` when left out.
-    centred : subtract each column's mean over the queries first.
-
-    Returns
-    -------
-    (M, M') in [-1, 1]; NaN where no column has a direction in both.
-
-    >>> column_cosine(torch.full((1, 3, 3), 1 / 3), torch.eye(3)[None]).item()  # uniform has a floor
-    0.5773...
-    """
-    units = unit_rows(a.mT, centred)
-    total, count = cosine_sums(units, units if b is None else unit_rows(b.mT, centred))
-    return torch.where(count > 0, total / count, math.nan)
-
-
 def match_heads(similarity: Tensor) -> tuple[Tensor, Tensor]:
     """Pair heads of two layers so that the sum of their similarities is largest: (H, H') -> two of (min,).
 
@@ -101,22 +81,23 @@ class LayerCollapse(PairedImagesMeasure):
             self.add_sum(f"defined{form}", self.groups, heads, heads, dtype=torch.float32)
 
     def add_images(self, seen: dict[str, Tensor], images: range, groups: list[int]) -> None:
-        """Rebuild the maps some keys at a time, and compare their columns."""
-        columns = [_Columns(self, seen, image) for image in images]
-        tokens = columns[0].tokens
-        step = max(1, _CHUNK // (self.index.total * tokens))
-        for start in range(0, tokens, step):
-            maps = [c.keys(slice(start, min(start + step, tokens))) for c in columns]
-            for centred in (False, True):
-                units = [unit_rows(m, centred) for m in maps]
-                form = "_centred" if centred else ""
+        """Rebuild the maps, and compare their columns some keys at a time."""
+        there = (self.present(seen) @ self.index.member).bool()
+        maps = [self.maps(seen, image) for image in images]
+        tokens = maps[0].shape[-1]
+        for m in maps:
+            m[~there] = 0.0  # without a direction, so that they count nowhere
+        for keys in torch.arange(tokens).split(max(1, _CHUNK // (self.index.total * tokens))):
+            columns = [m[..., keys[0] : keys[-1] + 1].mT.contiguous() for m in maps]
+            for form in ("", "_centred"):
+                units = [unit_rows(c, centred=bool(form)) for c in columns]
                 for group, unit in zip(groups, units, strict=True):
                     self._add(group, form, unit, unit, tokens)
                 if len(units) == 2:
                     self._add(groups[0], form + "_other", units[0], units[1], tokens)
 
     def _add(self, group: int, form: str, a: Any, b: Any, tokens: int) -> None:
-        """Add cosines, and shares of similar tokens, of two sets of unit columns (M, keys, Q)."""
+        """Add cosines, and shares of tokens that have one, of two sets of unit columns (M, keys, Q)."""
         total, count = cosine_sums(a, b)
         for name, value in (("cosine", total), ("defined", count)):
             state = getattr(self, name + form)
@@ -158,40 +139,3 @@ _FORMS = ("", "_centred", "_other", "_centred_other")
 def _beside(table: Estimate) -> Estimate:
     """Mean over neighbouring layers of a table (L, L)."""
     return table.map(lambda x: nanmean(np.diagonal(x, offset=1, axis1=-2, axis2=-1)))
-
-
-class _Columns:
-    """The maps of one image by columns: rebuilt from queries and keys, never more than asked for."""
-
-    def __init__(self, owner: LayerCollapse, seen: dict[str, Tensor], image: int) -> None:
-        self.index = owner.index
-        self.parts: list[tuple[Tensor, ...] | None] = []
-        for layer in owner.index.layers:
-            found = [x[image] for x in owner.tensors(seen, layer)]
-            self.parts.append(self._part(found, owner.scales[layer]) if found else None)
-        some = next(part for part in self.parts if part)
-        self.tokens, self.like = some[0].shape[1], some[0]
-
-    @staticmethod
-    def _part(found: list[Tensor], scale: float) -> tuple[Tensor, ...]:
-        """Queries, keys and the logarithm of each row's sum, or the map alone."""
-        if len(found) == 1:
-            return (found[0],)
-        q, k = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in found)
-        q = q * scale
-        return q, k, (q @ k.mT).logsumexp(-1)
-
-    def keys(self, keys: slice) -> Tensor:
-        """Columns of all heads, (M, keys, Q)."""
-        size = (keys.stop - keys.start, self.tokens)
-        parts = zip(self.parts, self.index.heads, strict=True)
-        return torch.cat([self._of(part, keys, size, heads) for part, heads in parts])
-
-    def _of(self, part: tuple[Tensor, ...] | None, keys: slice, size: tuple[int, int], heads: int) -> Tensor:
-        """(H, keys, Q); zeros where the layer was not finite, whose images are not counted."""
-        if part is None:
-            return self.like.new_zeros(heads, *size)
-        if len(part) == 1:
-            return part[0][..., keys].mT
-        q, k, log_sum = part
-        return (k[:, keys] @ q.mT - log_sum.unsqueeze(-2)).exp()

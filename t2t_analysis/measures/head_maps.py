@@ -192,18 +192,6 @@ def entropy(p: Tensor) -> Tensor:
     return 0 - p.clamp_min(torch.finfo(p.dtype).tiny).log_().mul_(p).sum(dim=-1)
 
 
-def js_divergence(p: Tensor, q: Tensor) -> Tensor:
-    """Jensen-Shannon divergence over the last axis (Lin 1991): H((P+Q)/2) - (H(P)+H(Q))/2, 0 to ln 2 nats.
-
-    0 only for equal rows, ln 2 for disjoint ones; its square root is a metric. Two diffuse heads are close
-    whatever they attend to, so read it beside their entropy.
-
-    >>> round(js_divergence(torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])).item(), 4)
-    0.6931
-    """
-    return entropy((p + q) / 2) - (entropy(p) + entropy(q)) / 2
-
-
 def pairwise_js_divergence(a: Tensor, b: Tensor | None = None) -> Tensor:
     """Jensen-Shannon divergence of every two different maps, averaged over the queries, in nats.
 
@@ -223,17 +211,6 @@ def pairwise_js_divergence(a: Tensor, b: Tensor | None = None) -> Tensor:
         mixed = entropy((a[h] + other[h + 1 :]).div_(2))
         pairs[h, h + 1 :] = (mixed - (own[h] + others[h + 1 :]) / 2).mean(-1)
     return pairs + pairs.T
-
-
-def js_divergence_of_all(p: Tensor) -> Tensor:
-    """Jensen-Shannon divergence among all M maps at once: H(mean) - mean of H, query average, 0 to ln M nats.
-
-    ``p`` is (M, Q, K); the result a float64 scalar.
-
-    >>> round(js_divergence_of_all(torch.eye(3)[:, None, :]).item(), 4)  # three disjoint heads: ln 3
-    1.0986
-    """
-    return (entropy(p.mean(0)) - entropy(p).mean(0)).mean().double()
 
 
 def off_diagonal_mean(matrix: Tensor) -> Tensor:

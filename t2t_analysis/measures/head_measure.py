@@ -13,7 +13,7 @@ from .. import capture
 from ..capture.attention import Attention, backbone_attention
 from ..estimates import Estimate
 from .base import Measure, MeasureBatch, View
-from .head_maps import renormalised
+from .head_maps import patch_logits, renormalised
 from .head_summary import CONTRAST, THIRDS, HeadIndex, contrast, layer_rows, layer_table, pair_rows
 from .sums import grouped_estimate
 
@@ -145,6 +145,21 @@ class PairedImagesMeasure(HeadMeasure):
         """What the maps of a layer are made of: q and k, or the maps; nothing where it is not finite."""
         names = self.sources[layer]
         return [seen[name] for name in names] if all(name in seen for name in names) else []
+
+    def maps(self, seen: dict[str, Tensor], image: int, queries: slice = slice(None)) -> Tensor:
+        """Maps (M, Q, K) of all heads for some queries of one image; uniform for layers that are not finite."""
+        some = next(iter(seen.values()))
+        keys = some.shape[2]
+        maps = some.new_empty(self.index.total, len(range(keys)[queries]), keys)
+        for layer, where in self.index.slices:
+            match [x[image] for x in self.tensors(seen, layer)]:
+                case [q, k]:
+                    torch.softmax(patch_logits(q[:, queries], k, 0, self.scales[layer]), -1, out=maps[where])
+                case [pattern]:
+                    maps[where] = pattern[:, queries]
+                case _:
+                    maps[where] = 1 / keys
+        return maps
 
     def update(self, batch: MeasureBatch) -> None:
         """Count the images and pairs in which two layers are finite, and add what they say."""

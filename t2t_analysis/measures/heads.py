@@ -25,11 +25,8 @@ from .base import MeasureBatch, View
 from .head_maps import (
     content_covariance,
     cosine_floor,
-    entropy,
-    js_divergence_of_all,
     logit_variance,
     pairwise_js_divergence,
-    patch_logits,
     query_products,
     renormalised,
     row_scales,
@@ -37,7 +34,7 @@ from .head_maps import (
 )
 from .head_measure import OTHER_IMAGE, HeadMeasure, PairedImagesMeasure, correlation, mean_of
 from .head_summary import head_rows, layer_rows, layer_table
-from .sums import add_by_group, grouped_estimate, mean_estimate
+from .sums import add_by_group, grouped_estimate
 
 #: Numbers in the attention maps of one image that are worked on at a time: what a processor's cache holds.
 _CHUNK = 2**21
@@ -110,7 +107,7 @@ class HeadSimilarity(PairedImagesMeasure):
         keys = next(iter(seen.values())).shape[2]
         there = (self.present(seen) @ self.index.member).to(next(iter(seen.values())))
         for rows in self._chunks(keys):
-            maps = [self._centred(seen, image, rows, keys) for image in images]
+            maps = [self.maps(seen, image, rows).sub_(1 / keys) for image in images]
             products = [query_products(m, m) for m in maps]
             scales = [(raw * there, centred) for raw, centred in (row_scales(p, keys) for p in products)]
             for group, product, scale in zip(groups, products, scales, strict=True):
@@ -126,21 +123,6 @@ class HeadSimilarity(PairedImagesMeasure):
         """Slices of the queries so that the maps of one image have about ``_CHUNK`` numbers."""
         step = max(1, _CHUNK // (self.index.total * queries))
         return (slice(start, min(start + step, queries)) for start in range(0, queries, step))
-
-    def _centred(self, seen: dict[str, Tensor], image: int, rows: slice, keys: int) -> Tensor:
-        """Maps (M, rows, K) less 1/K of all heads for one image, zeros for layers not finite."""
-        some = next(iter(seen.values()))
-        maps = some.new_empty(self.index.total, rows.stop - rows.start, keys)
-        for layer, where in self.index.slices:
-            match [x[image] for x in self.tensors(seen, layer)]:
-                case [q, k]:
-                    logits = patch_logits(q[:, rows], k, 0, self.scales[layer])
-                    torch.softmax(logits, -1, out=maps[where])
-                case [pattern]:
-                    maps[where] = pattern[:, rows]
-                case _:
-                    maps[where] = 1 / keys
-        return maps.sub_(1 / keys)
 
     def _add_cosines(self, group: int, suffix: str, products: Tensor, a: Any, b: Any, keys: int) -> None:
         """Add the cosines of two images' maps, the mean of both ways round where images differ."""
@@ -271,10 +253,9 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 class HeadDivergence(HeadMeasure):
     """Jensen-Shannon divergence between the attention maps of the heads of a layer, in nats.
 
-    ``js_divergence`` = H((P+Q)/2) - (H(P)+H(Q))/2 for every two heads of a layer, 0 (equal) to ln 2
-    (disjoint); ``js_divergence_of_all`` = H(mean) - mean H over all heads of a layer, up to ln H; ``entropy``
-    of each head beside them, since two diffuse heads are close whatever they attend to. Averaged over queries
-    and images; patch keys only.
+    ``js_divergence`` = H((P+Q)/2) - (H(P)+H(Q))/2 for every two heads of a layer, 0 (equal) to ln 2 (disjoint),
+    averaged over queries and images; patch keys only. Two diffuse heads are close whatever they attend to, so read it
+    beside their entropy (`AttentionGeometry`).
 
     The null takes the two maps from different images. Unlike a cosine, a *small* value means alike.
 
@@ -287,51 +268,36 @@ class HeadDivergence(HeadMeasure):
     pairs: Tensor  # (G, L, L) pairs of images
     divergence: Tensor  # (G, M, M) sums over images
     divergence_other: Tensor  # over pairs of images
-    of_all: Tensor  # (G, L)
-    of_all_other: Tensor
-    entropies: Tensor  # (G, M)
 
     def make_states(self, view: View, heads: int) -> None:
         """Sums by image group; across layers they stay empty."""
         layers = len(self.index.layers)
         self.add_sum("pairs", self.groups, layers, layers)
-        for other in ("", "_other"):
-            self.add_sum(f"divergence{other}", self.groups, heads, heads)
-            self.add_sum(f"of_all{other}", self.groups, layers)
-        self.add_sum("entropies", self.groups, heads)
-        layout = view.layout_of(self.sources[self.index.layers[0]][0])
-        self.uniform = float(np.log(layout.num_patches)) if layout else float("nan")
+        self.add_sum("divergence", self.groups, heads, heads)
+        self.add_sum("divergence_other", self.groups, heads, heads)
 
-    def reduce(self, obs: capture.Observation) -> dict[str, Tensor]:
-        """Divergences and entropies of one layer, image by image and for the pairs of images."""
+    def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
+        """Divergences (B, H, H) of one layer, image by image and for the pairs of images."""
         maps = renormalised(obs.value, obs.layout.prefix if obs.layout else 0)  # (B, H, P, P)
-        one, other = maps[0 : len(maps) - 1 : 2], maps[1::2]
-        even = (torch.arange(maps.shape[1], device=maps.device) % 2 == 0)[:, None, None]
-        return {
-            "divergence": _stacked(pairwise_js_divergence, maps),
-            "of_all": _stacked(js_divergence_of_all, maps),
-            "entropies": entropy(maps).mean(-1).double(),
-            "divergence_other": _stacked(pairwise_js_divergence, one, other),
-            "of_all_other": _stacked(js_divergence_of_all, torch.where(even, one, other)),
-        }
+        own = [pairwise_js_divergence(m) for m in maps]
+        other = [pairwise_js_divergence(*two) for two in zip(maps[0::2], maps[1::2], strict=False)]
+        return torch.stack(own), torch.stack(other) if other else own[0].new_empty(0, *own[0].shape)
 
     def update(self, batch: MeasureBatch) -> None:
         """Add what the hooks made of each layer."""
         images = self.group(batch)
         pairs = images[0 : len(images) - 1 : 2]
         for i, (layer, where) in enumerate(self.index.slices):
-            made = batch.seen[0].get(self.sources[layer][0])
-            if made is None:
-                continue
-            for other, groups, count in (("", images, self.images), ("_other", pairs, self.pairs)):
-                add_by_group(count[:, i, i], groups, torch.ones(len(groups)))
-                divergence, of_all = (f"{name}{other}" for name in ("divergence", "of_all"))
-                add_by_group(getattr(self, divergence)[:, where, where], groups, made[divergence])
-                add_by_group(getattr(self, of_all)[:, i], groups, made[of_all])
-            add_by_group(self.entropies[:, where], images, made["entropies"])
+            if made := batch.seen[0].get(self.sources[layer][0]):
+                for count, total, groups, values in (
+                    (self.images, self.divergence, images, made[0]),
+                    (self.pairs, self.divergence_other, pairs, made[1]),
+                ):
+                    add_by_group(count[:, i, i], groups, torch.ones(len(groups)))
+                    add_by_group(total[:, where, where], groups, values)
 
     def compute(self) -> Result:
-        """Rows for pairs of heads within layers, layers, heads, and the change over depth."""
+        """Rows for pairs of heads within layers, layers, and the change over depth."""
         if not self.pairs.any():
             self.note("every batch held one image: no null from permuted images")
         columns = {"quantity": "js_divergence", "tokens": "patch", "value_unit": "nats",
@@ -341,34 +307,4 @@ class HeadDivergence(HeadMeasure):
         sums = (self.divergence, self.index.spread(self.images))
         other = (self.divergence_other, self.index.spread(self.pairs))
         nulls = [{"null": part} for part in self.estimate_all(mean_of, other, self.pairs)]
-        rows = self.report(self.estimate_all(mean_of, sums, self.images), nulls, **columns)
-        return self.result([*rows, self._of_all_row(), self._entropy_row()])
-
-    def _of_all_row(self) -> dict[str, Any]:
-        ours, other = (
-            mean_estimate(torch.diag_embed(state), counts)
-            for state, counts in ((self.of_all, self.images), (self.of_all_other, self.pairs))
-        )
-        within = np.eye(len(self.index.layers), dtype=bool)
-        return layer_rows(
-            self.row(tokens="patch", value_unit="nats"), self.index,
-            ours.map(lambda table: np.where(within, table, np.nan)), quantity="js_divergence_of_all",
-            null=other, null_kind="every second head from the other image of a pair",
-            estimator="H(mean of heads) - mean of H",
-            ceiling=np.diag(np.log(self.index.heads)), ceiling_kind="ln H: disjoint maps",
-        )  # fmt: skip
-
-    def _entropy_row(self) -> dict[str, Any]:
-        counts = self.index.spread(self.images).diagonal(dim1=-2, dim2=-1)
-        return head_rows(
-            self.row(tokens="patch", value_unit="nats"), self.index, mean_estimate(self.entropies, counts),
-            quantity="entropy", null=self.uniform, null_kind="uniform attention",
-            estimator="entropy of a row over patch keys, renormalised",
-        )  # fmt: skip
-
-
-def _stacked(fn: Any, *maps: Tensor) -> Tensor:
-    """``fn`` of each image's maps, stacked; works for no image at all."""
-    if not len(maps[0]):
-        return fn(*(m.new_zeros(m.shape[1:]) for m in maps)).unsqueeze(0)[:0]
-    return torch.stack([fn(*each) for each in zip(*maps, strict=True)])
+        return self.result(self.report(self.estimate_all(mean_of, sums, self.images), nulls, **columns))

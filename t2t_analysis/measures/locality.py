@@ -44,26 +44,6 @@ QUANTITIES = np.array(
 HALVES = ("photographs", "images")
 
 
-def decodability(x: Tensor, y: Tensor) -> Tensor:
-    """R^2 with which targets are read from features on held-out images: (n, T, k), (n, T, q) to (q,).
-
-    Image by image, for data that fit into memory; the halves are those of `pair_half`. One token per image may be
-    given without its axis. See `held_out_errors`.
-
-    >>> generator = torch.Generator().manual_seed(0)
-    >>> x, noise = torch.randn(2, 200, 3, generator=generator, dtype=torch.float64)
-    >>> decodability(x, torch.stack([x[:, 0], noise[:, 0]], 1)).round(decimals=1).abs().tolist()
-    [1.0, 0.0]
-    """
-    x, y = (a.unsqueeze(1) if a.ndim == 2 else a for a in (x, y))
-    half = pair_half(torch.arange(len(x)))
-    products, squares = (
-        torch.stack([sums[half == h].sum(0) for h in (0, 1)]).unsqueeze(0) for sums in moments(x, y)
-    )
-    errors, total = held_out_errors(products, squares, [slice(0, y.shape[-1])])
-    return _r2(errors, total)[0]
-
-
 def _r2(errors: Tensor, total: Tensor) -> Tensor:
     """1 - errors / total, NaN where nothing varies."""
     return torch.where(total > 0, 1 - errors / total, torch.nan)
