@@ -115,7 +115,7 @@ DECLARED = {
     "decodability": ("orthogonal", "scale", "translation", "permute_channels"),
     "content": ("scale", "translation", "permute_channels"),
     "log_amplitude": ("scale", "permute_images", "permute_channels"),
-    "radial_power": ("scale", "translation", "orthogonal", "permute_images", "permute_channels"),
+    "high_frequency_share": ("scale", "translation", "orthogonal", "permute_images", "permute_channels"),
     "token_cosine": ("orthogonal", "scale", "permute_channels", "permute_images"),  # an image here is a token
     "flattened_cosine": ("permute_heads", "permute_keys", "scale", "orthogonal"),
     "column_cosine": ("permute_heads", "permute_keys", "scale"),
@@ -161,7 +161,10 @@ CASES = [
         "t2t_analysis.measures.edge_channels.content",
     ),
     Case(references.effective_rank_of, sample, "sample", EffectiveRank.invariances, "effective_rank_of"),
-    *(of_module(spectrum, name, token_maps, "token_maps") for name in ("log_amplitude", "radial_power")),
+    *(
+        of_module(spectrum, name, token_maps, "token_maps")
+        for name in ("log_amplitude", "high_frequency_share")
+    ),
     of_module(redundancy, "token_cosine", sample, "sample"),
     of_module(redundancy, "flattened_cosine", maps, "maps"),
     of_module(references, "column_cosine", maps, "maps"),

@@ -2,7 +2,6 @@
 
 import math
 
-import numpy as np
 import pytest
 import timm
 import torch
@@ -38,14 +37,14 @@ def test_delta_is_flat_and_a_constant_lies_at_the_mean():
     assert sp.log_amplitude(delta).abs().max() < 1e-9
     constant = torch.ones(3, 14, 14)
     assert (sp.log_amplitude(constant)[1:] < -15).all()
-    assert torch.isnan(sp.radial_power(constant)).all()
+    assert torch.isnan(sp.high_frequency_share(constant)).all()
 
 
 def test_the_mean_makes_anything_look_low_pass_unless_it_is_removed():
     x = noise(200, 16, 14, 14)
     tails = [float(sp.log_amplitude(x + c).mean(0)[-1]) for c in (1, 10)]
     assert tails == pytest.approx([-2.9, -5.2], abs=0.1)
-    assert torch.allclose(sp.radial_power(x + 10), sp.radial_power(x), atol=1e-12)
+    assert torch.allclose(sp.high_frequency_share(x + 10), sp.high_frequency_share(x), atol=1e-12)
 
 
 def test_parseval():
@@ -55,19 +54,15 @@ def test_parseval():
 
 
 @pytest.mark.parametrize("grid", [(14, 14), (6, 9)])
-def test_rings_hold_all_energy_and_white_noise_gives_its_null(grid):
-    x = noise(400, 8, *grid)
-    shares = sp.radial_power(x)
-    assert torch.allclose(shares.sum(-1), torch.ones(400).double())
-    assert shares.mean(0).numpy() == pytest.approx(sp.white_shares(grid).numpy(), abs=0.01)
-    assert float(sp.white_shares(grid).sum()) == pytest.approx(1)
+def test_white_noise_gives_its_null(grid):
+    shares = sp.high_frequency_share(noise(400, 8, *grid))
+    assert float(shares.mean()) == pytest.approx(sp.white_share(grid), abs=0.01)
 
 
-@pytest.mark.parametrize(("cycles", "ring"), [(1, 0), (3, 1), (5, 2), (7, 3)])
-def test_a_wave_lies_in_its_ring(cycles, ring):
+@pytest.mark.parametrize(("cycles", "high"), [(1, 0), (3, 0), (5, 1), (7, 1)])
+def test_a_wave_lies_above_or_below_half_of_nyquist(cycles, high):
     wave = torch.cos(2 * math.pi * cycles * torch.arange(14.0) / 14).expand(1, 14, 14)
-    expected = [float(i == ring) for i in range(len(sp.RINGS))]
-    assert sp.radial_power(wave).numpy() == pytest.approx(expected, abs=1e-9)
+    assert float(sp.high_frequency_share(wave)) == pytest.approx(high, abs=1e-9)
 
 
 def test_a_diagonal_wave_peaks_at_its_frequency_also_on_a_long_grid():
@@ -82,9 +77,7 @@ def test_a_diagonal_wave_peaks_at_its_frequency_also_on_a_long_grid():
 def test_smoothing_lowers_the_high_frequencies():
     x = noise(20, 8, 14, 14)
     smooth = torch.nn.functional.avg_pool2d(x, 3, 1, 1)
-    assert float(sp.radial_power(smooth)[:, 2:].sum(-1).max()) < float(
-        sp.radial_power(x)[:, 2:].sum(-1).min()
-    )
+    assert float(sp.high_frequency_share(smooth).max()) < float(sp.high_frequency_share(x).min())
 
 
 def run(model, images):
@@ -98,21 +91,12 @@ def test_the_measure_over_places_grids_and_prefix():
     frame = result.frame
     assert result.meta["grids"]["tokens.0.out"] == [16, 24]
     assert result.meta["grids"]["blocks.1.resid_post"] == [8, 12]
-    assert set(frame.quantity) == {
-        "log_amplitude",
-        "log_amplitude_tail",
-        "radial_power",
-        "high_frequency_share",
-    }
+    assert set(frame.quantity) == {"log_amplitude", "high_frequency_share"}
     assert frame[["value", "low", "high", "null"]].notna().all().all()
     last = frame[(frame.place == "embed") & (frame.quantity == "log_amplitude")].iloc[-1]
     assert (last["at"], last["n"]) == (0.75, 8)
-    rings = frame[frame.quantity == "radial_power"].groupby("place").value.sum()
-    assert np.allclose(rings.astype(float), 1)
     high = frame[(frame.quantity == "high_frequency_share") & (frame.place == "embed")].iloc[0]
-    upper = frame[(frame.quantity == "radial_power") & (frame.place == "embed") & (frame["at"] > 0.5)]
-    assert high.value == pytest.approx(upper.value.sum())
-    assert high.null == pytest.approx(upper.null.sum())
+    assert high.null == pytest.approx(sp.white_share((8, 12)))
 
 
 def test_the_measure_is_the_function_on_the_captured_map():
@@ -131,4 +115,4 @@ def test_constant_maps_are_left_out_of_energy_but_not_of_amplitude():
     images[0] = 0
     frame = run(model, images).where(place="embed").frame.set_index("quantity")
     assert frame.n["high_frequency_share"] == 7
-    assert frame.n["log_amplitude_tail"] == 8
+    assert set(frame.n["log_amplitude"]) == {8}

@@ -156,7 +156,6 @@ _UNIFORM = "uniform attention"
 _RENORMALISED = "patch keys only, rows renormalised"
 QUANTITIES = (
     Quantity("attention_distance", "patch", "fraction of image side", _UNIFORM, _RENORMALISED),
-    Quantity("attention_distance_px", "patch", "pixels", _UNIFORM, _RENORMALISED),
     Quantity("attention_entropy", "patch", "nats", _UNIFORM, _RENORMALISED),
     Quantity("attention_entropy", "class", "nats", _UNIFORM, f"class query; {_RENORMALISED}"),
     Quantity("class_mass", "patch", "fraction", _UNIFORM, "attention of patch queries to the class token"),
@@ -164,12 +163,11 @@ QUANTITIES = (
     Quantity(
         "sink_mass", "patch", "fraction", _UNIFORM, "attention of patch queries to the key that gets most"
     ),
-    Quantity("sink_on_prefix", "patch", "fraction", "any key alike", "images whose sink is a prefix token"),
 )
 
 
 def head_numbers(patches: Tensor, cls: Tensor | None, layout: capture.TokenLayout, pitch: Pair) -> Tensor:
-    """All `QUANTITIES` of some maps in order: (B, H, P, N) and class rows (B, H, N) -> (B, H, 8), float64.
+    """All `QUANTITIES` of some maps in order: (B, H, P, N) and class rows (B, H, N) -> (B, H, 6), float64.
 
     NaN where a quantity does not exist (no class token, no prefix).
     """
@@ -177,20 +175,14 @@ def head_numbers(patches: Tensor, cls: Tensor | None, layout: capture.TokenLayou
     prefix = layout.prefix
     rows, queries = _renormalised(patches[..., prefix:])
     none = patches.new_full(patches.shape[:2], math.nan)
-    columns = patches.mean(-2)
-    share = columns.amax(-1)
-    ties = (columns >= share[..., None] * (1 - 1e-5)).to(share.dtype)  # uniform attention has no one key
-    pixels = _distance(rows, queries, distance)
     return torch.stack(
         [
-            pixels / _side(layout.grid, pitch),
-            pixels,
+            _distance(rows, queries, distance) / _side(layout.grid, pitch),
             _entropy(rows, queries),
             none if cls is None else attention_entropy(cls[..., None, prefix:]),
             none if cls is None else prefix_attention(patches, 1),
             prefix_attention(patches, prefix) if prefix else none,
-            share,
-            ties[..., :prefix].sum(-1) / ties.sum(-1) if prefix else none,
+            patches.mean(-2).amax(-1),
         ],
         dim=-1,
     ).double()
@@ -203,14 +195,13 @@ def _side(grid: tuple[int, int], pitch: Pair) -> float:
 
 def nulls(layout: capture.TokenLayout, pitch: Pair) -> list[float]:
     """What uniform attention gives for each of `QUANTITIES`."""
-    pixels, keys = uniform_distance(layout.grid, pitch), layout.num_tokens
-    spread = math.log(layout.num_patches)
-    share = layout.prefix / keys
-    return [pixels / _side(layout.grid, pitch), pixels, spread, spread, 1 / keys, share, 1 / keys, share]
+    distance = uniform_distance(layout.grid, pitch) / _side(layout.grid, pitch)
+    spread, keys = math.log(layout.num_patches), layout.num_tokens
+    return [distance, spread, spread, 1 / keys, layout.prefix / keys, 1 / keys]
 
 
 def stage_numbers(q: Tensor, k: Tensor, scale: float, layout: capture.TokenLayout, pitch: Pair) -> Tensor:
-    """As `head_numbers`, from queries and keys (H, P, d) of one image without prefix tokens: (H, 8).
+    """As `head_numbers`, from queries and keys (H, P, d) of one image without prefix tokens: (H, 6).
 
     Some queries at a time: the first token transformer of a T2T-ViT has a map of 3136 x 3136.
     """
@@ -228,24 +219,20 @@ def stage_numbers(q: Tensor, k: Tensor, scale: float, layout: capture.TokenLayou
     pixels, spread = (totals / patches).unbind(-1)
     none = torch.full_like(pixels, math.nan)
     share = columns.amax(-1) / patches
-    return torch.stack(
-        [pixels / _side(layout.grid, pitch), pixels, spread, none, none, none, share, none], -1
-    )
+    return torch.stack([pixels / _side(layout.grid, pitch), spread, none, none, none, share], -1)
 
 
 class AttentionGeometry(ImageMeans):
     """Attention distance, entropy, and attention paid to class token, prefix and sink, per head and layer.
 
-    ``attention_distance``: mean distance between the centres of a patch and of the patches it attends to, as
-    a fraction of the image side (``attention_distance_px``: in pixels), so that the token transformers of a
-    T2T module (56 x 56 and 28 x 28 tokens at 224 px) compare with blocks on 14 x 14. For an oblong image the
-    side is that of a square of the same area. ``attention_entropy`` in nats, of patch queries and of the class
-    query. ``class_mass``, ``prefix_mass``: share that patch queries give to the class token, to all prefix
-    tokens. ``sink_mass``: share that the most attended key gets; ``sink_on_prefix``: in how many images
-    that key is a prefix token. All are means over queries, then images; rows without a head number are means
-    over the heads of a layer, those of ``blocks.*.attn`` over all layers of the backbone; ``..._last_minus_first``
-    is the last third of them minus the first. The null is
-    uniform attention, in closed form. A Performer has no attention map and is left out.
+    ``attention_distance``: mean distance between the centres of a patch and of the patches it attends to, as a
+    fraction of the image side, so that the token transformers of a T2T module (56 x 56 and 28 x 28 tokens at 224 px)
+    compare with blocks on 14 x 14. For an oblong image the side is that of a square of the same area.
+    ``attention_entropy`` in nats, of patch queries and of the class query. ``class_mass``, ``prefix_mass``: share that
+    patch queries give to the class token, to all prefix tokens. ``sink_mass``: share that the most attended key gets.
+    All are means over queries, then images; rows without a head number are means over the heads of a layer, those of
+    ``blocks.*.attn`` over all layers of the backbone; ``..._last_minus_first`` is the last third of them minus the
+    first. The null is uniform attention, in closed form. A Performer has no attention map and is left out.
 
     Source: Dosovitskiy et al. 2021, appendix D.7, and Raghu et al. 2021, figure 3, for the distance; the
     renormalisation after dropping the prefix is ours.
@@ -269,7 +256,7 @@ class AttentionGeometry(ImageMeans):
         return list(self.by_source)
 
     def reduce(self, obs: capture.Observation) -> Tensor:
-        """All numbers of a block's heads, (B, H, 8); a token transformer's q or k, copied."""
+        """All numbers of a block's heads, (B, H, 6); a token transformer's q or k, copied."""
         site = self.by_source[obs.name]
         if len(site.sources) == 2:
             return obs.value.clone()
@@ -292,7 +279,7 @@ class AttentionGeometry(ImageMeans):
 
     def compute(self) -> Result:
         """Rows for every head, for the mean over the heads of every layer, and over all layers."""
-        heads = self.means()  # (L, H, 8)
+        heads = self.means()  # (L, H, 6)
         layers = heads.map(lambda x: nanmean(np.moveaxis(x, -2, -1)), heads.sizes.max(-2))
         self._note_stages()
         return self.result([*self._rows(heads, layers), *self._depth_rows(layers)])

@@ -43,7 +43,7 @@ class HeadAblation(AblationMeasure):
     """What every head of the backbone does to the output, measured by taking it out.
 
     Per head, with intervals over images: ``kl``, KL(full || without the head) of the output distribution in
-    nats, which needs no labels; ``prediction_change``, the share of images whose predicted class changes;
+    nats, which needs no labels;
     ``output_shift``, the squared change of the output over its variance (the only one for a model without a
     classifier); with labels of the model's own classes ``loss_change`` (cross-entropy, nats) and
     ``accuracy_change`` (McNemar). The null is a random subspace from which as much is removed; p of ``kl`` is
@@ -73,7 +73,7 @@ class HeadAblation(AblationMeasure):
     name = "head_ablation"
     invariances = frozenset({"permute_heads", "permute_images"})
 
-    effects: Tensor  # (G, 3, M, 6) sums over images, see KINDS and QUANTITIES
+    effects: Tensor  # (G, 3, M, 5) sums over images, see KINDS and QUANTITIES
     counts: Tensor  # (G, 3, M) images
     labelled: Tensor  # (G, 3, M) labelled images
     scores: Tensor  # (G, 2, 2, M): loss with labels or without, head or subspace
@@ -155,7 +155,7 @@ class HeadAblation(AblationMeasure):
         finite = outputs.isfinite().all(-1)  # (V, B)
         if self.subspaces:
             finite[: 2 * heads] &= finite[: 2 * heads].roll(heads, 0)  # a head and its null, both or neither
-        found = torch.stack([effects(full, o, labels, labelled) for o in outputs.nan_to_num()])  # (V, B, 6)
+        found = torch.stack([effects(full, o, labels, labelled) for o in outputs.nan_to_num()])  # (V, B, 5)
         first = self.where[layer].start
         kinds = torch.arange(len(KINDS)).repeat_interleave(torch.tensor(sizes))
         at = torch.cat([first + torch.arange(size) for size in sizes])
@@ -215,7 +215,6 @@ class HeadAblation(AblationMeasure):
         rows = self._shift_rows()
         if self.classifier:
             rows += self._tested("kl", "nats", against_null=True)
-            rows += self._tested("prediction_change", "fraction", against_null=True)
         if bool(self.labelled[:, 0].any()):
             rows += [*self._tested("loss_change", "nats", against_null=False), *self._accuracy_rows()]
         return rows

@@ -11,7 +11,7 @@ from torch import Tensor
 from .ablation import Edit, Replay, Site, Start
 
 #: What is known of an image whose output changed, in the order of a state's last axis.
-QUANTITIES = ("kl", "output_shift", "prediction_change", "loss_change", "lost", "gained")
+QUANTITIES = ("kl", "output_shift", "loss_change", "lost", "gained")
 LABELLED = ("loss_change", "lost", "gained")
 
 
@@ -28,7 +28,7 @@ def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
 
 
 def effects(full: Tensor, changed: Tensor, labels: Tensor, labelled: Tensor) -> Tensor:
-    """What a change did to each image: (B, K) outputs before and after -> (B, 6), see ``QUANTITIES``.
+    """What a change did to each image: (B, K) outputs before and after -> (B, 5), see ``QUANTITIES``.
 
     ``loss_change`` is that of the cross-entropy (nats), ``lost`` and ``gained`` say whether the right class
     was lost or won, all 0 where not ``labelled`` (B,); ``output_shift`` is the squared distance.
@@ -41,7 +41,6 @@ def effects(full: Tensor, changed: Tensor, labels: Tensor, labelled: Tensor) -> 
     rows = [
         kl_divergence(full, changed),
         shift,
-        before != after,
         torch.where(labelled, loss[1] - loss[0], 0.0),
         right[0] & ~right[1],
         right[1] & ~right[0],

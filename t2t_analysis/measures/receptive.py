@@ -179,10 +179,9 @@ class EffectiveReceptiveField(_InputGradients):
     Squared input gradient of the central patch token along a random direction for every image, summed over colours,
     normalised per image and averaged over images (Luo et al. 2016 average the gradient itself; squares do not cancel).
     Quantities ``erf_radius_50`` and ``erf_radius_95``: the radius around the centre of its cell that holds so much of
-    the energy, in pixels, and the same ``_fraction`` of the image side (root of height times width); and the curve
-    ``erf_energy_within`` over radii. The null is a gradient spread evenly over the image; a second one is a
-    `random_twin` measured beside the model. Directions weigh all features alike, so the residual path keeps the token's
-    own cell in sight at every depth.
+    the energy, in pixels, and the same ``_fraction`` of the image side (root of height times width). The null is a
+    gradient spread evenly over the image; a second one is a `random_twin` measured beside the model. Directions weigh
+    all features alike, so the residual path keeps the token's own cell in sight at every depth.
 
     Parameters
     ----------
@@ -240,55 +239,41 @@ class EffectiveReceptiveField(_InputGradients):
             yield torch.where(ok[:, None], profile, torch.nan)
 
     def compute(self) -> Result:
-        """Radii and curves per place; the maps are in the metadata, largest value 1."""
+        """Radii per place; the maps are in the metadata, largest value 1."""
         found, used = self.means(), min(int(self.n_images), self.max_images)  # (L, R)
         for name, n in zip(self.names, found.n[:, 0], strict=True):
             lost = f"{used - n} images have no finite gradient other than 0 at {name}"
             self.note(lost if n < used else None)
-        even = torch.bincount(self.ring.flatten()).double()
-        rows = [*self._radius_rows(found, even), *self._curve_rows(found, even)]
         peak = self.map.amax((1, 2), keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
         maps = {
             name: [[round(v, 5) for v in row] for row in m.tolist()]
             for name, m in zip(self.names, (self.map / peak).cpu(), strict=True)
         }
         meta = {"image_size": list(self.size), "max_images": self.max_images}
-        return self.result(rows, maps={self.views[0].label: maps}, **meta)
+        return self.result(list(self._rows(found)), maps={self.views[0].label: maps}, **meta)
 
-    def _shared(self) -> dict[str, Any]:
-        return {
-            "tokens": "patch", "null_kind": "gradient spread evenly over the image",
-            "estimator": "squared input gradient of the central token, mean of shares over images",
-        }  # fmt: skip
-
-    def _radius_rows(self, found: Estimate, even: Tensor) -> Iterator[dict[str, Any]]:
+    def _rows(self, found: Estimate) -> Iterator[dict[str, Any]]:
+        """Radii, of the energy by ring (L, R) and of one that is spread evenly."""
         side = math.sqrt(self.size[0] * self.size[1])
-        curve = _within(found, slice(None))
+        even = torch.bincount(self.ring.flatten()).double()
+        curve = found.map(lambda x: x.cumsum(-1) / x.sum(-1, keepdims=True))
         self.note(curve.note)
-        profile = torch.from_numpy(found.value)
+        how = [text and f"{text}, inverted (Woodruff)" for text in curve.interval[:, 0]]
+        row = self.row(
+            np.array(self.names, dtype=object), tokens="patch", null_kind="gradient spread evenly over the image",
+            estimator="squared input gradient of the central token, mean of shares over images",
+            interval=np.array(how, dtype=object), n=curve.n[:, 0], unit="image",
+        )  # fmt: skip
         for share in self.shares:
-            value, null = energy_radius(profile, share).numpy(), float(energy_radius(even, share))
+            value = energy_radius(torch.from_numpy(found.value), share).numpy()
             ends = np.array([radius_interval(*c, share) for c in zip(curve.low, curve.high, strict=True)]).T
-            how = [text and f"{text}, inverted (Woodruff)" for text in curve.interval[:, 0]]
-            row = self.row(np.array(self.names, dtype=object)) | self._shared()
-            row |= {"interval": np.array(how, dtype=object), "n": curve.n[:, 0], "unit": "image"}
+            numbers = {
+                "value": value,
+                "low": ends[0],
+                "high": ends[1],
+                "null": float(energy_radius(even, share)),
+            }
             for suffix, unit, scale in (("", "pixels", 1.0), ("_fraction", "fraction of image side", side)):
-                numbers = {"value": value, "low": ends[0], "high": ends[1], "null": null}
-                row |= {name: number / scale for name, number in numbers.items()}
-                yield row | {"quantity": f"erf_radius_{share * 100:.0f}{suffix}", "value_unit": unit}
-
-    def _curve_rows(self, found: Estimate, even: Tensor) -> Iterator[dict[str, Any]]:
-        """Share of the energy within at most 24 radii."""
-        last = len(even)
-        edges = torch.unique(torch.linspace(1, last, min(24, last)).round().long())
-        null = (even.cumsum(0)[edges - 1] / even.sum()).numpy()
-        yield self.row(np.array(self.names, dtype=object)[:, None]) | self._shared() | {
-            "quantity": "erf_energy_within", "estimate": _within(found, (edges - 1).numpy()),
-            "at": edges.double().numpy(), "at_unit": "radius, pixels", "null": null, "value_unit": "fraction",
-        }  # fmt: skip
-
-
-def _within(found: Estimate, ring: Any) -> Estimate:
-    """Share of the energy (L, R) up to and with each of some rings, by place."""
-    share = found.map(lambda x: x.cumsum(-1) / x.sum(-1, keepdims=True))
-    return share[:, ring]
+                yield row | {name: number / scale for name, number in numbers.items()} | {
+                    "quantity": f"erf_radius_{share * 100:.0f}{suffix}", "value_unit": unit,
+                }  # fmt: skip

@@ -95,11 +95,6 @@ def flattened_cosine(maps: Tensor, other: Tensor | None = None, centred: bool = 
 # ---------------------------------------------------------------------------------------- weights
 
 
-def stable_rank(singular: Tensor) -> Tensor:
-    """Sum of squared singular values over the largest, (..., r) -> (...), from 1 to the rank."""
-    return singular.square().sum(-1) / singular.square().amax(-1)
-
-
 def _product_spectrum(left: Tensor, right: Tensor) -> Tensor:
     """Singular values of left' right for (..., d, D) each, found in d dimensions: (..., d).
 
@@ -138,19 +133,17 @@ def _projections(attn: Any) -> Sequence[Tensor] | None:
     return None
 
 
-def random_circuit_ranks(
-    rank: int, width: int, width_out: int | None = None, *, draws: int = 40, seed: int = 0
-) -> np.ndarray:
-    """Stable and effective rank of products of two random normal matrices: (draws, 2).
+def random_circuit_ranks(rank: int, width: int, *, draws: int = 40, seed: int = 0) -> np.ndarray:
+    """Effective rank of products of two random normal matrices: (draws,).
 
-    For circuits (width, rank) (rank, width_out) the spectrum has no simple closed form (that of one factor is
+    For circuits (width, rank) (rank, width) the spectrum has no simple closed form (that of one factor is
     Marchenko and Pastur's), so it is drawn; it does not depend on the scale of the weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    shapes = ((draws, rank, width), (draws, rank, width_out or width))
-    left, right = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in shapes)
-    singular = _product_spectrum(left, right)
-    return torch.stack([stable_rank(singular), effective_rank(singular)], dim=-1).numpy()
+    left, right = (
+        torch.randn(draws, rank, width, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
+    return effective_rank(_product_spectrum(left, right)).numpy()
 
 
 # ---------------------------------------------------------------------------------------- the measure
@@ -172,9 +165,9 @@ class Redundancy(ImageMeans):
     Heads: ``attention_cosine`` of flattened maps between different heads of a layer (patch tokens,
     renormalised), ``attention_cosine_centred`` less 1/T; null: the other head taken from another image.
 
-    Weights, per head and as mean over the heads of a layer, no images: ``stable_rank_qk``, ``effective_rank_qk``
-    of W_Q' W_K and the same of W_V W_O (``_vo``); null: products of random normal matrices of the same shape. As a
-    fraction of the head width.
+    Weights, per head and as mean over the heads of a layer, no images: ``effective_rank_qk`` of W_Q' W_K and
+    ``effective_rank_vo`` of W_V W_O; null: products of random normal matrices of the same shape. As a fraction of the
+    head width.
 
     Source: the three levels are Chen et al.'s (CVPR 2022); what is changed and why stands in the module.
     """
@@ -248,28 +241,21 @@ class Redundancy(ImageMeans):
             if not all(singular.isfinite().all() for singular in circuits.values()):
                 self.note(f"{view.label}: blocks.{layer}: weights are not finite, so they have no ranks")
                 continue
-            rank = next(iter(circuits.values())).shape[-1]
             attn: Any = getattr(block, "attn", block)
-            width = int(attn.proj.weight.shape[0])
+            rank, width = circuits["qk"].shape[-1], int(attn.proj.weight.shape[0])
             if (rank, width) not in drawn:
                 drawn[rank, width] = random_circuit_ranks(rank, width) / rank
             for circuit, singular in circuits.items():
-                yield from self._rank_rows(f"blocks.{layer}.attn", circuit, singular, drawn[rank, width])
-
-    def _rank_rows(
-        self, place: str, circuit: str, singular: Tensor, drawn: np.ndarray
-    ) -> Iterator[dict[str, Any]]:
-        values = {"stable_rank": stable_rank(singular), "effective_rank": effective_rank(singular)}
-        for j, (kind, ranks) in enumerate(values.items()):
-            shares, null = (ranks / singular.shape[-1]).numpy(), null_columns(drawn[:, j])
-            row = self.row(
-                place, quantity=f"{kind}_{circuit}", value_unit="fraction of head width",
-                interval="none: weights are no sample", n=1, unit="weight matrix",
-                null_kind=f"product of random normal matrices, {len(drawn)} draws", ceiling=1.0,
-                ceiling_kind="orthogonal", estimator=_ESTIMATORS[kind], null=null["null"],
-            )  # fmt: skip
-            yield row | null | {"head": np.arange(len(shares)), "value": shares}
-            yield row | {"value": float(shares.mean()), "estimator": f"{_ESTIMATORS[kind]}; mean over heads"}
+                shares, how = effective_rank(singular).numpy() / rank, _ESTIMATORS["effective_rank"]
+                null = null_columns(drawn[rank, width])
+                row = self.row(
+                    f"blocks.{layer}.attn", quantity=f"effective_rank_{circuit}", value_unit="fraction of head width",
+                    interval="none: weights are no sample", n=1, unit="weight matrix", estimator=how,
+                    null_kind=f"product of random normal matrices, {len(drawn[rank, width])} draws", ceiling=1.0,
+                    ceiling_kind="orthogonal", null=null["null"],
+                )  # fmt: skip
+                yield row | null | {"head": np.arange(len(shares)), "value": shares}
+                yield row | {"value": float(shares.mean()), "estimator": f"{how}; mean over heads"}
 
 
 _ESTIMATORS = {
@@ -279,7 +265,6 @@ _ESTIMATORS = {
     "token_dirichlet_energy": "mean |x_s - x_t|^2 of grid neighbours / (2 mean |x|^2)",
     "attention_cosine": "cosine of flattened maps, patch keys renormalised",
     "attention_cosine_centred": "cosine of flattened maps, patch keys renormalised, less 1/T",
-    "stable_rank": "sum of squared singular values / largest",
     "effective_rank": "exp of the entropy of the singular values",
 }
 

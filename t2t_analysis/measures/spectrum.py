@@ -21,8 +21,7 @@ from .base import Estimate, ImageMeans, View
 
 #: What white noise gives: its mean is real, its other coefficients complex, and E ln|z| differs by ln(2) / 2.
 WHITE_TAIL = math.log(2) / 2
-#: Upper edges of the rings of `radial_power`, as fractions of the Nyquist frequency along an axis.
-RINGS = (0.25, 0.5, 0.75, 1.0, math.sqrt(2))
+#: What is called high, as fraction of the Nyquist frequency along an axis.
 HIGH = 0.5
 #: added to amplitudes before the logarithm
 _EPS = 1e-6
@@ -83,33 +82,27 @@ def radial_frequency(grid: tuple[int, int]) -> Tensor:
     return torch.hypot(y[:, None], x[None, :])
 
 
-def radial_power(maps: Tensor) -> Tensor:
-    """Share of the mean-removed energy by ring of frequency: (..., C, h, w) to (..., R).
+def high_frequency_share(maps: Tensor) -> Tensor:
+    """Share of the mean-removed energy above half of the Nyquist frequency: (..., C, h, w) to (...).
 
     Energy |F|^2 summed over channels, without the spatial mean, over its total: by Parseval h w times the variance.
-    Ring r holds frequencies above ``RINGS[r - 1]`` up to ``RINGS[r]``. NaN for maps that are constant.
+    NaN for maps that are constant.
     """
-    height, width = maps.shape[-2:]
     centred = maps.double() - maps.double().mean((-2, -1), keepdim=True)
-    power = torch.fft.fft2(centred).abs().square().sum(-3).flatten(-2)  # (..., h w)
-    power[..., 0] = 0.0
-    member = _rings((height, width)).to(power.device)
-    return power @ member / power.sum(-1, keepdim=True)
+    power = torch.fft.fft2(centred).abs().square().sum(-3)  # (..., h, w)
+    power[..., 0, 0] = 0.0
+    high = _is_high((maps.shape[-2], maps.shape[-1])).to(power.device)
+    return power[..., high].sum(-1) / power.sum((-2, -1))
 
 
-def _rings(grid: tuple[int, int]) -> Tensor:
-    """(h w, R) float64: which coefficient lies in which ring; the mean in none."""
-    frequency = radial_frequency(grid).flatten()
-    ring = torch.bucketize(frequency, torch.tensor(RINGS, dtype=torch.float64) + 1e-9)
-    member = torch.nn.functional.one_hot(ring, len(RINGS) + 1)[:, : len(RINGS)].double()
-    member[0] = 0.0
-    return member
+def _is_high(grid: tuple[int, int]) -> Tensor:
+    """Which Fourier coefficients lie above half of the Nyquist frequency, (h, w) bool."""
+    return radial_frequency(grid) > HIGH + 1e-9
 
 
-def white_shares(grid: tuple[int, int]) -> Tensor:
-    """What `radial_power` expects of white noise: the share of coefficients in each ring, (R,)."""
-    member = _rings(grid)
-    return member.sum(0) / member.sum()
+def white_share(grid: tuple[int, int]) -> float:
+    """What `high_frequency_share` expects of white noise: the share of coefficients but the mean."""
+    return float(_is_high(grid).sum()) / (grid[0] * grid[1] - 1)
 
 
 # ------------------------------------------------------------------------------------ the measure
@@ -118,11 +111,10 @@ def white_shares(grid: tuple[int, int]) -> Tensor:
 class Spectrum(ImageMeans):
     """Spectra of the token maps (prefix removed, on their own grid), by place; averaged over images.
 
-    Quantities: ``log_amplitude`` at the frequencies of `diagonal_frequencies` (in pi per token), and the last of them
-    as ``log_amplitude_tail``; ``radial_power``, the share of mean-removed energy up to each ring's upper edge
-    (fractions of Nyquist); and ``high_frequency_share``, all above half of Nyquist. The null is white noise: +ln(2)/2
-    for the first, the share of coefficients for the others. A second null is a `random_twin` measured beside the model:
-    soft splits overlap, so they smooth whatever was learned. A position table is part of the maps that it is added to.
+    Quantities: ``log_amplitude`` at the frequencies of `diagonal_frequencies` (in pi per token), and
+    ``high_frequency_share`` of the mean-removed energy, above half of Nyquist. The null is white noise: +ln(2)/2 for
+    the first, the share of coefficients for the second. A second null is a `random_twin` measured beside the model:
+    soft splits overlap, so they smooth whatever was learned. A position table is part of the maps it is added to.
 
     Source: Park & Kim 2022.
     """
@@ -138,7 +130,7 @@ class Spectrum(ImageMeans):
         names = view.offered(self.places)
         self.grids = [self._grid(view, name) for name in names]
         self.frequencies = [diagonal_frequencies(grid) for grid in self.grids]
-        self.add_means(names, len(RINGS) + max(map(len, self.frequencies)))
+        self.add_means(names, 1 + max(map(len, self.frequencies)))
 
     def _grid(self, view: View, name: str) -> tuple[int, int]:
         layout = view.layout_of(name)
@@ -151,53 +143,28 @@ class Spectrum(ImageMeans):
         return self.names
 
     def reduce(self, obs: capture.Observation) -> Tensor:
-        """Energy by ring and diagonal log amplitude, (B, R + K)."""
+        """Share of high frequencies and diagonal log amplitude, (B, 1 + K)."""
         assert obs.layout is not None  # bind asked
         maps = obs.value[:, obs.layout.prefix :].mT.unflatten(2, obs.layout.grid)
-        return torch.cat([radial_power(maps), log_amplitude(maps)], dim=-1)
+        return torch.cat([high_frequency_share(maps).unsqueeze(-1), log_amplitude(maps)], dim=-1)
 
     def compute(self) -> Result:
         """Rows per place and frequency."""
-        found, rings = self.means(), len(RINGS)
-        rows = [
-            row
-            for i, frequencies in enumerate(self.frequencies)
-            for row in (
-                *self._amplitude_rows(i, found[i, rings : rings + len(frequencies)], frequencies),
-                *self._power_rows(i, found[i, :rings]),
-            )
-        ]
+        found = self.means()
+        rows = [row for i in range(len(self.names)) for row in self._rows(i, found[i])]
         grids = {name: list(grid) for name, grid in zip(self.names, self.grids, strict=True)}
         return self.result(rows, grids=grids)
 
-    def _amplitude_rows(self, i: int, found: Estimate, frequencies: Tensor) -> Iterator[dict[str, Any]]:
-        row = self.row(
-            self.names[i], tokens="patch", value_unit="log amplitude", at_unit="frequency, pi per token",
-            null_kind="white noise, expectation",
-            estimator="mean over channels and images of ln|F|, minus that of the mean",
-        )  # fmt: skip
-        null = np.where(np.arange(len(frequencies)) > 0, WHITE_TAIL, 0.0)
-        at = frequencies.numpy()
-        yield row | {"quantity": "log_amplitude", "at": at, "null": null, "estimate": found}
+    def _rows(self, i: int, found: Estimate) -> Iterator[dict[str, Any]]:
+        at = self.frequencies[i].numpy()
+        row = self.row(self.names[i], tokens="patch", null_kind="white noise, expectation")
         yield row | {
-            "quantity": "log_amplitude_tail",
-            "at": at[-1:],
-            "null": null[-1:],
-            "estimate": found[-1:],
-        }
-
-    def _power_rows(self, i: int, found: Estimate) -> Iterator[dict[str, Any]]:
-        white = white_shares(self.grids[i]).double().numpy()
-        row = self.row(
-            self.names[i], tokens="patch", value_unit="fraction", null_kind="white noise, expectation",
-            estimator="share of mean-removed |F|^2 summed over channels, mean over images",
-        )  # fmt: skip
-        yield row | {
-            "quantity": "radial_power", "estimate": found, "null": white, "at": np.array(RINGS),
-            "at_unit": "upper edge of ring, fraction of Nyquist",
+            "quantity": "log_amplitude", "value_unit": "log amplitude", "at": at, "at_unit": "frequency, pi per token",
+            "null": np.where(at > 0, WHITE_TAIL, 0.0), "estimate": found[1 : 1 + len(at)],
+            "estimator": "mean over channels and images of ln|F|, minus that of the mean",
         }  # fmt: skip
-        high = [k for k, edge in enumerate(RINGS) if edge > HIGH]
         yield row | {
-            "quantity": "high_frequency_share", "estimate": found[high].map(lambda x: x.sum(-1)),
-            "null": float(white[high].sum()), "at": HIGH, "at_unit": "above this fraction of Nyquist",
+            "quantity": "high_frequency_share", "value_unit": "fraction", "at": HIGH,
+            "at_unit": "above this fraction of Nyquist", "null": white_share(self.grids[i]), "estimate": found[0],
+            "estimator": "share of mean-removed |F|^2 summed over channels, mean over images",
         }  # fmt: skip
