@@ -1,6 +1,7 @@
 """Training: resumes to the same weights, refuses other runs, exports true cards."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import lightning as L
@@ -164,8 +165,24 @@ def test_muon_takes_the_matrices_inside_the_network_and_leaves_no_parameter_out(
     for optimizer in ("muon", "adamw"):
         free = make_optimiser(model, Recipe(optimizer=optimizer, weight_decay=0.0))
         assert not any(group["weight_decay"] for group in free.param_groups)
-    with pytest.raises(ValueError, match="did you mean 'adamw'"):
-        make_optimiser(model, Recipe(optimizer="adamwe"))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"ema": 5.0}, "ema=5.0: expected a number from 0 to 0.999999"),
+        ({"ema": True}, "ema=True: expected a number"),
+        ({"lr": float("nan")}, "lr=nan: expected a number from 1e-12"),
+        ({"lr": "fast"}, "lr='fast': expected a number"),
+        ({"weight_decay": -1}, "weight_decay=-1: expected a number from 0"),
+        ({"batch_size": 0}, "batch_size=0: expected a whole number from 1"),
+        ({"epochs": 2.5}, "epochs=2.5: expected a whole number"),
+        ({"optimizer": "adamwe"}, "did you mean 'adamw'"),
+    ],
+)
+def test_a_recipe_that_nothing_can_be_trained_with_names_value_and_range(given, expected):
+    with pytest.raises(ValueError, match=re.escape(expected)):
+        Recipe(**given)
 
 
 def test_products_in_bfloat16_stay_near_those_in_float32(tmp_path):
@@ -237,6 +254,8 @@ def test_smoothed_targets_sum_to_one():
 
 
 def test_too_large_a_batch_and_unknown_names_are_named(tmp_path):
+    with pytest.raises(T2TError, match="epochs=0: expected 1"):
+        run(tmp_path, recipe=Recipe(epochs=0))
     with pytest.raises(T2TError, match=r"batch_size=64 is larger .*24 images"):
         run(tmp_path, recipe=Recipe(batch_size=64))
     with pytest.raises(ValueError, match="did you mean 'small_hard_wide'"):

@@ -11,8 +11,7 @@ from timm.optim import param_groups_weight_decay
 from timm.optim.muon import get_lr_scale, zeropower_via_newtonschulz
 from torch import Tensor, nn
 
-from ..errors import UnknownNameError
-from .recipe import OPTIMISERS, Recipe
+from .recipe import Recipe
 
 #: Newton-Schulz coefficients of five iterations (Cesista et al., 2025), timm's default.
 QUINTIC = [
@@ -71,15 +70,7 @@ class Muon(torch.optim.AdamW):
 
 
 def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimiser of a recipe for ``model``; under Muon its classifier, vectors and tokens are AdamW's.
-
-    Raises
-    ------
-    UnknownNameError
-        if the recipe names another optimiser.
-    """
-    if recipe.optimizer not in OPTIMISERS:
-        raise UnknownNameError("optimizer", recipe.optimizer, list(OPTIMISERS))
+    """The optimiser of a recipe for ``model``; under Muon its classifier, vectors and tokens are AdamW's."""
     spared = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
     # asked for with a decay, since without one timm does not tell the two apart
     rest, decayed = param_groups_weight_decay(model, 1.0, no_weight_decay_list=spared)

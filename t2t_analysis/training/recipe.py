@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields
 from math import sqrt
+from numbers import Integral, Real
 from typing import Any
 
 from ..errors import ParameterError, UnknownNameError
@@ -38,7 +39,7 @@ class Recipe:
     fraction : share of the training set.
     """
 
-    epochs: int = _knob(12, 1, 1e6, "passes over the training set")
+    epochs: int = _knob(12, 0, 1e6, "passes over the training set")
     batch_size: int = _knob(64, 1, 1e6, "images per step, over all devices")
     optimizer: str = field(default="muon", metadata={"words": "muon or adamw"})
     lr: float = _knob(2e-3, 1e-12, 1e3, "peak learning rate")
@@ -54,20 +55,23 @@ class Recipe:
     fraction: float = _knob(1.0, 1e-9, 1, "share of the training set")
     seed: int = _knob(0, 0, 2**63 - 1, "of weights, order, augmentation and dropout")
 
-    def check(self) -> None:
+    def __post_init__(self) -> None:
         """Refuse what nothing can be trained with.
 
         Raises
         ------
         ParameterError
-            A number outside its range, NaN among them; both are named.
+            A number outside its range, NaN among them, or none at all; both are named.
         UnknownNameError
             No such optimiser.
         """
-        for knob in fields(self):
-            low, high = knob.metadata.get("range", (None, None))
-            if low is not None and not low <= (value := getattr(self, knob.name)) <= high:
-                raise ParameterError(f"{knob.name}={value}: expected {low:g} to {high:g}")
+        for knob in (knob for knob in fields(self) if "range" in knob.metadata):
+            value, (low, high) = getattr(self, knob.name), knob.metadata["range"]
+            whole = isinstance(knob.default, int)
+            fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
+            if not (fits and low <= value <= high):
+                number = "a whole number" if whole else "a number"
+                raise ParameterError(f"{knob.name}={value!r}: expected {number} from {low:g} to {high:g}")
         if self.optimizer not in OPTIMISERS:
             raise UnknownNameError("optimizer", self.optimizer, OPTIMISERS)
 

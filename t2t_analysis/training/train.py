@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from .. import models
 from .._files import writable_folder
 from ..data import train_data
-from ..errors import T2TError, UnknownNameError
+from ..errors import ParameterError, T2TError, UnknownNameError
 from .module import AtomicCheckpointIO, Classifier, History, LegSampler, Trunk
 from .precision import LINEAR, usual
 from .recipe import Recipe
@@ -145,7 +145,8 @@ def train(
         parameter is trained. A run that goes on from its checkpoint takes the weights from there.
     """
     recipe, out = recipe or Recipe(), Path(out)
-    recipe.check()
+    if not recipe.epochs:
+        raise ParameterError("epochs=0: expected 1 or more")
     blank = on_paper(model)
     size = img_size or blank.default_cfg["input_size"][-1]
     images: Any = dataset(
