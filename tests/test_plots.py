@@ -25,6 +25,7 @@ from t2t_analysis.plots import (
     by_depth,
     cka_map,
     cost_bars,
+    fonts,
     forest,
     head_effects,
     head_map,
@@ -275,6 +276,30 @@ def test_names_of_any_kind_come_out_as_they_are():
     assert "_x&lt;y&gt;&amp;z" in svg
     assert "模型" in svg
     assert "<y>" not in figure.html()
+
+
+@pytest.mark.filterwarnings("error:Glyph")
+def test_letters_that_the_usual_font_lacks_are_drawn_or_given_by_their_number(monkeypatch):
+    rows = [row("cosine_centred", m, i, 0.1) for m in ("猫🙂 a", "b⃝") for i in (0, 1)]
+    figure = by_depth(Result("m", rows), ["cosine_centred"])
+    monkeypatch.setattr(fonts, "_USELESS", re.compile("Last Resort|Color|Noto|WenQuanYi|Hiragino|Gothic"))
+    fonts.fonts_for.cache_clear()
+    drawn = []
+    save = figure.fig.savefig
+
+    def saved(*args, **about):
+        drawn.append([t.get_text() for t in figure.fig.legends[0].get_texts()][:2])
+        families.append(figure.fig.legends[0].get_texts()[1].get_fontfamily())
+        save(*args, **about)
+
+    families = []
+    monkeypatch.setattr(figure.fig, "savefig", saved)
+    assert figure.picture[0] == "image/svg+xml"
+    assert "猫🙂 a" in figure.svg()
+    figure.png()
+    assert drawn == [["猫🙂 a", "b⃝"]] * 2 + [["[U+732B U+1F642] a", "b⃝"]]
+    assert len(families[0]) == 2  # STIXGeneral, which comes with matplotlib, has the circle around the b
+    assert [t.get_text() for t in figure.fig.legends[0].get_texts()][:2] == drawn[0]
 
 
 def test_an_axis_is_logarithmic_where_one_value_would_squash_the_rest():

@@ -10,11 +10,12 @@ from __future__ import annotations
 import io
 import re
 import textwrap
+import warnings
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,7 @@ from matplotlib.text import Text
 
 from .._names import TWIN
 from ..errors import T2TError
+from .fonts import USUAL, fonts_for, legible, missing_letters, relabel, unusual
 
 #: pixels per inch in the saved PNG; shown at 96 per inch, so screens with small pixels stay sharp
 DPI = 150
@@ -98,26 +100,15 @@ _STYLE: Any = {
     "lines.markersize": 4.5, "lines.linewidth": 1.6, "errorbar.capsize": 2.0,
     "figure.constrained_layout.use": True, "savefig.dpi": DPI, "figure.dpi": 96,
     "text.parse_math": False,  # a dollar sign in a model's name is a dollar sign
-    "svg.fonttype": "none", "svg.hashsalt": "t2t_analysis",
+    "font.family": USUAL, "svg.fonttype": "none", "svg.hashsalt": "t2t_analysis",
 }  # fmt: skip
-#: fonts with letters that DejaVu lacks; a browser finds its own for text in an SVG
-_FALLBACKS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "WenQuanYi Zen Hei", "Hiragino Sans", "Yu Gothic",
-              "Noto Emoji", "Segoe UI Emoji", "Apple Symbols")  # fmt: skip
-
-
-@cache
-def _fonts() -> list[str]:
-    """DejaVu, and those of the fallbacks that this machine has."""
-    from matplotlib.font_manager import fontManager
-
-    here = {font.name for font in fontManager.ttflist}
-    return ["DejaVu Sans", *(name for name in _FALLBACKS if name in here)]
 
 
 @contextmanager
 def use_style() -> Iterator[None]:
     """Draw inside this: the suite's look, and the caller's settings back afterwards."""
-    with matplotlib.rc_context(_STYLE | {"font.family": _fonts()}):
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Glyph .* missing from font")  # `Figure` sees to these letters
         yield
 
 
@@ -191,7 +182,12 @@ class Figure:
         about: dict[str, Any] = {
             "png": {"Software": None}, "svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None},
         }.get(kind, {})  # fmt: skip
-        with use_style():
+        written = nullcontext() if kind == "svg" else legible(self.fig)  # a browser has fonts of its own
+        with use_style(), written:
+            letters = unusual(text.get_text() for text in self.fig.findobj(Text))
+            matplotlib.rcParams["font.family"] = family = [USUAL, *fonts_for(letters)[0]]
+            for text in self.fig.findobj(Text) if letters else ():
+                text.set_fontfamily(family)
             self.fig.savefig(buffer, format=kind, dpi=DPI, metadata=about)
         return buffer.getvalue()
 
@@ -210,7 +206,12 @@ class Figure:
 
     @cached_property
     def picture(self) -> tuple[str, bytes]:
-        """MIME type and bytes: SVG where nothing but lines and words is drawn and it is lighter, else PNG."""
+        """MIME type and bytes: SVG where nothing but lines and words is drawn and it is lighter, else PNG.
+
+        SVG also for letters that no font of this machine has: the reader's may.
+        """
+        if missing_letters(self.fig):
+            return "image/svg+xml", self.svg().encode()
         png = self.png()
         if not any(ax.images for ax in self.fig.axes) and len(svg := self.svg().encode()) < 2 * len(png):
             return "image/svg+xml", svg
@@ -265,12 +266,7 @@ class Figure:
 
     def renamed(self, called: Callable[[str], str]) -> Figure:
         """Return the figure with other names in drawing, caption and alt text; the numbers keep theirs."""
-        for text in self.fig.findobj(Text):
-            text.set_text(called(text.get_text()))
-        for axis in (axis for ax in self.fig.axes for axis in (ax.xaxis, ax.yaxis)):
-            old = [text.get_text() for text in axis.get_ticklabels()]
-            if (new := [called(text) for text in old]) != old:
-                axis.set_ticklabels(new)
+        relabel(self.fig, called)
         return replace(self, caption=called(self.caption), alt=called(self.alt))
 
     def close(self) -> None:
