@@ -700,10 +700,12 @@ def test_position_tables_do_not_count_as_inconsistency():
     assert abs(float(independent.mean())) < 0.03
 
 
-def test_lone_images_and_bad_shifts():
-    result = run(small(), ShiftConsistency(shifts=(2,), places=("embed",), groups=2), textures(5), batch=2)
+def test_images_that_are_left_out_are_counted_and_bad_shifts_refused():
+    images = textures(7)
+    images[0, 0, 0, 0] = torch.nan
+    result = run(small(), ShiftConsistency(shifts=(2,), places=("embed",), groups=2), images, batch=2)
     assert values(result.frame, "shift_correlation", "embed").n == 4
-    assert any("came alone" in note for note in result.notes)
+    assert any(note.startswith("3 images are left out: alone in a batch") for note in result.notes)
     assert any("no shift_dip" in note for note in result.notes)
     with pytest.raises(T2TError, match="at least 1 pixel"):
         run(small(), ShiftConsistency(shifts=(0, 2)), textures(2))

@@ -155,7 +155,7 @@ class ShiftConsistency(ImageMeans):
         if not self.used or self.used[0] < 1:
             raise T2TError(f"expected shifts of at least 1 pixel, got {tuple(given)}")
         self.add_means([*self.observed, PIXELS], len(self.used))
-        self.add_sum("lone", dtype=torch.int64)
+        self.add_sum("left_out", dtype=torch.int64)
 
     def wants(self, view: View) -> Sequence[str]:
         """Nothing: the model is run again for every shift."""
@@ -165,7 +165,7 @@ class ShiftConsistency(ImageMeans):
         """Run the images and their shifted versions."""
         use = batch.index < self.max_images
         if int(use.sum()) < 2:
-            self.lone += use.sum().to(self.lone.device)
+            self.left_out += use.sum().to(self.left_out.device)
             return
         group, images = self.group(batch)[use], batch.images[use.to(batch.images.device)]
         original = self._maps(batch.views[0], images)
@@ -175,6 +175,7 @@ class ShiftConsistency(ImageMeans):
             for s in self.used
         ]
         both = torch.stack([torch.stack(axes).mean(0) for axes in found], -1)  # (B, places, shifts)
+        self.left_out += (~both.isfinite().any(-1).any(-1)).sum().to(self.left_out.device)
         for i in range(len(self.names)):
             self.add(i, group, both[:, i])
 
@@ -205,8 +206,10 @@ class ShiftConsistency(ImageMeans):
 
     def compute(self) -> Result:
         """Rows per place and shift; the pixels' values are the null of the others."""
-        if lone := int(self.lone):
-            self.note(f"{lone} images that came alone in their batch are left out")
+        if left_out := int(self.left_out):
+            self.note(
+                f"{left_out} images are left out: alone in a batch, or in one whose maps do not vary or are not finite"
+            )
         found = self.means()
         rows = [self._row(found, np.array(self.used), "shift_correlation"), *self._dip(found)]
         return self.result(rows, cell=list(self.cell), max_images=self.max_images)
