@@ -89,6 +89,8 @@ class Quantity:
         '17.9 % [14.2, 21.7]'
         >>> quantity("zero_area").interval({"value": 0.0052, "low": 0.0051, "high": 0.0053})
         '0.52 % [0.51, 0.53]'
+        >>> quantity("zero_area").interval({"value": 4 / 196, "low": 4 / 196 - 1e-17, "high": 4 / 196})
+        '2.0 % [2.0, 2.0]'
         >>> quantity("zero_area").interval({"value": 0.179, "low": None, "high": None})
         '17.9 % (no interval)'
         """
@@ -100,7 +102,7 @@ class Quantity:
         first = _digits(self.digits, *shown)
         for digits in range(first, first + 4):  # an interval that has a width shows one
             value, low, high = (_text(x, digits) for x in shown)
-            if low != high or shown[1] == shown[2]:
+            if low != high or math.isclose(shown[1], shown[2], rel_tol=1e-9):
                 break
         return f"{value}{f' {self.unit}' if unit and self.unit else ''} [{low}, {high}]"
 

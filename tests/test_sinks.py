@@ -15,6 +15,7 @@ from t2t_analysis.models import load_model
 from t2t_analysis.results import Result
 from t2t_analysis.sentences.claims import side_by_side
 from t2t_analysis.sentences.sinks import sink_findings
+from t2t_analysis.sentences.template import Facts
 
 from .helpers import one
 
@@ -239,6 +240,8 @@ def test_why_heads_are_alike(model, verdict, words):
     frame = ledger(evidence, claims=[claim_named("head-similarity")])
     assert set(frame["because"]) == {verdict}
     assert side_by_side({"m": frame})[0]["why"].split("; ")[0] == verdict
+    said = Facts(results.values(), {"m": model}).claim("head-similarity")[0]
+    assert said.endswith(f"; {verdict}." if verdict != "not tested" else "random weights: `m`.")
     sentences = " ".join(sink_findings(results, {"m": model}))
     assert words in sentences
     assert "nan" not in sentences

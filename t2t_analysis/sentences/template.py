@@ -17,6 +17,7 @@ from .._show import code
 from ..claims.base import Effect
 from ..claims.headlines import pair_differences, pair_order
 from ..claims.ledger import claim_named, effect_verdict, ledger, summary
+from ..claims.likeness import NOT_TESTED, OPEN
 from ..claims.premise import endpoint_rows
 from ..errors import T2TError
 from ..quantities import quantity
@@ -178,9 +179,11 @@ class Facts:
         for about, frame in self._ledgers(name).items():
             (row,) = summary(frame).to_dict("records")
             first, *rest = [effect_words(effect) for _, effect in frame[frame["deciding"]].iterrows()]
-            why = f" Why: {row['because']}." if row["because"] else ""
+            because = f"; {row['because']}" if row["because"] not in ("", OPEN, NOT_TESTED) else ""
             asked = "The same:" if asked in ("The same:", row["statement"]) else row["statement"]
-            said.append(f"{asked} **{row['verdict'].capitalize()}** for {about}.{why} {first}")
+            said.append(
+                f"{asked} **{row['verdict'].capitalize()}** for {about}. {first.removesuffix('.')}{because}."
+            )
             also += [f"Also asked of {about}: {' '.join(rest)}"] * bool(rest)
         return [*said, *self.no_verdict, *also]
 
