@@ -7,7 +7,6 @@ or channels for counts of them, training seeds for accuracy.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,25 +97,7 @@ class Test:
 # ------------------------------------------------------------------------------------------ intervals
 
 
-def _sample(x: ArrayLike, least: int, what: str) -> np.ndarray:
-    values = np.asarray(x, dtype=float)
-    if values.ndim != 1 or len(values) < least:
-        raise DataError(f"{what} needs one axis of at least {least} values, got shape {values.shape}")
-    return values
-
-
-def mean_ci(x: ArrayLike, *, level: float = 0.95, unit: str = "image") -> Interval:
-    """Mean with Student's t interval.
-
-    >>> round(mean_ci([1.0, 2.0, 3.0, 4.0]).low, 6)
-    0.44574
-    """
-    values = _sample(x, 2, "a t interval")
-    mean, half = values.mean(), sps.t.ppf(0.5 + level / 2, len(values) - 1) * sps.sem(values)
-    return Interval(float(mean), float(mean - half), float(mean + half), len(values), unit, "t")
-
-
-def proportion_ci(successes: int, n: int, *, level: float = 0.95, unit: str = "image") -> Interval:
+def proportion_ci(successes: int, n: int) -> Interval:
     """Proportion with Wilson's score interval (Wilson 1927), for accuracies.
 
     >>> round(proportion_ci(8, 10).low, 4)
@@ -124,12 +105,12 @@ def proportion_ci(successes: int, n: int, *, level: float = 0.95, unit: str = "i
     """
     if not 0 <= successes <= n or n < 1:
         raise DataError(f"{successes} successes of {n} is no proportion")
-    ci = sps.binomtest(successes, n).proportion_ci(level, method="wilson")
-    return Interval(successes / n, float(ci.low), float(ci.high), n, unit, "Wilson")
+    ci = sps.binomtest(successes, n).proportion_ci(method="wilson")
+    return Interval(successes / n, float(ci.low), float(ci.high), n, "image", "Wilson")
 
 
 def delete_group_jackknife(
-    estimate: np.ndarray, leave_out: np.ndarray, sizes: np.ndarray | None = None, *, level: float = 0.95
+    estimate: np.ndarray, leave_out: np.ndarray, sizes: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Interval from the estimates that leave one group out (Busing, Meijer & van der Leeden 1999).
 
@@ -145,11 +126,7 @@ def delete_group_jackknife(
     this is the ordinary jackknife.
     """
     estimate, leave_out = np.asarray(estimate, float), np.asarray(leave_out, float)
-    m = (
-        np.ones_like(leave_out)
-        if sizes is None
-        else np.broadcast_to(np.asarray(sizes, float), leave_out.shape)
-    )
+    m = np.broadcast_to(1.0 if sizes is None else np.asarray(sizes, float), leave_out.shape)
     used = m > 0
     groups = used.sum(0)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -158,78 +135,24 @@ def delete_group_jackknife(
         pseudo = h * estimate - (h - 1) * leave_out
         variance = np.where(used, (pseudo - centre) ** 2 / (h - 1), 0.0).sum(0) / groups
         se = np.where(groups >= 2, np.sqrt(variance), np.nan)
-        half = sps.t.ppf(0.5 + level / 2, np.maximum(groups - 1, 1)) * se
+        half = sps.t.ppf(0.975, np.maximum(groups - 1, 1)) * se
     return estimate - half, estimate + half, se
 
 
-def jackknife(
-    leave_out: ArrayLike,
-    estimate: float,
-    sizes: ArrayLike | None = None,
-    *,
-    level: float = 0.95,
-    unit: str = "image",
-) -> Interval:
+def jackknife(leave_out: ArrayLike, estimate: float, sizes: ArrayLike | None = None) -> Interval:
     """Interval of a scalar from ``leave_out`` (G,), the estimates without each unit or group of units.
 
     >>> x = np.arange(8.0)
     >>> jackknife((x.sum() - x) / 7, x.mean()) == jackknife((x.sum() - x) / 7, x.mean(), np.ones(8))
     True
     """
-    left = _sample(leave_out, 2, "a jackknife")
+    left = np.asarray(leave_out, dtype=float)
+    if left.ndim != 1 or len(left) < 2:
+        raise DataError(f"a jackknife needs one axis of at least 2 values, got shape {left.shape}")
     m = np.ones(len(left)) if sizes is None else np.asarray(sizes, dtype=float)
-    low, high, _ = delete_group_jackknife(np.asarray(estimate), left, m, level=level)
+    low, high, _ = delete_group_jackknife(np.asarray(estimate), left, m)
     method = f"t, delete-a-group jackknife, {int((m > 0).sum())} groups"
-    return Interval(float(estimate), float(low), float(high), int(m.sum()), unit, method)
-
-
-def bca_interval(
-    data: np.ndarray,
-    statistic: Callable[..., np.ndarray],
-    *,
-    level: float = 0.95,
-    resamples: int = 1999,
-    seed: int = 0,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bias-corrected and accelerated bootstrap (Efron 1987) over the last axis of ``data`` (..., n).
-
-    Returns value, low and high, each (...); NaN where all resamples agree and nothing can be said.
-    ``statistic`` takes ``axis``. Not for statistics that count pairs of images: a resampled duplicate is a
-    pair that is too alike (use a jackknife).
-    """
-    data = np.asarray(data, dtype=float)
-    if data.shape[-1] < 3:
-        raise DataError(f"a BCa bootstrap needs at least 3 values, got shape {data.shape}")
-    batch = max(1, int(2e6 // data.size))  # bounds the resamples held at once
-    with np.errstate(divide="ignore", invalid="ignore"):
-        found = sps.bootstrap(
-            (data,),
-            statistic,
-            axis=-1,
-            n_resamples=resamples,
-            batch=batch,
-            confidence_level=level,
-            rng=np.random.default_rng(seed),
-        )
-    ci = found.confidence_interval
-    return np.asarray(statistic(data, axis=-1)), np.asarray(ci.low), np.asarray(ci.high)
-
-
-def bootstrap(
-    x: ArrayLike,
-    statistic: Callable[..., np.ndarray] = np.mean,
-    *,
-    level: float = 0.95,
-    resamples: int = 1999,
-    seed: int = 0,
-    unit: str = "image",
-) -> Interval:
-    """Bias-corrected and accelerated bootstrap interval of a statistic of one sample."""
-    values = _sample(x, 3, "a BCa bootstrap")
-    value, low, high = bca_interval(values, statistic, level=level, resamples=resamples, seed=seed)
-    return Interval(
-        float(value), float(low), float(high), len(values), unit, f"BCa bootstrap, {resamples} resamples"
-    )
+    return Interval(float(estimate), float(low), float(high), int(m.sum()), "image", method)
 
 
 # ------------------------------------------------------------------------------------------ tests
@@ -270,32 +193,22 @@ def null_columns(null: np.ndarray) -> dict[str, np.ndarray]:
     return {"null": null.mean(0), "null_low": low, "null_high": high}
 
 
-def calibrated(
-    observed: ArrayLike, null: ArrayLike, *, alpha: float = 0.05, highest: float = 1.0
-) -> np.ndarray:
-    """Similarity beyond chance: max(s - tau, 0) / (highest - tau) (Groeger, Wen & Brbic 2026).
+def calibrated(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
+    """Similarity, at most 1, beyond chance: max(s - tau, 0) / (1 - tau) (Groeger, Wen & Brbic 2026).
 
-    tau is the order statistic ceil((1 - alpha)(K + 1)) of ``observed`` (...) and ``null`` (K, ...) together,
-    so that a value from the null is positive with probability at most alpha.
+    tau is the order statistic ceil(0.95 (K + 1)) of ``observed`` (...) and ``null`` (K, ...) together, so that a value
+    from the null is positive with probability at most 0.05.
 
     >>> float(calibrated(0.6, np.linspace(0.0, 0.2, 99)))
     0.5050505050505051
     """
     observed, null = np.asarray(observed, dtype=float), np.asarray(null, dtype=float)
     everything = np.sort(np.concatenate([observed[None], null]), axis=0)
-    tau = everything[math.ceil((1 - alpha) * (len(null) + 1)) - 1]
-    return np.maximum(observed - tau, 0.0) / (highest - tau)
+    tau = everything[math.ceil(0.95 * (len(null) + 1)) - 1]
+    return np.maximum(observed - tau, 0.0) / (1 - tau)
 
 
-def paired_t(a: ArrayLike, b: ArrayLike, *, unit: str = "image") -> Test:
-    """Student's paired t test of mean(a - b), with its interval."""
-    x, y = _sample(a, 2, "a paired t test"), _sample(b, 2, "a paired t test")
-    if len(x) != len(y):
-        raise DataError(f"pairs need equal lengths, got {len(x)} and {len(y)}")
-    return Test(mean_ci(x - y, unit=unit), float(sps.ttest_rel(x, y).pvalue), "paired t")
-
-
-def mcnemar(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, unit: str = "image") -> Test:
+def mcnemar(a: ArrayLike, b: ArrayLike) -> Test:
     """Exact McNemar test of accuracy(a) - accuracy(b) from what each got right on the same images.
 
     The p-value is binomial over the discordant pairs; the interval is Agresti & Min's (2005), half an image
@@ -307,8 +220,8 @@ def mcnemar(a: ArrayLike, b: ArrayLike, *, level: float = 0.95, unit: str = "ima
     only_a, only_b, n = int((x & ~y).sum()), int((y & ~x).sum()), len(x)
     p = 1.0 if only_a + only_b == 0 else float(sps.binomtest(only_a, only_a + only_b).pvalue)
     shift, total, discordant = (only_a - only_b) / (n + 2), n + 2, only_a + only_b + 1
-    half = sps.norm.ppf(0.5 + level / 2) * math.sqrt((discordant / total - shift**2) / total)
-    interval = Interval((only_a - only_b) / n, shift - half, shift + half, n, unit, "Agresti-Min")
+    half = sps.norm.ppf(0.975) * math.sqrt((discordant / total - shift**2) / total)
+    interval = Interval((only_a - only_b) / n, shift - half, shift + half, n, "image", "Agresti-Min")
     return Test(interval, p, "exact McNemar")
 
 

@@ -9,18 +9,8 @@ from typing import Any
 
 #: module -> what it draws
 _MODULES = {
-    "base": [
-        "DIVERGING",
-        "Figure",
-        "PALETTE",
-        "ROLES",
-        "SEQUENTIAL",
-        "finish",
-        "new_axes",
-        "role",
-        "title_block",
-        "use_style",
-    ],
+    "base": ["DIVERGING", "Figure", "PALETTE", "ROLES", "SEQUENTIAL", "finish", "new_axes", "role", "title_block",
+             "use_style"],
     "depth": ["by_depth", "heads_by_depth"],
     "curves": ["along"],
     "forests": ["forest"],
@@ -32,7 +22,7 @@ _MODULES = {
     "study": ["accuracy_by_cell", "effect_plot", "effects_by_length", "learning_curves"],
     "ledger": ["verdict_plot"],
     "scene": ["scene_figure"],
-}
+}  # fmt: skip
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = list(_HOME)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,11 +30,11 @@ from .series import (
 )
 
 ALPHA = 0.05
+#: what heads are compared by, and what taking one out does
+_ALIKE, _EFFECT = "cosine_centred", "kl"
 
 
-def head_effects(
-    result: Result, name: str = "kl", models: Sequence[str] | None = None, *, variant: str | None = None
-) -> Figure:
+def head_effects(result: Result, name: str = "kl", *, variant: str | None = None) -> Figure:
     """What taking out each head does, a row a model: a map of layers by heads, and the heads in order with their nulls.
 
     Models share the scale of the maps and that of the values, logarithmic where one head would squash the others. A
@@ -44,7 +44,6 @@ def head_effects(
     ----------
     result : of `HeadAblation`.
     name : the quantity.
-    models : in the order of the comparison; all of the result when left out.
     variant : kind of ablation; the first of the result when left out.
 
     Raises
@@ -52,7 +51,7 @@ def head_effects(
     UnknownNameError
         what the result does not have.
     """
-    names = own_models(result, models)
+    names = own_models(result)
     drawn = {model: _heads(result, name, model, variant) for model in names}
     marked = {model: _marks(result, f"{name}_p_holm", model, variant) for model in names}
     look = quantity(name)
@@ -66,14 +65,9 @@ def head_effects(
         for number, (ax, (model, frame)) in enumerate(zip(axes[:, 1], drawn.items(), strict=True)):
             _in_order(ax, shown(frame), marked[model], number, log)
             ax.set_xlabel(f"{len(frame)} heads, the largest effect first (layer.head)")
-        ring = {
-            "marker": "o",
-            "linestyle": "",
-            "markerfacecolor": "none",
-            "color": PALETTE["black"],
-            "markersize": 7,
-        }
-        legend(fig, [], [handle(f"Holm p < {ALPHA:g}", **ring)] if any(marked.values()) else [])
+        ring = {"marker": "o", "linestyle": "", "markerfacecolor": "none", "markersize": 7}
+        words = f"Holm p < {ALPHA:g}"
+        legend(fig, [], [handle(words, color=PALETTE["black"], **ring)] if any(marked.values()) else [])
     whole = pd.concat(drawn.values())
     return finish(fig, whole, *_effect_words(drawn, marked, look, whole))
 
@@ -87,10 +81,12 @@ def _marks(result: Result, name: str, model: str, variant: str | None) -> set[tu
     if not ((result.frame["quantity"] == name) & (result.frame["model"] == model)).any():
         return set()
     rows = rows_of(result, quantity=name, model=model, variant=variant)
-    return {
-        (int(layer), int(head))
-        for layer, head in rows.loc[rows["value"] < ALPHA, ["layer", "head"]].to_numpy()
-    }
+    return set(_keys(rows[rows["value"] < ALPHA]))
+
+
+def _keys(rows: pd.DataFrame) -> list[tuple[int, int]]:
+    """Layer and head of each row."""
+    return [(int(layer), int(head)) for layer, head in rows[["layer", "head"]].to_numpy()]
 
 
 def _map(frame: pd.DataFrame, marked: set[tuple[int, int]], title: str) -> Map:
@@ -116,7 +112,7 @@ def _in_order(ax: Axes, frame: pd.DataFrame, marked: set[tuple[int, int]], numbe
     ax.plot(x, null, color=PALETTE["grey"], linestyle=":", drawstyle="steps-mid")
     ax.errorbar(x, value, whiskers(rows), color=look.color, marker=look.marker, linestyle="", elinewidth=0.8,
                 markersize=3, capsize=0)  # fmt: skip
-    keys = [(int(layer), int(head)) for layer, head in rows[["layer", "head"]].to_numpy()]
+    keys = _keys(rows)
     at = [i for i, key in enumerate(keys) if key in marked]
     ax.scatter(x[at], value[at], s=40, facecolors="none", edgecolors="black", linewidths=1.0, zorder=3)
     ax.annotate(
@@ -148,22 +144,19 @@ def _effect_words(
 
 
 def similarity_against_effect(
-    similarity: Result, ablation: Result, association: Result, models: Sequence[str] | None = None, *,
-    name: str = "cosine_centred", effect: str = "kl", variant: str | None = None,
-) -> Figure:  # fmt: skip
+    similarity: Result, ablation: Result, association: Result, *, variant: str | None = None
+) -> Figure:
     """Every head, a panel a model: its largest similarity to another head of its layer against what taking it out does.
 
     Parameters
     ----------
     similarity, ablation : what ``association``, of `similarity_is_redundancy`, was made from.
-    models : panels, in this order; all when left out.
-    name, effect, variant : as they were given to it.
+    variant : kind of ablation; the first of the result when left out.
     """
-    names = own_models(ablation, models)
-    drawn = {}
+    names, drawn = own_models(ablation), {}
     for model in names:
-        pairs = rows_of(similarity, quantity=name, model=model)
-        rows = _heads(ablation, effect, model, variant)
+        pairs = rows_of(similarity, quantity=_ALIKE, model=model)
+        rows = _heads(ablation, _EFFECT, model, variant)
         drawn[model] = rows.assign(
             x=_largest(pairs).reindex(pd.MultiIndex.from_frame(rows[["layer", "head"]])).to_numpy()
         )
@@ -171,8 +164,8 @@ def similarity_against_effect(
     found = {model: rows_of(association, quantity=within, model=model).iloc[0] for model in names}
     spearman = {model: quantity(str(row["quantity"])).interval(row) for model, row in found.items()}
     with use_style():
-        across = f"largest {quantity(name).label} to a head of its layer"
-        fig, _ = _scatter(drawn, across, quantity(effect).label)
+        across = f"largest {quantity(_ALIKE).label} to a head of its layer"
+        fig, _ = _scatter(drawn, across, quantity(_EFFECT).label)
     whole = pd.concat([frame.drop(columns="x") for frame in drawn.values()])
     row = next(iter(found.values()))
     each = "; ".join(f"`{m}` {spearman[m]}, {p_words(found[m]['p'])}" for m in names)
@@ -180,7 +173,7 @@ def similarity_against_effect(
         f"If heads that are alike were redundant, the points of a layer would fall. Spearman within layers: {each}.",
         how_sure(whole), also=[f"Null: {null_kind(row)}."],
     )  # fmt: skip
-    what = f"{quantity(effect).words} against {quantity(name).words}, a dot a head"
+    what = f"{quantity(_EFFECT).words} against {quantity(_ALIKE).words}, a dot a head"
     return finish(fig, whole, words, f"Scatter of {what}. Spearman: {each}.")
 
 
@@ -213,23 +206,20 @@ def _scatter(drawn: Mapping[str, pd.DataFrame], x_label: str, y_label: str) -> A
     return fig, list(axes)
 
 
-def maps_against_outputs(
-    similarity: Result, outputs: Result, models: Sequence[str] | None = None, tokens: str = "pooled"
-) -> Figure:
+def maps_against_outputs(similarity: Result, outputs: Result) -> Figure:
     """Every two heads of a layer, a panel a model: centred cosine of their maps against CKA of their outputs.
 
     Heads can look at the same place and write different things, and the other way round. ``similarity`` is of
     `HeadSimilarity`, ``outputs`` of `HeadOutputCKA`.
     """
-    names = own_models(outputs, models)
     key, drawn = ["layer", "head", "layer_b", "head_b"], {}
-    for model in names:
-        maps = rows_of(similarity, quantity="cosine_centred", model=model)
-        out = rows_of(outputs, quantity="head_output_cka", model=model, tokens=tokens)
+    for model in own_models(outputs):
+        maps = rows_of(similarity, quantity=_ALIKE, model=model)
+        out = rows_of(outputs, quantity="head_output_cka", model=model, tokens="pooled")
         x = maps[_within(maps)][[*key, "value"]].rename(columns={"value": "x"})
         drawn[model] = out[_within(out)].merge(x, on=key).assign(low=np.nan, high=np.nan)
     with use_style():
-        fig, axes = _scatter(drawn, quantity("cosine_centred").words, quantity("head_output_cka").words)
+        fig, axes = _scatter(drawn, quantity(_ALIKE).words, quantity("head_output_cka").words)
         for ax, frame in zip(axes, drawn.values(), strict=True):
             ax.axhline(frame["null_high"].astype(float).mean(), color=PALETTE["grey"], linestyle=":")
             ax.axvline(0, color=PALETTE["black"], linewidth=0.6)

@@ -18,14 +18,12 @@ from .series import caption, models_of, rows_of, shown
 COSTS = ("parameters", "macs_all", "peak_training", "tokeniser_saved")
 
 
-def cost_bars(
-    result: Result, quantities: Sequence[str] = COSTS, models: Sequence[str] | None = None
-) -> Figure:
+def cost_bars(result: Result, quantities: Sequence[str] = COSTS) -> Figure:
     """A panel per cost, a bar per model; the dotted line is the baseline.
 
     ``result`` is of `costs`; raises UnknownNameError for what it does not have.
     """
-    names = models_of(result, models)
+    names = models_of(result)
     rows = [pd.concat([rows_of(result, quantity=q, model=name) for name in names]) for q in quantities]
     with use_style():
         height = 0.34 * len(names) + 1.5
@@ -44,12 +42,7 @@ def cost_bars(
     batch = frame["at"].dropna()
     sizes = f"Memory for a batch of {int(batch.iloc[0])}, float32." if len(batch) else ""
     note = f"Counted on shapes, so there is no interval. Dotted: {frame['null_kind'].dropna().iloc[0]}."
-    return finish(
-        fig,
-        frame,
-        caption(words, note, also=[sizes]),
-        f"Bars of cost, a bar a model. {words}",
-    )
+    return finish(fig, frame, caption(words, note, also=[sizes]), f"Bars of cost, a bar a model. {words}")
 
 
 def _bars(ax: Axes, frame: pd.DataFrame, names: Sequence[str], name: str) -> None:

@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from .._names import TWIN
 from ..quantities import quantity
 from ..results import Result
-from .base import PALETTE, ROLES, SEQUENTIAL, Figure, finish, role, series_styles, title_block, use_style
+from .base import ROLES, SEQUENTIAL, Figure, finish, role, series_styles, title_block, use_style
 from .depth import is_zero, left_out
 from .series import (
     Panel,
@@ -50,9 +50,7 @@ def along(
     by: str = "model",
     words: Mapping[str, str] | None = None,
     log: bool = False,
-    marks: Mapping[float, str] | None = None,
     ticks: Mapping[float, str] | None = None,
-    title: str = "",
 ) -> Figure:
     """Values over the column ``at``, with 95 % intervals as bands and nulls dotted.
 
@@ -67,9 +65,7 @@ def along(
     models : in the order of the comparison; all of the result when left out.
     words : names of variants as they are written.
     log : logarithmic abscissa.
-    marks : abscissae with a vertical line and its words.
     ticks : labels of the abscissa instead of numbers.
-    title : of the first panel, instead of its quantity.
 
     Raises
     ------
@@ -84,15 +80,15 @@ def along(
     titles = [panel_title(panel, [p for p, _ in drawn], words) for panel, _ in kept]
     with use_style():
         fig, axes = panel_grid(len(kept), across=min(len(kept), 2 if len(kept) in (2, 4) else 3))
-        for ax, (panel, rows), words_of_panel in zip(axes, kept, titles, strict=True):
-            _draw(ax, rows, by, marks or {})
+        for ax, (panel, rows), title in zip(axes, kept, titles, strict=True):
+            _draw(ax, rows, by)
             if ticks:
                 ax.set_xticks(list(ticks), list(ticks.values()), rotation=45, ha="right")
             x_label(ax, str(whole["at_unit"].dropna().iloc[0]))
             y_label(ax, panel["quantity"])
             if log:
                 log_axis(ax, "x")
-            title_block(ax, title if title and len(kept) == 1 else words_of_panel)
+            title_block(ax, title)
         for name in dict.fromkeys(quantity(p["quantity"]).label for p, _ in kept):
             same = [i for i, (p, _) in enumerate(kept) if quantity(p["quantity"]).label == name]
             limits([axes[i] for i in same], [shown(f) for i in same for f in kept[i][1].values()])
@@ -124,11 +120,7 @@ def _curves(result: Result, panel: dict[str, Any], names: Sequence[str], by: str
     return {key: rows[rows["at"].notna()].sort_values("at") for key, rows in found.items()}
 
 
-def _draw(ax: Axes, rows: Rows, by: str, marks: Mapping[float, str]) -> None:
-    for at, word in marks.items():
-        ax.axvline(at, color=PALETTE["grey"], linewidth=0.8)
-        ax.annotate(word, (at, 0.02), (3, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
-                    color=PALETTE["grey"], fontsize=9)  # fmt: skip
+def _draw(ax: Axes, rows: Rows, by: str) -> None:
     shared = same_null(frame for key, frame in rows.items() if not key.endswith(TWIN))
     for number, (key, style) in enumerate(_styles(rows, by).items()):
         frame = shown(rows[key])

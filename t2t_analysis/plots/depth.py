@@ -50,7 +50,6 @@ def by_depth(
     variant: str | None = None,
     beside: Mapping[str, str] | None = None,
     references: Mapping[str, str] | None = None,
-    shaded: int = 0,
     smallest: float | None = None,
 ) -> Figure:
     """Values of whole layers by depth: a panel a quantity, a line a model, with 95 % intervals and nulls.
@@ -68,7 +67,6 @@ def by_depth(
     place, variant : columns that all panels share; a place may be a pattern.
     beside : quantity -> a second one that is drawn in its panel, thin (the floor of a similarity).
     references : place -> words; the value at that place is drawn as a horizontal line (raw pixels).
-    shaded : so many first layers are shaded, those over which models are compared.
     smallest : smallest effect that counts, drawn as a grey band about 0.
 
     Raises
@@ -89,7 +87,9 @@ def by_depth(
     with use_style():
         fig, axes = panel_grid(len(kept))
         for ax, i in zip(axes, kept, strict=True):
-            _shade(ax, axis, shaded, smallest and quantity(asked[i]["quantity"]).shown(smallest))
+            if smallest is not None:
+                half = quantity(asked[i]["quantity"]).shown(smallest)
+                ax.axhspan(-half, half, color=PALETTE["grey"], alpha=0.15, linewidth=0)
             _lines(ax, axis, drawn[i])
             _beside(ax, axis, result, asked[i], names, beside)
             _references(ax, result, asked[i], names[0], references)
@@ -182,14 +182,6 @@ class DepthAxis:
         marks = {x: mark for x, mark in self.marks.items() if mark != "T2"}
         ax.set_xticks([*marks, *layers], [*marks.values(), *map(str, layers)])
         ax.set_xlabel("layer")
-
-
-def _shade(ax: Axes, axis: DepthAxis, shaded: int, smallest: float | None) -> None:
-    if shaded:
-        ends = (0.5 / axis.depth, (shaded + 0.5) / axis.depth) if axis.relative else (-0.5, shaded - 0.5)
-        ax.axvspan(*ends, color=PALETTE["grey"], alpha=0.08, linewidth=0)
-    if smallest is not None:
-        ax.axhspan(-smallest, smallest, color=PALETTE["grey"], alpha=0.15, linewidth=0)
 
 
 def _lines(ax: Axes, axis: DepthAxis, rows: Rows) -> None:

@@ -12,7 +12,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 
 from .._names import TWIN
-from ..errors import UnknownNameError
 from ..quantities import Quantity, quantity
 from ..results import Result
 from .base import DIVERGING, SEQUENTIAL, Figure, finish, new_axes, title_block, use_style
@@ -76,9 +75,7 @@ def _heat_map(ax: Axes, one: Map, norm: Normalize, colours: str, numbers: bool) 
         annot_kws={"fontsize": 9}, xticklabels=False, yticklabels=False,
     )  # fmt: skip
     ax.set_facecolor("#c8c8c8")
-    for (
-        text
-    ) in ax.texts:  # black or white, whichever stands out more (WCAG 2); seaborn turns to white too soon
+    for text in ax.texts:  # black or white, what stands out more (WCAG 2); seaborn turns to white too soon
         x, y = text.get_position()
         red, green, blue, _ = colormaps[colours](norm(one.cells[int(y), int(x)]))
         dark = 0.2126 * red**2.2 + 0.7152 * green**2.2 + 0.0722 * blue**2.2 < 0.18
@@ -108,12 +105,7 @@ def _cell_texts(one: Map) -> np.ndarray:
 # ------------------------------------------------------------------------------------------------ heads
 
 
-def head_map(
-    result: Result,
-    name: str = "cosine_centred",
-    models: Sequence[str] | None = None,
-    tokens: str | None = None,
-) -> Figure:
+def head_map(result: Result, name: str = "cosine_centred", *, tokens: str | None = None) -> Figure:
     """Similarity of every head with every other head, a panel a model, all on one scale.
 
     Lines part the layers; a head with itself is grey. Of models with more than 64 heads the mean over pairs of
@@ -122,14 +114,15 @@ def head_map(
     Parameters
     ----------
     result : of `HeadSimilarity` or `HeadOutputCKA`.
-    name : the quantity. models, tokens : all models, the first choice of tokens when left out.
+    name : the quantity.
+    tokens : choice of tokens; the first of the result when left out.
 
     Raises
     ------
     UnknownNameError
         what the result does not have.
     """
-    names = own_models(result, models)
+    names = own_models(result)
     found = {model: rows_of(result, quantity=name, model=model, tokens=tokens) for model in names}
     sizes = {model: _head_counts(frame[frame["head"].notna()]) for model, frame in found.items()}
     one_by_one = max(sum(counts.values()) for counts in sizes.values()) <= HEADS
@@ -137,9 +130,8 @@ def head_map(
     maps = [_heads(drawn[m], sizes[m], m) if one_by_one else _layers(drawn[m], m) for m in names]
     look = quantity(name)
     with use_style():
-        fig, axes = new_axes(
-            1, len(maps), width=4.6 * len(maps) if len(maps) > 1 else 6.0, height=4.4, squeeze=False
-        )
+        width = 4.6 * len(maps) if len(maps) > 1 else 6.0
+        fig, axes = new_axes(1, len(maps), width=width, height=4.4, squeeze=False)
         draw_maps(fig, axes[0], maps, look.label if one_by_one else f"mean {look.label}")
         for ax, model in zip(axes[0], names, strict=True) if one_by_one else ():
             _layer_lines(ax, sizes[model])
@@ -212,31 +204,19 @@ def _pair(row: pd.Series) -> str:
 # ------------------------------------------------------------------------------------------------ layers
 
 
-def cka_map(results: Result | Sequence[Result], models: Sequence[str] | None = None) -> Figure:
+def cka_map(results: Result | Sequence[Result]) -> Figure:
     """CKA of every layer with every layer, a panel per model (`LayerCKA`) or pair of models (`CrossLayerCKA`).
 
     Cells that are not beyond the null (p of the max statistic at or above 0.05) are marked: brackets around their
     number, or a cross where there are too many cells for numbers.
-
-    Parameters
-    ----------
-    results : one result or several.
-    models : panels of these models (the first of a pair), in this order; all when left out.
-
-    Raises
-    ------
-    UnknownNameError
-        a model that no result has.
     """
-    found: dict[str, list[pd.DataFrame]] = {}
-    for result in [results] if isinstance(results, Result) else results:
-        maps = rows_of(result, quantity="cka_unbiased")
-        for (name, *_), frame in maps.groupby(["model", "model_b"], sort=False, dropna=False):
-            found.setdefault(str(name), []).append(frame)
-    for name in models or ():
-        if name not in found:
-            raise UnknownNameError("model", name, list(found))
-    frames = [frame for name in models or found for frame in found[name]]
+    frames = [
+        frame
+        for result in ([results] if isinstance(results, Result) else results)
+        for _, frame in rows_of(result, quantity="cka_unbiased").groupby(
+            ["model", "model_b"], sort=False, dropna=False
+        )
+    ]
     drawn = [_cka(frame) for frame in frames]
     numbers = max(max(one.cells.shape) for one in drawn) <= ANNOTATED
     look = quantity("cka_unbiased")
@@ -246,12 +226,8 @@ def cka_map(results: Result | Sequence[Result], models: Sequence[str] | None = N
         fig, axes = new_axes(down, across, width=8.4 if across > 1 else 6.0, height=3.9 * down, squeeze=False)
         for ax in axes.flat[len(drawn) :]:
             ax.set_visible(False)
-        draw_maps(
-            fig,
-            axes.flat[: len(drawn)],
-            drawn,
-            f"{look.label} ({'brackets' if numbers else 'cross'}: within chance)",
-        )
+        label = f"{look.label} ({'brackets' if numbers else 'cross'}: within chance)"
+        draw_maps(fig, axes.flat[: len(drawn)], drawn, label)
     return finish(fig, pd.concat(frames), *_cka_words(frames, drawn, look))
 
 
@@ -290,10 +266,8 @@ def _cka_words(frames: Sequence[pd.DataFrame], drawn: Sequence[Map], look: Quant
             who = f"`{frame['model'].iloc[0]}`" + ("" if pd.isna(second) else f" and `{second}`")
             parts.append(f"{who} {low} to {high}")
     row = frames[0].iloc[0]
-    marked, cells = (
-        sum(int(one.marked.sum()) for one in drawn if one.marked is not None),
-        sum(d.cells.size for d in drawn),
-    )
+    marked = sum(int(one.marked.sum()) for one in drawn if one.marked is not None)
+    cells = sum(one.cells.size for one in drawn)
     sample = TOKENS.get(str(row["tokens"]), str(row["tokens"]))
     ranges = f"Two different layers: {'; '.join(parts)}." if parts else ""
     kinds = pd.concat(frames).loc[lambda f: f["p"].notna(), "null_kind"]
@@ -303,7 +277,5 @@ def _cka_words(frames: Sequence[pd.DataFrame], drawn: Sequence[Map], look: Quant
         f"n = {plural(row['n'], row['unit'])}.",
         untrained_words([one.title for one in drawn]).replace("Crosses", '"random"'), also=[null],
     )  # fmt: skip
-    return (
-        words,
-        f"Heat maps of CKA, layer by layer. {'; '.join(parts)}; {marked} of {cells} cells within chance.",
-    )
+    alt = f"Heat maps of CKA, layer by layer. {'; '.join(parts)}; {marked} of {cells} cells within chance."
+    return words, alt

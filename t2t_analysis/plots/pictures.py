@@ -15,7 +15,7 @@ from matplotlib.colors import LogNorm, Normalize
 from numpy.typing import ArrayLike
 
 from .._names import TWIN
-from ..errors import DataError, UnknownNameError
+from ..errors import DataError
 from ..quantities import number, quantity
 from ..results import Result, tidy
 from .base import DIVERGING, SEQUENTIAL, Figure, finish, new_axes, use_style
@@ -195,22 +195,19 @@ def _class(one: Explained, index: int) -> str:
 # ------------------------------------------------------------------------------------------------ tokens
 
 
-def pca_maps(
-    pcas: TokenPCA | Sequence[TokenPCA], result: Result, images: Sequence[int] | None = None
-) -> Figure:
+def pca_maps(several: Sequence[TokenPCA], result: Result) -> Figure:
     """Paint patch tokens by their first three principal components: images on top, a row for each model.
 
-    ``result`` is that of `pca_result` for the same ``pcas``.
+    ``result`` is that of `pca_result` for the same models.
 
     Raises
     ------
     DataError
         a model that the result does not have.
     """
-    several = list(pcas) if isinstance(pcas, Sequence) else [pcas]
     if missing := [one.label for one in several if one.label not in set(result.frame["model"])]:
         raise DataError(f"the result of pca_result holds no rows of {missing}")
-    chosen = list(images if images is not None else range(min(6, len(several[0].images))))
+    chosen = range(min(6, len(several[0].images)))
     with use_style():
         top = [Tile(picture(several[0].images[i])) for i in chosen]
         fig = tiles([top, *([Tile(one.rgb[i]) for i in chosen] for one in several)],
@@ -235,33 +232,17 @@ def _explained(rows: pd.DataFrame, label: str) -> str:
     return f"`{label}` {look.number(total)} (channels shuffled: {look.number(null)})"
 
 
-def receptive_field_map(
-    result: Result, models: Sequence[str] | None = None, places: Sequence[str] | None = None
-) -> Figure:
-    """Mean squared input gradient of the central token as pictures: a row per model, a column per place.
+def receptive_field_map(result: Result) -> Figure:
+    """Mean squared input gradient of the central token as pictures, a row per model, a column per place: the embedding
+    and the first, middle and last block.
 
-    Logarithmic, each picture relative to its largest value.
-
-    Parameters
-    ----------
-    result : of `EffectiveReceptiveField`.
-    models : rows; all of the result when left out.
-    places : columns; by default the embedding and the first, middle and last block.
-
-    Raises
-    ------
-    UnknownNameError
-        a place without a map.
+    Logarithmic, each picture relative to its largest value. ``result`` is of `EffectiveReceptiveField`.
     """
-    names = models_of(result, models)
+    names = models_of(result)
     parts = [result.meta, *result.meta.get("parts", [])]
     maps = {label: found for part in parts for label, found in part.get("maps", {}).items()}
-    chosen = {name: list(places) if places is not None else _four(list(maps[name])) for name in names}
+    chosen = {name: _four(list(maps[name])) for name in names}
     norm = LogNorm(1e-4, 1, clip=True)
-    for name, wanted in chosen.items():
-        for place in wanted:
-            if place not in maps[name]:
-                raise UnknownNameError("place", place, list(maps[name]), hint=f"of {name}")
     with use_style():
         rows = [
             [Tile(np.maximum(np.array(maps[m][p]), 1e-12), SEQUENTIAL, norm) for p in chosen[m]]
