@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from .._repr import Shown
 from ..errors import T2TError, UnknownNameError
+from ..training.effects import printed
 from .likeness import WHY
 from .rule import SMALLEST
 
@@ -65,14 +66,6 @@ class Effect:
             raise UnknownNameError("smallest effect", self.smallest, list(SMALLEST))
 
 
-@dataclass(frozen=True)
-class Printed:
-    """A difference that the paper prints or that is quoted from it, in points, and where it comes from."""
-
-    points: float
-    where: str
-
-
 @dataclass(frozen=True, repr=False)
 class Claim(Shown):
     """One entry of the ledger.
@@ -93,8 +86,6 @@ class Claim(Shown):
         The notebook whose figures show it.
     premise
         What it takes for granted of a single model, in one sentence; empty if nothing.
-    printed
-        What the paper's tables say, beside ours.
     because
         Key of `likeness.WHY`: says in a few words why a single model is as the premise has it, or is not, from the
         verdicts on the premise's effects. Empty where the claim does not ask why.
@@ -109,7 +100,6 @@ class Claim(Shown):
     change: str
     notebook: str
     premise: str = ""
-    printed: tuple[Printed, ...] = ()
     because: str = ""
     order: int = 100
 
@@ -129,10 +119,15 @@ class Claim(Shown):
         try:
             said = tomllib.loads(Path(path).read_text(encoding="utf-8"))
             effects = tuple(Effect(**about) for about in said.pop("effects", ()))
-            printed = tuple(Printed(**about) for about in said.pop("printed", ()))
-            return cls(effects=effects, printed=printed, **said)
+            return cls(effects=effects, **said)
         except (tomllib.TOMLDecodeError, TypeError, UnknownNameError) as error:
             raise T2TError(f"{path}: {error}") from error
+
+    @property
+    def printed(self) -> list[tuple[float, str]]:
+        """What the paper's tables say to it, in points of accuracy, and where."""
+        rows = [row for row in printed() if row["claim"] == self.name]
+        return [(100 * float(row["difference"]), row["where"]) for row in rows]
 
     def _line(self) -> str:
         return f"{self.name}: {self.statement}"

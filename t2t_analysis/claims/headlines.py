@@ -6,10 +6,11 @@ of the study (`measure_runs`), where the unit is the seed.
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
@@ -30,14 +31,16 @@ class Headline:
     ----------
     measure : name of the result that holds it.
     where : columns and values that pick its one row for a model.
-    paired : whether two models are compared by the difference of that row, paired over images.
     choose : which of several rows: of a curve the "first" point, of layers the "last".
+    paired : whether two models are compared by the difference of that row, paired over images.
+    group : what it is measured with when one model is asked alone, see `premise.GROUPS`; empty if it is not.
     """
 
     measure: str
     where: Mapping[str, str]
+    choose: str = ""
     paired: bool = True
-    choose: Literal["", "first", "last"] = ""
+    group: str = ""
 
     def row(self, frame: pd.DataFrame, model: str | None = None) -> pd.Series | None:
         """The one row, or None where the measure has none for this model."""
@@ -66,60 +69,18 @@ def as_dict(row: pd.Series) -> dict[str, Any]:
     return {str(name): value for name, value in row.items()}
 
 
-_BLOCKS = "blocks.*.resid_post"
-_THIRD = "first third of blocks"
-
-#: name of a headline -> where it comes from
-HEADLINES: dict[str, Headline] = {
-    "head_cosine_change": Headline(
-        "head_similarity",
-        {"quantity": "cosine_centred_last_minus_first"},
-    ),
-    "head_cka_change": Headline(
-        "head_output_cka",
-        {"quantity": "head_output_cka_last_minus_first", "tokens": "pooled"},
-    ),
-    "edge_own": Headline("edge_decodability", {"quantity": "edge_r2_own", "place": _THIRD}),
-    "edge_neighbour": Headline("edge_decodability", {"quantity": "edge_r2_neighbour", "place": _THIRD}),
-    "edge_own_rectified": Headline(
-        "rectified_edge_decodability", {"quantity": "edge_r2_own", "place": _THIRD}
-    ),
-    "gradient_outside": Headline(
-        "boundary_blindness",
-        {"quantity": "gradient_outside", "place": "embed"},
-        choose="first",
-    ),
-    "invalid_area": Headline(
-        "invalid_channels",
-        {"quantity": "invalid_area", "place": _BLOCKS, "tokens": "patch"},
-    ),
-    "rank_pooled": Headline(
-        "effective_rank",
-        {"quantity": "effective_rank_over_null", "place": _BLOCKS, "tokens": "pooled"},
-    ),
-    "rank_tokens": Headline(
-        "effective_rank",
-        {"quantity": "effective_rank_over_null", "place": _BLOCKS, "tokens": "patch"},
-    ),
-    "similar_is_redundant": Headline(
-        "similarity_redundancy", {"quantity": "similarity_effect_spearman_within_layers"}, paired=False
-    ),
-}
+def _read() -> dict[str, Headline]:
+    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    where = [{name: row[name] for name in ("quantity", "place", "tokens") if row[name]} for row in rows]
+    return {
+        row["name"]: Headline(row["measure"], picked, row["choose"], row["paired"] == "yes", row["group"])
+        for row, picked in zip(rows, where, strict=True)
+    }
 
 
-def _measures(seed: int) -> list[Any]:
-    from .. import measures as m
-
-    return [
-        m.HeadSimilarity(),
-        m.HeadOutputCKA(seed=seed),
-        m.EdgeDecodability(),
-        m.RectifiedEdgeDecodability(),
-        m.BoundaryBlindness(),
-        m.InvalidChannels(),
-        m.EffectiveRank(),
-        effects_alone(),
-    ]
+#: name of a headline -> where it comes from, one line each in ``headlines.csv``
+HEADLINES = _read()
 
 
 def effects_alone() -> Any:
@@ -136,13 +97,20 @@ def models_headlines(
 
     A measure that does not fit a model (a performer backbone, another tokeniser) is left out with a note.
     """
-    from ..measures import measure, similarity_is_redundancy
+    from .. import measures as m
 
-    found = measure(models, images, _measures(seed), progress=progress)
+    asked = [
+        m.HeadSimilarity(),
+        m.HeadOutputCKA(seed=seed),
+        m.EdgeDecodability(),
+        m.RectifiedEdgeDecodability(),
+    ]
+    asked += [m.BoundaryBlindness(), m.InvalidChannels(), m.EffectiveRank(), effects_alone()]
+    found = m.measure(models, images, asked, progress=progress)
     results = {name: found[name] for name in found}
     notes = list(found.notes)
     heads, loss = results["head_similarity"], results["head_ablation"]
-    results["similarity_redundancy"] = similarity_is_redundancy(heads, loss, list(models), seed=seed)
+    results["similarity_redundancy"] = m.similarity_is_redundancy(heads, loss, list(models), seed=seed)
     return results, notes
 
 

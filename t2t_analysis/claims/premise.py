@@ -27,11 +27,6 @@ GROUPS: dict[str, tuple[str, ...]] = {
 }
 #: groups that are measured of the untrained control too
 _WITH_CONTROL = ("heads",)
-_FROM_HEADLINES = {
-    "head_cosine_change": "heads", "head_cka_change": "heads", "edge_own": "edges", "edge_neighbour": "edges",
-    "edge_own_rectified": "edges", "invalid_area": "channels", "rank_pooled": "rank", "rank_tokens": "rank",
-    "similar_is_redundant": "redundancy",
-}  # fmt: skip
 
 Results = Mapping[str, Result]
 Row = dict[str, Any]
@@ -107,10 +102,8 @@ def _headline(headline: Headline) -> Callable[[Results, str], Row | None]:
     return row
 
 
-_COSINE, _CKA = (
-    ("head_similarity", "cosine_centred", "patch"),
-    ("head_output_cka", "head_output_cka", "pooled"),
-)
+_COSINE = ("head_similarity", "cosine_centred", "patch")
+_CKA = ("head_output_cka", "head_output_cka", "pooled")
 _OVER_PIXELS = Headline(
     "rectified_edge_decodability", {"quantity": "edge_r2_own_over_reference", "place_b": "pixels.cell"}
 )
@@ -124,7 +117,7 @@ ENDPOINTS: dict[str, tuple[str, Callable[[Results, str], Row | None]]] = {
     "late_cosine_by_sinks": ("sinks", _by_sinks(subtract=True)),
     "late_sink_writes": ("sinks", _sink_writes),
     "edges_over_pixels": ("edges", _headline(_OVER_PIXELS)),
-    **{name: (group, _headline(HEADLINES[name])) for name, group in _FROM_HEADLINES.items()},
+    **{name: (one.group, _headline(one)) for name, one in HEADLINES.items() if one.group},
 }
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import pandas as pd
 from scipy import stats as sps
@@ -23,14 +23,9 @@ ALPHA = 0.05
 #: an interval wider than so many smallest effects cannot answer the question
 WIDEST = 5
 SUPPORTED, CONTRADICTED, SAME, EXCLUDED, OPEN, NOT_TESTABLE, NOT_TESTED = VERDICTS = (
-    "supported",
-    "contradicted",
-    "no difference that counts",
-    "claimed effect excluded",
-    "open",
-    "not testable",
+    "supported", "contradicted", "no difference that counts", "claimed effect excluded", "open", "not testable",
     "not tested",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -195,21 +190,3 @@ def unseen_share(n: int) -> float:
     (0.0307, True)
     """
     return float(1 - 0.05 ** (1 / int(n)))
-
-
-Place = Literal["below", "above", "within", "across"]
-
-
-def place(low: float, high: float, smallest: float) -> Place:
-    """Return where an interval lies relative to the smallest effect of interest; a missing one settles nothing.
-
-    >>> [place(*ends, 0.05) for ends in ((-0.2, -0.1), (0.06, 0.2), (-0.04, 0.01), (0.01, 0.2))]
-    ['below', 'above', 'within', 'across']
-    """
-    if pd.isna(low) or pd.isna(high):
-        return "across"
-    if high < -smallest:
-        return "below"
-    if low > smallest:
-        return "above"
-    return "within" if -smallest < low and high < smallest else "across"

@@ -15,7 +15,7 @@ from ..errors import CheckpointError, ParameterError
 from .download import file_sha256
 from .provenance import Accuracy, Kind, Provenance
 
-_CARD = (
+_CARD = [
     "model",
     "data",
     "recipe",
@@ -26,7 +26,7 @@ _CARD = (
     "num_classes",
     "img_size",
     "in_chans",
-)
+]
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -57,26 +57,17 @@ def card_beside(path: Path) -> dict[str, Any]:
 def from_card(card: Mapping[str, Any], kind: Kind, source: str) -> Provenance:
     """What a card says of the origin of its weights."""
     measured, recipe = card["test_accuracy"], card["recipe"]
-    numbers: dict[str, Any] = {}
-    if isinstance(measured, Mapping):
-        numbers = {
-            key: measured[key] for key in Accuracy._fields if isinstance(measured.get(key), int | float)
-        }
+    given = measured if isinstance(measured, Mapping) else {}
+    numbers: Any = {key: given[key] for key in Accuracy._fields if isinstance(given.get(key), int | float)}
     return Provenance(
-        kind,
-        source,
-        recipe=recipe if isinstance(recipe, str) else json.dumps(recipe, sort_keys=True),
+        kind, source, recipe=recipe if isinstance(recipe, str) else json.dumps(recipe, sort_keys=True),
         accuracy=Accuracy(**numbers) if "value" in numbers else None,
-        model=card["model"],
-        data=card["data"],
-        seed=card["seed"],
-    )
+        model=card["model"], data=card["data"], seed=card["seed"],
+    )  # fmt: skip
 
 
-def save_weights(
-    state: Mapping[str, Tensor], path: str | Path, card: Mapping[str, Any], *, half: bool = True
-) -> Path:
-    """Write ``state`` as safetensors and, beside it, its card (same stem, ``.json``); return the former.
+def save_weights(state: Mapping[str, Tensor], path: str | Path, card: Mapping[str, Any]) -> Path:
+    """Write ``state`` in half precision as safetensors and, beside it, its card (``.json``); return the former.
 
     Half precision changes the weights a little: the accuracy on the card should be that of the rounded ones.
 
@@ -94,13 +85,11 @@ def save_weights(
     if missing := [key for key in _CARD if key not in card and key != "sha256"]:
         raise ParameterError(f"the card lacks {', '.join(missing)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    rounded = {
-        key: value.half() if half and value.is_floating_point() else value for key, value in state.items()
-    }
+    rounded = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
     kept = {key: value.detach().cpu().contiguous().clone() for key, value in rounded.items()}
     with whole_file(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(kept))  # not save_file: it hides the file from others
-    full = dict(card) | {"sha256": file_sha256(path), "precision": "float16" if half else "float32"}
+    full = dict(card) | {"sha256": file_sha256(path), "precision": "float16"}
     with whole_file(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
     return path

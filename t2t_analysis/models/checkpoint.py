@@ -431,11 +431,8 @@ def _adapt_channels(state: dict[str, Tensor], own: dict[str, Tensor]) -> list[st
     if stem is None or stem not in state:
         return []
     old, new = state[stem], own[stem]
-    if (
-        old.ndim != 4
-        or old.shape[1] == new.shape[1]
-        or (old.shape[0], *old.shape[2:]) != (new.shape[0], *new.shape[2:])
-    ):
+    rest = [(weight.shape[0], *weight.shape[2:]) for weight in (old, new)]
+    if old.ndim != 4 or old.shape[1] == new.shape[1] or rest[0] != rest[1]:
         return []
     state[stem] = adapt_input_conv(new.shape[1], old, base_chans=old.shape[1])
     return [f"{stem} adapted from {old.shape[1]} to {new.shape[1]} input channels"]
@@ -449,9 +446,7 @@ def _convert_like_timm(model: nn.Module, state: dict[str, Tensor]) -> dict[str, 
         return None
     try:
         return _tensors(convert(dict(state), model))
-    except (
-        Exception
-    ):  # not a layout it knows either: the caller then lists what is missing and what is too much
+    except Exception:  # not a layout it knows either: the caller then lists what is missing or too much
         return None
 
 
@@ -465,17 +460,13 @@ def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     coded = [key for key in common if own[key].is_floating_point() and not state[key].is_floating_point()]
     shapes = [f"{key}: model {tuple(own[key].shape)}, file {tuple(state[key].shape)}" for key in other]
     lines = [
-        f"{len(missing)} of {len(own)} missing from the file: {_some(missing)}" if missing else "",
-        f"{len(extra)} of {len(state)} unknown to the model: {_some(_with_nearest(extra, missing))}"
-        if extra
-        else "",
-        f"{len(shapes)} of other shape: {_some(shapes, '; ')}" if shapes else "",
-        f"{len(coded)} whole numbers where the model has real ones (quantised?): {_some(coded)}"
-        if coded
-        else "",
-        _hint(model, missing, other, extra),
+        (missing, f"{len(missing)} of {len(own)} missing from the file: {_some(missing)}"),
+        (extra, f"{len(extra)} of {len(state)} unknown to the model: {_some(_with_nearest(extra, missing))}"),
+        (shapes, f"{len(shapes)} of other shape: {_some(shapes, '; ')}"),
+        (coded, f"{len(coded)} whole numbers where the model has real ones (quantised?): {_some(coded)}"),
     ]
-    return [line for line in lines if line]
+    hint = _hint(model, missing, other, extra)
+    return [line for names, line in lines if names] + [hint] * bool(hint)
 
 
 def _hint(model: nn.Module, absent: list[str], other: list[str], extra: list[str]) -> str:
@@ -494,13 +485,8 @@ def _hint(model: nn.Module, absent: list[str], other: list[str], extra: list[str
 
 
 def _with_nearest(extra: list[str], missing: list[str]) -> list[str]:
-    close = [
-        nearest(key, missing, n=1) for key in extra[:_SHOWN]
-    ]  # slow for thousands of names, and not shown
-    named = [
-        f"{key} (nearest: {found[0]})" if found else key for key, found in zip(extra, close, strict=False)
-    ]
-    return named + extra[_SHOWN:]
+    shown = [(key, nearest(key, missing, n=1)) for key in extra[:_SHOWN]]  # slow for thousands of names
+    return [f"{key} (nearest: {found[0]})" if found else key for key, found in shown] + extra[_SHOWN:]
 
 
 def _some(names: list[str], separator: str = ", ") -> str:

@@ -85,7 +85,9 @@ class Provenance(Shown):
         return f"{self.kind} {self.model} ({detail}){head}"
 
     def adapted(self, *notes: str, new_head: bool = False) -> Provenance:
-        """The same origin after a change that the recorded accuracy does not survive."""
+        """The same origin after changes, if any, that the recorded accuracy does not survive."""
+        if not notes:
+            return self
         return replace(self, accuracy=None, notes=(*self.notes, *notes), new_head=self.new_head or new_head)
 
     def as_dict(self) -> dict[str, Any]:

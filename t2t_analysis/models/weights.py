@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .._names import our_models
 from .._paths import DEFAULT_DATA, bundled_weights, cache_dir
 from ..errors import CheckpointError, DownloadError, ParameterError, UnknownNameError
 from .cards import card_beside, from_card, read_card
-from .checkpoint import Checkpoint, Fit, fit, native_img_size, read_checkpoint
+from .checkpoint import Checkpoint, fit, native_img_size, read_checkpoint
 from .download import fetch, file_sha256
 from .hub import hub_file, timm_file
 from .provenance import Accuracy, Provenance
@@ -98,12 +98,11 @@ def load_model(
         raise ParameterError(
             f"img_size={img_size!r}: expected pixels, 1 to {_MOST_PIXELS}, or (height, width)"
         )
-    request = _Request(name, img_size, num_classes, in_chans, seed, timeout, kwargs)
+    sizes = {"img_size": img_size, "num_classes": num_classes, "in_chans": in_chans}
+    request = _Request(name, {k: v for k, v in sizes.items() if v is not None}, seed, timeout, kwargs)
     _check_name(name)
     model, provenance = _resolve(request, os.fspath(weights))
-    if provenance.new_head or (
-        provenance.kind != "random" and provenance.notes and provenance.accuracy is None
-    ):
+    if provenance.new_head or (provenance.kind != "random" and provenance.notes and not provenance.accuracy):
         _log.warning("%s: %s", provenance.label, "; ".join(provenance.notes))
     model.provenance = provenance  # type: ignore[assignment]
     return model.to(device).eval()
@@ -111,33 +110,23 @@ def load_model(
 
 @dataclass(frozen=True)
 class _Request:
-    """What the caller of ``load_model`` wants; None stands for whatever the weights were trained with."""
+    """What the caller of ``load_model`` wants; ``sizes``: img_size, num_classes, in_chans, as far as they are said."""
 
     name: str
-    img_size: int | tuple[int, int] | None
-    num_classes: int | None
-    in_chans: int | None
+    sizes: Mapping[str, Any]
     seed: int
     timeout: float
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any]
 
-    def build(
-        self, *, img_size: Any = None, num_classes: Any = None, in_chans: Any = None, **more: Any
-    ) -> nn.Module:
-        """Build the model; what the caller did not say is taken from here (None: from its own defaults)."""
-        sizes = {
-            "img_size": img_size if self.img_size is None else self.img_size,
-            "num_classes": num_classes if self.num_classes is None else self.num_classes,
-            "in_chans": in_chans if self.in_chans is None else self.in_chans,
-        }
-        given: dict[str, Any] = {key: value for key, value in sizes.items() if value is not None}
+    def build(self, trained: Mapping[str, Any] | None = None, **more: Any) -> nn.Module:
+        """Build the model; sizes that the caller did not say are those of training, else its own defaults."""
+        known = {key: value for key, value in (trained or {}).items() if value is not None}
+        given = {**known, **self.sizes, **self.kwargs}
         with _seeded(self.seed):
             try:
-                model = timm.create_model(self.name, **given, **self.kwargs, **more)
+                model = timm.create_model(self.name, **given, **more)
             except TypeError as error:
-                raise ParameterError(
-                    f"{self.name} cannot be built with {given | dict(self.kwargs)}: {error}"
-                ) from error
+                raise ParameterError(f"{self.name} cannot be built with {given}: {error}") from error
         _describe(model, given)
         return model
 
@@ -230,9 +219,8 @@ def _random(request: _Request) -> tuple[nn.Module, Provenance]:
 def _file(request: _Request, path: str) -> tuple[nn.Module, Provenance]:
     checkpoint = read_checkpoint(path)
     card = card_beside(checkpoint.path)
-    origin = (
-        Provenance("file", str(path), model=request.name) if not card else from_card(card, "file", str(path))
-    )
+    plain = Provenance("file", str(path), model=request.name)
+    origin = from_card(card, "file", str(path)) if card else plain
     return _fitted(request, checkpoint, card or checkpoint.meta, origin)
 
 
@@ -253,18 +241,17 @@ def _fitted(
     sizes: dict[str, Any] = {
         "num_classes": _classes_in(request.name, checkpoint.state, trained.get("num_classes")),
         "in_chans": channels if isinstance(channels, int) and 0 < channels <= _MOST_CHANNELS else None,
+        "windows": windows,
     }
-    if windows is not None and "windows" not in request.kwargs:
-        sizes["windows"] = windows
-    model = request.build(**sizes)
-    if request.img_size is None and (size := native_img_size(model, checkpoint.state, said)):
-        model = request.build(**sizes, img_size=size[0] if size[0] == size[1] else size)
-    done = fit(model, checkpoint, replace_head=request.num_classes is not None, old_img_size=said, drop=drop)
+    model = request.build(sizes)
+    if "img_size" not in request.sizes and (size := native_img_size(model, checkpoint.state, said)):
+        model = request.build(sizes | {"img_size": size[0] if size[0] == size[1] else size})
+    done = fit(model, checkpoint, replace_head="num_classes" in request.sizes, old_img_size=said, drop=drop)
     notes = [f"weights taken from {checkpoint.entry!r}"] if checkpoint.entry else []
     if windows is not None and windows != [list(window) for window in SMALL_WINDOWS]:
         notes += [f"soft splits as trained: kernel, stride, padding {windows}"]
     origin = replace(origin, sha256=checkpoint.sha256, notes=tuple(notes))
-    return model, _after(origin, done)
+    return model, origin.adapted(*done.notes, new_head=done.new_head)
 
 
 def _windows_in(checkpoint: Checkpoint) -> list[list[int]] | None:
@@ -284,10 +271,6 @@ def _as_size(said: Any) -> tuple[int, int] | None:
     pair = (said, said) if isinstance(said, int) else said
     fine = isinstance(pair, list | tuple) and len(pair) == 2 and all(isinstance(side, int) for side in pair)
     return (pair[0], pair[1]) if fine and 0 < min(pair) <= max(pair) <= _MOST_PIXELS else None
-
-
-def _after(origin: Provenance, done: Fit) -> Provenance:
-    return origin.adapted(*done.notes, new_head=done.new_head) if done.notes else origin
 
 
 def _classes_in(name: str, state: Mapping[str, Tensor], said: Any) -> int | None:
@@ -363,18 +346,13 @@ def _released(request: _Request, variant: str) -> tuple[nn.Module, Provenance]:
     url, path = release_url(release.file), cache_dir() / "releases" / release.file
     cached = path.is_file()
     fetch(url, path, timeout=request.timeout)
-    origin = Provenance(
-        "published",
-        url,
-        recipe=release.recipe,
-        accuracy=Accuracy(release.top1, n=release.n),
-        model=request.name,
-        data=release.data,
-    )
+    accuracy = Accuracy(release.top1, n=release.n)
+    about = {"recipe": release.recipe, "accuracy": accuracy, "model": request.name, "data": release.data}
+    found = _read_release(path, url, cached)
     model, origin = _fitted(
-        request, _read_release(path, url, cached), release._asdict(), origin, release.drop
+        request, found, release._asdict(), Provenance("published", url, **about), release.drop
     )
-    _describe(model, {}, mean=release.mean, std=release.std)
+    _describe(model, {}, **release.normalisation)
     return model, origin
 
 
@@ -401,23 +379,23 @@ def _timm_pretrained(request: _Request) -> tuple[nn.Module, Provenance]:
     except (RuntimeError, KeyError, safetensors.SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be loaded into {request.name}: {str(error)[:500]}") from error
     origin = Provenance("timm", source, file_sha256(path), recipe=config.tag, model=request.name)
-    return model, _after(origin, _timm_changes(request, config))
+    notes, new_head = _timm_changes(request.sizes, config)
+    return model, origin.adapted(*notes, new_head=new_head)
 
 
-def _timm_changes(request: _Request, config: Any) -> Fit:
-    notes, channels, size = [], config.input_size[0], tuple(config.input_size[1:])
-    wanted = (request.img_size,) * 2 if isinstance(request.img_size, int) else request.img_size
-    new_classes = request.num_classes is not None and request.num_classes != config.num_classes
-    if new_classes:
-        became = (
-            f"replaced by an UNTRAINED one of {request.num_classes}" if request.num_classes else "dropped"
-        )
+def _timm_changes(sizes: Mapping[str, Any], config: Any) -> tuple[list[str], bool]:
+    """What timm adapted, in words, and whether the classifier is a new one."""
+    notes, size = [], tuple(config.input_size[1:])
+    wanted, classes = _as_size(sizes.get("img_size")) or size, sizes.get("num_classes", config.num_classes)
+    channels = config.input_size[0], sizes.get("in_chans", config.input_size[0])
+    if classes != config.num_classes:
+        became = f"replaced by an UNTRAINED one of {classes}" if classes else "dropped"
         notes.append(f"classifier of {config.num_classes} classes {became}")
-    if wanted is not None and tuple(wanted) != size:
+    if wanted != size:
         notes.append(f"built for {wanted[0]}x{wanted[1]} px, trained at {size[0]}x{size[1]}")
-    if request.in_chans not in (None, channels):
-        notes.append(f"first convolution adapted from {channels} to {request.in_chans} input channels")
-    return Fit(tuple(notes), new_classes and request.num_classes != 0)
+    if channels[0] != channels[1]:
+        notes.append(f"first convolution adapted from {channels[0]} to {channels[1]} input channels")
+    return notes, classes not in (0, config.num_classes)
 
 
 def _hub_model(request: _Request) -> tuple[nn.Module, Provenance]:
@@ -429,5 +407,5 @@ def _hub_model(request: _Request) -> tuple[nn.Module, Provenance]:
         model = request.build(pretrained=True)
     except (RuntimeError, OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"{request.name} cannot be loaded: {str(error)[:500]}") from error
-    origin = Provenance("timm", request.name, model=where)
-    return model, origin.adapted("classifier may be replaced") if request.num_classes is not None else origin
+    changes = ["classifier may be replaced"] * ("num_classes" in request.sizes)
+    return model, Provenance("timm", request.name, model=where).adapted(*changes)

@@ -125,15 +125,10 @@ def seed_table(ledgers: dict[str, pd.DataFrame]) -> pd.DataFrame:
 
 def printed_table(frame: pd.DataFrame) -> pd.DataFrame:
     """What the paper's tables say to each claim, in points of accuracy."""
-    rows = [
-        (name, printed) for name in dict.fromkeys(frame["claim"]) for printed in claim_named(name).printed
-    ]
+    rows = [(name, *said) for name in dict.fromkeys(frame["claim"]) for said in claim_named(name).printed]
     return pd.DataFrame(
-        {
-            "claim": [name for name, _ in rows],
-            "points": [f"{printed.points:+.1f}".replace("-", "−") for _, printed in rows],
-            "where": [printed.where for _, printed in rows],
-        }
+        [(name, f"{points:+.1f}".replace("-", "−"), where) for name, points, where in rows],
+        columns=["claim", "points", "where"],
     )
 
 

@@ -55,8 +55,8 @@ def _sentence(row: pd.Series) -> str:
         said = f"{said} What they have: {quantity(row['quantity']).interval(row)}, n = {row['n']} {row['unit']}s."
     if len(printed) != 1:
         return said
-    points = f"{printed[0].points:+.1f}".replace("-", "−")
-    return f"{said} The paper prints {points} points ({printed[0].where})."
+    ((points, where),) = printed
+    return f"{said} The paper prints {f'{points:+.1f}'.replace('-', '−')} points ({where})."
 
 
 def recipe_sentences(result: Result) -> list[str]:

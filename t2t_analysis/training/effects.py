@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,13 @@ for _name in IDEAS:
     CONTRASTS[f"{_name}_effect_performer"] = _idea(_name, "performer")
 
 
+@cache
+def printed() -> list[dict[str, str]]:
+    """Accuracy differences that the paper prints or that are quoted from it, and which claims they belong to."""
+    with Path(__file__).with_name("published.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def published(task: str, data: str = "") -> dict[str, tuple[float, str]]:
     """Quantity -> accuracy difference as a fraction, and the rows of the paper's tables that it is the difference of.
 
@@ -89,8 +97,7 @@ def published(task: str, data: str = "") -> dict[str, tuple[float, str]]:
     >>> published("finetune", "torch/cifar10")["t2t_minus_vit"][0]
     0.004
     """
-    with Path(__file__).with_name("published.csv").open(newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if (row["task"], row["data"]) == (task, data)]
+    rows = [row for row in printed() if (row["task"], row["data"]) == (task, data) and row["quantity"]]
     return {row["quantity"]: (float(row["difference"]), row["where"]) for row in rows}
 
 
