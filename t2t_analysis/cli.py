@@ -29,53 +29,31 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "report": Command(
-        "reports.cli",
-        "run notebooks and write their reports",
-        ("", "head_redundancy cost --jobs 2", "--models t2t_vit_14 --data photos -p n_images 8"),
-    ),
-    "look": Command(
-        "commands.look",
-        "one photograph in one model: a summary, and a page with pictures",
-        (
-            "photo.jpg --open",
-            "photo.jpg --model t2t_vit_14 --weights 81.5_T2T_ViT_14.pth.tar",
-        ),
-    ),
-    "models": Command(
-        "commands.models", "list the models and where their weights come from", ("", "'t2t_vit_1*'")
-    ),
-    "train": Command(
-        "training.cli",
-        "train a model",
-        (
-            "--model small_hard_deep --epochs 3",
-            "--model small_hard_wide --data torch/cifar10 --out runs/wide",
-        ),
-    ),
-    "evaluate": Command(
-        "training.evaluate",
-        "measure the accuracy of a model on a data set",
-        (
-            "--model small_performer_deep",
-            "--model t2t_vit_14 --data imagenet/val --n-images 1000 --out top1.csv",
-        ),
-    ),
-    "study": Command(
-        "commands.study", "train and compare the matched small models over seeds", ("", "--measure")
-    ),
-    "evidence": Command(
-        "commands.evidence",
-        "measure real weights for the verdicts, into a table that is kept",
-        ("--models t2t_vit_14,deit_small_patch16_224 --data imagenet/val --n-images 500",),
-    ),
+    "report": Command("reports.cli", "run notebooks and write their reports", (
+        "", "head_redundancy cost --jobs 2", "--models t2t_vit_14 --data photos -p n_images 8",
+    )),
+    "look": Command("commands.look", "one photograph in one model: a summary, and a page with pictures", (
+        "photo.jpg --open", "photo.jpg --model t2t_vit_14 --weights 81.5_T2T_ViT_14.pth.tar",
+    )),
+    "models": Command("commands.models", "list the models and where their weights come from", ("", "'t2t_vit_1*'")),
+    "train": Command("training.cli", "train a model", (
+        "--model small_hard_deep --epochs 3", "--model small_hard_wide --data torch/cifar10 --out runs/wide",
+    )),
+    "evaluate": Command("training.evaluate", "measure the accuracy of a model on a data set", (
+        "--model small_performer_deep", "--model t2t_vit_14 --data imagenet/val --n-images 1000 --out top1.csv",
+    )),
+    "study": Command("commands.study", "train and compare the matched small models over seeds", ("", "--measure")),
+    "evidence": Command("commands.evidence", "measure real weights for the verdicts, into a table that is kept", (
+        "--models t2t_vit_14,deit_small_patch16_224 --data imagenet/val --n-images 500",
+    )),
     "bench": Command("commands.bench", "run the benchmarks of a checkout", ("--list", "soft_split")),
-    "completion": Command(
-        "commands.completion",
-        "print what a shell needs to complete commands, options and models",
-        ("bash > ~/.local/share/bash-completion/completions/t2t-analysis", "zsh"),
-    ),
-}
+    "completion": Command("commands.completion", "print what a shell needs to complete commands, options and models", (
+        "bash > ~/.local/share/bash-completion/completions/t2t-analysis", "zsh",
+    )),
+}  # fmt: skip
+#: what several commands say of one option
+LABELLED = "photo_crops, a tree of class folders, a .tar, or a set as torch/cifar10"
+WEIGHTS = "auto, bundled, published, random, or a file"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -91,26 +69,17 @@ def _available() -> dict[str, Command]:
 
 def parsers(*chosen: str | None) -> tuple[_Parser, dict[str, _Parser]]:
     """The parser, and that of each command; only chosen commands are imported to say what they take."""
-    options: dict[str, Any] = {
-        "allow_abbrev": False,
-        "formatter_class": argparse.RawDescriptionHelpFormatter,
-    }
-    whole = _Parser(
-        prog="t2t-analysis",
-        description="What vision transformers do with local structure: T2T-ViT against ViT, measured.",
-        epilog="t2t-analysis COMMAND --help says what a command takes, with examples.",
-        **options,
-    )
+    options: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
+    says = "What vision transformers do with local structure: T2T-ViT against ViT, measured."
+    more = "t2t-analysis COMMAND --help says what a command takes, with examples."
+    whole = _Parser(prog="t2t-analysis", description=says, epilog=more, **options)
     whole.add_argument("--version", action="store_true", help="print the version and exit")
     commands = whole.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     found = {}
     for name, command in _available().items():
         lines = [f"  t2t-analysis {name} {example}".rstrip() for example in command.examples]
-        words = command.words[0].upper() + command.words[1:] + "."
-        epilog = "\n".join(["examples:", *lines])
-        found[name] = commands.add_parser(
-            name, help=command.words, description=words, epilog=epilog, **options
-        )
+        about = {"help": command.words, "description": command.words[0].upper() + command.words[1:] + "."}
+        found[name] = commands.add_parser(name, epilog="\n".join(["examples:", *lines]), **about, **options)
         if name in chosen:
             module = import_module(f"{__package__}.{command.module}")
             module.add_arguments(found[name])

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ._files import whole_file
+from ._files import whole_file, write_whole
 from ._repr import MOST_ROWS, html_table, readable
 from .errors import T2TError, UnknownNameError
 from .estimates import Estimate
@@ -217,9 +217,7 @@ class Result:
         with whole_file(path) as temporary:
             (self.frame.to_csv if path.suffix == ".csv" else self.frame.to_parquet)(temporary, index=False)
         side = {"measure": self.measure, "meta": self.meta, "notes": list(self.notes)}
-        text = json.dumps(side, indent=1, sort_keys=True) + "\n"
-        with whole_file(path.with_name(path.name + ".json")) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_whole(path.with_name(path.name + ".json"), json.dumps(side, indent=1, sort_keys=True) + "\n")
         if (kept := self.replicates) is not None:
             with whole_file(path.with_name(path.name + ".npz")) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, value=kept.value, leave_out=kept.leave_out, sizes=kept.sizes)

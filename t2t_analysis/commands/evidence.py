@@ -7,19 +7,14 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes to its parser."""
-    parser.add_argument(
-        "--models", required=True, metavar="A,B=FILE,...", help="models, each with its weights file"
-    )
-    parser.add_argument(
-        "--data", required=True, help="images: a folder, a tar or any other name that reports take"
-    )
-    parser.add_argument("--n-images", type=int, help="how many of them; default: all")
-    parser.add_argument("--seed", type=int, default=0, help="seed of choices and nulls")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 or mps")
-    parser.add_argument(
-        "--remark", default="", help="what a reader must know of these images, kept in every row"
-    )
-    parser.add_argument("--out", help="folder of the table; default: data/evidence of the package")
+    add = parser.add_argument
+    add("--models", required=True, metavar="A,B=FILE,...", help="models, each with its weights file")
+    add("--data", required=True, help="images: a folder, a tar or any other name that reports take")
+    add("--n-images", type=int, help="how many of them; default: all")
+    add("--seed", type=int, default=0, help="seed of choices and nulls")
+    add("--device", default="cpu", help="cpu, cuda, cuda:1 or mps")
+    add("--remark", default="", help="what a reader must know of these images, kept in every row")
+    add("--out", help="folder of the table; default: data/evidence of the package")
 
 
 def run(arguments: argparse.Namespace) -> int:

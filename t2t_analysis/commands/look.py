@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import base64
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from .._repr import html_table
+from ..cli import WEIGHTS
 
 if TYPE_CHECKING:
     from ..measures.glance import Glance
@@ -19,14 +21,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("photo", help="an image file, or the name of an embedded photograph, as chelsea")
     add("--model", default="small_performer_deep", help="name of a model (default: %(default)s)")
-    add("--weights", default="auto", help="auto, bundled, published, random, or a file")
+    add("--weights", default="auto", help=WEIGHTS)
     add("--out", type=Path, metavar="FILE", help="the page; default: in reports/look/")
     add("--open", action="store_true", help="open the page in a browser")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the summary, write the page, and open it if asked."""
-    from .._files import whole_file, writable_folder
+    from .._files import writable_folder, write_whole
     from .._paths import default_reports_dir
     from .._repr import aligned
     from ..plots.glance import glance_depth, glance_maps
@@ -39,9 +41,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(f"{arguments.photo} in {seen[0].label}, {seen[0].weights}")
     print("\n".join(aligned(lines)))
     print(_CAUTION)
-    text = page(arguments.photo, seen, lines, [glance_maps(seen), glance_depth(seen)])
-    with whole_file(out) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+    write_whole(out, page(arguments.photo, seen, lines, [glance_maps(seen), glance_depth(seen)]))
     print(f"page: {out}")
     if arguments.open:
         import webbrowser
@@ -81,15 +81,12 @@ _CAUTION = (
 def summary(seen: Sequence[Glance]) -> list[tuple[str, ...]]:
     """A head and a row a number: words, and its value in each network."""
     rows: list[tuple[str, Any]] = [
-        (
-            f"half of the attention of the {seen[0].asks}, last block",
-            lambda one: f"{one.half[-1]:.1%} of the patches",
-        ),
+        (f"half of the attention of the {seen[0].asks}, last block", lambda one: f"{one.half[-1]:.1%} of the patches"),
         ("patch tokens whose norm stands apart, most in a block", _apart),
         ("variance in the first three components, last block", lambda one: f"{one.explained.sum():.1%}"),
         ("heads that agree most", _closest),
         ("likeliest classes", _classes),
-    ]
+    ]  # fmt: skip
     head = ("", *("UNTRAINED" if one.untrained else "trained" for one in seen))
     return [head, *((words, *(value(one) for one in seen)) for words, value in rows)]
 
@@ -132,23 +129,13 @@ figure { margin: 2rem 0; overflow-x: auto } img { max-width: 100%; background: w
 
 def page(photo: str, seen: Sequence[Glance], rows: Sequence[Sequence[str]], figures: Sequence[Figure]) -> str:
     """The page: one file that asks for nothing else."""
-    title = f"{Path(photo).name} in {seen[0].label}"
-    (_, *head), *body = ([escape(cell) for cell in row] for row in rows)
-    lines = [
-        f"<tr><th scope=row>{words}</th><td>{'</td><td>'.join(cells)}</td></tr>" for words, *cells in body
-    ]
-    top = "".join(f"<th scope=col>{cell}</th>" for cell in head)
+    title = escape(f"{Path(photo).name} in {seen[0].label}")
+    head, *body = rows
     origins = "".join(f"<li>{escape(one.label)}: {escape(one.weights)}</li>" for one in seen)
-    pictures = [
-        f'<figure><img alt="{escape(figure.alt)}" width="{figure.width}" src="data:image/png;base64,'
-        f'{base64.b64encode(figure.png()).decode()}"><figcaption>{escape(figure.caption)}</figcaption></figure>'
-        for figure in figures
-    ]
     return "\n".join([
         "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width">',
-        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>",
-        f"<h1>{escape(title)}</h1><ul>{origins}</ul>",
-        f"<table><tr><td></td>{top}</tr>", *lines, "</table>",
-        f"<p>{escape(_CAUTION)}</p>", *pictures, "</main></body></html>", "",
+        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>", f"<h1>{title}</h1><ul>{origins}</ul>",
+        html_table("What the photograph shows", head, body), f"<p>{escape(_CAUTION)}</p>",
+        *(figure.html() for figure in figures), "</main></body></html>", "",
     ])  # fmt: skip

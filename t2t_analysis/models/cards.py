@@ -10,7 +10,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor
 
-from .._files import whole_file
+from .._files import whole_file, write_whole
 from ..errors import CheckpointError, ParameterError
 from .download import file_sha256
 from .provenance import Accuracy, Kind, Provenance
@@ -90,6 +90,5 @@ def save_weights(state: Mapping[str, Tensor], path: str | Path, card: Mapping[st
     with whole_file(path) as temporary:
         temporary.write_bytes(safetensors.torch.save(kept))  # not save_file: it hides the file from others
     full = dict(card) | {"sha256": file_sha256(path), "precision": "float16"}
-    with whole_file(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(full, indent=2) + "\n", encoding="utf-8")
+    write_whole(path.with_suffix(".json"), json.dumps(full, indent=2) + "\n")
     return path

@@ -32,9 +32,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pair: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     add("-p", dest="params", help="a parameter of the notebooks", **pair)
     add(
-        "--jobs", type=positive, metavar="N",
-        help="run N notebooks at the same time; default: as many as there are cores and memory for",
-    )  # fmt: skip
+        "--jobs",
+        type=positive,
+        metavar="N",
+        help="notebooks at a time; default: as many as cores and memory allow",
+    )
     add("--scheduler", metavar="ADDRESS", help="Dask scheduler, as tcp://host:8786, with the same files")
     add("--force", action="store_true", help="run also what is current, as when weights have come online")
     add("--list", action="store_true", help="print one papermill command per line and run nothing")
@@ -44,11 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="then copy the pages to released/ in that folder, to be tracked",
     )
-    add(
-        "--release-to",
-        metavar="FOLDER",
-        help="the same to another folder, as one beside the pages of reports/released",
-    )
+    add("--release-to", metavar="FOLDER", help="the same to another folder, as one beside the released pages")
     add("--timeout", type=positive, metavar="SECONDS", help="how long one cell may take")
 
 
@@ -63,19 +61,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Make the reports."""
     from .runner import run_report
 
-    status = run_report(
-        arguments.notebooks,
-        arguments.models,
-        arguments.baseline,
-        arguments.data,
-        params=_parameters(arguments.params),
-        jobs=arguments.jobs,
-        scheduler=arguments.scheduler,
-        force=arguments.force,
-        list_only=arguments.list,
-        out_dir=arguments.out_dir,
-        timeout=arguments.timeout,
-    )
+    asked = ("notebooks", "models", "baseline", "data", "jobs", "scheduler", "force", "out_dir", "timeout")
+    how = {name: getattr(arguments, name) for name in asked}
+    status = run_report(**how, params=_parameters(arguments.params), list_only=arguments.list)
     if status or arguments.list or not (arguments.release or arguments.release_to):
         return status
     return _release(arguments.out_dir, arguments.release_to)

@@ -31,13 +31,14 @@ def versions() -> dict[str, str]:
     return _commit.versions(*_PACKAGES)
 
 
-def _sha(content: bytes) -> str:
+def sha(content: bytes) -> str:
+    """SHA-256 in hexadecimal."""
     return hashlib.sha256(content).hexdigest()
 
 
 def _sources(paths: Iterable[Path]) -> str:
-    parts = [(str(path.relative_to(_PACKAGE)), _sha(path.read_bytes())) for path in sorted(paths)]
-    return _sha(json.dumps(parts).encode())
+    parts = [(str(path.relative_to(_PACKAGE)), sha(path.read_bytes())) for path in sorted(paths)]
+    return sha(json.dumps(parts).encode())
 
 
 @cache
@@ -78,7 +79,7 @@ def _weights(model: str, weights: str) -> list[Any]:
         return _file(Path(weights).expanduser())
     bundled = sorted((data_dir() / "weights").glob(f"{model}*"))
     if bundled:
-        return [(path.name, _sha(path.read_bytes())) for path in bundled if path.is_file()]
+        return [(path.name, sha(path.read_bytes())) for path in bundled if path.is_file()]
     return list(_downloaded())
 
 
@@ -93,23 +94,18 @@ def _study() -> list[Any]:
     """The study's tables and the code that turns them into effects, which is no part of ``_library``."""
     tables = sorted((data_dir() / "study").glob("*.csv"))
     code = [_sources(path for path in (_PACKAGE / "training").iterdir() if path.suffix in (".py", ".csv"))]
-    return [(path.name, _sha(path.read_bytes())) for path in tables] + code
+    return [(path.name, sha(path.read_bytes())) for path in tables] + code
 
 
 def run_fingerprint(notebook: Path, params: CommonParams) -> str:
     """Hash of the notebook, its resolved parameters, the library, weights, images and versions."""
     given = json.loads(params.model_dump_json(exclude={"results_dir"}))
     data = Path(params.data).expanduser()
+    pairs = zip(params.names, (params.weights, params.baseline_weights), strict=False)
     parts = {
-        "cells": _cells(notebook),
-        "parameters": given,
-        "library": _library(),
-        "weights": [
-            _weights(name, weights)
-            for name, weights in zip(params.names, (params.weights, params.baseline_weights), strict=False)
-        ],
+        "cells": _cells(notebook), "parameters": given, "library": _library(),
+        "weights": [_weights(name, weights) for name, weights in pairs],
         "data": _tree(data) if data.exists() else params.data,
-        "study": _study() if params.reads_study else [],
-        "versions": versions(),
-    }
-    return _sha(json.dumps(parts, sort_keys=True).encode())
+        "study": _study() if params.reads_study else [], "versions": versions(),
+    }  # fmt: skip
+    return sha(json.dumps(parts, sort_keys=True).encode())

@@ -8,7 +8,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
 
-from .._files import whole_file
+from .._files import write_whole
 from .layout import CHIPS, chip_class
 
 _TEMPLATES = Path(__file__).parent / "template"
@@ -53,16 +53,12 @@ def _settings(about: dict[str, Any]) -> str:
 def _ledgers(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Verdicts of every run that has some, each with the report of the same pair that shows its figures."""
     pages = {(row["notebook"], row["pair"]): row["page"] for row in done}
-    return [
-        {
-            "about": ledger["about"],
-            "page": row["page"],
-            "pair": row["pair"],
-            "verdicts": [v | {"page": pages.get((v["notebook"], row["pair"]))} for v in ledger["verdicts"]],
-        }
-        for row in done
-        for ledger in row.get("verdicts", [])
-    ]
+    found = []
+    for row in done:
+        for ledger in row.get("verdicts", []):
+            seen = [v | {"page": pages.get((v["notebook"], row["pair"]))} for v in ledger["verdicts"]]
+            found.append({name: row[name] for name in ("page", "pair")} | ledger | {"verdicts": seen})
+    return found
 
 
 def _groups(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -97,19 +93,11 @@ def write_index(folder: str | Path) -> Path:
     made_from = sorted({str(row["commit"]) for row in done if row.get("commit")})
     versions: dict[str, str] = next((row["versions"] for row in done if row.get("versions")), {})
     suites = [path.parent.name for path in sorted(folder.glob("*/index.html"))]
+    above = (folder.parent / "index.html").is_file() and not suites
     text = environment.get_template("suite.html.j2").render(
-        made_from=made_from,
-        versions=versions,
-        done=done,
-        suites=suites,
-        above=(folder.parent / "index.html").is_file() and not suites,
-        groups=_groups(done),
-        shapes=CHIPS,
-        failed=failed,
-        matrix=_matrix(rows),
-        ledgers=_ledgers(done),
-    )
+        made_from=made_from, versions=versions, done=done, suites=suites, above=above, groups=_groups(done),
+        shapes=CHIPS, failed=failed, matrix=_matrix(rows), ledgers=_ledgers(done),
+    )  # fmt: skip
     path = folder / "index.html"
-    with whole_file(path) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_whole(path, text + "\n")
     return path

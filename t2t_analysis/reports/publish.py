@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 from base64 import b64decode
-from pathlib import Path
 from typing import Any
 
 import nbformat
@@ -14,7 +13,7 @@ from nbconvert.filters import strip_ansi
 from nbformat import NotebookNode
 
 from .._commit import commit
-from .._files import whole_file
+from .._files import write_whole
 from .export import Page, outputs_with_role, to_html
 from .fingerprint import page_fingerprint, versions
 from .plan import Job, portable_papermill_line, report_line
@@ -23,12 +22,6 @@ from .plan import Job, portable_papermill_line, report_line
 def notebook_text(nb: NotebookNode) -> str:
     """Return a notebook as it is written to a file."""
     return nbformat.writes(nb) + "\n"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that nobody sees half of it."""
-    with whole_file(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _page(job: Job, nb: NotebookNode, failure: str = "") -> Page:
@@ -40,15 +33,8 @@ def _page(job: Job, nb: NotebookNode, failure: str = "") -> Page:
         {"words": "This page again, if anything that it depends on has changed:", "line": report_line(job)},
         {"words": "Its notebook, by papermill alone:", "line": portable_papermill_line(job)},
     ]
-    return Page(
-        title=f"{title}: {job.params.subject}",
-        stem=job.stem,
-        parameters=rows,
-        commands=commands,
-        versions=versions(),
-        commit=commit(),
-        failure=failure,
-    )
+    title = f"{title}: {job.params.subject}"
+    return Page(title, rows, commands, versions(), commit(), failure, job.stem)
 
 
 def _about(job: Job, nb: NotebookNode) -> dict[str, Any]:

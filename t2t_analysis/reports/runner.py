@@ -8,7 +8,6 @@ timeout or the death of a kernel it says that every cell was completed.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -27,11 +26,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._files import writable_folder
+from .._files import writable_folder, write_whole
 from .._show import RESULTS_VARIABLE
 from ..errors import DataError, ParameterError, T2TError
 from . import default_reports_dir
-from .fingerprint import page_fingerprint, run_fingerprint
+from .fingerprint import page_fingerprint, run_fingerprint, sha
 from .plan import Job, changed, papermill_line, plan, without_braces
 
 if TYPE_CHECKING:
@@ -50,10 +49,6 @@ class Outcome:
     words: str = ""
 
 
-def _sha(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 def _sidecar(job: Job) -> dict[str, Any]:
     try:
         return json.loads(job.path(".json").read_text(encoding="utf-8"))
@@ -64,7 +59,7 @@ def _sidecar(job: Job) -> dict[str, Any]:
 def _is_whole(job: Job, sidecar: Mapping[str, Any]) -> bool:
     """Whether the files are there and are those that the sidecar speaks of."""
     page, notebook = job.path(".html"), job.path(".ipynb")
-    return page.is_file() and notebook.is_file() and _sha(page) == sidecar.get("page_sha256")
+    return page.is_file() and notebook.is_file() and sha(page.read_bytes()) == sidecar.get("page_sha256")
 
 
 def run_job(job: Job, force: bool = False) -> Outcome:
@@ -96,7 +91,7 @@ def _alone(job: Job) -> Iterator[None]:
     """Two commands that make the same report at the same time would tread on each other's files."""
     from filelock import FileLock, Timeout
 
-    digits = hashlib.sha256(str(job.path("").resolve()).encode()).hexdigest()[:16]
+    digits = sha(str(job.path("").resolve()).encode())[:16]
     try:
         with FileLock(Path(tempfile.gettempdir()) / f"t2t-report-{digits}.lock", timeout=0):
             yield
@@ -116,7 +111,7 @@ def _run(job: Job, fingerprint: str) -> Outcome:
 
 
 def _run_and_publish(job: Job, fingerprint: str) -> Outcome:
-    from .publish import notebook_text, page_of, publish, publish_failure, write_whole
+    from .publish import notebook_text, page_of, publish, publish_failure
 
     notebook, results = job.path(".running.ipynb"), job.path(".running")
     nb, failure = _execute(job, notebook, results)
@@ -325,32 +320,25 @@ def run_report(
     if timeout is not None and timeout < 1:
         raise ParameterError(f"timeout={timeout}: expected 1 second or more")
     folder = Path(out_dir) if out_dir else default_reports_dir()
-    given = {
-        **({"baseline": baseline} if baseline else {}),
-        **({"data": data} if data else {}),
-        **(params or {}),
-    }
+    pair = {"baseline": baseline, "data": data}
+    given = {name: value for name, value in pair.items() if value} | dict(params or {})
     planned = plan(notebooks, models, given, folder, timeout=timeout)
     writable_folder(folder)
     if list_only:
         for job in planned:
             echo(papermill_line(job))
         return 0
-    return _sweep(planned, jobs or _workers(planned), scheduler, force, folder, echo)
+    outcomes = _outcomes(planned, jobs or _workers(planned), scheduler, force, echo)
+    return _sweep(planned, outcomes, folder, echo)
 
 
 def _sweep(
-    planned: Sequence[Job],
-    workers: int,
-    scheduler: str | None,
-    force: bool,
-    folder: Path,
-    echo: Callable[[str], None],
+    planned: Sequence[Job], outcomes: Iterator[Outcome], folder: Path, echo: Callable[[str], None]
 ) -> int:
     from .index import write_index
 
     start, failed = time.monotonic(), 0
-    for number, outcome in enumerate(_outcomes(planned, workers, scheduler, force, echo), start=1):
+    for number, outcome in enumerate(outcomes, start=1):
         failed += outcome.status == "failed"
         words = f" ({outcome.words})" if outcome.words else ""
         echo(f"[{number}/{len(planned)}] {outcome.job.title}: {outcome.status}{words}")

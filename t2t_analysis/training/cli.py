@@ -9,6 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from ..cli import LABELLED
 from .recipe import Recipe
 
 
@@ -16,11 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes to its parser."""
     add = parser.add_argument
     add("--model", default="small_performer_deep", help="name of a model (default: %(default)s)")
-    add(
-        "--data",
-        default="photo_crops",
-        help="photo_crops, a tree of class folders, a .tar, or a set as torch/cifar10",
-    )
+    add("--data", default="photo_crops", help=LABELLED)
     add("--out", type=Path, metavar="FOLDER", help="run folder; a run that was killed goes on from there")
     add("--img-size", type=int, metavar="PX", help="image side; default: the model's own")
     add("--devices", default="auto", help="number of devices; more than one trains by DDP")
@@ -28,13 +25,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--workers", type=int, default=0, help="processes that load images")
     add("--compile", action="store_true", help="torch.compile the model")
     add("--restart", action="store_true", help="throw away a checkpoint in the run folder")
-    add(
-        "--export",
-        nargs="?",
-        const="",
-        metavar="FILE",
-        help="write half-precision weights with a card; default: data/weights",
-    )
+    words = "write half-precision weights with a card; default: data/weights"
+    add("--export", nargs="?", const="", metavar="FILE", help=words)
     recipe = parser.add_argument_group("recipe")
     for field in fields(Recipe):
         kind: Any = type(field.default)
@@ -67,25 +59,14 @@ def run(arguments: argparse.Namespace) -> int:
     name = f"{arguments.model}__{Path(str(arguments.data)).name}__seed{recipe.seed}"
     out = arguments.out or Path("runs") / name
     devices = int(arguments.devices) if str(arguments.devices).isdigit() else arguments.devices
-    module = train(
-        arguments.model,
-        arguments.data,
-        recipe=recipe,
-        out=out,
-        img_size=arguments.img_size,
-        devices=devices,
-        precision=arguments.precision,
-        workers=arguments.workers,
-        restart=arguments.restart,
-        compile=arguments.compile,
-    )
+    asked = ("img_size", "precision", "workers", "restart", "compile")
+    how = {name: getattr(arguments, name) for name in asked}
+    module = train(arguments.model, arguments.data, recipe=recipe, out=out, devices=devices, **how)
     if module.global_rank != 0:
         return 0
     model = rounded(module.averaged())
     device = "cuda" if next(module.parameters()).is_cuda else "cpu"
-    loader = load_images(
-        arguments.data, model=model, batch_size=256, workers=arguments.workers, device=device
-    )
+    loader = load_images(arguments.data, model=model, batch_size=256, workers=how["workers"], device=device)
     rows = accuracy(model, loader, device).frame.set_index("quantity")
     top1 = rows.loc["top1"]
     print(
@@ -94,12 +75,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"chance {top1['null']:.4f}); run folder {out}"
     )
     if arguments.export is not None:
-        path = export(
-            module,
-            arguments.data,
-            command=command_line(arguments),
-            path=arguments.export or None,
-            device=device,
-        )
+        target, command = arguments.export or None, command_line(arguments)
+        path = export(module, arguments.data, command=command, path=target, device=device)
         print(f"weights and card: {path}", file=sys.stderr)
     return 0

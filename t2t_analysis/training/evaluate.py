@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from ..cli import positive
+from ..cli import LABELLED, WEIGHTS, positive
 from ..errors import ParameterError
 
 
@@ -14,12 +14,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes to its parser."""
     add = parser.add_argument
     add("--model", required=True, help="name of a model")
-    add("--weights", default="auto", help="auto, bundled, published, random, or a file")
-    add(
-        "--data",
-        default="photo_crops",
-        help="photo_crops, a tree of class folders, a .tar, or a set as torch/cifar10",
-    )
+    add("--weights", default="auto", help=WEIGHTS)
+    add("--data", default="photo_crops", help=LABELLED)
     add("--split", default="test", help="of the data set (default: %(default)s)")
     add("--n-images", type=positive, metavar="N", help="only so many, balanced over classes")
     add("--img-size", type=positive, metavar="PX", help="default: the model's own")
@@ -46,15 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     model: Any = load_model(arguments.model, arguments.weights, img_size=arguments.img_size, device=device)
-    loader: Any = load_images(
-        arguments.data,
-        model=model,
-        n_images=arguments.n_images,
-        batch_size=arguments.batch_size,
-        split=arguments.split,
-        workers=arguments.workers,
-        device=device,
-    )
+    asked = ("n_images", "batch_size", "split", "workers")
+    how = {name: getattr(arguments, name) for name in asked}
+    loader: Any = load_images(arguments.data, model=model, device=device, **how)
     result = accuracy(model, loader, device)
     info = loader.dataset.info
     print(

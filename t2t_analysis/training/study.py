@@ -20,6 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from ..cli import LABELLED
 from ..errors import ParameterError, UnknownNameError
 from . import rates
 from .design import GROUPS, TASKS, Run, choose_cells, data_label, plan, rates_cell
@@ -31,34 +32,19 @@ BUSY = 3  # exit status of a process that found another at its run
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes to its parser."""
     add = parser.add_argument
-    add(
-        "--data",
-        default="photo_crops",
-        help="photo_crops, digits, a tree or .tar with train/ and test/, torch/cifar10",
-    )
-    add(
-        "--cells",
-        default="all",
-        help=f"{', '.join(GROUPS)}, or patterns as hard_deep,performer_* (default: all)",
-    )
+    groups = ", ".join(GROUPS)
+    add("--data", default="photo_crops", help=LABELLED)
+    add("--cells", default="all", help=f"{groups}, or patterns as hard_deep,performer_* (default: all)")
     add("--seeds", help="0-4 or 0,2,5 (default: five for the corner cells, three elsewhere)")
     add(
         "--fractions",
-        help="of the training images, as 0.1,1 (default: four for hard_deep, performer_deep, else 1)",
+        help="of the training images, as 0.1,1 (default: four for the two deep corners, else 1)",
     )
     add("--epochs", help="lengths, as 3,6 (default: the horizons of the design)")
     add("--optimizer", default="muon", choices=tuple(OPTIMISERS), help="default: muon")
-    add(
-        "--rates",
-        action="store_true",
-        help="choose the rate of each cell on held-out training images, and train nothing else",
-    )
-    add(
-        "--sweep",
-        action="append",
-        metavar="FIELD=VALUES",
-        help="one run per value of a field of the recipe, as lr=5e-4,1e-3,2e-3; the first seed only",
-    )
+    add("--rates", action="store_true", help="only choose the rate of each cell, on held-out training images")
+    words = "one run per value of a field of the recipe, as lr=5e-4,1e-3,2e-3; the first seed only"
+    add("--sweep", action="append", metavar="FIELD=VALUES", help=words)
     add(
         "--task",
         default="train",
@@ -125,18 +111,13 @@ def planned(arguments: argparse.Namespace) -> list[Run]:
     fractions = numbers(arguments.fractions, "--fractions") if arguments.fractions else None
     if fractions and not all(0 < fraction <= 1 for fraction in fractions):
         raise ParameterError(f"--fractions {arguments.fractions}: each above 0 and at most 1")
+    start = {"source": arguments.source or "", "weights": arguments.weights or ""}
+    seeds, epochs = _whole(arguments.seeds, "--seeds", 0), _whole(arguments.epochs, "--epochs", 1)
     return plan(
-        choose_cells(arguments.cells),
-        arguments.data,
-        seeds=_whole(arguments.seeds, "--seeds", 0),
-        fractions=fractions and [float(fraction) for fraction in fractions],
-        epochs=_whole(arguments.epochs, "--epochs", 1),
-        sweep=sweep_of(arguments.sweep),
-        task=arguments.task,
-        source=arguments.source or "",
-        weights=arguments.weights or "",
-        optimizer=arguments.optimizer,
-    )
+        choose_cells(arguments.cells), arguments.data, seeds=seeds, epochs=epochs,
+        fractions=fractions and [float(fraction) for fraction in fractions], sweep=sweep_of(arguments.sweep),
+        task=arguments.task, optimizer=arguments.optimizer, **start,
+    )  # fmt: skip
 
 
 def _whole(text: str | None, what: str, least: int) -> list[int] | None:
