@@ -15,7 +15,7 @@ from torch.utils.data import Dataset
 from torchvision import transforms
 
 from ..errors import DataError
-from .crops import EpochCrops, FixedCrops, choose_fraction
+from .crops import EpochCrops, FixedCrops, choose_fraction, shared_zero
 from .info import DataInfo
 from .loading import SMALL, as_pair, preprocessing, source_info
 from .sources import Source, StreamSource, find_source
@@ -42,9 +42,7 @@ class _EpochImages(Dataset):
 
     def __init__(self, source: Source, chosen: np.ndarray, transform: Any, seed: int, info: DataInfo) -> None:
         self.source, self.chosen, self.transform, self.seed, self.info = source, chosen, transform, seed, info
-        self._epoch = torch.zeros(
-            (), dtype=torch.int64
-        ).share_memory_()  # workers that persist see set_epoch too
+        self._epoch = shared_zero()
 
     def __len__(self) -> int:
         return len(self.chosen)
@@ -80,13 +78,8 @@ def _train_transform(config: dict[str, Any], augment: bool) -> Any:
         return create_transform(**config)
     if min(config["input_size"][1:]) < SMALL:
         return _small_transform(config)
-    recipe = {
-        "auto_augment": "rand-m9-mstd0.5-inc1",
-        "re_prob": 0.25,
-        "re_mode": "pixel",
-        "interpolation": "random",
-    }
-    return create_transform(**{**config, **recipe}, is_training=True)
+    recipe = {"auto_augment": "rand-m9-mstd0.5-inc1", "interpolation": "random"}
+    return create_transform(**config | recipe, re_prob=0.25, re_mode="pixel", is_training=True)
 
 
 def train_data(
@@ -127,13 +120,8 @@ def train_data(
     if str(data) == "photo_crops":
         if not training:
             return FixedCrops(split, size)
-        drawn: dict[str, Any] = {
-            "fraction": fraction,
-            "seed": seed,
-            "augment": augment,
-            "crops_per_block": crops_per_block,
-        }
-        return EpochCrops(img_size=size, **drawn)
+        drawn = {"augment": augment, "crops_per_block": crops_per_block}
+        return EpochCrops(img_size=size, fraction=fraction, seed=seed, **drawn)
     source = find_source(data, split=split, strict=True, root=root, download=download)
     if isinstance(source, StreamSource):
         raise DataError(f"{data!r} can only be read in its own order; training here needs images by number")

@@ -136,16 +136,8 @@ def crops_info(
             f"{len(labels)} crops of {n_blocks} blocks: crops of one block resemble each other, "
             "and intervals over images take them as independent"
         )
-    return DataInfo(
-        name="photo_crops",
-        split=split,
-        n=len(labels),
-        classes=crop_classes(),
-        licence="each photograph its own, see data/README.md",
-        chance=chance_level(labels),
-        notes=tuple(notes),
-        names=names,
-    )
+    licence, chance = "each photograph its own, see data/README.md", chance_level(labels)
+    return DataInfo("photo_crops", split, len(labels), crop_classes(), licence, chance, tuple(notes), names)
 
 
 class FixedCrops(Dataset):
@@ -171,11 +163,9 @@ class FixedCrops(Dataset):
     def cut(self, indices: Sequence[int]) -> Tensor:
         """Pixels of crops, (n, 32, 32) in 0..1."""
         index = torch.as_tensor(indices)
-        quarter = index % CROPS_PER_BLOCK
+        block, quarter = index // CROPS_PER_BLOCK, index % CROPS_PER_BLOCK
         no_flip = torch.zeros(len(index), dtype=torch.bool)
-        return cut_crops(
-            self.pixels, index // CROPS_PER_BLOCK, quarter // 2 * CROP, quarter % 2 * CROP, no_flip
-        )
+        return cut_crops(self.pixels, block, quarter // 2 * CROP, quarter % 2 * CROP, no_flip)
 
 
 def choose_fraction(labels: np.ndarray, fraction: float, seed: int) -> np.ndarray:
@@ -196,6 +186,11 @@ def choose_fraction(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
     return np.sort(np.concatenate(chosen))
 
 
+def shared_zero() -> Tensor:
+    """An epoch: in shared memory, so that workers that persist see a change of it too."""
+    return torch.zeros((), dtype=torch.int64).share_memory_()
+
+
 class EpochCrops(Dataset):
     """Random crops of the training blocks, balanced over classes; items are (image (3, H, W), label).
 
@@ -211,28 +206,23 @@ class EpochCrops(Dataset):
     augment : if False, the crop is the middle of its block, not flipped.
     crops_per_block : an epoch has about this many crops per chosen block.
     img_size : (H, W); other than 32x32 the standardised crop is resized (bicubic).
+    device : where the blocks lie and crops are cut; a whole batch at once, see `batch`.
     """
 
     def __init__(
-        self,
-        *,
-        fraction: float = 1.0,
-        seed: int = 0,
-        augment: bool = True,
-        crops_per_block: float = 12,
-        img_size: tuple[int, int] = (CROP, CROP),
-    ) -> None:
+        self, *, fraction: float = 1.0, seed: int = 0, augment: bool = True, crops_per_block: float = 12,
+        img_size: tuple[int, int] = (CROP, CROP), device: str | torch.device = "cpu",
+    ) -> None:  # fmt: skip
         self.seed, self.augment, self.img_size = seed, augment, img_size
-        self.pixels, labels = blocks("train")
-        self.block_index = torch.from_numpy(choose_fraction(labels.numpy(), fraction, seed))
-        kept = labels[self.block_index]
+        pixels, labels = blocks("train")
+        self.pixels = pixels.to(device)
+        chosen = torch.from_numpy(choose_fraction(labels.numpy(), fraction, seed))
+        self.block_index, kept = chosen.to(device), labels[chosen].to(device)
         self.num_classes = len(crop_classes())
         self._count = torch.bincount(kept, minlength=self.num_classes)  # blocks of each class
         self._first = self._count.cumsum(0) - self._count
         self.per_class = max(1, round(len(kept) * crops_per_block / self.num_classes))
-        self._epoch = torch.zeros(
-            (), dtype=torch.int64
-        ).share_memory_()  # workers that persist see set_epoch too
+        self._epoch = shared_zero()
         self._drawn: tuple[int, Tensor] | None = None
         self.info = crops_info("train", np.arange(len(self)) % self.num_classes, img_size)
 
@@ -249,7 +239,7 @@ class EpochCrops(Dataset):
         if self._drawn is None or self._drawn[0] != epoch:
             rng = np.random.default_rng([self.seed, epoch])
             table = rng.integers(0, [BLOCK - CROP + 1, BLOCK - CROP + 1, 2], size=(len(self), 3))
-            self._drawn = epoch, torch.from_numpy(table)
+            self._drawn = epoch, torch.from_numpy(table).to(self.pixels.device)
         return self._drawn[1]
 
     def _block_of(self, index: Tensor) -> tuple[Tensor, Tensor]:
@@ -261,13 +251,17 @@ class EpochCrops(Dataset):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.__getitems__([index])[0]
 
-    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
-        index = torch.as_tensor(indices)
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, H, W) and labels (B,) on the device."""
+        index = torch.as_tensor(indices).to(self.pixels.device)
         block, label = self._block_of(index)
         if self.augment:
             top, left, flip = self._draws()[index].unbind(1)
         else:
             top = left = torch.full_like(index, (BLOCK - CROP) // 2)
             flip = torch.zeros_like(index)
-        crops = cut_crops(self.pixels, block, top, left, flip.bool())
-        return list(zip(as_images(crops, self.img_size), label.tolist(), strict=True))
+        return as_images(cut_crops(self.pixels, block, top, left, flip.bool()), self.img_size), label
+
+    def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
+        images, labels = self.batch(indices)
+        return list(zip(images, labels.tolist(), strict=True))

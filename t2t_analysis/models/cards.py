@@ -15,18 +15,8 @@ from ..errors import CheckpointError, ParameterError
 from .download import file_sha256
 from .provenance import Accuracy, Kind, Provenance
 
-_CARD = [
-    "model",
-    "data",
-    "recipe",
-    "seed",
-    "commit",
-    "test_accuracy",
-    "sha256",
-    "num_classes",
-    "img_size",
-    "in_chans",
-]
+_CARD = ("model", "data", "recipe", "seed", "commit", "test_accuracy", "sha256", "num_classes", "img_size",
+         "in_chans")  # fmt: skip
 
 
 def read_card(path: Path) -> dict[str, Any]:

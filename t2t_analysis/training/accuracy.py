@@ -93,12 +93,9 @@ def accuracy(model: nn.Module, loader: Any, device: str | torch.device = "cpu") 
     """Top-1, top-5 and expected calibration error on ``loader``, with 95 % intervals and the level of chance."""
     scores, info = score(model, loader, device), loader.dataset.info
     provenance = getattr(model, "provenance", None)
-    common = {
-        "measure": "accuracy",
-        "model": getattr(model, "default_cfg", {}).get("architecture", type(model).__name__),
-        "weights": provenance.label if provenance is not None else "unknown weights",
-        "value_unit": "fraction",
-    }
+    name = getattr(model, "default_cfg", {}).get("architecture", type(model).__name__)
+    weights = provenance.label if provenance is not None else "unknown weights"
+    common = {"measure": "accuracy", "model": name, "weights": weights, "value_unit": "fraction"}
     chance5 = min(1.0, 5 * info.chance)
     rows = [
         _row("top1", proportion(scores.top1, scores.cluster), info.chance, "commonest class"),
@@ -123,14 +120,7 @@ def accuracy(model: nn.Module, loader: Any, device: str | torch.device = "cpu") 
 
 def _row(quantity: str, found: stats.Interval, null: float | None, kind: str | None) -> dict[str, Any]:
     return {
-        "quantity": quantity,
-        "value": found.value,
-        "low": max(0.0, found.low),
-        "high": min(1.0, found.high),
-        "interval": found.method,
-        "n": found.n,
-        "unit": found.unit,
-        "null": null,
-        "null_kind": kind,
+        "quantity": quantity, "value": found.value, "low": max(0.0, found.low), "high": min(1.0, found.high),
+        "interval": found.method, "n": found.n, "unit": found.unit, "null": null, "null_kind": kind,
         "estimator": "15 bins" if quantity == "calibration_error" else "proportion",
-    }
+    }  # fmt: skip

@@ -184,15 +184,8 @@ class Run:
         'small_hard_deep__my_photos__f100__e4__s0__5cf0e21c'
         """
         recipe, label = self.recipe, data_label(self.data)
-        identity = [
-            self.model,
-            label,
-            self.task,
-            self.origin,
-            recipe.seed,
-            recipe.fraction,
-            recipe.describe(),
-        ]
+        varied = [recipe.seed, recipe.fraction, recipe.describe()]
+        identity = [self.model, label, self.task, self.origin, *varied]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:8]
         words = [self.model, label.replace("/", "-"), f"f{100 * recipe.fraction:g}"]
         words += [] if self.task == "train" else [self.task, "from", self.origin.replace("/", "-")]

@@ -439,16 +439,10 @@ def effects(
 
 
 def _meta(rows: pd.DataFrame) -> dict[str, Any]:
-    first = rows.iloc[0]
-    return {
-        "data": str(first["data"]),
-        "task": str(first["task"]),
-        "source": str(first["source"]),
-        "data_hash": str(first["data_hash"]),
-        "epochs": int(first["epochs"]),
-        "reduced": bool(rows["reduced"].any()),
-        "runs": len(rows),
-        "seeds": {str(model): int(group["seed"].nunique()) for model, group in whole(rows).groupby("model")},
-        "devices": sorted(set(map(str, rows["device"]))),
-        "commits": sorted(set(map(str, rows["commit"]))),
-    }
+    first, seeds = rows.iloc[0], whole(rows).groupby("model")["seed"].nunique()
+    same: dict[str, Any] = {name: str(first[name]) for name in ("data", "task", "source", "data_hash")}
+    return same | {
+        "epochs": int(first["epochs"]), "reduced": bool(rows["reduced"].any()), "runs": len(rows),
+        "seeds": {str(model): int(count) for model, count in seeds.items()},
+        "devices": sorted(set(map(str, rows["device"]))), "commits": sorted(set(map(str, rows["commit"]))),
+    }  # fmt: skip

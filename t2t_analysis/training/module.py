@@ -134,14 +134,9 @@ class Classifier(L.LightningModule):
         self.ema.module.load_state_dict(model.state_dict())
 
     def _make_mix(self) -> Mixup | None:
-        if not (self.recipe.mixup or self.recipe.cutmix):
-            return None
-        return Mixup(
-            self.recipe.mixup,
-            self.recipe.cutmix,
-            label_smoothing=self.recipe.smoothing,
-            num_classes=self.num_classes,
-        )
+        recipe = self.recipe
+        how = {"label_smoothing": recipe.smoothing, "num_classes": self.num_classes}
+        return Mixup(recipe.mixup, recipe.cutmix, **how) if recipe.mixup or recipe.cutmix else None
 
     def on_train_epoch_start(self) -> None:
         """Start this epoch's sums, if it is its first leg."""
@@ -165,16 +160,13 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """One step on images (B, C, H, W) and labels (B,)."""
         images, labels = batch
-        images, targets = (
-            self.mix(images, labels) if self.mix and len(labels) % 2 == 0 else (images, self._targets(labels))
-        )
+        mixed = self.mix and len(labels) % 2 == 0
+        images, targets = self.mix(images, labels) if mixed else (images, self._targets(labels))
         logits = self.model(images)
         loss = self.loss(logits.float(), targets)
         with torch.no_grad():
-            hits = (logits.argmax(1) == labels).sum()
-            self._sums += torch.stack(
-                (loss.detach() * len(labels), hits, torch.full_like(loss, len(labels)))
-            ).float()
+            hits, count = (logits.argmax(1) == labels).sum(), torch.full_like(loss, len(labels))
+            self._sums += torch.stack((loss.detach() * len(labels), hits, count)).float()
         return loss
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
@@ -189,16 +181,12 @@ class Classifier(L.LightningModule):
         if (self.current_epoch + 1) % self.length.legs:
             return False
         loss, hits, images = self._sums.tolist()
-        self.history.append(
-            {
-                "epoch": self.current_epoch // self.length.legs,
-                "train_loss": loss / images,
-                "train_accuracy": hits / images,
-                "lr": self.optimizers().param_groups[0]["lr"],  # type: ignore[union-attr]
-                "images_per_second": images / self._seconds[0],
-                "cpu_seconds": self._seconds[1],
-            }
-        )
+        rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
+        self.history.append({
+            "epoch": self.current_epoch // self.length.legs, "train_loss": loss / images,
+            "train_accuracy": hits / images, "lr": rate,
+            "images_per_second": images / self._seconds[0], "cpu_seconds": self._seconds[1],
+        })  # fmt: skip
         return True
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -29,8 +29,6 @@ from ..data.crops import (
     blocks,
     choose_fraction,
     crop_classes,
-    cut_crops,
-    standardise,
 )  # fmt: skip
 from ..data.info import chance_level
 from ..data.loading import SMALL, as_pair, balanced_order, preprocessing, source_info
@@ -42,30 +40,13 @@ PAD = 4  # pixels on every side before the random crop (He et al., 2016, section
 MAX_BYTES = 16 * 2**30
 
 
-class _Resident:
-    """Batches come ready: ``collate`` hands on what ``__getitems__`` made, and the loader pins nothing."""
-
-    resident = True
-    info: DataInfo
-    device: torch.device
-    _draws: Tensor
-    _length: int
-
-    def __len__(self) -> int:
-        return self._length
-
-    @staticmethod
-    def collate(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """The batch as it is."""
-        return batch
-
-    def _take(self, indices: Sequence[int]) -> tuple[Tensor, ...]:
-        """Columns of this epoch's draws for ``indices``, each (B,)."""
-        return self._draws[torch.as_tensor(indices).to(self.device)].unbind(1)
+def as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """What a loader makes of batches that come ready from the device."""
+    return batch
 
 
-class ResidentCrops(_Resident):
-    """``photo_crops`` for training, equal to ``EpochCrops`` sample by sample; batches are (images, labels).
+class ResidentCrops(EpochCrops):
+    """``photo_crops`` for training, sample by sample those of ``EpochCrops``; batches are (images, labels).
 
     Parameters
     ----------
@@ -74,30 +55,21 @@ class ResidentCrops(_Resident):
     device : where blocks live and crops are cut.
     """
 
+    collate = staticmethod(as_it_is)
+    unit = "block of 64x64 pixels"
+
     def __init__(self, *, fraction: float = 1.0, seed: int = 0, device: str | torch.device = "cpu") -> None:
-        pixels, labels = blocks("train")
-        kept = len(choose_fraction(labels.numpy(), fraction, seed))
-        self._plan = EpochCrops(fraction=fraction, seed=seed, crops_per_block=12 * len(labels) / kept)
-        self.different, self.unit = kept, "block of 64x64 pixels"
-        self.device, self.info, self._length = torch.device(device), self._plan.info, len(self._plan)
-        self._pixels = pixels.to(self.device)
-        self.set_epoch(0)
+        labels = blocks("train").labels.numpy()
+        self.different = len(choose_fraction(labels, fraction, seed))
+        often = 12 * len(labels) / self.different
+        super().__init__(fraction=fraction, seed=seed, crops_per_block=often, device=device)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Draw the whole epoch on the CPU, as ``EpochCrops`` does, and take it to the device: (len, 5) integers."""
-        self._plan.set_epoch(epoch)
-        block, label = self._plan._block_of(torch.arange(len(self)))
-        table = torch.cat((block[:, None], label[:, None], self._plan._draws()), dim=1)
-        self._draws = table.to(self.device)
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, 32, 32) and labels (B,)."""
-        block, label, top, left, flip = self._take(indices)
-        crops = cut_crops(self._pixels, block, top, left, flip.bool())
-        return standardise(crops)[:, None].expand(-1, 3, -1, -1).contiguous(), label
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        images, labels = self.batch(indices)
+        return images.contiguous(), labels
 
 
-class ResidentImages(_Resident):
+class ResidentImages:
     """Images of a small data set for training: padded by 4, cropped, flipped; batches are (images, labels).
 
     Parameters
@@ -108,28 +80,26 @@ class ResidentImages(_Resident):
     fraction, seed, device : as for ``ResidentCrops``.
     """
 
+    collate = staticmethod(as_it_is)
+    unit = "image"
+
     def __init__(
-        self,
-        pixels: Tensor,
-        labels: np.ndarray,
-        info: DataInfo,
-        *,
-        mean: Sequence[float],
-        std: Sequence[float],
-        fraction: float = 1.0,
-        seed: int = 0,
-        device: str | torch.device = "cpu",
-    ) -> None:
-        self.seed, self.device, self._length = seed, torch.device(device), len(labels)
+        self, pixels: Tensor, labels: np.ndarray, info: DataInfo, *, mean: Sequence[float], std: Sequence[float],
+        fraction: float = 1.0, seed: int = 0, device: str | torch.device = "cpu",
+    ) -> None:  # fmt: skip
+        self.seed, self.device, self.info, self._length = seed, torch.device(device), info, len(labels)
         chosen = choose_fraction(labels, fraction, seed)
-        self.different, self.unit, self.info = len(chosen), "image", info
+        self.different = len(chosen)
         self._pixels = F.pad(pixels[chosen], (PAD, PAD, PAD, PAD)).to(self.device)
         self._labels = torch.from_numpy(labels[chosen]).to(self.device)
         self._mean, self._std = (torch.tensor(v, device=self.device)[:, None, None] for v in (mean, std))
         self.set_epoch(0)
 
+    def __len__(self) -> int:
+        return self._length
+
     def set_epoch(self, epoch: int) -> None:
-        """Draw top, left and flip of every sample, (len, 3) integers."""
+        """Draw image, top, left and flip of every sample, (len, 4) integers."""
         rng = np.random.default_rng([self.seed, epoch])
         table = rng.integers(0, [2 * PAD + 1, 2 * PAD + 1, 2], size=(len(self), 3))
         turn = np.arange(len(self)) % self.different  # a fraction is gone through several times
@@ -137,7 +107,7 @@ class ResidentImages(_Resident):
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) and labels (B,)."""
-        image, top, left, flip = self._take(indices)
+        image, top, left, flip = self._draws[torch.as_tensor(indices).to(self.device)].unbind(1)
         crops = _crop(self._pixels, image, top, left, flip.bool())
         return (crops.float() / 255 - self._mean) / self._std, self._labels[image]
 

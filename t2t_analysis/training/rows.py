@@ -74,50 +74,33 @@ def versions() -> str:
     return "; ".join(f"{name} {number}" for name, number in known.items())
 
 
-def today() -> str:
-    """The day in UTC, as ISO writes it."""
-    return datetime.now(UTC).date().isoformat()
+def made() -> dict[str, str]:
+    """Columns that say by which versions and on which day, in UTC."""
+    day = datetime.now(UTC).date().isoformat()
+    return {"versions": versions(), "commit": _commit.commit(), "date": day}
 
 
 def quality(scores: Scores, seen: Scores) -> dict[str, Any]:
     """Columns on the test images and on training images."""
     top1 = proportion(scores.top1, scores.cluster)
     return {
-        "train_loss": float(seen.loss.mean()),
-        "train_accuracy": float(seen.top1.mean()),
-        "test_loss": float(scores.loss.mean()),
-        "test_accuracy": top1.value,
-        "test_low": max(0.0, top1.low),
-        "test_high": min(1.0, top1.high),
-        "test_n": top1.n,
-        "test_unit": top1.unit,
-        "calibration_error": calibration(scores).value,
-    }
+        "train_loss": float(seen.loss.mean()), "train_accuracy": float(seen.top1.mean()),
+        "test_loss": float(scores.loss.mean()), "test_accuracy": top1.value,
+        "test_low": max(0.0, top1.low), "test_high": min(1.0, top1.high),
+        "test_n": top1.n, "test_unit": top1.unit, "calibration_error": calibration(scores).value,
+    }  # fmt: skip
 
 
 def identity(run: Run) -> dict[str, Any]:
     """Columns that say which run it is."""
     recipe = run.recipe
+    told = ("seed", "fraction", "epochs", "optimizer", "lr", "batch_size")
     return {
-        "run": run.name,
-        "task": run.task,
-        "model": run.model,
-        **cell_of(run.model)._asdict(),
-        "data": data_label(run.data),
-        "source": run.origin,
-        "source_run": "",
-        "seed": recipe.seed,
-        "fraction": recipe.fraction,
-        "epochs": recipe.epochs,
-        "reduced": run.reduced,
-        "sweep": run.sweep,
-        "optimizer": recipe.optimizer,
-        "lr": recipe.lr,
-        "batch_size": recipe.batch_size,
-        "recipe": recipe.describe(),
-        "command": run.command(),
-        "design": design_hash(),
-    }
+        "run": run.name, "task": run.task, "model": run.model, **cell_of(run.model)._asdict(),
+        "data": data_label(run.data), "source": run.origin, "source_run": "",
+        **{name: getattr(recipe, name) for name in told}, "reduced": run.reduced, "sweep": run.sweep,
+        "recipe": recipe.describe(), "command": run.command(), "design": design_hash(),
+    }  # fmt: skip
 
 
 def cost(
@@ -129,21 +112,14 @@ def cost(
     speed, rate = (median(speeds) if speeds else None), matrix_rate(device)
     memory, kind = _peak_memory(device)
     return {
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "macs": products,
-        "images_per_second": speed,
-        "matrix_rate": rate,
+        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad), "macs": products,
+        "images_per_second": speed, "matrix_rate": rate,
         "matrix_share": 6 * products * speed / rate if speed else None,
-        "peak_memory": memory,
-        "memory_kind": kind,
+        "peak_memory": memory, "memory_kind": kind,
         "wall_seconds": sum(per_epoch / s for s in speeds) if speeds else None,
         "cpu_seconds": sum(row["cpu_seconds"] for row in history) if history else None,
-        "device": _device_name(device),
-        "threads": torch.get_num_threads(),
-        "versions": versions(),
-        "commit": _commit.commit(),
-        "date": today(),
-    }
+        "device": _device_name(device), "threads": torch.get_num_threads(), **made(),
+    }  # fmt: skip
 
 
 def card(row: Mapping[str, Any], model: Any, info: Any) -> dict[str, Any]:
@@ -153,10 +129,6 @@ def card(row: Mapping[str, Any], model: Any, info: Any) -> dict[str, Any]:
     accuracy = {"value": round(float(row["test_accuracy"]), 4), **ends}
     return {key: row[key] for key in same} | {
         "test_accuracy": accuracy | {"n": int(row["test_n"]), "unit": str(row["test_unit"])},
-        "chance": round(info.chance, 4),
-        "classes": list(info.classes),
-        "num_classes": len(info.classes),
-        "img_size": model.default_cfg["input_size"][-1],
-        "in_chans": 3,
-        "data_licence": info.licence,
-    }
+        "chance": round(info.chance, 4), "classes": list(info.classes), "num_classes": len(info.classes),
+        "img_size": model.default_cfg["input_size"][-1], "in_chans": 3, "data_licence": info.licence,
+    }  # fmt: skip

@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .._commit import commit
 from ..data import load_images, train_data
 from ..data.loading import SMALL
 from ..errors import DataError, T2TError
@@ -80,10 +79,8 @@ def _images(run: Run, place: Place) -> Images:
 
 
 def _streamed(run: Run, place: Place, blank: Any) -> Images:
-    if run.recipe.fraction < 1:
-        raise DataError(
-            f"fraction={run.recipe.fraction}: {run.model} is too large for images in memory, it takes all"
-        )
+    if (share := run.recipe.fraction) < 1:
+        raise DataError(f"fraction={share}: {run.model} is too large for images in memory, it takes all")
     common: dict[str, Any] = {"model": blank, "batch_size": 64, "device": place.device}
 
     def seen() -> Any:
@@ -101,18 +98,12 @@ def _train(run: Run, place: Place, dataset: Any, folder: Path, **more: Any) -> C
     if place.cuda:
         torch.cuda.reset_peak_memory_stats(place.device)
     index = int(place.device.partition(":")[2] or 0)
-    return train(
-        run.model,
-        run.data,
-        recipe=run.recipe,
-        out=folder,
-        accelerator="cuda" if place.cuda else "cpu",
-        devices=[index] if place.cuda else 1,
-        precision=precision.usual(place.cuda),
-        compile=place.compiled,
-        dataset=dataset,
-        **more,
-    )
+    where: dict[str, Any] = {
+        "accelerator": "cuda" if place.cuda else "cpu",
+        "devices": [index] if place.cuda else 1,
+    }
+    where |= {"precision": precision.usual(place.cuda), "compile": place.compiled}
+    return train(run.model, run.data, recipe=run.recipe, out=folder, dataset=dataset, **where, **more)
 
 
 def _about_data(run: Run, images: Images) -> dict[str, Any]:
@@ -123,7 +114,7 @@ def _about_data(run: Run, images: Images) -> dict[str, Any]:
     )
     names = hashlib.sha256(repr((chosen.info.names, info.names)).encode()).hexdigest()[:12]
     return {
-        "data_hash": fingerprint(run.data, size) if hasattr(chosen, "resident") else f"names-{names}",
+        "data_hash": fingerprint(run.data, size) if hasattr(chosen, "collate") else f"names-{names}",
         "classes": len(info.classes),
         "chance": info.chance,
         "train_images": getattr(chosen, "different", len(chosen)),
@@ -205,24 +196,13 @@ def trial(model: str, data: str, recipe: Recipe, place: Place) -> dict[str, Any]
     held_out = score(net, resident_loader(data, rest=True, **common), place.device)
     seen = score(net, resident_loader(data, most=MOST_TRAIN, **common), place.device)
     row = {
-        "data": data_label(data),
-        "data_hash": fingerprint(data, size),
-        "model": model,
-        "optimizer": recipe.optimizer,
-        "lr": f"{recipe.lr:g}",
-        "seed": recipe.seed,
-        "epochs": rates.EPOCHS,
-        "held_out_loss": f"{held_out.loss.mean():.5f}",
-        "held_out_accuracy": f"{held_out.top1.mean():.5f}",
-        "held_out_images": len(held_out.top1),
-        "train_loss": f"{seen.loss.mean():.5f}",
+        "data": data_label(data), "data_hash": fingerprint(data, size), "model": model,
+        "optimizer": recipe.optimizer, "lr": f"{recipe.lr:g}", "seed": recipe.seed, "epochs": rates.EPOCHS,
+        "held_out_loss": f"{held_out.loss.mean():.5f}", "held_out_accuracy": f"{held_out.top1.mean():.5f}",
+        "held_out_images": len(held_out.top1), "train_loss": f"{seen.loss.mean():.5f}",
         "cpu_seconds": f"{sum(part['cpu_seconds'] for part in module.history):.1f}",
-        "precision": precision.describe(module.hparams["precision"], place.cuda),
-        "versions": rows.versions(),
-        "commit": commit(),
-        "design": design_hash(),
-        "date": rows.today(),
-    }
+        "precision": precision.describe(module.hparams["precision"], place.cuda), "design": design_hash(),
+    } | rows.made()  # fmt: skip
     rates.add(row, place.out)
     (folder / "last.ckpt").unlink(missing_ok=True)
     return row

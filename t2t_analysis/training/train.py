@@ -22,17 +22,15 @@ from .module import AtomicCheckpointIO, Classifier, History, LegSampler, Trunk
 from .precision import LINEAR, usual
 from .recipe import Recipe
 
-_PRECISIONS = (
-    "32-true",
-    "32",
-    "bf16-mixed",
-    "bf16",
-    "16-mixed",
-    "16",
-    "bf16-true",
-    "16-true",
-    "64-true",
-    "64",
+_PRECISIONS = ("32-true", "32", "bf16-mixed", "bf16", "16-mixed", "16", "bf16-true", "16-true", "64-true",
+               "64")  # fmt: skip
+#: what Lightning advises against and is meant: no workers, a finished run, an average in eval mode
+_MEANT = ("many workers", "not empty", "eval mode", "isinstance.treespec", "dirpath has changed")
+
+
+#: what Lightning would do besides
+_QUIET: dict[str, Any] = dict.fromkeys(
+    ("logger", "enable_progress_bar", "enable_model_summary", "use_distributed_sampler"), False
 )
 
 
@@ -56,7 +54,7 @@ class _Data(L.LightningDataModule):
             num_workers=self.workers,
             persistent_workers=self.workers > 0,
             # images that live on the device come as ready batches
-            pin_memory=torch.cuda.is_available() and not getattr(self.dataset, "resident", False),
+            pin_memory=torch.cuda.is_available() and not hasattr(self.dataset, "collate"),
             collate_fn=getattr(self.dataset, "collate", None),
             drop_last=True,
         )
@@ -72,29 +70,22 @@ def on_paper(model: str) -> Any:
     import timm
 
     if not timm.is_model(model):
-        raise UnknownNameError(
-            "model", model, [*models.MODELS, *timm.list_models("*deit*"), *timm.list_models("vit_*")]
-        )
+        others = timm.list_models(["*deit*", "vit_*"])
+        raise UnknownNameError("model", model, [*models.MODELS, *others])
     with torch.device("meta"):
         return timm.create_model(model)
 
 
 @contextlib.contextmanager
 def _hushed() -> Iterator[None]:
-    """Without Lightning's advice on things that are meant: no workers, a finished run, an average in eval mode."""
+    """Without Lightning's advice on things that are meant."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for text in (
-                ".*many workers.*",
-                ".*not empty.*",
-                ".*eval mode.*",
-                ".*isinstance.treespec.*",
-                ".*dirpath has changed.*",
-            ):
-                warnings.filterwarnings("ignore", text)
+            for text in _MEANT:
+                warnings.filterwarnings("ignore", f".*{text}.*")
             yield
     finally:
         logger.setLevel(level)
@@ -165,6 +156,7 @@ def train(
     checkpoint = _checkpoint_of(out, module, restart) or (trunk.find(module) if trunk else None)
     if compile:
         module.model.compile()
+    last = ModelCheckpoint(dirpath=out, filename="last", save_top_k=1, enable_version_counter=False)
     with _hushed():
         trainer = L.Trainer(
             max_epochs=recipe.epochs * module.length.legs,
@@ -172,18 +164,15 @@ def train(
             devices=devices if cuda or devices != "auto" else 1,
             precision="32-true" if precision == LINEAR else precision,
             gradient_clip_val=recipe.clip or None,
-            logger=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
             default_root_dir=out,
             plugins=[AtomicCheckpointIO()],
             callbacks=[
                 History(out / "curve.csv", quiet, test),
                 *([trunk] if trunk else []),
                 *callbacks,
-                ModelCheckpoint(dirpath=out, filename="last", save_top_k=1, enable_version_counter=False),
+                last,
             ],
+            **_QUIET,
         )
         try:
             trainer.fit(module, _Data(images, module, workers), ckpt_path=checkpoint, weights_only=True)
