@@ -78,7 +78,10 @@ def parsers(*chosen: str | None) -> tuple[_Parser, dict[str, _Parser]]:
     found = {}
     for name, command in _available().items():
         lines = [f"  t2t-analysis {name} {example}".rstrip() for example in command.examples]
-        about = {"help": command.words, "description": command.words[0].upper() + command.words[1:] + "."}
+        about: dict[str, Any] = {
+            "help": command.words,
+            "description": command.words[0].upper() + command.words[1:] + ".",
+        }
         found[name] = commands.add_parser(name, epilog="\n".join(["examples:", *lines]), **about, **options)
         if name in chosen:
             module = import_module(f"{__package__}.{command.module}")

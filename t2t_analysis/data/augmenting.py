@@ -120,7 +120,7 @@ def train_data(
     if str(data) == "photo_crops":
         if not training:
             return FixedCrops(split, size)
-        drawn = {"augment": augment, "crops_per_block": crops_per_block}
+        drawn: dict[str, Any] = {"augment": augment, "crops_per_block": crops_per_block}
         return EpochCrops(img_size=size, fraction=fraction, seed=seed, **drawn)
     source = find_source(data, split=split, strict=True, root=root, download=download)
     if isinstance(source, StreamSource):

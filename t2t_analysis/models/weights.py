@@ -347,7 +347,12 @@ def _released(request: _Request, variant: str) -> tuple[nn.Module, Provenance]:
     cached = path.is_file()
     fetch(url, path, timeout=request.timeout)
     accuracy = Accuracy(release.top1, n=release.n)
-    about = {"recipe": release.recipe, "accuracy": accuracy, "model": request.name, "data": release.data}
+    about: dict[str, Any] = {
+        "recipe": release.recipe,
+        "accuracy": accuracy,
+        "model": request.name,
+        "data": release.data,
+    }
     found = _read_release(path, url, cached)
     model, origin = _fitted(
         request, found, release._asdict(), Provenance("published", url, **about), release.drop

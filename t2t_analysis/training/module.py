@@ -160,8 +160,8 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """One step on images (B, C, H, W) and labels (B,)."""
         images, labels = batch
-        mixed = self.mix and len(labels) % 2 == 0
-        images, targets = self.mix(images, labels) if mixed else (images, self._targets(labels))
+        mix = self.mix if len(labels) % 2 == 0 else None
+        images, targets = mix(images, labels) if mix else (images, self._targets(labels))
         logits = self.model(images)
         loss = self.loss(logits.float(), targets)
         with torch.no_grad():
