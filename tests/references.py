@@ -5,13 +5,29 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from t2t_analysis.measures.cka import centred
+from t2t_analysis.measures.cka import centred, gram, gram_cka, u_centred
 from t2t_analysis.measures.feature_maps import area_above, area_below, channel_ratios
 from t2t_analysis.measures.head_maps import cosine_sums, entropy, unit_rows
 from t2t_analysis.measures.rank import effective_rank
 from t2t_analysis.measures.ridge import held_out_errors, moments, pair_half
 from t2t_analysis.measures.rollout import rollout_step
 from t2t_analysis.measures.token_pixels import shares_of, split_windows
+
+
+def hsic1_from_grams(a: Tensor, b: Tensor) -> Tensor:
+    """Unbiased HSIC_1 (Song et al. 2012) of Gram matrices (..., n, n)."""
+    n = a.shape[-1]
+    return (u_centred(a) * u_centred(b)).sum((-2, -1)) / (n * (n - 3))
+
+
+def hsic1(x: Tensor, y: Tensor) -> Tensor:
+    """The same of features (n, p) and (n, q)."""
+    return hsic1_from_grams(gram(x), gram(y))
+
+
+def cka_unbiased(x: Tensor, y: Tensor) -> Tensor:
+    """CKA of features (n, p) and (n, q) from unbiased HSIC_1, as the maps of layers have it."""
+    return gram_cka(u_centred(gram(x))[None], u_centred(gram(y))[None])[0, 0]
 
 
 def linear_cka(x: Tensor, y: Tensor) -> Tensor:

@@ -194,9 +194,8 @@ def test_values_are_means_over_images_of_the_pure_functions():
     expected = dict(zip(channels.AREAS, invalid_areas(x).mean(0).tolist(), strict=True))
     for quantity, value in expected.items():
         assert at(result, quantity, "blocks.0.mlp.hidden").value == pytest.approx(value, abs=1e-9)
-    flat = result.frame.query("quantity == 'flat_in_every_image' and place == 'blocks.0.mlp.hidden'")
-    expected = [(ratios.flat <= eps).all(0).double().mean().item() for eps in maps.EPS]
-    assert flat.value.tolist() == pytest.approx(expected)
+    always = at(result, "flat_area_in_every_image", "blocks.0.mlp.hidden").value
+    assert always == pytest.approx(maps.area_below(ratios.flat.amax(0)).mean().item())
     large = result.frame.query("quantity == 'too_large' and place == 'blocks.0.mlp.hidden'")
     assert large.value.tolist() == pytest.approx(maps.fraction_above(ratios.peak).mean(0).tolist())
     assert large.value.iloc[0] > 0.1  # three times the level is nothing unusual

@@ -13,7 +13,7 @@ from t2t_analysis.errors import DataError, T2TError, UnknownNameError
 from t2t_analysis.measures import CrossLayerCKA, LayerCKA, accumulate, collect, difference, measure
 from t2t_analysis.measures import cka as C
 
-from .references import linear_cka
+from .references import cka_unbiased, hsic1, hsic1_from_grams, linear_cka
 
 
 def normal(*shape, seed=0):
@@ -28,7 +28,7 @@ def related(n=40, p=6, q=9, seed=0):
 # ------------------------------------------------------------------------------------------ M1
 
 
-@pytest.mark.parametrize("cka", [linear_cka, C.cka_unbiased])
+@pytest.mark.parametrize("cka", [linear_cka, cka_unbiased])
 @pytest.mark.parametrize(("n", "p", "q"), [(40, 6, 9), (12, 30, 20)])
 def test_identities(cka, n, p, q):
     x, y = related(n, p, q)
@@ -56,7 +56,7 @@ def test_biased_cka_of_independent_features_is_far_from_zero(n, p, expected):
     biased = np.mean([float(linear_cka(*pair)) for pair in pairs])
     assert biased == pytest.approx(expected, abs=0.002)
     assert biased == pytest.approx(p / (n + p), abs=0.002)
-    assert abs(np.mean([float(C.cka_unbiased(*pair)) for pair in pairs])) < 0.005
+    assert abs(np.mean([float(cka_unbiased(*pair)) for pair in pairs])) < 0.005
 
 
 def outlier_in(x, direction, rows):
@@ -70,19 +70,19 @@ def test_one_shared_outlier_fools_the_biased_estimator_and_one_percent_fool_both
     far = normal(2, 64, seed=2)
     one = outlier_in(x, far[0], [0]), outlier_in(y, far[1], [0])
     assert float(linear_cka(*one)) > 0.999
-    assert abs(float(C.cka_unbiased(*one))) < 0.05
+    assert abs(float(cka_unbiased(*one))) < 0.05
     many = outlier_in(x, far[0], range(5)), outlier_in(y, far[1], range(5))
-    assert float(C.cka_unbiased(*many)) > 0.999
+    assert float(cka_unbiased(*many)) > 0.999
     keep = C.without_top_images(*many, count=5)
     assert keep.tolist() == list(range(5, 500))
-    assert abs(float(C.cka_unbiased(many[0][keep], many[1][keep]))) < 0.05
+    assert abs(float(cka_unbiased(many[0][keep], many[1][keep]))) < 0.05
 
 
 def test_top_components_carry_the_value():
     shared = 20 * normal(200, 1)
     x, y = (torch.cat([shared, normal(200, 8, seed=s)], 1) for s in (1, 2))
-    assert float(C.cka_unbiased(x, y)) > 0.99
-    assert abs(float(C.cka_unbiased(C.without_top_pcs(x), C.without_top_pcs(y)))) < 0.05
+    assert float(cka_unbiased(x, y)) > 0.99
+    assert abs(float(cka_unbiased(C.without_top_pcs(x), C.without_top_pcs(y)))) < 0.05
     assert (
         float(C.without_top_pcs(x, 2).norm())
         < float(C.without_top_pcs(x, 1).norm())
@@ -93,9 +93,9 @@ def test_top_components_carry_the_value():
 def test_what_counts_as_a_sample_decides():
     position = normal(1, 16, 24)
     a, b = (position + normal(120, 16, 24, seed=s) for s in (1, 2))
-    assert float(C.cka_unbiased(a.flatten(0, 1), b.flatten(0, 1))) > 0.3  # token = sample
-    assert abs(float(C.cka_unbiased(a.mean(1), b.mean(1)))) < 0.05
-    assert abs(float(C.cka_unbiased(a.flatten(1), b.flatten(1)))) < 0.05
+    assert float(cka_unbiased(a.flatten(0, 1), b.flatten(0, 1))) > 0.3  # token = sample
+    assert abs(float(cka_unbiased(a.mean(1), b.mean(1)))) < 0.05
+    assert abs(float(cka_unbiased(a.flatten(1), b.flatten(1)))) < 0.05
 
 
 # ------------------------------------------------------------------------------------------ M2
@@ -107,8 +107,8 @@ def test_hsic1_is_the_u_statistic_over_quadruples():
     K, L = x @ x.T, y @ y.T
     terms = [K[i, j] * (L[i, j] + L[q, r] - 2 * L[i, q]) for i, j, q, r in orders(range(n), 4)]
     expected = float(torch.stack(terms).mean())
-    assert float(C.hsic1_from_grams(K, L)) == pytest.approx(expected, rel=1e-12)
-    assert float(C.hsic1(x, y)) == pytest.approx(expected, rel=1e-12)
+    assert float(hsic1_from_grams(K, L)) == pytest.approx(expected, rel=1e-12)
+    assert float(hsic1(x, y)) == pytest.approx(expected, rel=1e-12)
 
 
 def test_hsic1_is_songs_formula_and_ignores_row_and_column_offsets():
@@ -122,52 +122,48 @@ def test_hsic1_is_songs_formula_and_ignores_row_and_column_offsets():
     )
     f = normal(n, seed=5)
     for gram in (K, K + f[:, None] + f[None]):
-        assert float(C.hsic1_from_grams(gram, L)) == pytest.approx(float(song), rel=1e-10)
+        assert float(hsic1_from_grams(gram, L)) == pytest.approx(float(song), rel=1e-10)
 
 
 @pytest.mark.parametrize("n", [8, 16, 64])
 def test_unbiased_at_any_n_and_negative_half_of_the_time(n):
     pairs = normal(1500, n, 5), normal(1500, n, 5, seed=1)
-    values = C.hsic1_from_grams(*(C.gram(x) for x in pairs))
+    values = hsic1_from_grams(*(C.gram(x) for x in pairs))
     assert abs(float(values.mean())) < 3.5 * float(values.std()) / 1500**0.5
     assert 0.4 < float((values < 0).double().mean()) < 0.65
 
 
 def test_constant_offsets_in_float32_change_nothing():
     x, y = (v.float() for v in related(64, 12, 8))
-    truth = float(C.cka_unbiased(x, y)), float(linear_cka(x, y))
+    truth = float(cka_unbiased(x, y)), float(linear_cka(x, y))
     for constant in (10, 100, 1000):
         shifted = x.double() + constant, y.double() + constant
-        assert (float(C.cka_unbiased(*shifted)), float(linear_cka(*shifted))) == pytest.approx(
-            truth, abs=1e-10
-        )
+        assert (float(cka_unbiased(*shifted)), float(linear_cka(*shifted))) == pytest.approx(truth, abs=1e-10)
         single = x + constant, y + constant  # here the inputs themselves have lost digits
-        assert float(C.cka_unbiased(*single)) == pytest.approx(truth[0], abs=2e-5 * constant / 1000 + 1e-6)
+        assert float(cka_unbiased(*single)) == pytest.approx(truth[0], abs=2e-5 * constant / 1000 + 1e-6)
 
 
 def test_minibatch_cka_is_a_ratio_of_means():
     batches = [related(8, seed=10 * s) for s in range(6)]
     sums = [
-        sum(C.hsic1(*pair) for pair in kind)
+        sum(hsic1(*pair) for pair in kind)
         for kind in zip(*[((x, y), (x, x), (y, y)) for x, y in batches], strict=True)
     ]
     of_means = float(C.ratio_of_means(*sums))
-    mean_of = float(torch.stack([C.cka_unbiased(x, y) for x, y in batches]).mean())
+    mean_of = float(torch.stack([cka_unbiased(x, y) for x, y in batches]).mean())
     assert of_means != pytest.approx(mean_of, abs=1e-4)
     means = [s / 6 for s in sums]
     assert float(C.ratio_of_means(*means)) == pytest.approx(of_means)
 
 
-@pytest.mark.parametrize("cka", [C.cka_unbiased, C.hsic1])
-def test_too_few_images_and_unequal_sides_are_named(cka):
+@pytest.mark.parametrize("cka", [cka_unbiased, hsic1])
+def test_too_few_images_are_named(cka):
     with pytest.raises(DataError, match="3 images are too few"):
         cka(normal(3, 2), normal(3, 2))
-    with pytest.raises(DataError, match=r"\(5, 2\) and \(4, 2\)"):
-        cka(normal(5, 2), normal(4, 2))
 
 
 def test_no_variance_is_undefined_not_zero():
-    assert torch.isnan(C.cka_unbiased(torch.ones(6, 2), normal(6, 2)))
+    assert torch.isnan(cka_unbiased(torch.ones(6, 2), normal(6, 2)))
 
 
 # ------------------------------------------------------------------------------------------ M3
@@ -182,7 +178,7 @@ def test_leave_one_out_is_recomputation_without_the_image():
     left = C.gram_cka_leave_one_out(u_grams(x, y), u_grams(y, x))
     for i in range(9):
         keep = [j for j in range(9) if j != i]
-        assert float(left[i, 0, 0]) == pytest.approx(float(C.cka_unbiased(x[keep], y[keep])), abs=1e-12)
+        assert float(left[i, 0, 0]) == pytest.approx(float(cka_unbiased(x[keep], y[keep])), abs=1e-12)
         assert float(left[i, 0, 1]) == pytest.approx(1, abs=1e-12)
     with pytest.raises(DataError, match="3 images"):
         C.gram_cka_leave_one_out(u_grams(x[:4]), u_grams(y[:4]))
@@ -193,8 +189,8 @@ def test_null_is_recomputation_with_permuted_images():
     perms = C.permutations(9, 5, 0)
     null = C.gram_cka_null(u_grams(x), u_grams(y, x), perms)
     for k, perm in enumerate(perms):
-        assert float(null[k, 0, 0]) == pytest.approx(float(C.cka_unbiased(x, y[perm])), abs=1e-12)
-        assert float(null[k, 0, 1]) == pytest.approx(float(C.cka_unbiased(x, x[perm])), abs=1e-12)
+        assert float(null[k, 0, 0]) == pytest.approx(float(cka_unbiased(x, y[perm])), abs=1e-12)
+        assert float(null[k, 0, 1]) == pytest.approx(float(cka_unbiased(x, x[perm])), abs=1e-12)
 
 
 def test_permutations_depend_on_their_key_only():
@@ -280,7 +276,7 @@ def test_map_is_cka_of_the_captured_features(tokens, retain):
         [reduced(m, f"blocks.{i}.resid_post", tokens)[kept] for i in range(depth)]
         for m, depth in ((a, 2), (b, 3))
     ]
-    expected = [[float(C.cka_unbiased(x, y)) for y in features[1]] for x in features[0]]
+    expected = [[float(cka_unbiased(x, y)) for y in features[1]] for x in features[0]]
     assert table(result) == pytest.approx(np.array(expected), abs=1e-6)
     assert any("16 of 22 images, evenly spread" in note for note in result.notes) == (retain == 16)
     assert (table(result, column="low") < table(result)).all()
@@ -293,7 +289,7 @@ def test_flattened_tokens_sum_over_batches_and_keep_short_ones():
     result = run(model, LayerCKA("flattened"))["layer_cka"]  # batches of 8, 8 and 6
     x, y = (reduced(model, f"blocks.{i}.resid_post", "flattened").split(8) for i in (0, 1))
     sums = [
-        sum(len(a) * (len(a) - 3) * C.hsic1(a, b) for a, b in zip(*pair, strict=True))
+        sum(len(a) * (len(a) - 3) * hsic1(a, b) for a, b in zip(*pair, strict=True))
         for pair in ((x, y), (x, x), (y, y))
     ]
     assert table(result)[0, 1] == pytest.approx(float(C.ratio_of_means(*sums)), abs=1e-6)
@@ -437,7 +433,7 @@ def test_rows_are_bound_to_tensors_not_to_the_order_of_hooks():
     result = run(model, LayerCKA(places="blocks.[0-2].attn.out"))["layer_cka"]
     x, y = (reduced(model, f"blocks.{i}.attn.out", "pooled") for i in (0, 2))
     row = result.frame.query("place == 'blocks.0.attn.out' and place_b == 'blocks.2.attn.out'").iloc[0]
-    assert row.value == pytest.approx(float(C.cka_unbiased(x, y)), abs=1e-6)
+    assert row.value == pytest.approx(float(cka_unbiased(x, y)), abs=1e-6)
     assert (row.layer, row.layer_b) == (0, 2)
 
 

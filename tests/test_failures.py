@@ -12,11 +12,10 @@ from t2t_analysis import capture
 from t2t_analysis.errors import UnknownNameError
 from t2t_analysis.measures import CrossLayerCKA, LayerCKA, measure
 from t2t_analysis.measures.attention import attention_distance, key_distance
-from t2t_analysis.measures.cka import cka_unbiased, hsic1
 from t2t_analysis.measures.rollout import rollout_maps
 from t2t_analysis.measures.spectrum import diagonal_frequencies
 
-from .references import linear_cka, rollout
+from .references import cka_unbiased, hsic1, linear_cka, rollout
 
 
 def tiny(depth=2):

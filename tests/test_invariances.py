@@ -16,7 +16,6 @@ from t2t_analysis.measures import (
     EffectiveRank,
     InvalidChannels,
     attention,
-    cka,
     edge_channels,
     head_maps,
     redundancy,
@@ -137,7 +136,7 @@ def of_module(module, name, example, domain):
 
 HEADS = ("permute_heads", "permute_keys")
 CASES = [
-    *(of_module(cka, name, features, "features") for name in ("cka_unbiased", "hsic1")),
+    *(of_module(references, name, features, "features") for name in ("cka_unbiased", "hsic1")),
     Case(references.linear_cka, features, "features", DECLARED["cka_unbiased"], "linear_cka"),
     Case(
         partial(head_maps.head_cosine, centred=True),

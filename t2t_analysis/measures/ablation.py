@@ -199,8 +199,8 @@ def ablated(
         changes.setdefault(layer, {})[head] = change
     with ExitStack() as stack:
         for layer, of_layer in changes.items():
-            mean = means.mean[layer] if means is not None else None
-            stack.callback(known[layer].hook(_changing(known[layer], of_layer, mean, seed)).remove)
+            edit = _changing(of_layer, means.mean[layer] if means is not None else None, seed)
+            stack.callback(known[layer].hook(_editing(known[layer], [edit])).remove)
         yield model
 
 
@@ -212,16 +212,12 @@ def _known_mode(mode: str, means: HeadMeans | None) -> str:
     return mode
 
 
-def _changing(
-    site: Site, changes: Mapping[int, Change], mean: Tensor | None, seed: int
-) -> Callable[[Tensor], Tensor]:
-    def change(joined: Tensor) -> Tensor:
-        before, after = site.heads(joined), site.heads(joined).clone()  # (B, N, H, d)
+def _changing(changes: Mapping[int, Change], mean: Tensor | None, seed: int) -> Edit:
+    def edit(z: Tensor) -> None:  # (B, N, H, d); no head is changed twice
         for head, how in changes.items():
-            after[:, :, head] = _changed(before[:, :, head], how, mean, head, seed)
-        return after.flatten(-2)
+            z[:, :, head] = _changed(z[:, :, head].clone(), how, mean, head, seed)
 
-    return change
+    return edit
 
 
 def _changed(z: Tensor, how: Change, mean: Tensor | None, head: int, seed: int) -> Tensor:
@@ -365,9 +361,9 @@ class Replay:
 def _editing(site: Site, edits: Sequence[Edit | None]) -> Callable[[Tensor], Tensor]:
     def change(joined: Tensor) -> Tensor:
         z = site.heads(joined).unflatten(0, (len(edits), -1)).clone()  # (V, B, N, H, d)
-        for part, edit in zip(z, edits, strict=True):
+        for i, edit in enumerate(edits):
             if edit is not None:
-                edit(part)
+                edit(z[i])
         return z.flatten(0, 1).flatten(-2)
 
     return change

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.distributed as dist
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import capture
 from ..data.loading import as_seen_by, first_images
-from ..errors import DataError, UnknownNameError
+from ..errors import DataError, T2TError, UnknownNameError
 from .ablation import MODES, HeadMeans, Replay, Start
 from .base import Measure, MeasureBatch, View
 from .head_summary import HeadIndex
@@ -26,12 +26,17 @@ class AblationMeasure(Measure):
     calibration : images (B, C, H, W) or a loader for means and resampling, at most ``limit`` of them. Without
         any, the first batch serves, and the result says so.
 
+    Class attribute: ``by_logits``, whether only a classifier can be asked.
+
     Raises
     ------
     UnknownNameError : a mode that does not exist.
     CaptureError : the blocks of a model cannot be run by themselves; said before the first batch.
+    T2TError : a model without a classifier where one is needed.
     DataError : calibration images that will not do.
     """
+
+    by_logits: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -55,6 +60,8 @@ class AblationMeasure(Measure):
         heads = {layer: site.num_heads for layer, site in self.replay.sites.items()}
         self.index = HeadIndex(tuple(heads), tuple(heads.values()))
         self.classifier = "logits" in view.names
+        if self.by_logits and not self.classifier:
+            raise T2TError(f"{view.label} has no classifier, so there is no output to judge heads by")
         self.place = "logits" if self.classifier else view.names[-1]
         assert view.example is not None
         start = self.replay.start(view.example)
@@ -67,6 +74,16 @@ class AblationMeasure(Measure):
 
     def reduce(self, obs: capture.Observation) -> None:
         """Nothing is kept."""
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Run the layers once, and again without heads."""
+        self.calibrate(batch.images)
+        if self.place in batch.seen[0]:
+            self.take_out(self.replay.start(batch.images), batch, self.group(batch))
+
+    def take_out(self, start: Start, batch: MeasureBatch, groups: Tensor) -> None:
+        """Add what one batch becomes without heads, in image groups (B,)."""
+        raise NotImplementedError
 
     def calibrate(self, images: Tensor) -> None:
         """Take the images for means and resampling, once."""

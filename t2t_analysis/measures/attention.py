@@ -148,21 +148,17 @@ class Quantity(NamedTuple):
     name: str
     tokens: str
     value_unit: str
-    null_kind: str
     estimator: str
 
 
-_UNIFORM = "uniform attention"
 _RENORMALISED = "patch keys only, rows renormalised"
 QUANTITIES = (
-    Quantity("attention_distance", "patch", "fraction of image side", _UNIFORM, _RENORMALISED),
-    Quantity("attention_entropy", "patch", "nats", _UNIFORM, _RENORMALISED),
-    Quantity("attention_entropy", "class", "nats", _UNIFORM, f"class query; {_RENORMALISED}"),
-    Quantity("class_mass", "patch", "fraction", _UNIFORM, "attention of patch queries to the class token"),
-    Quantity("prefix_mass", "patch", "fraction", _UNIFORM, "attention of patch queries to all prefix tokens"),
-    Quantity(
-        "sink_mass", "patch", "fraction", _UNIFORM, "attention of patch queries to the key that gets most"
-    ),
+    Quantity("attention_distance", "patch", "fraction of image side", _RENORMALISED),
+    Quantity("attention_entropy", "patch", "nats", _RENORMALISED),
+    Quantity("attention_entropy", "class", "nats", f"class query; {_RENORMALISED}"),
+    Quantity("class_mass", "patch", "fraction", "attention of patch queries to the class token"),
+    Quantity("prefix_mass", "patch", "fraction", "attention of patch queries to all prefix tokens"),
+    Quantity("sink_mass", "patch", "fraction", "attention of patch queries to the key that gets most"),
 )
 
 
@@ -333,7 +329,7 @@ def _heads_of(sites: Sequence[Site]) -> Iterator[tuple[int, int]]:
 
 def _columns(quantity: Quantity) -> dict[str, Any]:
     columns = quantity._asdict()
-    return {"quantity": columns.pop("name"), **columns}
+    return {"quantity": columns.pop("name"), "null_kind": "uniform attention", **columns}
 
 
 def _sites(view: View) -> list[Site]:

@@ -259,13 +259,13 @@ class ImageMeans(Measure):
     total: Tensor  # (G, L, *shape) sums over images
     count: Tensor  # (G, L, *shape) images in which the number exists
 
-    def wants(self, view: View) -> Sequence[str]:
-        """The places that match."""
-        return view.select(self.places)
-
     def bind(self, views: Sequence[View]) -> None:
-        """One number for every place."""
-        self.add_means(self.wants(views[0]))
+        """One number for every place that matches."""
+        self.add_means(views[0].select(self.places))
+
+    def wants(self, view: View) -> Sequence[str]:
+        """The places whose means are taken."""
+        return self.names
 
     def add_means(self, names: Sequence[str], *shape: int) -> None:
         """Make the states, for so many numbers at each of ``names``."""

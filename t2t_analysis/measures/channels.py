@@ -60,13 +60,12 @@ def stacked_areas(ratios: Ratios) -> Tensor:
     return torch.stack([*small, large, small[0] + large], dim=-2)
 
 
-def curve_points(suffix: str = "") -> dict[str, np.ndarray]:
+def curve_points() -> dict[str, np.ndarray]:
     """Columns quantity, at and at_unit of every element of `stacked_curves`, (T,) each."""
     points = [(kind, eps, EPS_UNIT) for kind in KINDS[:3] for eps in EPS]
     points += [("too_large", k, LARGE_UNIT) for k in TOO_LARGE]
     kinds, at, units = zip(*points, strict=True)
-    names = [kind + suffix for kind in kinds]
-    return {"quantity": _objects(names), "at": np.array(at), "at_unit": _objects(units)}
+    return {"quantity": _objects(kinds), "at": np.array(at), "at_unit": _objects(units)}
 
 
 def _objects(values: Sequence[str]) -> np.ndarray:
@@ -121,9 +120,9 @@ class InvalidChannels(ImageMeans):
     log eps between 1e-3 and 1e-1 over the width of that range, that is the fraction averaged over thresholds;
     ``too_large_area`` for k between 10 and 1,000; ``invalid_area`` = zero_area + too_large_area.
 
-    Quantities without suffix are means over images (interval: jackknife over images). ``..._in_every_image`` is
-    the fraction of channels for which it holds in all images; these are counts of channels, so their interval is
-    Wilson's over channels. ``exact_zero``: fraction of values that are exactly 0. Each is given for every place,
+    Quantities without suffix are means over images (interval: jackknife over images). ``..._area_in_every_image`` is
+    that of channels for which it holds in all images; these are counts of channels, so their interval is Wilson's over
+    channels. ``exact_zero``: fraction of values that are exactly 0. Each is given for every place,
     headlines also as mean over layers (``blocks.*.resid_post``).
 
     Null: the layer's own values shuffled over tokens and channels (fixed seed), for every eighth image of a batch.
@@ -144,13 +143,9 @@ class InvalidChannels(ImageMeans):
         super().__init__(groups=groups)
         self.places = places
 
-    def wants(self, view: View) -> list[str]:
-        """The places asked for; by default all usual ones that the model has."""
-        return channel_places(view, self.places)
-
     def bind(self, views: Sequence[View]) -> None:
         """For values and their null: areas, curves and exact zeros of every place; and extremes."""
-        names = self.wants(views[0])
+        names = channel_places(views[0], self.places)
         views[0].probe(names)  # all of them in one forward pass
         self.widths = [num_channels(views[0], name) for name in names]
         self.points = len(curve_points()["at"])
@@ -206,7 +201,7 @@ class InvalidChannels(ImageMeans):
                 "null_kind": "continuous values, never exactly 0", "value_unit": "fraction of values",
             },
             row | _against_null(curves) | curve_points(),
-            *(each for i in range(len(self.names)) for each in self._everywhere(i)),
+            *(self._everywhere(i) for i in np.flatnonzero(found.n[:, 0, 0]).tolist()),
         ]  # fmt: skip
         return self.result(rows)
 
@@ -223,32 +218,19 @@ class InvalidChannels(ImageMeans):
                 )
                 yield row | words | _against_null(mean[None])
 
-    def _everywhere(self, i: int) -> Iterator[dict[str, Any]]:
-        """What holds in all images of one place, for areas and curves: counts of channels."""
-        images = int(self.count[:, i, 0, 0].sum())
-        if not images:
-            return
-        extreme = self.extreme[i, ..., : self.widths[i]].cpu()  # (2, 4, C)
-        words, shuffled = f"holds in each of {images} images", int(self.count[:, i, 1, 0].sum())
-        row = self.row(self.names[i], tokens="patch", value_unit="fraction of channels", interval="Wilson",
-                       n=self.widths[i], unit="channel",
-                       null_kind=f"{MIXED}, in each of {shuffled} images")  # fmt: skip
-        for quantities, shares, estimator in (
-            (
-                {"quantity": _objects([area + EVERYWHERE for area in AREAS])},
-                areas_everywhere(extreme),
-                f"{_AREA}, {words}",
-            ),
-            (curve_points(EVERYWHERE), curves_everywhere(extreme), words),
-        ):
-            value, null = shares.numpy().T
-            ends = [
-                proportion_confint(x * self.widths[i], self.widths[i], method="wilson") for x in (value, null)
-            ]
-            yield row | quantities | {
-                "value": value, "low": ends[0][0], "high": ends[0][1], "estimator": estimator,
-                "null": null, "null_low": ends[1][0], "null_high": ends[1][1],
-            }  # fmt: skip
+    def _everywhere(self, i: int) -> dict[str, Any]:
+        """What holds in all images of one place: counts of channels."""
+        images, shuffled = (int(n) for n in self.count[:, i, :, 0].sum(0))
+        shares = (
+            areas_everywhere(self.extreme[i, ..., : self.widths[i]].cpu()).numpy().T
+        )  # (2, 5), the null last
+        low, high = proportion_confint(shares * self.widths[i], self.widths[i], method="wilson")
+        return self.row(
+            self.names[i], tokens="patch", value_unit="fraction of channels", interval="Wilson", n=self.widths[i],
+            unit="channel", quantity=_objects([area + EVERYWHERE for area in AREAS]), value=shares[0], low=low[0],
+            high=high[0], estimator=f"{_AREA}, holds in each of {images} images", null=shares[1], null_low=low[1],
+            null_high=high[1], null_kind=f"{MIXED}, in each of {shuffled} images",
+        )  # fmt: skip
 
 
 _AREA = "area under the curve in log threshold over two decades"
@@ -263,12 +245,6 @@ def areas_everywhere(extreme: Tensor) -> Tensor:
     """Areas of what holds in every image, from extremes (2, 4, C) over images: (5, 2)."""
     small, large = area_below(extreme[:, :3]), area_above(-extreme[:, 3:])  # (2, 3, C), (2, 1, C)
     return torch.cat([small, large, small[:, :1] + large], dim=1).mean(-1).T
-
-
-def curves_everywhere(extreme: Tensor) -> Tensor:
-    """Curves of what holds in every image, from extremes (2, 4, C) over images: (T, 2)."""
-    small = fraction_below(extreme[:, :3]).flatten(1)  # (2, 3 len(EPS))
-    return torch.cat([small, fraction_above(-extreme[:, 3])], dim=1).T
 
 
 # ------------------------------------------------------------------------------------------ other networks

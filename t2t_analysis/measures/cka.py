@@ -20,15 +20,6 @@ from ..errors import DataError
 LEAST = 4  # images that HSIC_1 needs
 
 
-def _pair(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Both as centred float64 (n, p) and (n, q), or a named error."""
-    if x.ndim != 2 or y.ndim != 2 or len(x) != len(y):
-        got = f"{tuple(x.shape)} and {tuple(y.shape)}"
-        raise DataError(f"CKA needs (n, p) and (n, q) of the same n images, got {got}")
-    _check_count(len(x))
-    return centred(x), centred(y)
-
-
 def _check_count(n: int) -> None:
     if n < LEAST:
         raise DataError(f"{n} images are too few for CKA, whose unbiased HSIC needs at least {LEAST}")
@@ -67,34 +58,6 @@ def u_centred(k: Tensor) -> Tensor:
     k += total
     k.diagonal(dim1=-2, dim2=-1).zero_()
     return k
-
-
-def hsic1_from_grams(K: Tensor, L: Tensor) -> Tensor:
-    """Unbiased HSIC_1 (Song et al. 2012) of Gram matrices (..., n, n), n >= 4.
-
-    1/(n(n-3)) [tr(K~L~) + 1'K~1 1'L~1 / ((n-1)(n-2)) - 2/(n-2) 1'K~L~1], where ~ has the diagonal set to
-    zero.
-    """
-    n = K.shape[-1]
-    return (u_centred(K) * u_centred(L)).sum((-2, -1)) / (n * (n - 3))
-
-
-def hsic1(x: Tensor, y: Tensor) -> Tensor:
-    """Unbiased HSIC_1 of features (n, p) and (n, q); its expectation is 0 for independent ones at any n."""
-    x, y = _pair(x, y)
-    return hsic1_from_grams(x @ x.T, y @ y.T)
-
-
-def cka_unbiased(x: Tensor, y: Tensor) -> Tensor:
-    """CKA from unbiased HSIC_1 (Nguyen, Raghu & Kornblith 2021).
-
-    0 on average, and half of the time negative, if nothing is shared.
-
-    >>> cka_unbiased(torch.zeros(3, 2), torch.zeros(3, 2))
-    Traceback (most recent call last):
-    t2t_analysis.errors.DataError: 3 images are too few for CKA, whose unbiased HSIC needs at least 4
-    """
-    return ratio_of_means(hsic1(x, y), hsic1(x, x), hsic1(y, y))
 
 
 def ratio_of_means(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:

@@ -319,10 +319,6 @@ _UNITS = {
     "peak_inference": ("bytes", "live tensors beyond weights and images, forward pass, float32"),
     "peak_training": ("bytes", "live tensors beyond weights and images, training step, float32"),
     "tokeniser_saved": ("bytes", "kept by autograd for the tokeniser's backward pass, float32"),
-    "tokeniser_saved_unfolded": (
-        "bytes",
-        "the same with soft splits that unfold, normalise, project in turn",
-    ),
 }
 
 
@@ -385,6 +381,4 @@ def _costs(shapes: Shapes, batch: int, memory: bool) -> dict[str, int]:
     values["peak_inference"] = peak_bytes(shapes, batch=batch)
     values["peak_training"] = peak_bytes(shapes, batch=batch, training=True)
     values["tokeniser_saved"] = tokeniser_saved_bytes(shapes, batch=batch)
-    if getattr(tokeniser(shapes.model), "tokens_type", None) in ("performer", "transformer"):
-        values["tokeniser_saved_unfolded"] = tokeniser_saved_bytes(shapes, batch=batch, fused=False)
     return {quantity: value for quantity, value in values.items() if value is not None}

@@ -141,18 +141,10 @@ class EdgeChannels(ImageMeans):
 
     # -- before the pass
 
-    def wants(self, view: View) -> list[str]:
-        """Places whose maps have a gradient to speak of."""
-        if self.places is not None or isinstance(view, FeatureMapView):
-            names = channel_places(view, self.places)
-        else:
-            names = view.select([p for p in _PLACES if p.replace("*", "0") in view.names])
-        return [name for name in names if min(self._own_grid(view, name)) >= LEAST]
-
     def bind(self, views: Sequence[View]) -> None:
         """Histograms, sums and maxima for every place."""
         (view,) = views
-        names = self.wants(view)
+        names = self._places(view)
         if not names:
             raise T2TError(f"{view.label}: no place with maps of at least {LEAST}x{LEAST} positions")
         layout = view.layout_of("embed") if "embed" in view.names else None
@@ -163,6 +155,14 @@ class EdgeChannels(ImageMeans):
         self.add_sum("histogram", self.groups, len(names), len(KINDS), 2, BINS)
         self.add_sum("flat", dtype=torch.int64)
         self.add_sum("unpaired", dtype=torch.int64)
+
+    def _places(self, view: View) -> list[str]:
+        """Places whose maps have a gradient to speak of."""
+        if self.places is not None or isinstance(view, FeatureMapView):
+            names = channel_places(view, self.places)
+        else:
+            names = view.offered(_PLACES)
+        return [name for name in names if min(self._own_grid(view, name)) >= LEAST]
 
     @staticmethod
     def _own_grid(view: View, name: str) -> tuple[int, int]:

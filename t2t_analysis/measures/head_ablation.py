@@ -117,12 +117,8 @@ class HeadAblation(AblationMeasure):
 
     # one batch
 
-    def update(self, batch: MeasureBatch) -> None:
-        """Run the layers once, and from every layer on with its heads taken out."""
-        self.calibrate(batch.images)
-        if self.place not in batch.seen[0]:
-            return
-        groups, start = self.group(batch), self.replay.start(batch.images)
+    def take_out(self, start: Start, batch: MeasureBatch, groups: Tensor) -> None:
+        """From every layer on, with its heads taken out."""
         labels, labelled = self.labels(batch)
         add_by_group(self.output, groups, start.output)
         add_by_group(self.output_square, groups, start.output.double().square().sum(-1))

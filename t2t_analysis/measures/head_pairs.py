@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import T2TError
 from ..results import Result
+from .ablation import Start
 from .ablation_measure import AblationMeasure
 from .base import MeasureBatch, View, add_by_group, mean_estimate
 from .head_effects import kl_divergence, put
@@ -38,6 +39,7 @@ class HeadPairs(AblationMeasure):
 
     name = "head_pairs"
     invariances = frozenset({"permute_images"})
+    by_logits = True
 
     effects: Tensor  # (G, M + pairs + L) sums of KL over images
     images: Tensor  # (G,)
@@ -50,8 +52,6 @@ class HeadPairs(AblationMeasure):
         """Draw the pairs; one sum for every head, pair and layer."""
         (view,) = views
         self.find_heads(view)
-        if not self.classifier:
-            raise T2TError(f"{view.label} has no classifier, so there is no output to judge heads by")
         rng = np.random.default_rng(self.seed)
         self.pairs: dict[int, list[tuple[int, int]]] = {}
         for layer, count in zip(self.index.layers, self.index.heads, strict=True):
@@ -62,12 +62,8 @@ class HeadPairs(AblationMeasure):
         self.add_sum("effects", self.groups, size)
         self.add_sum("images", self.groups)
 
-    def update(self, batch: MeasureBatch) -> None:
+    def take_out(self, start: Start, batch: MeasureBatch, groups: Tensor) -> None:
         """Run every layer's variants from its door on, and the blocks behind it from its input."""
-        self.calibrate(batch.images)
-        if self.place not in batch.seen[0]:
-            return
-        start, groups = self.replay.start(batch.images), self.group(batch)
         singles, pairs, skips = [], [], []
         for i, x, reference in self.walk(start, batch):
             if reference is None:

@@ -56,7 +56,7 @@ class HeadSimilarity(PairedImagesMeasure):
       `content_covariance`): do two heads *change* alike from image to image?
 
     The null of the first two is the same with the two maps taken from different images: what position alone
-    explains. The same head on two images is ``position_prior``. Every quantity has rows for pairs of heads,
+    explains. Every quantity has rows for pairs of heads,
     for pairs of layers (mean over different heads) and, with ``_last_minus_first``, for the change from the
     first third of the layers to the last; ``_split_half`` correlates the within-layer pairs of one half of
     the images with those of the other.
@@ -153,7 +153,7 @@ class HeadSimilarity(PairedImagesMeasure):
             null = [{"null": part} for part in self.estimate_all(mean_of, other, self.pairs)]
             rows += self.report(found, null, null_kind=OTHER_IMAGE, **_cosine(quantity))
             rows += self._split_half(mean_of, sums, quantity)
-        return self.result([*rows, *self._content_rows(), self._prior_row()])
+        return self.result([*rows, *self._content_rows()])
 
     def _add_notes(self) -> None:
         if not self.pairs.any():
@@ -216,16 +216,6 @@ class HeadSimilarity(PairedImagesMeasure):
                        null_kind="uniform attention: no spread of logits",
                        estimator="exp(-(s_h^2 + s_g^2) / 2): raw cosine of independent heads"),
         ]  # fmt: skip
-
-    def _prior_row(self) -> dict[str, Any]:
-        """The same head on two images: 1 if its map depends on position alone."""
-        sums = (self.centred_other, self.rows_other.double())
-        same, defined = (s.diagonal(dim1=-2, dim2=-1) for s in sums)
-        counts = self.index.spread(self.pairs).diagonal(dim1=-2, dim2=-1)
-        estimate = grouped_estimate(mean_of, (same, defined), counts, unit="image pair")
-        columns = _cosine("position_prior") | {"ceiling_kind": "map depends on position alone"}
-        columns |= {"null": 0.0, "null_kind": "nothing shared by the two images"}
-        return head_rows(self.row(), self.index, estimate, **columns)
 
 
 def _cosine(quantity: str) -> dict[str, Any]:

@@ -32,15 +32,10 @@ def median_interval(values: Sequence[float] | np.ndarray, level: float = 0.95) -
     >>> median_interval([3.0, 1.0, 2.0, 5.0, 4.0, 6.0, 7.0, 8.0, 9.0])
     (5.0, 2.0, 8.0)
     """
-    ordered = np.sort(np.asarray(values, dtype=float))
-    n = len(ordered)
-    if not n:
+    if not len(values):
         raise ParameterError("a median needs at least one value")
-    rank = int(sps.binom.ppf((1 - level) / 2, n, 0.5))  # so many values may lie outside, on each side
-    if sps.binom.cdf(rank, n, 0.5) > (1 - level) / 2:
-        rank -= 1
-    low, high = (ordered[rank], ordered[n - 1 - rank]) if rank >= 0 else (np.nan, np.nan)
-    return float(np.median(ordered)), float(low), float(high)
+    ends = sps.quantile_test(values, p=0.5).confidence_interval(level)
+    return float(np.median(values)), float(ends.low), float(ends.high)
 
 
 def interleaved(

@@ -203,7 +203,7 @@ class ShortcutShare(ImageMeans):
     def bind(self, views: Sequence[View]) -> None:
         """Areas and likeness by the real pass and by the path."""
         _require_plain(views[0].model)
-        self.add_means(self.wants(views[0]), 2, len(AREAS) + 1)
+        self.add_means(views[0].select(self.places), 2, len(AREAS) + 1)
 
     def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
         """Areas (B, 5) and maps (B, C, h, w) of one place."""

@@ -123,13 +123,9 @@ class ChannelOutliers(ImageMeans):
         super().__init__(groups=groups)
         self.places = places
 
-    def wants(self, view: View) -> list[str]:
-        """The places asked for; by default those of `InvalidChannels`."""
-        return channel_places(view, self.places)
-
     def bind(self, views: Sequence[View]) -> None:
         """Four numbers, and the curve of outlier tokens with that of its null."""
-        names = self.wants(views[0])
+        names = channel_places(views[0], self.places)
         self.channels = np.array([num_channels(views[0], name) for name in names])
         self.add_means(names, 4 + 2 * len(OUTLIER_TOKEN))
 

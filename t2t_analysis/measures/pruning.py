@@ -355,6 +355,7 @@ class PruningCurves(AblationMeasure):
 
     name = "pruning_curves"
     invariances = frozenset({"permute_images"})
+    by_logits = True
 
     kl: Tensor  # (G, O, F) sums over images
     right: Tensor  # (G, O, F) labelled images that the pruned model gets right
@@ -383,8 +384,6 @@ class PruningCurves(AblationMeasure):
         """Complete the orders with random ones and make the states."""
         (view,) = views
         self.find_heads(view)
-        if not self.classifier:
-            raise T2TError(f"{view.label} has no classifier, so there is no output to judge pruning by")
         heads = _named(self.index.table, slice(None))
         given = self.orders
         if all(isinstance(order, Mapping) for order in given.values()):
@@ -401,12 +400,8 @@ class PruningCurves(AblationMeasure):
             self.add_sum(name, *shape)
         self.add_sum("right_before", self.groups, 2)
 
-    def update(self, batch: MeasureBatch) -> None:
+    def take_out(self, start: Start, batch: MeasureBatch, groups: Tensor) -> None:
         """Run every pruned model over the batch, from its first block on."""
-        self.calibrate(batch.images)
-        if self.place not in batch.seen[0]:
-            return
-        start, groups = self.replay.start(batch.images), self.group(batch)
         labels, labelled = self.labels(batch)
         before = (start.output.argmax(-1).cpu() == labels) & labelled
         add_by_group(self.right_before, groups, torch.stack([before, labelled], 1).double())
@@ -414,12 +409,8 @@ class PruningCurves(AblationMeasure):
         finite = outputs.isfinite().all(-1)  # (O F, B)
         right = (outputs.argmax(-1) == labels) & labelled & finite
         kl = torch.stack([kl_divergence(start.output.cpu(), o) for o in outputs.nan_to_num()]) * finite
-        for name, value in (
-            ("kl", kl),
-            ("right", right),
-            ("counts", finite),
-            ("labelled", finite & labelled),
-        ):
+        found = {"kl": kl, "right": right, "counts": finite, "labelled": finite & labelled}
+        for name, value in found.items():
             state = getattr(self, name)
             add_by_group(state, groups, value.double().T.unflatten(1, state.shape[1:]))
 

@@ -183,10 +183,6 @@ class Redundancy(ImageMeans):
         view.probe(self.token_places)
         self.add_means([*self.token_places, *self.map_places], len(_TOKENS) + 1)
 
-    def wants(self, view: View) -> list[str]:
-        """Tokens and maps."""
-        return self.names
-
     def reduce(self, obs: capture.Observation) -> Tensor:
         """Numbers of each image, and of each pair of neighbouring images at its first: (B, 5) or (B, 4)."""
         assert obs.layout is not None  # every place that is asked for has tokens

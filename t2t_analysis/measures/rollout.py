@@ -159,14 +159,10 @@ class AttentionRollout(ImageMeans):
     def bind(self, views: Sequence[View]) -> None:
         """Ask for all layers at once: a rollout cannot skip one."""
         (view,) = views
-        self.layout = view.layout_of(self.wants(view)[0])
+        self.add_means(_patterns(view), 2)
+        self.layout = view.layout_of(self.names[0])
         self.has_class = _has_class(view)
-        self.running = _Running(self.wants(view))
-        self.add_means(self.wants(view), 2)
-
-    def wants(self, view: View) -> list[str]:
-        """The patterns of all blocks."""
-        return _patterns(view)
+        self.running = _Running(self.names)
 
     def reduce(self, obs: capture.Observation) -> Tensor | None:
         """Roll on to this layer; correlation with the next image, of every second one, and entropy: (B, 2)."""

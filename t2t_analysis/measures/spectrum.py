@@ -138,10 +138,6 @@ class Spectrum(ImageMeans):
             raise T2TError(f"{view.label}: {name} has no grid, so it has no spatial spectrum")
         return layout.grid
 
-    def wants(self, view: View) -> Sequence[str]:
-        """All places."""
-        return self.names
-
     def reduce(self, obs: capture.Observation) -> Tensor:
         """Share of high frequencies and diagonal log amplitude, (B, 1 + K)."""
         assert obs.layout is not None  # bind asked
