@@ -63,12 +63,23 @@ def main() -> None:
 
 
 def replaced(page: str, table: str) -> str:
-    """The page with this table in the place of the former one of the same heading, or at its end."""
+    """The page with this table in the place of the former one of the same heading, or at its end.
+
+    Of a table made in the same setting the rows stay that are not measured again.
+    """
     heading = table.split("\n", 1)[0]
     parts = re.split(r"(?=^### |^## )", page, flags=re.MULTILINE)
-    found = [i for i, part in enumerate(parts) if part.split("\n", 1)[0] == heading]
-    parts[found[0] if found else len(parts) : found[0] + 1 if found else None] = [table]
+    at = next((i for i, part in enumerate(parts) if part.split("\n", 1)[0] == heading), len(parts))
+    (old, former), (new, rows) = (_rows(part) for part in ("".join(parts[at : at + 1]), table))
+    parts[at : at + 1] = ["\n".join([*new, *((former if old == new else {}) | rows).values()])]
     return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def _rows(table: str) -> tuple[list[str], dict[str, str]]:
+    """Lines up to the rule under the head, and rows by what they measure."""
+    lines = table.strip().splitlines()
+    start = next((i + 1 for i, line in enumerate(lines) if line.startswith("| ---")), len(lines))
+    return lines[:start], {line.split("|")[1].strip(): line for line in lines[start:]}
 
 
 def arguments() -> argparse.Namespace:
