@@ -57,7 +57,9 @@ def _ledgers(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in done:
         for ledger in row.get("verdicts", []):
             seen = [v | {"page": pages.get((v["notebook"], row["pair"]))} for v in ledger["verdicts"]]
-            found.append({name: row[name] for name in ("page", "pair")} | ledger | {"verdicts": seen})
+            bases = list(dict.fromkeys(one["basis"] for v in seen for one in v["evidence"]))
+            about = {name: row[name] for name in ("page", "pair")} | {"bases": bases}
+            found.append(about | ledger | {"verdicts": seen})
     return found
 
 

@@ -144,8 +144,9 @@ def _with_reason(row: pd.Series) -> str:
 def verdict_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry a claim for the index of the reports.
 
-    Keys claim, statement, said, kind and basis of the evidence, verdict, size (the first deciding number in words), why
-    (what an unsettled claim lacks), numbers (a line an effect), notebook.
+    Keys claim, statement, said, kind and basis of the evidence, verdict, size (the first deciding number in words),
+    compared (what it is of), why (a reason that goes with the verdict, or what is lacking where there is no number),
+    numbers (a line an effect, with its reason), notebook.
     """
     return [
         {
@@ -169,7 +170,7 @@ def side_by_side(ledgers: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     -------
     list of dict
         As of `verdict_rows` for the first ledger, with ``evidence``: for each ledger that can speak to the claim a dict
-        with about, kind, basis, statement, verdict, size, why and numbers.
+        with about, kind, basis, statement, verdict, size, compared, why and numbers.
     """
     entries = [
         (about, {row["claim"]: row for row in verdict_rows(frame)}) for about, frame in ledgers.items()
@@ -219,11 +220,12 @@ def _numbers(effects: pd.DataFrame) -> dict[str, Any]:
     because = dict.fromkeys(str(row["because"]) for row in _rows(effects) if row["because"])
     return {
         "size": f"{_shown(tested[0])}, {_units(tested[0])}" if tested else "",
-        "why": "; ".join([*because, *reasons]),
+        "compared": str(rows[0]["compared"]) if rows else "",
+        "why": "; ".join([*because, *({} if tested else reasons)]),
         "numbers": [
             f"{row['effect']}: not tested"
             if row["verdict"] == "not tested"
-            else f"{row['effect']}, {row['compared']}: {_shown(row)}, {row['verdict']}"
+            else f"{row['effect']}, {row['compared']}: {_shown(row)}, {_with_reason(row)}"
             for row in rows
         ],
     }
