@@ -277,6 +277,14 @@ def test_an_empty_loader_and_a_lacking_second_model_are_errors():
         run(tiny(), TokenNorm(), labels=["a", "b"])
 
 
+@pytest.mark.parametrize("batch", [{"images": IMAGES[:2]}, "images", ["a.jpg"], []], ids=str)
+def test_a_batch_of_another_form_is_named(batch):
+    with pytest.raises(
+        DataError, match=f"a batch of type {type(batch).__name__}: expected a tensor of images"
+    ):
+        measure(tiny(), [batch], TokenNorm(), progress=False)
+
+
 def test_one_image_has_a_value_and_no_interval():
     result = run(tiny(), TokenNorm(), [IMAGES[:1]])["token_norm"]
     assert result.frame.value.notna().all()

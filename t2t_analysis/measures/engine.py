@@ -341,6 +341,13 @@ def _numbered(loader: Any) -> Iterator[_Batch]:
             index = item.index.long().cpu()
             yield _Batch(kinds, item.labels, index, number, index if known is None else known[index])
             continue
+        if not isinstance(item, Tensor) and not (
+            isinstance(item, Sequence) and item and isinstance(item[0], Tensor)
+        ):
+            raise DataError(
+                f"a batch of type {type(item).__name__}: expected a tensor of images (B, C, H, W), "
+                "a pair (images, labels), or an object with images, labels and index"
+            )
         images = item if isinstance(item, Tensor) else item[0]
         labels = torch.full((len(images),), -1) if isinstance(item, Tensor) or len(item) < 2 else item[1]
         index = (start + torch.arange(len(images))) * world + rank
