@@ -293,8 +293,8 @@ def test_flattened_tokens_sum_over_batches_and_keep_short_ones():
         for pair in ((x, y), (x, x), (y, y))
     ]
     assert table(result)[0, 1] == pytest.approx(float(C.ratio_of_means(*sums)), abs=1e-6)
-    assert result.frame.n.unique().tolist() == [3]
-    assert result.frame.unit.unique().tolist() == ["batch"]
+    assert result.frame.n.unique().tolist() == [22]
+    assert result.frame.unit.unique().tolist() == ["image"]
     short = run(model, LayerCKA("flattened"), size=7)["layer_cka"]  # 7, 7, 7 and 1
     assert short.meta["images_dropped"] == 1
     assert any("1 images in batches of fewer than 4" in note for note in short.notes)

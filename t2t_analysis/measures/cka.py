@@ -69,7 +69,7 @@ def ratio_of_means(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
     return xy / (xx * yy).sqrt()
 
 
-# ------------------------------------------------------------------------------------------ maps of layers
+# ------------------------------------------------------------------------------------------ many at once
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
@@ -80,6 +80,31 @@ def inner(a: Tensor, b: Tensor) -> Tensor:
 def self_inner(a: Tensor) -> Tensor:
     """(L, n, n) -> (L,): squared Frobenius norms."""
     return a.flatten(1).square().sum(1)
+
+
+def correlation(covariance: Tensor) -> Tensor:
+    """(..., M, M) covariances, or sums of inner products, over the square roots of both variances."""
+    deviation = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    return covariance / (deviation.unsqueeze(-1) * deviation.unsqueeze(-2))
+
+
+def add_inner(state: Tensor, grams: Tensor, groups: Tensor) -> None:
+    """Add inner products of U-centred Gram matrices (M, B, B) of one batch to ``state`` (G + 1, M, M), in place.
+
+    To row g goes what leaving out the images of group g, ``groups`` (B,), takes away; the rest to the last one. So
+    leaving out a group is leaving out a row, and the rows of all batches add up.
+    """
+    u = u_centred(grams)
+    whole = inner(u, u)
+    state[-1] += whole
+    for group in groups.unique().tolist():
+        left = torch.nonzero(groups != group).flatten().to(grams.device)
+        taken = whole
+        if len(left) >= LEAST:  # fewer images than the estimator needs weigh nothing
+            u = u_centred(grams[:, left][:, :, left])
+            taken = whole - inner(u, u)
+        state[group] += taken
+        state[-1] -= taken
 
 
 def gram_cka(a: Tensor, b: Tensor) -> Tensor:

@@ -28,12 +28,6 @@ def mean_of(total: Tensor, count: Tensor) -> Tensor:
     return total / count
 
 
-def correlation(covariance: Tensor, _: Tensor) -> Tensor:
-    """(..., M, M) covariances over the square roots of both variances."""
-    deviation = covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-    return covariance / (deviation.unsqueeze(-1) * deviation.unsqueeze(-2))
-
-
 class HeadMeasure(Measure):
     """Which head is where, and rows for pairs of heads, pairs of layers and the change over depth."""
 

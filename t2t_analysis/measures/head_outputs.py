@@ -14,8 +14,8 @@ from ..errors import T2TError
 from ..results import Result
 from ..stats import max_statistic_p, null_columns
 from .base import MeasureBatch, View
-from .cka import LEAST, gram, permutations, permuted_inner, u_centred
-from .head_measure import HeadMeasure, correlation
+from .cka import LEAST, add_inner, correlation, gram, permutations, permuted_inner, u_centred
+from .head_measure import HeadMeasure
 from .head_summary import contrast
 
 
@@ -136,7 +136,7 @@ class HeadOutputCKA(HeadMeasure):
         order = permutations(len(groups), self.permutations, self.seed, batch.number)
         for tokens in self.tokens:
             grams = self._stacked(seen, tokens)
-            self._add(getattr(self, tokens), grams, groups)
+            add_inner(getattr(self, tokens), grams, groups)
             self._add_null(getattr(self, f"null_{tokens}"), u_centred(grams), order)
 
     def _stacked(self, seen: dict[str, dict[str, Tensor]], tokens: str) -> Tensor:
@@ -149,16 +149,6 @@ class HeadOutputCKA(HeadMeasure):
                 for (name,), heads in places
             ]
         ).to(self.images.device)
-
-    def _add(self, state: Tensor, grams: Tensor, groups: Tensor) -> None:
-        whole = _inner(u_centred(grams))
-        state[-1] += whole
-        for group in groups.unique().tolist():
-            left = torch.nonzero(groups != group).flatten().to(grams.device)
-            # Fewer images than the estimator needs weigh nothing.
-            without = _inner(u_centred(grams[:, left][:, :, left])) if len(left) >= LEAST else 0.0
-            state[group] += whole - without
-            state[-1] -= whole - without
 
     def _add_null(self, state: Tensor, u: Tensor, orders: Tensor) -> None:
         h, g = torch.triu_indices(len(u), len(u), offset=1, device=u.device)
@@ -177,7 +167,7 @@ class HeadOutputCKA(HeadMeasure):
 
     def _rows(self, tokens: str, counts: Tensor) -> list[dict[str, Any]]:
         sums = self._finite(getattr(self, tokens))
-        pairs, means, change = self.estimate_all(correlation, (sums, self.index.spread(counts)), counts)
+        pairs, means, change = self.estimate_all(correlation, (sums,), counts)
         null, layers = (x.cpu().numpy() for x in self._null(tokens, sums.sum(0)))
         upper = np.triu_indices(self.index.total, k=1)
         of_pairs = permutation_null(pairs.value[upper], null, np.isfinite(pairs.value[upper]))
@@ -219,8 +209,3 @@ def _placed(values: np.ndarray, where: tuple[np.ndarray, ...], size: int) -> np.
     table = np.full((size, size), np.nan)
     table[where] = values
     return table
-
-
-def _inner(u: Tensor) -> Tensor:
-    """(M, n, n) -> (M, M), inner products of matrices."""
-    return u.flatten(1) @ u.flatten(1).T

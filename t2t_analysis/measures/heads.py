@@ -22,6 +22,7 @@ from torch import Tensor
 from .. import capture
 from ..results import Result
 from .base import MeasureBatch, View
+from .cka import correlation
 from .head_maps import (
     content_covariance,
     cosine_floor,
@@ -32,7 +33,7 @@ from .head_maps import (
     row_scales,
     scaled_sum,
 )
-from .head_measure import OTHER_IMAGE, HeadMeasure, PairedImagesMeasure, correlation, mean_of
+from .head_measure import OTHER_IMAGE, HeadMeasure, PairedImagesMeasure, mean_of
 from .head_summary import head_rows, layer_rows, layer_table
 from .sums import add_by_group, grouped_estimate
 
@@ -169,7 +170,7 @@ class HeadSimilarity(PairedImagesMeasure):
             )
 
     def _content_rows(self) -> list[dict[str, Any]]:
-        sums = (self.content, self.index.spread(self.pairs))
+        sums = (self.content,)
         estimates = self.estimate_all(correlation, sums, self.pairs, unit="image pair")
         columns = _cosine("cosine_content") | {
             "estimator": "covariance over images from differences of two, over both deviations",
@@ -187,7 +188,7 @@ class HeadSimilarity(PairedImagesMeasure):
         used = torch.triu(same, diagonal=1).bool().to(self.images.device)
 
         def agreement(*sums: Tensor) -> Tensor:
-            one, other = (fn(*sums[part : part + 2])[:, used] for part in (0, 2))
+            one, other = (fn(*part)[:, used] for part in (sums[: len(sums) // 2], sums[len(sums) // 2 :]))
             return torch.stack([_pearson(a, b).atanh() for a, b in zip(one, other, strict=True)])
 
         z = grouped_estimate(agreement, split, self.images.amax((-2, -1)))
