@@ -21,8 +21,8 @@ from .errors import DataError, UnknownNameError
 from .measures.attention import attention_distance, attention_entropy, key_distance
 from .measures.channels import MIXED, mixed
 from .measures.feature_maps import Ratios, channel_ratios, stretched
-from .measures.gradients import distance_to_cell, energy_radius, pixel_energy, rings
 from .measures.head_maps import entropy, head_cosine, renormalised
+from .measures.receptive import distance_to_cell, energy_radius, pixel_energy, rings
 from .measures.view import View, evaluating, layer_of
 
 __all__ = ["CLASS", "NUMBERS", "Look", "Scene", "Subject"]

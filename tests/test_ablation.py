@@ -18,8 +18,7 @@ from t2t_analysis.capture import capture
 from t2t_analysis.errors import CaptureError, DataError, ParameterError, T2TError, UnknownNameError
 from t2t_analysis.measures import HeadOutputCKA, HeadSimilarity, accumulate, collect, measure
 from t2t_analysis.measures.ablation import HeadMeans, Replay, ablated, derangement, head_outputs, sites
-from t2t_analysis.measures.head_ablation import HeadAblation
-from t2t_analysis.measures.head_effects import (
+from t2t_analysis.measures.ablation_measure import (
     effects,
     head_gradients,
     head_scores,
@@ -29,6 +28,7 @@ from t2t_analysis.measures.head_effects import (
     remove_subspace,
     subspace_scores,
 )
+from t2t_analysis.measures.head_ablation import HeadAblation
 from t2t_analysis.measures.pruning import (
     PruningCurves,
     ascending_order,

@@ -27,7 +27,7 @@ from t2t_analysis.measures import attention as A
 from t2t_analysis.measures import collapse as C
 from t2t_analysis.measures import redundancy as R
 from t2t_analysis.measures import rollout as ro
-from t2t_analysis.measures.head_summary import LAYERS
+from t2t_analysis.measures.head_measure import LAYERS
 from t2t_analysis.plots import rollout_examples
 
 from .references import column_cosine, rollout

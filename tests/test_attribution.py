@@ -14,7 +14,7 @@ from torch import nn
 from t2t_analysis import models
 from t2t_analysis.data.loading import Batch
 from t2t_analysis.errors import CaptureError, DataError, T2TError, UnknownNameError
-from t2t_analysis.measures import attribution, attribution_checks, faithfulness
+from t2t_analysis.measures import attribution, attribution_checks
 from t2t_analysis.measures.attribution import (
     METHODS,
     Explained,
@@ -25,16 +25,17 @@ from t2t_analysis.measures.attribution import (
 )
 from t2t_analysis.measures.attribution_checks import (
     cascade_stages,
+    cell_order,
     completeness,
+    deletion_insertion,
+    exchange_null,
     map_agreement,
     rank_correlations,
     weight_randomisation,
 )
 from t2t_analysis.measures.base import View
 from t2t_analysis.measures.clusters import cluster_mean, paired_against_others, permute_clusters
-from t2t_analysis.measures.faithfulness import cell_order, deletion_insertion, exchange_null
-from t2t_analysis.measures.footprint import token_footprint
-from t2t_analysis.measures.token_pixels import shares_of, split_windows
+from t2t_analysis.measures.token_pixels import shares_of, split_windows, token_footprint
 from t2t_analysis.plots import attribution_panels
 
 from .references import token_to_pixel_weights
@@ -234,7 +235,7 @@ def test_unknown_names_and_classes():
 
 
 def test_captum_is_imported_inside_functions_only():
-    for module in (attribution, attribution_checks, faithfulness):
+    for module in (attribution, attribution_checks):
         top = ast.parse(inspect.getsource(module)).body
         imported = [ast.unparse(node) for node in top if isinstance(node, ast.Import | ast.ImportFrom)]
         assert imported

@@ -15,7 +15,7 @@ from t2t_analysis.measures import (
     similar_pairs_stand_in,
     skips_beside_cka,
 )
-from t2t_analysis.measures.head_effects import kl_divergence
+from t2t_analysis.measures.ablation_measure import kl_divergence
 from t2t_analysis.sentences.head_pairs import pair_findings
 
 from .helpers import one

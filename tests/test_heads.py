@@ -25,9 +25,9 @@ from t2t_analysis.measures import (
     random_twins,
 )
 from t2t_analysis.measures import head_maps as hm
-from t2t_analysis.measures import head_summary as hs
+from t2t_analysis.measures import head_measure as hs
+from t2t_analysis.measures.base import mean_estimate
 from t2t_analysis.measures.head_outputs import head_output_weights, head_outputs, permutation_null
-from t2t_analysis.measures.sums import mean_estimate
 from t2t_analysis.models import load_model
 from t2t_analysis.results import Result
 from t2t_analysis.stats import delete_group_jackknife

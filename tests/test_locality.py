@@ -28,10 +28,10 @@ from t2t_analysis.measures import (
     shift,
 )
 from t2t_analysis.measures import edges as ed
-from t2t_analysis.measures import footprint as fp
-from t2t_analysis.measures import gradients as rf
 from t2t_analysis.measures import locality as lo
-from t2t_analysis.measures.sums import Estimate, left_out
+from t2t_analysis.measures import receptive as rf
+from t2t_analysis.measures import token_pixels as fp
+from t2t_analysis.measures.base import Estimate, left_out
 
 from .references import decodability
 

@@ -19,7 +19,7 @@ from t2t_analysis.measures import (
     difference,
     measure,
 )
-from t2t_analysis.measures.head_summary import THIRDS
+from t2t_analysis.measures.head_measure import THIRDS
 from t2t_analysis.plots import (
     along,
     by_depth,

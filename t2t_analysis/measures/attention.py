@@ -21,7 +21,7 @@ from ..capture.layout import tokeniser
 from ..results import Result
 from .base import Estimate, ImageMeans, MeasureBatch, View
 from .head_maps import entropy
-from .head_summary import LAYERS, nanmean, over_depth
+from .head_measure import LAYERS, nanmean, over_depth
 
 Pair = tuple[float, float]
 

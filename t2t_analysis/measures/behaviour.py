@@ -17,8 +17,8 @@ from ..data.loading import as_seen_by
 from ..errors import DataError, T2TError, UnknownNameError
 from ..estimates import Estimate
 from ..results import Result
+from .ablation_measure import kl_divergence
 from .base import View
-from .head_effects import kl_divergence
 from .probes import data_info
 from .view import evaluating, views_of
 

@@ -19,8 +19,8 @@ from ..estimates import Estimate
 from ..results import Result
 from .base import View, layer_of
 from .edges import REFERENCES, inner_tokens, luminance, reference_windows
-from .footprint import token_footprint
 from .ridge import pair_half, random_projection
+from .token_pixels import token_footprint
 from .view import FIRST_THIRD, evaluating, first_third, views_of
 
 #: candidate penalties, for standardised features

@@ -18,7 +18,7 @@ from ..capture.places import OutOf, Place, Places
 from ..errors import UnknownNameError
 from ..estimates import Estimate
 from ..results import Result
-from .base import ImageMeans, MeasureBatch, View
+from .base import ImageMeans, MeasureBatch, View, add_finite
 from .feature_maps import (
     EPS,
     TOO_LARGE,
@@ -30,8 +30,7 @@ from .feature_maps import (
     fraction_below,
     ratios_of,
 )
-from .head_summary import nanmean
-from .sums import add_finite
+from .head_measure import nanmean
 from .view import place_kind
 
 #: Where channels are looked at, as far as a model has such places.

@@ -19,11 +19,9 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from ..results import Result
-from .base import View
+from .base import Estimate, View, grouped_estimate
 from .head_maps import cosine_sums, unit_rows
-from .head_measure import OTHER_IMAGE, PairedImagesMeasure
-from .head_summary import LAYERS, HeadIndex, layer_rows, nanmean
-from .sums import Estimate, grouped_estimate
+from .head_measure import LAYERS, OTHER_IMAGE, HeadIndex, PairedImagesMeasure, layer_rows, nanmean
 
 #: Numbers in the attention maps of one image that are worked on at a time.
 _CHUNK = 2**21

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import T2TError
 
 if TYPE_CHECKING:
-    from .footprint import Footprint
+    from .token_pixels import Footprint
 
 ORIENTATIONS = 8
 #: Where the edges are that a token is asked for.

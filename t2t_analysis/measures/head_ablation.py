@@ -17,11 +17,10 @@ from ..errors import ParameterError
 from ..results import Result
 from ..stats import holm, mcnemar
 from .ablation import Edit, Start
-from .ablation_measure import AblationMeasure
-from .base import MeasureBatch, View
-from .head_effects import (
+from .ablation_measure import (
     LABELLED,
     QUANTITIES,
+    AblationMeasure,
     effects,
     head_gradients,
     head_scores,
@@ -30,8 +29,8 @@ from .head_effects import (
     remove_subspace,
     subspace_scores,
 )
-from .head_summary import head_rows
-from .sums import Estimate, add_by_group, grouped_estimate, mean_estimate
+from .base import Estimate, MeasureBatch, View, add_by_group, grouped_estimate, mean_estimate
+from .head_measure import head_rows
 
 KINDS = ("single", "subspace", "layer")
 SUBSPACE = (

@@ -15,8 +15,7 @@ from ..results import Result
 from ..stats import max_statistic_p, null_columns
 from .base import MeasureBatch, View
 from .cka import LEAST, add_inner, correlation, gram, permutations, permuted_inner, u_centred
-from .head_measure import HeadMeasure
-from .head_summary import contrast
+from .head_measure import HeadMeasure, contrast
 
 
 def head_outputs(z: Tensor, weights: Tensor) -> Tensor:

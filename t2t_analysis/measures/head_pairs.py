@@ -15,9 +15,8 @@ from torch import Tensor
 from ..errors import T2TError
 from ..results import Result
 from .ablation import Start
-from .ablation_measure import AblationMeasure
+from .ablation_measure import AblationMeasure, kl_divergence, put
 from .base import MeasureBatch, View, add_by_group, mean_estimate
-from .head_effects import kl_divergence, put
 from .pruning import similarity_matrix
 
 

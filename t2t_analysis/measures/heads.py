@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .. import capture
 from ..results import Result
-from .base import MeasureBatch, View
+from .base import MeasureBatch, View, add_by_group, grouped_estimate
 from .cka import correlation
 from .head_maps import (
     content_covariance,
@@ -33,9 +33,15 @@ from .head_maps import (
     row_scales,
     scaled_sum,
 )
-from .head_measure import OTHER_IMAGE, HeadMeasure, PairedImagesMeasure, mean_of
-from .head_summary import head_rows, layer_rows, layer_table
-from .sums import add_by_group, grouped_estimate
+from .head_measure import (
+    OTHER_IMAGE,
+    HeadMeasure,
+    PairedImagesMeasure,
+    head_rows,
+    layer_rows,
+    layer_table,
+    mean_of,
+)
 
 #: Numbers in the attention maps of one image that are worked on at a time: what a processor's cache holds.
 _CHUNK = 2**21

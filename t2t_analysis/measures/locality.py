@@ -18,7 +18,7 @@ from .. import capture
 from ..data.loading import preprocessing
 from ..errors import T2TError, UnknownNameError
 from ..results import Result
-from .base import Measure, MeasureBatch, View
+from .base import Estimate, Measure, MeasureBatch, View, add_by_group, left_out
 from .edges import (
     ORIENTATIONS,
     REFERENCES,
@@ -31,9 +31,8 @@ from .edges import (
     reference_windows,
     strength_and_orientation,
 )
-from .footprint import Footprint, token_footprint
 from .ridge import held_out_errors, moments, pair_half, random_projection
-from .sums import Estimate, add_by_group, left_out
+from .token_pixels import Footprint, token_footprint
 from .view import FIRST_THIRD, first_third
 
 ASPECTS = ("", "_strength", "_orientation")

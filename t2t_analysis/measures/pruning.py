@@ -20,10 +20,8 @@ from ..errors import T2TError, UnknownNameError
 from ..results import Result
 from ..stats import null_columns, permutation_p
 from .ablation import Edit, Head, Start
-from .ablation_measure import AblationMeasure
-from .base import MeasureBatch, View
-from .head_effects import kl_divergence, put
-from .sums import Estimate, add_by_group, mean_estimate
+from .ablation_measure import AblationMeasure, kl_divergence, put
+from .base import Estimate, MeasureBatch, View, add_by_group, mean_estimate
 
 Array = np.ndarray
 #: Values of all heads (M,) when image group g counts weights[g] times.

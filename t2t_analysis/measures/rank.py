@@ -18,8 +18,7 @@ from torch import Tensor
 from .. import capture
 from ..errors import DataError
 from ..results import Result
-from .base import Measure, MeasureBatch, View, add_by_group
-from .sums import Estimate, left_out
+from .base import Estimate, Measure, MeasureBatch, View, add_by_group, left_out
 from .view import place_kind
 
 LEVELS = ("pooled", "patch")

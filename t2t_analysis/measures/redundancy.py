@@ -22,11 +22,10 @@ from .. import capture
 from ..capture.attention import backbone_attention
 from ..results import Result
 from ..stats import null_columns
-from .base import Estimate, ImageMeans, View
+from .base import Estimate, ImageMeans, View, at_first
 from .head_maps import off_diagonal_mean, renormalised
 from .head_measure import OTHER_IMAGE
 from .rank import effective_rank
-from .sums import at_first
 
 # ---------------------------------------------------------------------------------------- tokens
 

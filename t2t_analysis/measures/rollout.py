@@ -20,9 +20,8 @@ from .. import capture
 from ..data.loading import as_seen_by, first_images
 from ..errors import T2TError
 from ..results import Result
-from .base import ImageMeans, MeasureBatch, View
+from .base import ImageMeans, MeasureBatch, View, at_first
 from .feature_maps import stretched
-from .sums import at_first
 
 # ---------------------------------------------------------------------------------------- pure functions
 

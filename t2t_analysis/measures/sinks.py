@@ -21,12 +21,10 @@ from ..capture.attention import Attention, backbone_attention
 from ..errors import T2TError
 from ..estimates import Estimate
 from ..results import Result
-from .base import ImageMeans, MeasureBatch, View
+from .base import ImageMeans, MeasureBatch, View, at_first
 from .head_maps import off_diagonal_mean, thirds
-from .head_measure import OTHER_IMAGE
+from .head_measure import OTHER_IMAGE, HeadIndex, nanmean
 from .head_outputs import backbone_output_weights
-from .head_summary import HeadIndex, nanmean
-from .sums import at_first
 
 #: Which columns of a map are compared.
 KEYS = ("all keys", "patch keys", "without sinks", "without random columns")
