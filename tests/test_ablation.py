@@ -36,6 +36,7 @@ from t2t_analysis.measures.pruning import (
     crossing,
     head_association,
     largest_similarity,
+    one_more_p,
     pruning_orders,
     similarity_is_redundancy,
     similarity_matrix,
@@ -760,6 +761,12 @@ def test_resampled_images_widen_the_interval():
     assert ends[0]["ceiling"] == pytest.approx([1, 1])
 
 
+def test_one_more_random_order_is_not_special():
+    rng = np.random.default_rng(3)
+    p = np.array([one_more_p(x[0], x[1:]) for x in rng.normal(size=(600, 9))])
+    assert 0.03 < (p < 0.05).mean() < 0.07
+
+
 @pytest.fixture(scope="module")
 def both(double):
     """Accumulators of similarity and effect, and their results."""
@@ -860,6 +867,16 @@ def test_silent_heads_are_redundant(curves):
     assert first.value == pytest.approx(3 / 8, abs=1e-3)
     assert first.low == pytest.approx(3 / 8, abs=1e-3)
     assert last.value < 0.01
+    area = [rows_by_order(result, "pruning_area_kl", f"silent {x}").iloc[0] for x in ("first", "last")]
+    assert area[0].value < 0 < area[1].value
+    assert area[0].null_low < 0 < area[0].null_high
+    assert area[0].value == pytest.approx(
+        np.trapezoid(
+            rows_by_order(result, "pruned_kl", "silent first")[["value", "null"]].astype(float).to_numpy()
+            @ [1, -1],
+            [0, 0.125, 0.375, 0.625, 1],
+        )
+    )
 
 
 def test_crossing_without_and_at_once():

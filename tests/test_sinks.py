@@ -184,6 +184,9 @@ def test_planted_sinks_explain_the_likeness(found):
     assert fall.p < 1e-6
     assert one(frame, quantity="sink_columns", place="blocks.0.attn").value == 0
     assert one(frame, quantity="sink_value_ratio", **at).value < 0.1
+    where = frame[(frame.quantity == "sink_position") & (frame.layer == 1)]
+    assert sorted(where["at"]) == COLUMNS
+    assert (where.value == 1).all()
 
 
 @pytest.mark.parametrize(("size", "kind"), [(0.05, "sinks_that_do_nothing"), (3.0, "sinks_that_broadcast")])

@@ -21,7 +21,7 @@ from ..results import Result
 from ..stats import null_columns, permutation_p
 from .ablation import Edit, Head, Start
 from .ablation_measure import AblationMeasure, kl_divergence, put
-from .base import Estimate, MeasureBatch, View, add_by_group, mean_estimate
+from .base import Estimate, MeasureBatch, View, add_by_group, grouped_estimate, mean_estimate
 
 Array = np.ndarray
 #: Values of all heads (M,) when image group g counts weights[g] times.
@@ -339,7 +339,9 @@ class PruningCurves(AblationMeasure):
 
     ``pruned_kl`` (KL(full || pruned), nats) and, with labels of the model's own classes,
     ``pruned_accuracy`` against the fraction of heads removed; the null is the mean over random orders with
-    their 2.5 and 97.5 % points. ``removable_by_accuracy`` and ``removable_by_kl`` are redundancy indices: the
+    their 2.5 and 97.5 % points. ``pruning_area_kl`` and ``pruning_area_accuracy`` are the areas between an
+    order's curve and the random mean; p, two-sided, by Student's t, takes the area as one more draw among
+    the random orders' areas. ``removable_by_accuracy`` and ``removable_by_kl`` are redundancy indices: the
     fraction of heads that can go before accuracy falls by ``points`` or KL exceeds ``nats``.
 
     Parameters
@@ -430,7 +432,7 @@ class PruningCurves(AblationMeasure):
     # rows
 
     def compute(self) -> Result:
-        """Curves and redundancy indices of the named orders, each against the random ones."""
+        """Curves, areas and redundancy indices of the named orders, each against the random ones."""
         self.add_notes()
         rows = self._rows("pruned_kl", "nats", self.kl, self.counts, self.nats)
         if self.labelled.any():
@@ -452,7 +454,7 @@ class PruningCurves(AblationMeasure):
         value = mean_estimate(sums, counts)
         if quantity == "pruned_kl":
             value = value.positive()
-        falls = quantity == "pruned_accuracy"
+        area, falls = self._areas(sums, counts, at), quantity == "pruned_accuracy"
         kept, low, high = _removable(sums, counts, at, limit, falls=falls, seed=self.seed)
         named, k = np.array(list(self.named), dtype=object), len(self.named)
         how = np.array(
@@ -465,6 +467,12 @@ class PruningCurves(AblationMeasure):
                 "variant": named[:, None], "estimator": how[:, None], "estimate": value[:k], "at": at,
                 "at_unit": "fraction of heads removed",
             },
+            row | null_columns(area.value[k:]) | {
+                "quantity": quantity.replace("pruned_", "pruning_area_"), "value_unit": f"{unit} x fraction of heads",
+                "estimate": area[:k], "p": np.array([one_more_p(x, area.value[k:]) for x in area.value[:k]]),
+                "estimator": how + "; area to the mean of random orders, trapezoids; p: one more random order",
+                "null_kind": f"{self.random} random orders, each against the others",
+            },
             row | null_columns(kept[k:]) | {
                 "quantity": quantity.replace("pruned_", "removable_by_"), "value_unit": "fraction of heads",
                 "value": kept[:k], "low": low[:k], "high": high[:k], "n": value.n[:k, 0], "unit": "image",
@@ -472,6 +480,21 @@ class PruningCurves(AblationMeasure):
                 "estimator": how + f"; until {until}",
             },
         ]  # fmt: skip
+
+    def _areas(self, sums: Tensor, counts: Tensor, at: Array) -> Estimate:
+        """Area between every order's curve and the mean of the random ones (the others, for a random one)."""
+        named, random = len(self.named), self.random
+        widths = torch.from_numpy(np.diff(at)).to(sums)
+
+        def area(s: Tensor, n: Tensor) -> Tensor:
+            curve = s / n  # (1 + G, O, 1 + F)
+            under = ((curve[..., 1:] + curve[..., :-1]) / 2 * widths).sum(-1)  # (1 + G, O)
+            drawn = under[:, named:]
+            mean = drawn.mean(1, keepdim=True)
+            others = (random * mean - drawn) / (random - 1)
+            return torch.cat([under[:, :named] - mean, drawn - others], 1)
+
+        return grouped_estimate(area, (sums, counts), counts[..., 0])
 
 
 def _complete(name: str, order: Sequence[Head], heads: Sequence[Head]) -> list[Head]:
@@ -482,6 +505,19 @@ def _complete(name: str, order: Sequence[Head], heads: Sequence[Head]) -> list[H
             f"order {name!r} must hold each of the {len(heads)} heads once; look at {odd or given[:3]}"
         )
     return given
+
+
+def one_more_p(value: float, drawn: Array) -> float:
+    """Two-sided p that ``value`` is one more draw from a normal distribution of which ``drawn`` (R,) are some.
+
+    >>> round(one_more_p(0.0, np.array([-1.0, 1.0])), 3), one_more_p(50.0, np.arange(9.0)) < 1e-5
+    (1.0, True)
+    """
+    spread = float(drawn.std(ddof=1)) * float(np.sqrt(1 + 1 / len(drawn)))
+    distance = abs(value - float(drawn.mean()))
+    if spread == 0:
+        return 1.0 if distance == 0 else 0.0
+    return float(2 * sps.t.sf(distance / spread, len(drawn) - 1))
 
 
 def _removable(

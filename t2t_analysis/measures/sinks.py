@@ -168,7 +168,7 @@ class Sinks(ImageMeans):
     the mean of the others; ``update_stable_rank`` of U = A u; ``dominant_prefix``, how often it is a prefix token;
     ``dominant_same``, how often it is the same on another image; ``sink_events`` (nine queries in ten give half),
     of them ``sinks_that_do_nothing`` (value ratio up to 0.2) and ``sinks_that_broadcast`` (0.5 or more, stable rank
-    up to 1.5).
+    up to 1.5). ``sink_position``: how often each patch is a sink of its layer.
 
     Why this threshold: a soft mixture (EM) pays nothing for a split and may cut through the bulk of the columns. In the
     last third of a real ViT-Ti/16 (8 photographs) scikit-learn's takes 4 to 120 columns of an image, this rule at most
@@ -198,11 +198,12 @@ class Sinks(ImageMeans):
         self.grams = {layer: self._gram(view, layer) for layer in self.places}
         layout = view.layout_of(f"{next(iter(self.places.values()))}.pattern")
         assert layout is not None
-        self.prefix = layout.prefix
+        self.prefix, self.grid = layout.prefix, layout.grid
         rows, columns = (torch.arange(n).minimum(torch.arange(n).flip(0)) for n in layout.grid)
         self.ring = torch.minimum(rows[:, None], columns).flatten()
-        # a layer's own numbers, then those of each of its heads
-        self.add_means(list(self.places.values()), len(_LAYER) + len(_HEAD) * max(self.index.heads))
+        # a layer's own numbers, those of each of its heads, and whether each patch is a sink
+        self.parts = len(_LAYER), len(_LAYER) + len(_HEAD) * max(self.index.heads)
+        self.add_means(list(self.places.values()), self.parts[1] + len(self.ring))
 
     def _gram(self, view: View, layer: int) -> Tensor | None:
         """W_O W_O' of every head, (H, d, d); None, with a note, where heads are mixed before the projection."""
@@ -277,7 +278,9 @@ class Sinks(ImageMeans):
             made, norms, rank = (batch.seen[0].get(f"{name}.{what}") for what in ("pattern", "v", "z"))
             if made is not None:
                 heads = self._of_heads(made, norms, rank).flatten(1)
-                self.add(i, self.group(batch), torch.cat([self._of_layer(made, norms), heads], -1))
+                room = heads.new_full((len(heads), self.parts[1] - self.parts[0] - heads.shape[1]), math.nan)
+                layer = self._of_layer(made, norms)
+                self.add(i, self.group(batch), torch.cat([layer, heads, room, made["sinks"].to(layer)], -1))
 
     def _of_layer(self, made: dict[str, Tensor], norms: Tensor | None) -> Tensor:
         """(B, 22) in the order of ``_LAYER``."""
@@ -308,13 +311,18 @@ class Sinks(ImageMeans):
     # -- after the pass
 
     def compute(self) -> Result:
-        """Rows by layer, for the last third of the layers, and by head."""
+        """Rows by layer, for the last third of the layers, by head, and by patch."""
         if any(gram is None for gram in self.grams.values()):
             self.note(
                 "heads are mixed before they are projected, so what one token's value adds is not defined"
             )
         found = self.means()
-        return self.result([*self._layer_rows(found[:, : len(_LAYER)]), *self._head_rows(found)])
+        rows = [
+            *self._layer_rows(found[:, : self.parts[0]]),
+            *self._head_rows(found),
+            *self._position_rows(found),
+        ]
+        return self.result(rows, grids={self.views[0].label: list(self.grid)})
 
     def _layer_rows(self, layers: Estimate) -> Iterator[dict[str, Any]]:
         """Rows of all layers (L, 22), and of the mean over the last third of them."""
@@ -361,7 +369,7 @@ class Sinks(ImageMeans):
         layer, head = (np.array(x) for x in zip(*self._heads(), strict=True))
         place = np.array(self.names, dtype=object)[layer]
         for j, quantity in enumerate(_HEAD):
-            own = found[layer, len(_LAYER) + head * len(_HEAD) + j]
+            own = found[layer, self.parts[0] + head * len(_HEAD) + j]
             known = own.n > 0
             own = own[known]
             yield self.row(
@@ -373,6 +381,16 @@ class Sinks(ImageMeans):
     def _heads(self) -> Iterator[tuple[int, int]]:
         """Position of its layer, and number in it, of every head."""
         return ((i, h) for i, heads in enumerate(self.index.heads) for h in range(heads))
+
+    def _position_rows(self, found: Estimate) -> Iterator[dict[str, Any]]:
+        for i, place in enumerate(self.names):
+            share = found[i, self.parts[1] :]
+            at = np.flatnonzero(share.value > 0)
+            yield self.row(
+                place, quantity="sink_position", at=at, at_unit="patch, row by row", tokens="patch",
+                value_unit="fraction of images", null=float(share.value.mean()), estimate=share[at],
+                null_kind="sinks anywhere", estimator=_ESTIMATORS["sink_columns"],
+            )  # fmt: skip
 
 
 def _estimated(found: Estimate, quantity: str) -> Estimate:
