@@ -11,7 +11,7 @@ import pytest
 import timm
 import torch
 
-from t2t_analysis.capture import capture
+from t2t_analysis.capture import capture, view
 from t2t_analysis.errors import T2TError, UnknownNameError
 from t2t_analysis.measures import (
     HeadDivergence,
@@ -426,7 +426,7 @@ def test_head_outputs_add_up_to_the_attention_output():
     block = model.blocks[0]
     with torch.no_grad(), capture(model, ["blocks.0.attn.z", "blocks.0.attn.out"]) as seen:
         model(images(2))
-        weights = head_output_weights(block, block.attn.proj, 3)
+        weights = head_output_weights(view(model), 0)
         whole = head_outputs(seen["blocks.0.attn.z"].transpose(1, 2), weights).sum(-2)
         expected = block.ls1(seen["blocks.0.attn.out"] - block.attn.proj.bias)
     torch.testing.assert_close(whole, expected, rtol=1e-4, atol=1e-6)

@@ -23,8 +23,6 @@ from torch.nn import functional as F
 
 from ..models.blocks import GhostAttention, SEAttention
 
-__all__ = ["Attention", "Call", "Heads", "backbone_attention", "stage_attention"]
-
 Triple = tuple[Tensor, Tensor, Tensor]
 
 

@@ -14,8 +14,6 @@ from .layout import Grids, TokenLayout
 from .places import Place
 from .view import ModelView, NameFilter, view
 
-__all__ = ["Captured", "Handler", "Observation", "capture", "observe"]
-
 
 class Observation(NamedTuple):
     """One tensor from one place. It shares memory with the model's own: read it, never write to it."""
@@ -23,6 +21,17 @@ class Observation(NamedTuple):
     name: str
     value: Tensor
     layout: TokenLayout | None
+
+    @property
+    def patches(self) -> Tensor:
+        """The value without prefix tokens, (..., P, D)."""
+        return self.value[..., 0 if self.layout is None else self.layout.prefix :, :]
+
+    @property
+    def maps(self) -> Tensor:
+        """Patch tokens on their grid, (B, D, h, w); of places that have one."""
+        assert self.layout is not None
+        return self.patches.mT.unflatten(-1, self.layout.grid)
 
 
 Handler = Callable[[Observation], None]

@@ -10,8 +10,6 @@ from torch.utils.hooks import RemovableHandle
 
 from ..errors import CaptureError
 
-__all__ = ["Grids", "TokenLayout", "flatten_patches", "tokeniser"]
-
 
 class TokenLayout(NamedTuple):
     """Prefix tokens (class, distillation, registers) come first; the rest fills ``grid`` row by row.

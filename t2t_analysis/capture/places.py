@@ -19,8 +19,6 @@ from ..models.blocks import DenseBlock, GhostMlp, Transition
 from .attention import Attention, Call, Heads, backbone_attention, stage_attention
 from .layout import flatten_patches, tokeniser
 
-__all__ = ["Place", "Places", "find_places", "is_layer"]
-
 Callback = Callable[[Any], None]
 
 

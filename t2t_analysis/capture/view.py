@@ -10,10 +10,9 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnknownNameError
+from .attention import Attention, backbone_attention
 from .layout import Grids, TokenLayout
 from .places import Places, find_places, is_layer
-
-__all__ = ["ModelView", "NameFilter", "names", "view"]
 
 NameFilter = str | Callable[[str], bool]
 
@@ -83,6 +82,20 @@ class ModelView:
         if block is None:
             raise UnknownNameError("layer", str(layer), map(str, self.blocks))
         return int(getattr(block, "attn", block).num_heads)
+
+    def attention(self, layer: int) -> Attention:
+        """How the attention of one layer is put together.
+
+        Raises
+        ------
+        UnknownNameError
+            It is of a kind that is not known here; the message says so.
+        """
+        self.select(f"blocks.{layer}.attn.z")  # says why where there is none
+        block = self.blocks[layer]
+        found = backbone_attention(getattr(block, "attn", block))
+        assert found is not None
+        return found
 
     @property
     def provenance(self) -> Any:

@@ -20,14 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
-from ..capture.attention import backbone_attention
 from ..data.loading import as_seen_by, image_tensors
 from ..errors import CaptureError, DataError, T2TError, UnknownNameError
-
-__all__ = [
-    "MODES", "Change", "Edit", "Head", "HeadMeans", "Replay", "Site", "ablated", "derangement",
-    "sites",
-]  # fmt: skip
 
 Head = tuple[int, int]  # layer, head
 Mode = Literal["zero", "mean", "resample"]
@@ -72,13 +66,8 @@ def sites(model: nn.Module | capture.ModelView) -> dict[int, Site]:
     reason).
     """
     view = capture.view(model)
-    found = {}
-    for layer, block in view.blocks.items():
-        view.select(f"blocks.{layer}.attn.z")  # says why where there is none
-        attention = backbone_attention(getattr(block, "attn", block))
-        assert attention is not None
-        found[layer] = Site(layer, attention.proj, attention.num_heads)
-    return found
+    found = {layer: view.attention(layer) for layer in view.blocks}
+    return {layer: Site(layer, attention.proj, attention.num_heads) for layer, attention in found.items()}
 
 
 def _check(known: Mapping[int, Site], heads: Iterable[Head]) -> None:

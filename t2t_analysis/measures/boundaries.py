@@ -156,7 +156,7 @@ def _gather(
 
     def hook(obs: capture.Observation) -> None:
         assert obs.layout is not None  # only such places were chosen
-        keep(obs.name, inner_tokens(obs.value[:, obs.layout.prefix :].float(), obs.layout.grid, grid))
+        keep(obs.name, inner_tokens(obs.patches.float(), obs.layout.grid, grid))
 
     starts = counted(range(0, len(drawn), _AT_ONCE), f"boundaries, {view.label}", shown=progress)
     with evaluating(view.model), torch.no_grad():

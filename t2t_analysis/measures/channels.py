@@ -75,7 +75,7 @@ def positions(obs: capture.Observation) -> Tensor:
     """(B, N, C) patch tokens, or (B, C, h, w) feature maps -> (B, positions, C)."""
     if obs.value.ndim == 4:
         return obs.value.flatten(2).transpose(1, 2)
-    return obs.value[:, 0 if obs.layout is None else obs.layout.prefix :]
+    return obs.patches
 
 
 @functools.lru_cache(maxsize=16)

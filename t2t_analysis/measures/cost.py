@@ -230,22 +230,15 @@ def saved_bytes(module: nn.Module, images: Tensor, tensors: Mapping[str, Tensor]
     return size
 
 
-def tokeniser_saved_bytes(shapes: Shapes, *, batch: int = 1, fused: bool = True) -> int | None:
-    """`saved_bytes` of the tokeniser alone (T2T module or patch embedding), in float32; None if there is none.
-
-    ``fused`` takes norm and projection of the soft splits together, otherwise they unfold, normalise and project one
-    after the other; it changes nothing elsewhere.
-    """
-    module: Any = tokeniser(shapes.model)
+def tokeniser_saved_bytes(shapes: Shapes, *, batch: int = 1) -> int | None:
+    """`saved_bytes` of the tokeniser alone (T2T module or patch embedding), in float32; None if there is none."""
+    module = tokeniser(shapes.model)
     if module is None:
         return None
-    switch = getattr(module, "set_fused", lambda fused: None)
-    switch(fused)
     try:
         with _pretending():
             return saved_bytes(module.train(), shapes.images(batch), _tensors(module))
     finally:
-        switch(True)
         module.eval()
 
 

@@ -177,9 +177,7 @@ class EdgeChannels(ImageMeans):
 
     def reduce(self, obs: capture.Observation) -> Tensor:
         """Feature maps on the common grid, (B, C, h, w)."""
-        maps = obs.value
-        if obs.layout is not None:
-            maps = maps[:, obs.layout.prefix :].mT.unflatten(2, obs.layout.grid)
+        maps = obs.value if obs.layout is None else obs.maps
         return (
             maps
             if maps.shape[-2:] == self.grids[obs.name]

@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from .. import capture
-from ..capture.attention import Attention, backbone_attention
 from ..estimates import Estimate
 from .base import Measure, MeasureBatch, View, grouped_estimate
 from .head_maps import patch_logits, renormalised, thirds
@@ -193,13 +192,6 @@ class HeadMeasure(Measure):
         self.add_sum("images", self.groups, layers, layers)
         self.make_states(view, self.index.total)
 
-    def attention(self, view: View, layer: int) -> Attention:
-        """How the attention of one layer is put together."""
-        block = view.blocks[layer]
-        found = backbone_attention(getattr(block, "attn", block))
-        assert found is not None  # or there would be no place to observe
-        return found
-
     def anchors(self, view: View) -> list[str]:
         """One place per layer that is compared; raises UnknownNameError where the model has none."""
         return view.select("blocks.*.attn.pattern")
@@ -265,7 +257,7 @@ class PairedImagesMeasure(HeadMeasure):
     def sources_of(self, view: View, anchor: str) -> tuple[str, ...]:
         """Queries and keys, to rebuild maps image by image; the pattern itself where a bias enters it too."""
         attn = anchor.removesuffix(".pattern")
-        module = self.attention(view, int(attn.split(".")[1])).module
+        module = view.attention(int(attn.split(".")[1])).module
         biases = (
             getattr(module, "relative_position_bias_table", None),
             getattr(view.model, "rel_pos_bias", None),
@@ -275,15 +267,14 @@ class PairedImagesMeasure(HeadMeasure):
     def make_states(self, view: View, heads: int) -> None:
         """Scales of the logits, and how many pairs of images there are."""
         layers = self.index.layers
-        self.scales = {layer: float(self.attention(view, layer).scale or 1.0) for layer in layers}
+        self.scales = {layer: float(view.attention(layer).scale or 1.0) for layer in layers}
         self.add_sum("pairs", self.groups, len(layers), len(layers))
 
     def reduce(self, obs: capture.Observation) -> Tensor:
         """Patch tokens of q or k, copied since they are a view of more; or the patch map."""
-        prefix = obs.layout.prefix if obs.layout else 0
         if obs.name.endswith(".pattern"):
-            return renormalised(obs.value, prefix)
-        return obs.value[:, :, prefix:].clone()
+            return renormalised(obs.value, obs.layout.prefix if obs.layout else 0)
+        return obs.patches.clone()
 
     def tensors(self, seen: dict[str, Tensor], layer: int) -> list[Tensor]:
         """What the maps of a layer are made of: q and k, or the maps; nothing where it is not finite."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
-from ..capture.attention import Attention
 from ..errors import T2TError
 from ..results import Result
 from ..stats import max_statistic_p, null_columns
@@ -26,28 +25,24 @@ def head_outputs(z: Tensor, weights: Tensor) -> Tensor:
     return torch.einsum("...hd,hdm->...hm", z.to(weights.dtype), weights)
 
 
-def head_output_weights(block: nn.Module, proj: nn.Module, num_heads: int) -> Tensor:
-    """W_O of every head, (H, d, D): slices of the output projection, times LayerScale if there is one."""
-    weight: Any = proj.weight  # (D, H d)
-    scale: Any = getattr(getattr(block, "ls1", None), "gamma", None)
-    weight = weight if scale is None else weight * scale[:, None]
-    return weight.detach().T.unflatten(0, (num_heads, -1))
-
-
-def backbone_output_weights(view: View, layer: int, attention: Attention) -> Tensor:
-    """W_O of every head of one layer, as `head_output_weights`.
+def head_output_weights(view: capture.ModelView, layer: int) -> Tensor:
+    """W_O of every head of one layer, (H, d, D): slices of the output projection, times LayerScale if there is one.
 
     Raises
     ------
     T2TError : a norm or gate mixes the heads before they are projected.
     """
+    attention = view.attention(layer)
     mixed = attention.z is not attention.proj and not isinstance(attention.z, nn.Identity)
     if mixed or getattr(attention.module, "gate", None) is not None:
         raise T2TError(
             f"{view.label}: a norm or gate mixes the heads of blocks.{layer} before "
             "they are projected, so what one head adds to the residual stream is not defined"
         )
-    return head_output_weights(view.blocks[layer], attention.proj, attention.num_heads)
+    weight: Any = attention.proj.weight  # (D, H d)
+    scale: Any = getattr(getattr(view.blocks[layer], "ls1", None), "gamma", None)
+    weight = weight if scale is None else weight * scale[:, None]
+    return weight.detach().T.unflatten(0, (attention.num_heads, -1))
 
 
 def permutation_null(value: np.ndarray, null: np.ndarray, tested: np.ndarray) -> dict[str, Any]:
@@ -102,10 +97,7 @@ class HeadOutputCKA(HeadMeasure):
         """Inner products of U-centred Gram matrices, and the same for every permutation."""
         layout = view.layout_of(self.sources[self.index.layers[0]][0])
         self.tokens = ("pooled", "class") if layout is not None and layout.prefix else ("pooled",)
-        self.weights = {
-            layer: backbone_output_weights(view, layer, self.attention(view, layer))
-            for layer in self.index.layers
-        }
+        self.weights = {layer: head_output_weights(view, layer) for layer in self.index.layers}
         self.add_sum("skipped", dtype=torch.int64)
         for tokens in self.tokens:
             self.add_sum(tokens, self.groups + 1, heads, heads)
@@ -113,9 +105,8 @@ class HeadOutputCKA(HeadMeasure):
 
     def reduce(self, obs: capture.Observation) -> dict[str, Tensor]:
         """U-centred Gram matrices (H, B, B) of every head, for the mean patch and for the class token."""
-        prefix = obs.layout.prefix if obs.layout else 0
         weights = self.weights[int(obs.name.split(".")[1])].to(obs.value.device)
-        z = {"pooled": obs.value[:, :, prefix:].mean(2), "class": obs.value[:, :, 0]}  # (B, H, d)
+        z = {"pooled": obs.patches.mean(2), "class": obs.value[:, :, 0]}  # (B, H, d)
         if len(obs.value) < LEAST:
             return {}
         return {tokens: gram(head_outputs(z[tokens], weights).transpose(0, 1)) for tokens in self.tokens}

@@ -114,8 +114,7 @@ class LayerCKA(Measure):
         """(B, N, D) -> features (B, D), or the batch's Gram matrix (B, B) for flattened tokens."""
         if self.tokens == "class":
             return obs.value[:, 0].double()
-        prefix = obs.layout.prefix if obs.layout is not None else 0
-        return self.how.reduce(obs.value[:, prefix:] if obs.value.ndim > 2 else obs.value)
+        return self.how.reduce(obs.patches)
 
     def update(self, batch: MeasureBatch) -> None:
         """Add one batch; a place that was not finite counts as zeros and is left out of the result."""

@@ -169,8 +169,7 @@ class EdgeDecodability(Measure):
         """Projected features of the inner cells, (B, draws, T, k)."""
         if obs.layout is None:
             raise T2TError(f"{obs.name} has no grid; choose places that hold patch tokens")
-        tokens = obs.value[:, obs.layout.prefix :]
-        return self._projected(obs.name, inner_tokens(tokens, obs.layout.grid, self.grid))
+        return self._projected(obs.name, inner_tokens(obs.patches, obs.layout.grid, self.grid))
 
     def _projected(self, name: str, x: Tensor) -> Tensor:
         projection = self.projections[name].to(x.device)

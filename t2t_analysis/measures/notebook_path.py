@@ -207,10 +207,7 @@ class ShortcutShare(ImageMeans):
 
     def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
         """Areas (B, 5) and maps (B, C, h, w) of one place."""
-        assert obs.layout is not None  # the path has tokens only
-        patches = obs.value[:, obs.layout.prefix :]
-        areas = stacked_areas(channel_ratios(patches)).mean(-1)
-        return areas, patches.mT.unflatten(2, obs.layout.grid)
+        return stacked_areas(channel_ratios(obs.patches)).mean(-1), obs.maps
 
     def update(self, batch: MeasureBatch) -> None:
         """Run the images through the path too, and add up what both show."""

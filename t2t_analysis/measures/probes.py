@@ -70,9 +70,8 @@ def collect_features(
     kept: dict[str, list[Tensor]] = {name: [] for name in view.select(places)}
 
     def keep(seen: capture.Observation) -> None:
-        prefix = seen.layout.prefix if seen.layout is not None else 0
-        first = tokens == "class" and prefix
-        kept[seen.name].append((seen.value[:, 0] if first else seen.value[:, prefix:].mean(1)).float().cpu())
+        first = tokens == "class" and seen.layout is not None and seen.layout.prefix
+        kept[seen.name].append((seen.value[:, 0] if first else seen.patches.mean(1)).float().cpu())
 
     labels, index, device = [], [], next(view.model.parameters()).device
     with evaluating(view.model), torch.no_grad(), capture.observe(view, dict.fromkeys(kept, keep)):

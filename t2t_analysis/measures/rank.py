@@ -159,7 +159,7 @@ class EffectiveRank(Measure):
 
     def reduce(self, obs: capture.Observation) -> Tensor:
         """Patch tokens in float64, (B, N, d)."""
-        return obs.value[:, 0 if obs.layout is None else obs.layout.prefix :].double()
+        return obs.patches.double()
 
     def update(self, batch: MeasureBatch) -> None:
         """Add samples, sums and products to their groups."""

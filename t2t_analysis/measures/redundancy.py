@@ -267,7 +267,7 @@ _ESTIMATORS = {
 def _tokens_alike(obs: capture.Observation) -> tuple[Tensor, Tensor]:
     """Of images (B, 4), and of pairs (B // 2, 1): mean cosine of tokens of two images."""
     assert obs.layout is not None
-    tokens = obs.value[:, obs.layout.prefix :].float()
+    tokens = obs.patches.float()
     own = [token_cosine(tokens), token_cosine(tokens, centred=True), mean_share(tokens)]
     own.append(dirichlet_energy(tokens, obs.layout.grid))
     direction = _unit(tokens).mean(-2)  # (B, D)

@@ -17,14 +17,13 @@ import torch
 from torch import Tensor
 
 from .. import capture
-from ..capture.attention import Attention, backbone_attention
 from ..errors import T2TError
 from ..estimates import Estimate
 from ..results import Result
 from .base import ImageMeans, MeasureBatch, View, at_first
 from .head_maps import off_diagonal_mean, thirds
 from .head_measure import OTHER_IMAGE, HeadIndex, nanmean
-from .head_outputs import backbone_output_weights
+from .head_outputs import head_output_weights
 
 #: Which columns of a map are compared.
 KEYS = ("all keys", "patch keys", "without sinks", "without random columns")
@@ -207,11 +206,8 @@ class Sinks(ImageMeans):
 
     def _gram(self, view: View, layer: int) -> Tensor | None:
         """W_O W_O' of every head, (H, d, d); None, with a note, where heads are mixed before the projection."""
-        block = view.blocks[layer]
-        attention: Attention | None = backbone_attention(getattr(block, "attn", block))
-        assert attention is not None  # or there would be no pattern
         try:
-            weights = backbone_output_weights(view, layer, attention).float()
+            weights = head_output_weights(view, layer).float()
         except T2TError:
             return None
         return weights @ weights.mT

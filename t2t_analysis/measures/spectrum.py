@@ -140,8 +140,7 @@ class Spectrum(ImageMeans):
 
     def reduce(self, obs: capture.Observation) -> Tensor:
         """Share of high frequencies and diagonal log amplitude, (B, 1 + K)."""
-        assert obs.layout is not None  # bind asked
-        maps = obs.value[:, obs.layout.prefix :].mT.unflatten(2, obs.layout.grid)
+        maps = obs.maps
         return torch.cat([high_frequency_share(maps).unsqueeze(-1), log_amplitude(maps)], dim=-1)
 
     def compute(self) -> Result:
