@@ -217,7 +217,7 @@ def test_without_a_class_token_and_with_registers():
 
 
 def test_heads_that_are_mixed_before_the_projection_have_no_values():
-    torch.manual_seed(0)
+    torch.manual_seed(1)  # of weights without any sink
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=1, scale_attn_norm=True).eval()
     found = run(model, Sinks())["sinks"]
     assert not (found.frame.quantity == "dominant_value_ratio").any()
