@@ -228,6 +228,7 @@ ENDPOINTS = {
     "late_cosine_by_sinks": "sink_likeness",
     "late_sink_writes": "sink_value_ratio",
     "edges_over_pixels": "edge_r2_own_over_reference",
+    "boundaries_over_pixels": "boundary_precision_over_reference",
 }
 
 # ------------------------------------------------------------------------------------------ what follows by a rule

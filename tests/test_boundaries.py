@@ -11,6 +11,9 @@ import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
+from t2t_analysis import load_images, load_model
+from t2t_analysis.claims.ledger import claim_named, ledger
+from t2t_analysis.claims.premise import groups_for, measure_endpoints
 from t2t_analysis.data.boundaries import find_boundaries
 from t2t_analysis.data.loading import preprocessing
 from t2t_analysis.errors import DataError
@@ -18,6 +21,7 @@ from t2t_analysis.estimates import Estimate
 from t2t_analysis.measures import boundaries
 from t2t_analysis.measures.boundaries import average_precision
 from t2t_analysis.plots import by_depth
+from t2t_analysis.results import Result
 from t2t_analysis.sentences.boundaries import boundary_findings
 
 SIZE = (40, 48)
@@ -198,3 +202,21 @@ def test_the_ceiling_is_what_the_other_annotators_tell(tmp_path):
     assert "average precision" in figure.caption.lower()
     with pytest.raises(DataError, match="5 photographs"):
         boundaries(told(), find_boundaries(tmp_path, 5), progress=False)
+
+
+def test_drawn_boundaries_are_evidence_where_there_are_some(tmp_path):
+    model = load_model("small_hard_deep")
+    assert "boundaries" not in groups_for(load_images("photo_crops", model=model, n_images=4))
+    images = load_images(bsds(tmp_path), model=model)
+    assert "boundaries" in groups_for(images)
+    (row,) = measure_endpoints("m", model, images, "boundaries", progress=False)
+    people = boundaries({"m": model}, find_boundaries(tmp_path), progress=False)
+    where = {"quantity": "boundary_precision_over_reference", "place_b": "pixels.cell"}
+    assert row["value"] == people.where(**where).frame["value"].item()
+    assert (row["quantity"], row["n"]) == ("boundaries_over_pixels", 12)
+    evidence = Result.of_rows("evidence", [row], {"kind": "premise"})
+    judged = ledger(evidence, claims=[claim_named("local-structure")]).set_index("quantity")
+    assert judged.loc["boundaries_over_pixels", "verdict"] != "not tested"
+    assert not judged.loc["boundaries_over_pixels", "deciding"]
+    with pytest.raises(DataError, match="no boundaries that people drew"):
+        measure_endpoints("m", model, load_images("photo_crops", model=model, n_images=4), "boundaries")

@@ -5,13 +5,14 @@ The bounds that turn them into verdicts stand in ``entries/`` and were fixed bef
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from .._names import TWIN
-from ..errors import T2TError
+from ..data.boundaries import find_boundaries
+from ..errors import DataError, T2TError
 from ..estimates import Estimate
 from ..results import Result
 from .headlines import HEADLINES, Headline, as_dict, effects_alone
@@ -24,6 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "rank": ("EffectiveRank",),
     "sinks": ("Sinks",),
     "redundancy": ("HeadSimilarity", "HeadAblation"),
+    "boundaries": (),  # no measure of a pass: read from what people drew, see `groups_for`
 }
 #: groups that are measured of the untrained control too
 _WITH_CONTROL = ("heads",)
@@ -107,6 +109,7 @@ _CKA = ("head_output_cka", "head_output_cka", "pooled")
 _OVER_PIXELS = Headline(
     "rectified_edge_decodability", {"quantity": "edge_r2_own_over_reference", "place_b": "pixels.cell"}
 )
+_DRAWN = Headline("boundaries", {"quantity": "boundary_precision_over_reference", "place_b": "pixels.cell"})
 #: name of an endpoint -> the group that it is measured with, and its row
 ENDPOINTS: dict[str, tuple[str, Callable[[Results, str], Row | None]]] = {
     "late_cosine": ("heads", _likeness(*_COSINE, trained=False)),
@@ -117,8 +120,15 @@ ENDPOINTS: dict[str, tuple[str, Callable[[Results, str], Row | None]]] = {
     "late_cosine_by_sinks": ("sinks", _by_sinks(subtract=True)),
     "late_sink_writes": ("sinks", _sink_writes),
     "edges_over_pixels": ("edges", _headline(_OVER_PIXELS)),
+    "boundaries_over_pixels": ("boundaries", _headline(_DRAWN)),
     **{name: (one.group, _headline(one)) for name, one in HEADLINES.items() if one.group},
 }
+
+
+def groups_for(images: Any) -> Iterator[str]:
+    """Groups that these images can be asked: of drawn boundaries only where somebody drew them."""
+    drawn = find_boundaries(images.dataset.info.name, 1)
+    yield from (group for group in GROUPS if drawn or group != "boundaries")
 
 
 def measure_endpoints(
@@ -139,15 +149,23 @@ def measure_endpoints(
     ------
     T2TError
         If none of the group's measures fits the model; it says why.
+    DataError
+        If there are no drawn boundaries to read.
     """
     from .. import measures as m
 
+    if group == "boundaries":
+        about = images.dataset.info
+        drawn = find_boundaries(about.name, about.n, seed)
+        if drawn is None:
+            raise DataError(f"{about.name} holds no boundaries that people drew")
+        found = {"boundaries": m.boundaries({label: model}, drawn, seed=seed, progress=progress)}
+        return endpoint_rows(label, model, found, group)
     made = [effects_alone() if name == "HeadAblation" else getattr(m, name)() for name in GROUPS[group]]
     models = {label: model}
     if group in _WITH_CONTROL:
         models |= m.random_twins(models, seed=seed + 1)
-    found = m.measure(models, images, made, progress=progress)
-    results = {name: found[name] for name in found}
+    results = dict(m.measure(models, images, made, progress=progress))
     if group == "redundancy":
         heads, loss = results["head_similarity"], results["head_ablation"]
         results["similarity_redundancy"] = m.similarity_is_redundancy(heads, loss, model=label, seed=seed)
@@ -171,7 +189,7 @@ def endpoint_rows(label: str, model: Any, results: Results, group: str | None = 
 
 
 def premise_evidence(
-    label: str, model: Any, images: Any, *, seed: int = 0, groups: Iterable[str] = GROUPS
+    label: str, model: Any, images: Any, *, seed: int = 0, groups: Iterable[str] | None = None
 ) -> Result:
     """Endpoints of one trained model over the images, for `ledger`; nothing is measured of random weights."""
     about = {
@@ -182,7 +200,7 @@ def premise_evidence(
         return Result.of_rows("evidence", [], about, (f"random weights in {label}: not measured",))
     rows: list[Row] = []
     notes = []
-    for group in groups:
+    for group in groups or groups_for(images):
         try:
             rows += measure_endpoints(label, model, images, group, seed=seed)
         except T2TError as error:

@@ -25,7 +25,7 @@ from ..results import COLUMNS, Result, tidy
 from ..stats import Student
 from .headlines import as_dict
 from .ledger import ledger
-from .premise import GROUPS, measure_endpoints
+from .premise import groups_for, measure_endpoints
 
 #: what tells one set of rows from another
 _KEY = ("model", "sha256", "data_hash", "seed")
@@ -99,7 +99,7 @@ def record(
     for column in _KEY:
         same = same[same[column].astype("string") == str(about[column])]
     done = set(_groups_of(same.loc[same["value"].notna(), "endpoint"]))  # what failed is tried again
-    for group in GROUPS:
+    for group in groups_for(images):
         if group in done:
             yield f"{name}: {group} is there"
             continue

@@ -9,7 +9,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes to its parser."""
     add = parser.add_argument
     add("--models", required=True, metavar="A,B=FILE,...", help="models, each with its weights file")
-    add("--data", required=True, help="images: a folder, a tar or any other name that reports take")
+    what = "images, as reports take them; boundaries that people drew in them, laid out as in BSDS500, are read too"
+    add("--data", required=True, help=what)
     add("--n-images", type=int, help="how many of them; default: all")
     add("--seed", type=int, default=0, help="seed of choices and nulls")
     add("--device", default="cpu", help="cpu, cuda, cuda:1 or mps")
