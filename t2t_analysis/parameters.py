@@ -289,6 +289,17 @@ class LayerSimilarityParams(CommonParams, notebook="layer_similarity", images=19
 class LocalStructureParams(CommonParams, notebook="local_structure", images=192):
     """Parameters of ``local_structure.ipynb``; few images: each is run with a graph and 16 times shifted."""
 
+    categories: str = Field(
+        default="none", description="CSV of the outputs that belong to each class of the data, or none"
+    )
+
+    @field_validator("categories")
+    @classmethod
+    def _categories(cls, value: str) -> str:
+        if value != "none" and not Path(value).expanduser().is_file():
+            raise ValueError("no such file; expected a CSV with the columns imagenet_index and category")
+        return value
+
 
 class AttentionGeometryParams(CommonParams, notebook="attention_geometry"):
     """Parameters of ``attention_geometry.ipynb``."""

@@ -11,6 +11,8 @@ from t2t_analysis.errors import DataError, T2TError, UnknownNameError
 from t2t_analysis.estimates import Estimate
 from t2t_analysis.measures import behaviour, distorted, read_categories
 from t2t_analysis.measures.behaviour import DISTORTIONS
+from t2t_analysis.quantities import quantity
+from t2t_analysis.sentences.local_structure import behaviour_findings
 
 
 def pictures(n=3, size=32, seed=0):
@@ -129,6 +131,10 @@ def test_what_a_classifier_looks_at_is_what_it_misses(labelled):
     intact = at(found, "behaviour_accuracy", "low-pass", 0, "rough")
     assert (intact.value, intact.n) == (1, 24)
     assert intact.null < 0.1  # classes take turns, so the label before is the other one
+    said = behaviour_findings(found, ["bag", "rough"])
+    assert "`rough` is right about 100.0 % [86.2, 100.0] of the images as they are (n = 24 images" in said[1]
+    assert "50.0 % [" in said[1].partition("and about")[2]
+    assert said[0].count("100.0 % [86.2, 100.0]") == 6
     kl = at(found, "behaviour_kl", "low-pass", 0)
     assert (kl.value, kl.low, kl.high) == (0, 0, 0)
     assert at(found, "behaviour_kl", "low-pass", 1, "rough").value > 1
@@ -139,6 +145,11 @@ def test_labels_that_are_not_the_models_classes_leave_the_divergence(labelled):
         {"m": load_model("small_hard_deep", "random")}, labelled, distortions=["shift"], progress=False
     )
     assert set(found.frame["quantity"]) == {"behaviour_kl"}
+    (said,) = behaviour_findings(found, ["m"])
+    moved = at(found, "behaviour_kl", "shift", 0.5, "m")
+    assert said.startswith("The labels are not the classes of `m`")
+    assert quantity("behaviour_kl").interval(moved) in said
+    assert said.endswith("moved by half a patch.")
     assert "UNTRAINED" in found.notes[0]
     with pytest.raises(UnknownNameError, match="shift"):
         behaviour(Bag(), labelled, distortions=["shif"])
@@ -153,11 +164,24 @@ def test_categories_average_the_probabilities_of_their_classes(labelled, tmp_pat
     assert at(found, "behaviour_accuracy", "none", 0).value == 0
     with pytest.raises(UnknownNameError, match="'b'"):
         behaviour(Bag(), labelled, categories={"a": [0]}, progress=False)
+    with pytest.raises(DataError, match=r"'b' of outputs \[2\]: the model has 0 to 1"):
+        behaviour(Bag(), labelled, categories={"a": [0], "b": [2]}, progress=False)
+    table.write_text("imagenet_index,category\none,a\n")
+    with pytest.raises(DataError, match="'one': expected a whole number"):
+        read_categories(table)
     table.write_text("wnid\nn1\n")
     with pytest.raises(DataError, match="imagenet_index and category"):
         read_categories(table)
     with pytest.raises(T2TError, match="no classifier"):
         behaviour(load_model("small_hard_deep", "random", num_classes=0), labelled, progress=False)
+
+
+def test_a_part_of_the_images_is_drawn_from_all_of_them(labelled):
+    few = behaviour(Bag(), labelled, distortions=[], max_images=9, progress=False).frame
+    assert set(few["n"].dropna()) == {9}
+    one = behaviour(Bag(), labelled, distortions=["shift"], max_images=5, seed=1, progress=False)
+    other = behaviour(Bag(), labelled, distortions=["shift"], max_images=5, seed=2, progress=False)
+    assert one.frame["value"].tolist() != other.frame["value"].tolist()
 
 
 def test_images_of_one_photograph_are_left_out_together():

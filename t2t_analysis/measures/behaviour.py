@@ -19,7 +19,7 @@ from ..estimates import Estimate
 from ..results import Result
 from .ablation_measure import kl_divergence
 from .base import View
-from .probes import data_info
+from .probes import accuracy_columns, data_info
 from .view import evaluating, views_of
 
 #: kind of distortion -> what its strength is, strengths; 0 is the image itself
@@ -101,14 +101,16 @@ def read_categories(path: str | Path) -> dict[str, list[int]]:
 
     Raises
     ------
-    DataError : a file without these columns.
+    DataError : a file without these columns, or without a number where one belongs.
     """
     found: dict[str, list[int]] = {}
-    with Path(path).open(encoding="utf-8", newline="") as file:
+    with Path(path).expanduser().open(encoding="utf-8", newline="") as file:
         reader = csv.DictReader(file)
         if not {"imagenet_index", "category"} <= set(reader.fieldnames or ()):
             raise DataError(f"{path}: expected columns imagenet_index and category, got {reader.fieldnames}")
         for row in reader:
+            if not str(row["imagenet_index"]).isdecimal():
+                raise DataError(f"{path}: imagenet_index {row['imagenet_index']!r}: expected a whole number")
             found.setdefault(row["category"], []).append(int(row["imagenet_index"]))
     return found
 
@@ -129,7 +131,8 @@ def behaviour(
     label of another image) and ``behaviour_accuracy_change`` from the intact image (p: no change), where the labels are
     the model's classes; ``behaviour_kl``, KL(intact || distorted) of the predictions in nats, which needs no labels
     (null: the distorted image is another one). Every model sees the images through its own preprocessing and is
-    distorted there. Intervals leave out images, or photographs where several images were cut from one.
+    distorted there. Intervals leave out images, or photographs where several images were cut from one; that of an
+    accuracy of independent images is Wilson's.
 
     Parameters
     ----------
@@ -137,11 +140,12 @@ def behaviour(
     distortions : names of `DISTORTIONS`, or none for the intact images alone.
     categories : names of the data's classes -> outputs that belong to each; then the answer is the category with the
         largest mean probability (Geirhos et al. 2019). See `read_categories`.
-    max_images : only the first so many.
+    max_images : at most so many, drawn with ``seed``.
 
     Raises
     ------
     UnknownNameError : a distortion or a class without category.
+    DataError : a category of outputs that the model has not.
     T2TError : a model that is no classifier, or tells no patches.
     """
     for kind in distortions:
@@ -166,24 +170,27 @@ def _of_model(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     asked = [("none", 0.0)] + [(kind, s) for kind in distortions for s in DISTORTIONS[kind][1]]
     seen: dict[tuple[str, float], list[tuple[Tensor, Tensor]]] = {key: [] for key in asked}
-    members = _members(categories, loader)
+    outputs = int(getattr(view.model, "num_classes", 0))
+    members = _members(categories, loader.dataset.info.classes, outputs)
+    n = loader.dataset.info.n
+    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max_images]
     labels: list[Tensor] = []
     index: list[Tensor] = []
     batches = counted(loader, f"distorting, {view.label}", len(loader), shown=progress)
     with evaluating(view.model), torch.no_grad():
         for batch in batches:
-            kept = max_images - sum(map(len, index))
-            if kept <= 0:
-                break
-            images = batch.images[:kept].to(next(view.model.parameters()).device)
+            kept = torch.isin(batch.index, chosen)
+            if not kept.any():
+                continue
+            images = batch.images[kept].to(next(view.model.parameters()).device)
             patch = _patch(view, images)
-            labels.append(batch.labels[:kept])
-            index.append(batch.index[:kept])
+            labels.append(batch.labels[kept])
+            index.append(batch.index[kept])
             intact = _predicted(view, images)
             for kind, strength in asked:
                 same = strength == 0
                 log = intact if same else _predicted(view, distorted(images, kind, strength, patch, seed))
-                answers = log if members is None else log.exp() @ members[:, : log.shape[1]].T
+                answers = log if members is None else log.exp() @ members.T
                 kl = torch.stack([kl_divergence(intact, x) for x in (log, log.roll(1, 0))], 1)
                 seen[kind, strength].append((answers.argmax(-1), kl))
     yield from _rows(view, loader, seen, torch.cat(labels), torch.cat(index), members)
@@ -206,16 +213,20 @@ def _patch(view: View, images: Tensor) -> int:
     return min(size // cells for size, cells in zip(images.shape[2:], layout.grid, strict=True))
 
 
-def _members(categories: Mapping[str, Sequence[int]] | None, loader: Any) -> Tensor | None:
+def _members(
+    categories: Mapping[str, Sequence[int]] | None, classes: Sequence[str], outputs: int
+) -> Tensor | None:
     """(categories, K) weights that average the probabilities of each, in the order of the data's classes."""
     if categories is None:
         return None
-    classes = loader.dataset.info.classes
-    for name in classes:
+    found = torch.zeros(len(classes), outputs)
+    for row, name in zip(found, classes, strict=True):
         if name not in categories:
             raise UnknownNameError("category", name, categories, hint="for a class of the data")
-    found = torch.zeros(len(classes), max(1000, 1 + max(max(of) for of in categories.values())))
-    for row, name in zip(found, classes, strict=True):
+        if not 0 <= min(categories[name]) <= max(categories[name]) < outputs:
+            raise DataError(
+                f"category {name!r} of outputs {categories[name]}: the model has 0 to {outputs - 1}"
+            )
         row[list(categories[name])] = 1 / len(categories[name])
     return found
 
@@ -253,7 +264,7 @@ def _rows(
         yield at | {
             "quantity": "behaviour_accuracy", "estimate": mean(right[kind, strength]), "value_unit": "fraction",
             "null": wrong, "null_kind": "label of another image", "estimator": f"top-1{how}",
-        }  # fmt: skip
+        } | accuracy_columns(right[kind, strength], group)  # fmt: skip
         yield at | {
             "quantity": "behaviour_accuracy_change", "estimate": change, "p": change, "value_unit": "fraction",
             "null": 0.0, "null_kind": "no change", "estimator": f"top-1 less that of the intact image, paired{how}",

@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import pandas as pd
+
+from .._show import code
+from ..quantities import quantity
 from ..results import Result
 from .template import Facts, kept
+from .words import listed
 
 _GIVEN = "The architecture gives it, so that it decides nothing."
 _EARLY = {"place": "first third of blocks"}
@@ -40,6 +45,55 @@ def local_findings(results: Iterable[Result | None], models: Mapping[str, Any]) 
             facts.line("shift_dip", place="embed"),
         ]
     )  # fmt: skip
+
+
+#: distortion -> the strength that a sentence speaks of, and what it does to an image
+_DISTORTED = {
+    "low-pass": (1.0, "blurred over a patch"),
+    "high-pass": (4.0, "without all that is wider than a quarter of a patch"),
+    "edges": (1.0, "as drawings of their edges"),
+    "shuffle": (1.0, "with the pixels of every patch in random order"),
+    "shift": (0.5, "moved by half a patch"),
+}
+
+
+def behaviour_findings(result: Result, models: Iterable[str]) -> list[str]:
+    """A sentence a model: how often it is right about images as they are, and about distorted ones.
+
+    Where labels are not the model's classes, how far its predictions move.
+
+    Parameters
+    ----------
+    result
+        Of `behaviour`.
+    models
+        Labels in it.
+    """
+    return [_behaves(result.where(model=model).frame, model) for model in models]
+
+
+def _behaves(frame: pd.DataFrame, model: str) -> str:
+    labelled = "behaviour_accuracy" in set(frame["quantity"])
+    about = quantity("behaviour_accuracy" if labelled else "behaviour_kl")
+    own = frame[frame["quantity"] == about.name]
+    at = {
+        kind: own[(own["variant"] == kind) & (own["at"] == strength)].iloc[0]
+        for kind, (strength, _) in _DISTORTED.items()
+        if kind in set(own["variant"])
+    }
+    distorted = listed(f"{about.interval(row)} {_DISTORTED[kind][1]}" for kind, row in at.items())
+    intact = own[own["variant"] == "none"].iloc[0]
+    count = f"{intact['n']} {intact['unit']}s"
+    if labelled:
+        null = about.number(intact["null"])
+        return (
+            f"{code(model)} is right about {about.interval(intact)} of the images as they are (n = {count}; labels of "
+            f"other images {null}), and about {distorted}."
+        )
+    return (
+        f"The labels are not the classes of {code(model)}, so only its predictions are followed. {about.title} "
+        f"(n = {count}): {distorted}."
+    )
 
 
 def local_conclusions(
