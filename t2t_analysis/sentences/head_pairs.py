@@ -36,7 +36,7 @@ def _pairs(pairs: Result, similarity: Result, model: str) -> str:
     )
     stand = "stand in for each other more than dissimilar ones" if row["low"] > 0 else (
         "stand in for each other less than dissimilar ones" if row["high"] < 0 else
-        "are not told from dissimilar ones in how they stand in for each other"
+        "stand in for each other neither clearly more nor clearly less than dissimilar ones"
     )  # fmt: skip
     return (
         f"In {code(model)} similar heads of a layer {stand}: the loss without both, less that without each, differs "
