@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.functional import gaussian_blur
 
 from t2t_analysis import load_images, load_model
 from t2t_analysis.capture import capture
@@ -32,6 +33,13 @@ def test_no_strength_changes_no_bit_and_more_changes_more(kind):
     assert min(moved) > 0
     if kind not in ("shift", "shuffle"):  # how far pixels go is not how much they differ
         assert moved == sorted(moved)
+
+
+@pytest.mark.parametrize("sigma", [0.5, 4, 30])
+def test_the_blur_is_torchvisions(sigma):
+    images, side = pictures(size=40), 2 * min(int(3 * sigma) + 1, 39) + 1
+    expected = gaussian_blur(images, [side, side], [sigma, sigma])
+    torch.testing.assert_close(distorted(images, "low-pass", sigma / 8, 8), expected, atol=1e-5, rtol=0)
 
 
 def test_low_and_high_pass_add_up_to_the_image():
