@@ -20,12 +20,11 @@ from t2t_analysis.measures import (
     channels,
     collect,
     measure,
-    outliers,
     path_maps,
 )
 from t2t_analysis.measures import feature_maps as maps
+from t2t_analysis.measures.channels import ChannelOutliers
 from t2t_analysis.measures.notebook_path import ShortcutShare, shortcut_features
-from t2t_analysis.measures.outliers import ChannelOutliers
 from t2t_analysis.plots import channels as plots
 
 from .references import invalid_areas
@@ -125,7 +124,7 @@ def test_appended_zero_channels_add_exactly_k_over_c_plus_k():
 def test_shuffling_over_tokens_alone_changes_nothing():
     # which is why the null shuffles over channels too
     x = normal(2, 30, 20) * torch.logspace(-4, 2, 20, dtype=torch.float64)
-    shuffled = outliers.shuffled_tokens(x)
+    shuffled = channels.shuffled_tokens(x)
     assert not torch.equal(shuffled, x)
     torch.testing.assert_close(invalid_areas(shuffled), invalid_areas(x), rtol=1e-12, atol=0)
     mixed = channels.mixed(x)
@@ -398,12 +397,12 @@ def test_massive_activations_need_both_thresholds():
     x[1, 2, 3] = 2000.0  # over 100, but only 40 medians
     x[2] *= 0.01
     x[2, 2, 3] = 50.0  # 5,000 medians, but not over 100
-    assert outliers.massive_activations(x).tolist() == [1.0, 0.0, 0.0, 0.0]
+    assert channels.massive_activations(x).tolist() == [1.0, 0.0, 0.0, 0.0]
 
 
 def test_kurtosis_of_normal_values_is_its_null():
     x = normal(400, 50, 24)
-    mean = outliers.kurtosis(x).mean()
+    mean = channels.kurtosis(x).mean()
     assert float(mean) == pytest.approx(3 * 23 / 25, abs=0.02)
 
 
@@ -435,7 +434,7 @@ def test_a_planted_outlier_is_found_and_only_where_it_is(plant):
         assert peak.value > 2 * peak.null
         assert spikes.value > 10 * spikes.null
     curve = result.frame.query("quantity == 'outlier_tokens' and at_unit.notna()")
-    assert curve["at"].tolist() == list(outliers.OUTLIER_TOKEN)
+    assert curve["at"].tolist() == list(channels.OUTLIER_TOKEN)
 
 
 # ------------------------------------------------------------------------------------------ pictures

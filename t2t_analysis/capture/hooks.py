@@ -163,14 +163,15 @@ class Captured(Mapping[str, Tensor]):
     def _keep(self, seen: Observation) -> None:
         self._seen[seen.name] = seen
 
-    def _observation(self, name: str) -> Observation:
+    def observation(self, name: str) -> Observation:
+        """What was seen at ``name``."""
         if name not in self._seen:
             hint = "" if self._seen else "Nothing was captured: run the model inside the `with` block."
             raise _NotCapturedError("captured place", name, list(self._seen), hint)
         return self._seen[name]
 
     def __getitem__(self, name: str) -> Tensor:
-        return self._observation(name).value
+        return self.observation(name).value
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._seen)
@@ -180,7 +181,7 @@ class Captured(Mapping[str, Tensor]):
 
     def layout(self, name: str) -> TokenLayout | None:
         """Layout of the tokens of ``name``; ``None`` for ``logits``."""
-        return self._observation(name).layout
+        return self.observation(name).layout
 
 
 @contextmanager

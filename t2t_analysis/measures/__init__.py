@@ -8,7 +8,7 @@ from .attribution_checks import check_attribution
 from .base import Measure, MeasureBatch
 from .behaviour import behaviour, distorted, read_categories
 from .boundaries import boundaries
-from .channels import FeatureMapView, InvalidChannels
+from .channels import ChannelOutliers, FeatureMapView, InvalidChannels
 from .collapse import LayerCollapse
 from .cost import costs, count, token_geometry, token_stages
 from .edge_channels import EdgeChannels, example_image, image_for
@@ -22,7 +22,6 @@ from .latency import latencies
 from .layer_cka import CrossLayerCKA, LayerCKA
 from .locality import EdgeDecodability, RectifiedEdgeDecodability
 from .notebook_path import ShortcutShare, chainable, path_maps, shortcut_features
-from .outliers import ChannelOutliers
 from .paper_costs import printed_costs
 from .probes import probe
 from .pruning import PruningCurves, pruning_orders, similarity_is_redundancy

@@ -177,8 +177,8 @@ class Measure(Metric):
         """Make the states; called once, before the first batch. ``views`` know names, shapes and layouts."""
 
     def wants(self, view: View) -> Sequence[str]:
-        """Places to observe in ``view``."""
-        raise NotImplementedError
+        """Places to observe in ``view``, after `bind`: those in ``names``, unless a measure says otherwise."""
+        return self.names
 
     def reduce(self, obs: capture.Observation) -> Any:
         """Turn the observation of one place into small tensors; runs inside the hook."""
@@ -325,10 +325,6 @@ class ImageMeans(Measure):
     def bind(self, views: Sequence[View]) -> None:
         """One number for every place that matches."""
         self.add_means(views[0].select(self.places))
-
-    def wants(self, view: View) -> Sequence[str]:
-        """The places whose means are taken."""
-        return self.names
 
     def add_means(self, names: Sequence[str], *shape: int) -> None:
         """Make the states, for so many numbers at each of ``names``."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .attention import AttentionGeometry
 from .base import Measure
-from .channels import InvalidChannels
+from .channels import ChannelOutliers, InvalidChannels
 from .collapse import LayerCollapse
 from .edge_channels import EdgeChannels
 from .head_ablation import HeadAblation
@@ -19,7 +19,6 @@ from .head_outputs import HeadOutputCKA
 from .heads import HeadDivergence, HeadSimilarity
 from .layer_cka import CrossLayerCKA, LayerCKA
 from .locality import EdgeDecodability, RectifiedEdgeDecodability
-from .outliers import ChannelOutliers
 from .rank import EffectiveRank
 from .receptive import BoundaryBlindness, EffectiveReceptiveField
 from .redundancy import Redundancy

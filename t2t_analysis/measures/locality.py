@@ -159,10 +159,6 @@ class EdgeDecodability(Measure):
             return (bottom - top) * (right - left)
         return ORIENTATIONS if name == "edges.cell" else view.shape_of(name)[-1]
 
-    def wants(self, view: View) -> Sequence[str]:
-        """All places."""
-        return self.names
-
     # -- during the pass
 
     def reduce(self, obs: capture.Observation) -> Tensor:
@@ -329,9 +325,9 @@ class RectifiedEdgeDecodability(EdgeDecodability):
                 view.model(part)
             found = reference_windows(luminance(part.float(), self.std), self.grid, self.feet["embed"])
             for name in self.names:
-                layout = seen.layout(name)
-                assert layout is not None  # reduce refuses places without
-                found[name] = inner_tokens(seen[name][:, layout.prefix :], layout.grid, self.grid)
+                obs = seen.observation(name)
+                assert obs.layout is not None  # reduce refuses places without
+                found[name] = inner_tokens(obs.patches, obs.layout.grid, self.grid)
             for name, x in found.items():
                 sums = super()._projected(name, x).sum(0) / images
                 total[name] = total[name] + sums if name in total else sums

@@ -141,13 +141,9 @@ class EffectiveRank(Measure):
         super().__init__(groups=groups)
         self.places = places
 
-    def wants(self, view: View) -> list[str]:
-        """The places asked for."""
-        return view.select(self.places)
-
     def bind(self, views: Sequence[View]) -> None:
         """Make room for one covariance per place, level and group."""
-        self.names = self.wants(views[0])
+        self.names = views[0].select(self.places)
         self.widths = [views[0].shape_of(name)[-1] for name in self.names]
         self.groups = groups_within_budget(self.groups, self.widths)
         self.add_sum("images", self.groups, len(self.names))

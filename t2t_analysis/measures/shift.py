@@ -6,7 +6,7 @@ cell: the correlation has a period of one patch. Overlap should make the dip sha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -167,40 +167,28 @@ class ShiftConsistency(ImageMeans):
         if int(use.sum()) < 2:
             self.left_out += use.sum().to(self.left_out.device)
             return
-        group, images = self.group(batch)[use], batch.images[use.to(batch.images.device)]
-        original = self._maps(batch.views[0], images)
+        view, group = batch.views[0], self.group(batch)[use]
+        images = batch.images[use.to(batch.images.device)]
+        original = self._maps(view, images)
         scale = {name: maps.double().std((0, 2, 3)) for name, maps in original.items()}
-        found = [
-            [self._correlations(batch.views[0], images, original, scale, s, axis) for axis in (2, 3)]
-            for s in self.used
-        ]
-        both = torch.stack([torch.stack(axes).mean(0) for axes in found], -1)  # (B, places, shifts)
+
+        def correlations(pixels: int, axis: int) -> Tensor:
+            """Of every place, (B, places)."""
+            moved, cell = self._maps(view, shifted(images, pixels, axis)), self.cell[axis - 2]
+            pairs = {n: shifted_pair(original[n], moved[n], pixels, cell, axis) for n in original}
+            return torch.stack([map_correlation(*pair, scale[name]) for name, pair in pairs.items()], -1)
+
+        found = [torch.stack([correlations(s, axis) for axis in (2, 3)]).mean(0) for s in self.used]
+        both = torch.stack(found, -1)  # (B, places, shifts)
         self.left_out += (~both.isfinite().any(-1).any(-1)).sum().to(self.left_out.device)
         for i in range(len(self.names)):
             self.add(i, group, both[:, i])
-
-    def _correlations(
-        self,
-        view: View,
-        images: Tensor,
-        original: Mapping[str, Tensor],
-        scale: Mapping[str, Tensor],
-        shift: int,
-        axis: int,
-    ) -> Tensor:
-        moved = self._maps(view, shifted(images, shift, axis))
-        pairs = {n: shifted_pair(original[n], moved[n], shift, self.cell[axis - 2], axis) for n in original}
-        return torch.stack([map_correlation(*pair, scale[name]) for name, pair in pairs.items()], -1)
 
     def _maps(self, view: View, images: Tensor) -> dict[str, Tensor]:
         """(B, C, h, w) of every place, then of the pixels' means."""
         with torch.no_grad(), capture.capture(view, self.observed) as seen:
             view.model(images)
-        maps = {}
-        for name in self.observed:
-            layout = seen.layout(name)
-            assert layout is not None  # bind asked
-            maps[name] = seen[name][:, layout.prefix :].mT.unflatten(2, layout.grid)
+        maps = {name: seen.observation(name).maps for name in self.observed}
         (ph, pw), (h, w) = self.cell, self.grid
         return maps | {PIXELS: F.avg_pool2d(images[:, :, : h * ph, : w * pw].float(), self.cell)}
 
