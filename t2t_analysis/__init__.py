@@ -10,18 +10,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "load_model": "models",
-    "load_images": "data",
-    "measure": "measures",
-    "explore": "explorer",
-    "Measure": "measures",
-    "difference": "differences",
-    "quantity": "quantities",
-    "Result": "results",
-    "Results": "results",
-    "progress": "_progress",
-    "T2TError": "errors",
-}
+    "load_model": "models", "load_images": "data", "measure": "measures", "explore": "explorer", "Measure": "measures",
+    "difference": "differences", "quantity": "quantities", "Result": "results", "Results": "results",
+    "progress": "_progress", "T2TError": "errors",
+}  # fmt: skip
 _MODULES = {
     "capture", "cli", "data", "differences", "errors", "estimates", "measures", "models", "notebooks", "plots",
     "quantities", "reports", "results", "stats", "training",

@@ -17,20 +17,9 @@ from .errors import ParameterError
 from .parameters import CommonParams, P, unknown_parameter, validate
 
 __all__ = [
-    "Run",
-    "check",
-    "code",
-    "findings",
-    "plain",
-    "reproduce",
-    "save",
-    "say",
-    "set_up",
-    "show",
-    "table",
-    "validate",
-    "verdicts",
-]
+    "Run", "check", "code", "findings", "plain", "reproduce", "save", "say", "set_up", "show", "table",
+    "validate", "verdicts",
+]  # fmt: skip
 
 
 def _assignments(source: str) -> Iterator[tuple[str, str, bool]]:

@@ -8,13 +8,6 @@ from .photos import PHOTOS, load_photo
 from .sources import EMBEDDED
 
 __all__ = [
-    "EMBEDDED",
-    "PHOTOS",
-    "Batch",
-    "DataInfo",
-    "EpochCrops",
-    "FixedCrops",
-    "load_images",
-    "load_photo",
+    "EMBEDDED", "PHOTOS", "Batch", "DataInfo", "EpochCrops", "FixedCrops", "load_images", "load_photo",
     "train_data",
-]
+]  # fmt: skip

@@ -73,13 +73,9 @@ def _repeats(values: np.ndarray) -> np.ndarray:
 
 
 def _choose(
-    labels: np.ndarray,
-    n_images: int | None,
-    seed: int,
-    name: str,
-    bad: Collection[int] = (),
+    labels: np.ndarray, n_images: int | None, seed: int, name: str, bad: Collection[int] = (),
     clusters: np.ndarray | None = None,
-) -> np.ndarray:
+) -> np.ndarray:  # fmt: skip
     """Positions of the chosen images, in the order of the loader."""
     available = len(labels) - len(bad)
     if n_images is not None and not 1 <= n_images <= available:
@@ -255,11 +251,12 @@ def preprocessing(
     """
     from timm.data import resolve_data_config
 
-    config = resolve_data_config({"img_size": 224}) if model is None else resolve_data_config(model=model)
+    config = resolve_data_config(
+        {"img_size": 224, "interpolation": "bicubic"} if model is None else {}, model=model
+    )
     size = as_pair(img_size) if img_size is not None else _model_size(model) or config["input_size"][1:]
     channels = 3 if model is None else channels_of(model)
     config["input_size"] = (channels, *size)
-    config["interpolation"] = "bicubic" if model is None else config["interpolation"]
     for key in ("mean", "std"):
         given = tuple(float(value) for value in config[key])
         config[key] = given if len(given) == channels else (sum(given) / len(given),) * channels
@@ -325,17 +322,12 @@ def source_info(source: Source, split: str, chosen: np.ndarray, skipped: tuple[s
     notes = source.notes
     if skipped:
         notes += (f"{len(skipped)} unreadable images skipped: {'; '.join(skipped[:3])}",)
-    return DataInfo(
-        name=source.name,
-        split=split,
-        n=len(chosen),
-        classes=source.classes,
-        licence=source.licence,
-        chance=chance_level(source.labels[chosen]),
-        notes=notes,
-        names=tuple(source.label_of(int(number)) for number in chosen),
-        skipped=skipped,
+    names, chance = (
+        tuple(source.label_of(int(number)) for number in chosen),
+        chance_level(source.labels[chosen]),
     )
+    about = (source.classes, source.licence, chance, notes, names, skipped)
+    return DataInfo(source.name, split, len(chosen), *about)
 
 
 def _images_dataset(source: Source, split: str, n_images: int | None, seed: int, on_error: str) -> _Images:
@@ -429,21 +421,17 @@ def gather_images(loader: Any, n_images: int | None) -> tuple[Tensor, Tensor, np
     ------
     DataError : the loader has fewer, or none.
     """
-    images, labels, index = [], [], []
-    count = 0
+    batches, count = [], 0
     for batch in loader:
-        images.append(batch.images.cpu())
-        labels.append(torch.as_tensor(batch.labels).cpu())
-        index.append(torch.as_tensor(batch.index).cpu())
+        batches.append([torch.as_tensor(part).cpu() for part in (batch.images, batch.labels, batch.index)])
         count += len(batch.images)
         if n_images is not None and count >= n_images:
             break
     if count == 0 or (n_images is not None and (n_images < 1 or count < n_images)):
         raise DataError(f"n_images={n_images}: the loader gave {count} images")
-    where = torch.cat(index)[:n_images].numpy()
+    images, labels, index = (torch.cat(parts)[:n_images] for parts in zip(*batches, strict=True))
     clusters = getattr(loader.dataset, "clusters", None)
-    clusters = where if clusters is None else np.asarray(clusters)[where]
-    return torch.cat(images)[:n_images], torch.cat(labels)[:n_images], clusters
+    return images, labels, index.numpy() if clusters is None else np.asarray(clusters)[index.numpy()]
 
 
 def load_images(
@@ -493,13 +481,9 @@ def load_images(
     """
     _check_types(data, model, device, n_images=n_images, batch_size=batch_size, seed=seed, workers=workers)
     shard = _check_loader(batch_size, on_error, shard)
-    common: dict[str, Any] = {
-        "model": model,
-        "img_size": img_size,
-        "num_workers": workers,
-        "pin_memory": torch.device(device).type == "cuda",
-        "generator": torch.Generator().manual_seed(seed),
-    }
+    common: dict[str, Any] = {"model": model, "img_size": img_size, "num_workers": workers}
+    common["pin_memory"] = torch.device(device).type == "cuda"
+    common["generator"] = torch.Generator().manual_seed(seed)
     if str(data) == "photo_crops":
         size = _Crops.config(model, img_size)["input_size"][1:]
         dataset: Any = _crops_dataset(split, n_images, seed, size)
@@ -508,7 +492,7 @@ def load_images(
         if isinstance(source, StreamSource):
             info = _stream_info(source, split, n_images)
             stream = _Stream(source.dataset, info, batch_size, shard)
-            return ImageLoader(stream, batch_size=batch_size, **{**common, "num_workers": 0})
+            return ImageLoader(stream, batch_size=batch_size, **common | {"num_workers": 0})
         source = number_as_head(source, model)
         dataset = _images_dataset(source, split, n_images, seed, on_error)
     return ImageLoader(dataset, batch_sampler=_dealt_batches(len(dataset), batch_size, shard), **common)

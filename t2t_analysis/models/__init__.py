@@ -16,21 +16,7 @@ T2T_MODELS = tuple(name for name in VARIANTS if name != "t2t_vit_c_14")
 MODELS = (*VARIANTS, "vit_small_paper_patch16_224", *SMALL_MODELS, *SMALL_PARTS, *SMALL_VARIANTS)
 
 __all__ = [
-    "MODELS",
-    "PUBLISHED",
-    "SMALL_MODELS",
-    "SMALL_PARTS",
-    "SMALL_VARIANTS",
-    "T2T_MODELS",
-    "Accuracy",
-    "Provenance",
-    "T2TModule",
-    "T2T_ViT",
-    "TokenPerformer",
-    "TokenTransformer",
-    "available_weights",
-    "bundled_weights",
-    "load_model",
-    "save_weights",
-    "vit_small_paper_patch16_224",
-]
+    "MODELS", "PUBLISHED", "SMALL_MODELS", "SMALL_PARTS", "SMALL_VARIANTS", "T2T_MODELS", "Accuracy",
+    "Provenance", "T2TModule", "T2T_ViT", "TokenPerformer", "TokenTransformer", "available_weights",
+    "bundled_weights", "load_model", "save_weights", "vit_small_paper_patch16_224",
+]  # fmt: skip

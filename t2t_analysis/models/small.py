@@ -76,14 +76,11 @@ def mlp_ratio(tokens_type: str, backbone: Backbone, more: int = 0) -> float:
 
 # Channel statistics of CIFAR-10's training set.
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-default_cfgs = generate_default_cfgs(
-    {
-        name: _cfg(
-            num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, mean=_MEAN, std=_STD, license="bsd-3-clause"
-        )
-        for name in (*SMALL_MODELS, *SMALL_PARTS, *SMALL_VARIANTS)
-    }
+_SMALL = _cfg(
+    num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, mean=_MEAN, std=_STD, license="bsd-3-clause"
 )
+_NAMES = (*SMALL_MODELS, *SMALL_PARTS, *SMALL_VARIANTS)
+default_cfgs = generate_default_cfgs(dict.fromkeys(_NAMES, _SMALL))
 
 
 class T2T_ViT_SmallDense(T2T_ViT_Dense):  # noqa: N801
@@ -114,57 +111,43 @@ class T2T_ViT_SmallDense(T2T_ViT_Dense):  # noqa: N801
         return left / sum(2 * w * w + w for w in layers)
 
 
-def _front(tokens_type: str) -> dict[str, Any]:
-    """Image size, classes and tokeniser."""
-    return {
-        "img_size": 32,
-        "num_classes": 10,
-        "tokens_type": tokens_type,
-        "token_dim": SMALL_TOKEN_DIM,
-        "windows": SMALL_WINDOWS,
-    }
-
-
-def _se(tokens_type: str) -> dict[str, Any]:
-    """Channel gate after each attention, squeezed 16 times."""
-    deep = SMALL_BACKBONES["deep"]
-    gate = 2 * deep.embed_dim * (deep.embed_dim // 16)
-    return deep._asdict() | {"mlp_ratio": mlp_ratio(tokens_type, deep, gate), "attn_layer": SEAttention}
-
-
-def _resnext(tokens_type: str) -> dict[str, Any]:
-    """Twelve heads of width 8 in place of four of width 24 (the paper: 32 of width 12 in place of six of 64)."""
-    deep = SMALL_BACKBONES["deep"]
-    return deep._asdict() | {"mlp_ratio": mlp_ratio(tokens_type, deep), "num_heads": 12}
-
-
-def _ghost(tokens_type: str) -> dict[str, Any]:
-    """As many blocks as the budget buys: twelve on the soft tokeniser, thirteen on the hard one."""
-    deep = SMALL_BACKBONES["deep"]
-    dim, half = deep.embed_dim, deep.embed_dim // 2
-    per_block = 3 * (dim * half + half) + (dim + 1) * dim * 2 + (3 * dim + 1) * dim + 2 * dim + 4 * dim
-    depth = round((SMALL_BUDGET - _tokeniser_parameters(tokens_type, dim)) / per_block)
-    parts = {"attn_layer": GhostAttention, "mlp_layer": GhostMlp}
-    return deep._replace(depth=depth)._asdict() | {"mlp_ratio": 3.0} | parts
-
-
-def _dense(tokens_type: str) -> dict[str, Any]:
-    """Ten layers that append 24 channels each."""
-    ratio = T2T_ViT_SmallDense.mlp_ratio(tokens_type, dim=56)
-    return {"embed_dim": 56, "depth": 10, "num_heads": 4, "mlp_ratio": ratio, "model_cls": T2T_ViT_SmallDense}
-
-
-_IDEAS = {"se": _se, "dense": _dense, "resnext": _resnext, "ghost": _ghost}
+def _backbone(tokens_type: str, shape: str, idea: str = "") -> dict[str, Any]:
+    """Arguments of the backbone, with an idea from convolutional networks or without one, within the budget."""
+    plain = SMALL_BACKBONES[shape]
+    dim, half = plain.embed_dim, plain.embed_dim // 2
+    if idea == "dense":  # ten layers that append 24 channels each
+        ratio = T2T_ViT_SmallDense.mlp_ratio(tokens_type, dim=56)
+        return {
+            "embed_dim": 56,
+            "depth": 10,
+            "num_heads": 4,
+            "mlp_ratio": ratio,
+            "model_cls": T2T_ViT_SmallDense,
+        }
+    if (
+        idea == "ghost"
+    ):  # as many blocks as the budget buys: twelve on the soft tokeniser, thirteen on the hard one
+        per_block = 3 * (dim * half + half) + (dim + 1) * dim * 2 + (3 * dim + 1) * dim + 2 * dim + 4 * dim
+        depth = round((SMALL_BUDGET - _tokeniser_parameters(tokens_type, dim)) / per_block)
+        parts = {"mlp_ratio": 3.0, "attn_layer": GhostAttention, "mlp_layer": GhostMlp}
+        return plain._replace(depth=depth)._asdict() | parts
+    gate = (
+        2 * dim * (dim // 16) if idea == "se" else 0
+    )  # a channel gate after each attention, squeezed 16 times
+    found = plain._asdict() | {"mlp_ratio": mlp_ratio(tokens_type, plain, gate)}
+    if idea == "resnext":  # heads of width 8 in place of 24 (the paper: 32 of width 12 in place of six of 64)
+        found["num_heads"] = 12
+    return found | ({"attn_layer": SEAttention} if gate else {})
 
 
 def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """``small_<tokeniser>_<backbone>``, or ``small_<tokeniser>_deep_<idea>``."""
     _, tokens, shape, *idea = name.split("_")
-    tokens_type, backbone = _TOKENISERS.get(tokens, tokens), SMALL_BACKBONES[shape]
-    plain = backbone._asdict() | {"mlp_ratio": mlp_ratio(tokens_type, backbone)}
-    parts = _IDEAS[idea[0]](tokens_type) if idea else plain
-    return create_t2t_vit(name, pretrained, **_front(tokens_type) | parts | kwargs)
+    tokens_type = _TOKENISERS.get(tokens, tokens)
+    front = {"tokens_type": tokens_type, "token_dim": SMALL_TOKEN_DIM, "windows": SMALL_WINDOWS}
+    parts = {"img_size": 32, "num_classes": 10} | front | _backbone(tokens_type, shape, *idea)
+    return create_t2t_vit(name, pretrained, **parts | kwargs)
 
 
-for _name in (*SMALL_MODELS, *SMALL_PARTS, *SMALL_VARIANTS):
+for _name in _NAMES:
     register(_name, _create, __name__)

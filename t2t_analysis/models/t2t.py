@@ -22,12 +22,7 @@ from timm.layers import (
     to_2tuple,
     trunc_normal_,
 )
-from timm.models import (
-    build_model_with_cfg,
-    generate_default_cfgs,
-    register_model,
-    register_notrace_function,
-)
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model, register_notrace_function
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
@@ -126,30 +121,18 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
         global_pool: str = "token",
     ) -> None:
         nn.Module.__init__(self)  # timm's constructor would make its own patch embedding and a learned table
-        self.tokens_config: dict[str, Any] = dict(
-            tokens_type=tokens_type, token_dim=token_dim, windows=windows
-        )
+        self.tokens_config = {"tokens_type": tokens_type, "token_dim": token_dim, "windows": windows}
         self.num_classes, self.in_chans, self.embed_dim = num_classes, in_chans, embed_dim
         self._set_timm_traits(global_pool)
         norm: Any = norm_layer or partial(nn.LayerNorm, eps=1e-5)
         block: partial[Any] = partial(
-            Block,
-            num_heads=num_heads,
-            mlp_ratio=mlp_ratio,
-            qkv_bias=qkv_bias,
-            proj_drop=drop_rate,
-            attn_drop=attn_drop_rate,
-            norm_layer=norm,
-            attn_layer=attn_layer,
-            mlp_layer=mlp_layer,
-        )
-        tokeniser = T2TModule(
-            to_2tuple(img_size), in_chans=in_chans, embed_dim=embed_dim, **self.tokens_config
-        )
+            Block, num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, proj_drop=drop_rate,
+            attn_drop=attn_drop_rate, norm_layer=norm, attn_layer=attn_layer, mlp_layer=mlp_layer,
+        )  # fmt: skip
+        sizes: dict[str, Any] = {"in_chans": in_chans, "embed_dim": embed_dim}
+        tokeniser = T2TModule(to_2tuple(img_size), **sizes, **self.tokens_config)
         self.cls_token = nn.Parameter(trunc_normal_(torch.zeros(1, 1, embed_dim), std=0.02))
-        self.pos_embed = nn.Parameter(
-            sinusoid_table(tokeniser.num_patches + 1, embed_dim), requires_grad=False
-        )
+        self.pos_embed = nn.Parameter(sinusoid_table(tokeniser.num_patches + 1, embed_dim), False)
         self.tokens_to_token = tokeniser
         self.pos_drop = nn.Dropout(drop_rate)
         self.patch_drop, self.norm_pre = nn.Identity(), nn.Identity()
@@ -158,10 +141,8 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
         self.norm = norm(self.num_features)
         self.fc_norm, self.head_drop = nn.Identity(), nn.Dropout(0.0)
         self.head = nn.Linear(self.num_features, num_classes) if num_classes > 0 else nn.Identity()
-        self.feature_info = [
-            dict(module=f"blocks.{i}", num_chs=width, reduction=tokeniser.patch_size)
-            for i, width in enumerate(widths)
-        ]
+        about = {"reduction": tokeniser.patch_size}
+        self.feature_info = [{"module": f"blocks.{i}", "num_chs": w, **about} for i, w in enumerate(widths)]
         self.apply(_init_linear)
         if qk_scale is not None:
             self._set_qk_scale(qk_scale)
@@ -179,9 +160,8 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
     ) -> tuple[nn.Sequential, list[int]]:
         """The backbone and the width after each of its entries."""
         rates = calculate_drop_path_rates(drop_path_rate, depth)
-        return nn.Sequential(*(block(self.embed_dim, drop_path=rate) for rate in rates)), [
-            self.embed_dim
-        ] * depth
+        blocks = nn.Sequential(*(block(self.embed_dim, drop_path=rate) for rate in rates))
+        return blocks, [self.embed_dim] * depth
 
     def _set_qk_scale(self, qk_scale: float) -> None:
         for module in self.blocks.modules():
@@ -287,21 +267,12 @@ def checkpoint_filter_fn(state_dict: dict[str, Any], model: T2T_ViT) -> dict[str
 
 def _cfg(name: str = "", **kwargs: Any) -> dict[str, Any]:
     return {
-        "url": RELEASES + PUBLISHED[name][""].file if name in PUBLISHED else "",
-        "num_classes": 1000,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": False,
-        "pool_size": None,
-        "crop_pct": 0.9,
-        "interpolation": "bicubic",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
+        "url": RELEASES + PUBLISHED[name][""].file if name in PUBLISHED else "", "license": "BSD-3-Clause-Clear",
+        "num_classes": 1000, "input_size": (3, 224, 224), "fixed_input_size": False, "pool_size": None,
+        "crop_pct": 0.9, "interpolation": "bicubic", "mean": IMAGENET_DEFAULT_MEAN, "std": IMAGENET_DEFAULT_STD,
         # The first convolution is inside the soft split; timm adapts no input channels for it.
-        "first_conv": (),
-        "classifier": "head",
-        "license": "BSD-3-Clause-Clear",
-        **kwargs,
-    }
+        "first_conv": (), "classifier": "head",
+    } | kwargs  # fmt: skip
 
 
 def _backbone(dim: int, depth: int, num_heads: int, mlp_ratio: float = 3.0, **more: Any) -> dict[str, Any]:

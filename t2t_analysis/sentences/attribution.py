@@ -42,7 +42,7 @@ def attribution_findings(results: Iterable[Result | None], models: Mapping[str, 
     ]
     lines = [_line(facts, method, *question) for question in asked for method in METHODS]
     path = facts.line("completeness_error", note="The null is what maps of other images would miss.")
-    return kept([*facts.no_verdict, *lines, _agreement(facts), path])
+    return kept(*facts.no_verdict, *lines, _agreement(facts), path)
 
 
 def attribution_conclusions(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
@@ -100,16 +100,11 @@ def _worth(facts: Facts, method: str, label: str) -> str:
     ranks, outlives = _verdict(_RANKS, rows[0]), _verdict(_OUTLIVES, rows[1])
     against = []
     if ranks != SUPPORTED:
-        worse = "ranks pixels worse than random orders" if ranks == CONTRADICTED else (
-            "is not shown to rank pixels better than random orders"
-        )  # fmt: skip
-        against.append(worse)
+        worse = "ranks pixels worse" if ranks == CONTRADICTED else "is not shown to rank pixels better"
+        against.append(f"{worse} than random orders")
     if outlives not in _FORGETS:
-        against.append(
-            "draws much the same with random weights"
-            if outlives == SUPPORTED
-            else "may draw the same with random weights"
-        )
+        same = "draws much the same" if outlives == SUPPORTED else "may draw the same"
+        against.append(f"{same} with random weights")
     name = METHODS[method].words
     if not against:
         return f"Trust {name} in {code(label)} over images: both checks are passed. A single map can still be wrong."

@@ -30,9 +30,8 @@ def _of_model(result: Result, model: str) -> str:
     first, pixels = (rows[rows["place"] == place].iloc[0] for place in (FIRST_THIRD, "pixels.cell"))
     less = result.where(model=model, quantity="boundary_precision_over_reference", place_b="pixels.cell")
     over = less.frame.iloc[0]
-    people = (
-        "" if pd.isna(best["ceiling"]) else f", of what other annotators tell {words.number(best['ceiling'])}"
-    )
+    others = f", of what other annotators tell {words.number(best['ceiling'])}"
+    people = "" if pd.isna(best["ceiling"]) else others
     return (
         f"Where people drew boundaries in {best['n']} photographs is told by tokens of the first third of "
         f"{code(model)} with an average precision of {words.interval(first)}, by raw pixels of the cell "

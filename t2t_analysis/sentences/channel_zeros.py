@@ -27,12 +27,10 @@ def zero_findings(results: Iterable[Result | None], models: Mapping[str, Any]) -
     facts = Facts(results, models)
     kinds = ("zero_area", "flat_area", "too_large_area")
     return kept(
-        [
-            *facts.claim("dead-channels"),
-            *(facts.line(kind, **_STREAM) for kind in kinds),
-            *(_in_block_with_most(facts, name) for name in ("outlier_tokens", "massive_activations")),
-            *(_everywhere(facts, label) for label in facts.labels),
-        ]
+        *facts.claim("dead-channels"),
+        *(facts.line(kind, **_STREAM) for kind in kinds),
+        *(_in_block_with_most(facts, name) for name in ("outlier_tokens", "massive_activations")),
+        *(_everywhere(facts, label) for label in facts.labels),
     )
 
 
@@ -73,7 +71,7 @@ def path_findings(shortcut: Result | None, models: Mapping[str, Any]) -> list[st
             lines.append(no_path([label]))
             continue
         lines += [_made(facts, label, kind) for kind in ("zero", "flat")]
-    return kept(lines)
+    return kept(*lines)
 
 
 def _made(facts: Facts, label: str, kind: str) -> str:

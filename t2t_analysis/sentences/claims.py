@@ -38,14 +38,10 @@ def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
 
 def _why_not_tested(effects: pd.DataFrame) -> list[str]:
     """Claims by what they lack, a list of none or one."""
-    why = {
-        str(claim): "; ".join(dict.fromkeys(rows["reason"]))
-        for claim, rows in effects.groupby("claim", sort=False)
-    }
-    each = [
-        f"{listed(claim for claim in why if why[claim] == reason)} ({reason})"
-        for reason in dict.fromkeys(why.values())
-    ]
+    claims: dict[str, list[str]] = {}
+    for claim, rows in effects.groupby("claim", sort=False):
+        claims.setdefault("; ".join(dict.fromkeys(rows["reason"])), []).append(str(claim))
+    each = [f"{listed(names)} ({reason})" for reason, names in claims.items()]
     return [f"Not tested: {'; '.join(each)}."] if each else []
 
 
@@ -88,21 +84,22 @@ def decisive(frame: pd.DataFrame) -> pd.Series:
 
 def effects_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Effects with their numbers, for the eye: a row an effect, verdicts that decide nothing in brackets."""
-    rows = [row for row in _rows(frame) if row["effect"]]
-    return pd.DataFrame(
-        {
-            "claim": [row["claim"] for row in rows],
-            "effect": [f"{row['effect']}{': ' * bool(row['compared'])}{row['compared']}" for row in rows],
-            "verdict": [_with_reason(row) if row["deciding"] else f"({_with_reason(row)})" for row in rows],
-            "claimed": [_claimed(row) for row in rows],
-            "value [95 %]": ["" if pd.isna(row["value"]) else _shown(row) for row in rows],
-            "p (Holm)": [
-                "" if pd.isna(row["p"]) else f"{_p(row['p'])} ({_p(row['p_holm'])})" for row in rows
-            ],
-            "p of equivalence": [_p(row["p_same"]) if pd.notna(row["p_same"]) else "" for row in rows],
-            "n": [_units(row).removeprefix("n = ") if row["n"] else "" for row in rows],
-        }
-    )
+    return pd.DataFrame([_cells(row) for _, row in frame.iterrows() if row["effect"]])
+
+
+def _cells(row: pd.Series) -> dict[str, str]:
+    """An effect of a ledger as a line of a table."""
+    said = f"{row['verdict']}{': ' * bool(row['reason'])}{row['reason']}"
+    return {
+        "claim": row["claim"],
+        "effect": f"{row['effect']}{': ' * bool(row['compared'])}{row['compared']}",
+        "verdict": said if row["deciding"] else f"({said})",
+        "claimed": _claimed(row),
+        "value [95 %]": "" if pd.isna(row["value"]) else _shown(row),
+        "p (Holm)": "" if pd.isna(row["p"]) else f"{_p(row['p'])} ({_p(row['p_holm'])})",
+        "p of equivalence": "" if pd.isna(row["p_same"]) else _p(row["p_same"]),
+        "n": _units(row).removeprefix("n = ") if row["n"] else "",
+    }
 
 
 def _claimed(row: pd.Series) -> str:
@@ -137,10 +134,6 @@ def _shown(row: pd.Series) -> str:
     return about.number(row["value"]) if row["low"] == row["high"] else about.interval(row)
 
 
-def _with_reason(row: pd.Series) -> str:
-    return f"{row['verdict']}: {row['reason']}" if row["reason"] else str(row["verdict"])
-
-
 def verdict_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """One entry a claim for the index of the reports.
 
@@ -148,11 +141,9 @@ def verdict_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     compared (what it is of), why (a reason that goes with the verdict, or what is lacking where there is no number),
     numbers (a line an effect, with its reason), notebook.
     """
+    said = ["claim", "statement", "said", "kind", "basis", "verdict", "notebook"]
     return [
-        {
-            name: str(row[name])
-            for name in ("claim", "statement", "said", "kind", "basis", "verdict", "notebook")
-        }
+        row[said].astype(str).to_dict()
         | _numbers(frame[(frame["claim"] == row["claim"]) & frame["deciding"]])
         for row in _rows(summary(frame))
     ]
@@ -178,14 +169,15 @@ def side_by_side(ledgers: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     first = entries[0][1]
     return [
         row
-        | {"evidence": [{"about": about} | rows[name] for about, rows in entries if _speaks(rows.get(name))]}
+        | {
+            "evidence": [  # of what can speak to the claim at all
+                {"about": about} | rows[name]
+                for about, rows in entries
+                if name in rows and rows[name]["numbers"]
+            ]
+        }
         for name, row in first.items()
     ]
-
-
-def _speaks(row: dict[str, Any] | None) -> bool:
-    """Whether evidence of this kind can speak to the claim at all."""
-    return row is not None and bool(row["numbers"])
 
 
 def side_by_side_tables(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
@@ -206,9 +198,8 @@ def side_by_side_tables(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
 
 def missing_weights(known: Sequence[str], command: str) -> str:
     """Which real weights the premises were asked of, and how others are added."""
-    there = (
-        f"Real weights that are recorded: {listed(known)}." if known else "No real weights are recorded here."
-    )
+    some = f"Real weights that are recorded: {listed(known)}."
+    there = some if known else "No real weights are recorded here."
     return f"{there} No weights here of any other model; this adds it: `{command}`."
 
 
@@ -255,11 +246,8 @@ def seed_sentences(ledgers: dict[str, pd.DataFrame]) -> list[str]:
     claims = [overall(list(group["verdict"])) for frame in deciding for _, group in frame.groupby("claim")]
     false = sum(verdict in ("supported", "contradicted") for verdict in claims)
     named = f": {listed(dict.fromkeys(str(row['claim']) for row in alarms))}" if alarms else ""
-    judgement = (
-        "So the rule raises false alarms: read a verdict of that kind with care."
-        if false
-        else "No claim raises a false alarm."
-    )
+    care = "So the rule raises false alarms: read a verdict of that kind with care."
+    judgement = care if false else "No claim raises a false alarm."
     return [
         f"With seeds of one architecture on both sides, {len(alarms)} of {len(tested)} deciding effects and {false} of "
         f"{len(claims)} claims came out supported or contradicted, over {len(ledgers)} cells{named}. {judgement}"

@@ -57,12 +57,12 @@ def cost_findings(
     (claim,) = summary(judged).to_dict("records")
     verdict = f"**{str(claim['verdict']).capitalize()}** by the models of the paper's tables"
     first, *rest = [effect_words(effect) for _, effect in judged[judged["deciding"]].iterrows()]
-    return kept([
+    return kept(
         f"{claim['statement']} {verdict}. {first}", f"Also asked of them: {' '.join(rest)}",
         *(_count(facts, name) for name in ("parameters", "macs_all")),
         *(_time(facts, variant) for variant in _PASSES), _count(facts, "peak_training"),
         _halves(printed),
-    ])  # fmt: skip
+    )  # fmt: skip
 
 
 def cost_conclusions(counted: Result, timed: Result, step: Result, models: Mapping[str, Any]) -> list[str]:

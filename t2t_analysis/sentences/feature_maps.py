@@ -19,6 +19,11 @@ _EFFECTS = (
     Effect("channels that follow the outline of their image", "channel_share", pair="outline_channels"),
     Effect("channels that mark its edges, beyond brightness", "channel_share", pair="edge_channels"),
 )
+_NOTES = {
+    "outline_correlation": "The shrunken image itself, which detects nothing, has the most.",
+    "position_correlation": "So much is not about the image, such as the position table.",
+    "outline_best": "Some channel always seems to fit.",
+}
 
 
 def example_words(number: int, asked: int | None) -> str:
@@ -81,20 +86,10 @@ def map_findings(
     said = facts.judged(_EFFECTS, **_EARLY) if not facts.untrained else []
     lines = [
         *(facts.line(effect.pair, **_EARLY) for effect in _EFFECTS),
-        facts.line(
-            "outline_correlation",
-            **_EARLY,
-            note="The shrunken image itself, which detects nothing, has the most.",
-        ),
-        facts.line(
-            "position_correlation",
-            **_EARLY,
-            note="So much is not about the image, such as the position table.",
-        ),
-        facts.line("outline_best", **_EARLY, note="Some channel always seems to fit."),
+        *(facts.line(name, **_EARLY, note=note) for name, note in _NOTES.items()),
         _of_reference(facts, reference),
     ]
-    return kept([*said, *facts.no_verdict, *lines])
+    return kept(*said, *facts.no_verdict, *lines)
 
 
 def _of_reference(facts: Facts, reference: str) -> str:

@@ -32,11 +32,9 @@ def ablation_findings(results: Iterable[Result | None], models: Mapping[str, Any
     """
     facts = _facts(results, models)
     return kept(
-        [
-            *facts.claim("similarity-is-redundancy"),
-            *(_single(facts, label) for label in facts.labels),
-            *(_removable(facts, label) for label in facts.labels),
-        ]
+        *facts.claim("similarity-is-redundancy"),
+        *(_single(facts, label) for label in facts.labels),
+        *(_removable(facts, label) for label in facts.labels),
     )
 
 
@@ -54,11 +52,8 @@ def _heads(facts: Facts, name: str, label: str) -> pd.DataFrame:
     """Rows of single heads, of the kind of ablation that comes first."""
     rows = facts.rows(name, model=label)
     rows = rows[rows["head"].notna()]
-    return (
-        rows[rows["variant"] == rows["variant"].iloc[0]]
-        if len(rows) and rows["variant"].notna().any()
-        else rows
-    )
+    several = len(rows) and rows["variant"].notna().any()
+    return rows[rows["variant"] == rows["variant"].iloc[0]] if several else rows
 
 
 def _single(facts: Facts, label: str) -> str:
@@ -96,10 +91,9 @@ def _removable(facts: Facts, label: str) -> str:
 def ablation_conclusions(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
     """What whole layers add, the verdicts in short, what would change them; arguments as for `ablation_findings`."""
     facts = _facts(results, models)
-    return [
-        *filter(None, (_layers(facts, label) for label in facts.labels)),
-        *facts.closing("similarity-is-redundancy"),
-    ]
+    return kept(
+        *(_layers(facts, label) for label in facts.labels), *facts.closing("similarity-is-redundancy")
+    )
 
 
 def _layers(facts: Facts, label: str) -> str:

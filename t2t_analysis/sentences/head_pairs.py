@@ -17,11 +17,8 @@ def pair_findings(pairs: Result, similarity: Result, cka: Result, *models: str) 
     pairs : of `HeadPairs`. similarity : of `HeadSimilarity`. cka : of `LayerCKA`.
     models : labels in all of them.
     """
-    return [
-        sentence
-        for model in models
-        for sentence in (_pairs(pairs, similarity, model), _skips(pairs, cka, model))
-    ]
+    said = ((_pairs(pairs, similarity, model), _skips(pairs, cka, model)) for model in models)
+    return [sentence for both in said for sentence in both]
 
 
 def _pairs(pairs: Result, similarity: Result, model: str) -> str:

@@ -23,12 +23,10 @@ def head_findings(results: Iterable[Result | None], models: Mapping[str, Any]) -
     """
     facts = Facts(results, models)
     return kept(
-        [
-            *facts.claim("head-similarity"),
-            facts.line("cosine_centred_last_minus_first"),
-            facts.line("head_output_cka_last_minus_first", tokens="pooled"),
-            *(_most_alike(facts, name) for name in facts.labels),
-        ]
+        *facts.claim("head-similarity"),
+        facts.line("cosine_centred_last_minus_first"),
+        facts.line("head_output_cka_last_minus_first", tokens="pooled"),
+        *(_most_alike(facts, name) for name in facts.labels),
     )
 
 

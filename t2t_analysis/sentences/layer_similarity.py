@@ -40,19 +40,16 @@ def layer_findings(results: Iterable[Result | None], models: Mapping[str, Any]) 
     facts = Facts(results, models)
     rank = {"place": "blocks.*.resid_post"}
     within = {"measure": "layer_cka"}
+    none = "Whether layers repeat each other cannot be said: too few images, or no two layers with finite features."
     return kept(
-        [
-            *(facts.no_verdict or _judged(facts)[:1]),
-            facts.line("cka_mean", **within),
-            facts.of_rows("cka", _ends(facts), note="Of the first layer and the last."),
-            _between(facts),
-            facts.line(HEADLINES[1]),
-            facts.line(HEADLINES[2], tokens="pooled", **rank, note="Of an image's mean token."),
-            facts.line(HEADLINES[2], tokens="patch", **rank, note="Of patch tokens."),
-        ]
-    ) or [
-        "Whether layers repeat each other cannot be said: too few images, or no two layers with finite features."
-    ]
+        *(facts.no_verdict or _judged(facts)[:1]),
+        facts.line("cka_mean", **within),
+        facts.of_rows("cka", _ends(facts), note="Of the first layer and the last."),
+        _between(facts),
+        facts.line(HEADLINES[1]),
+        facts.line(HEADLINES[2], tokens="pooled", **rank, note="Of an image's mean token."),
+        facts.line(HEADLINES[2], tokens="patch", **rank, note="Of patch tokens."),
+    ) or [none]
 
 
 def _judged(facts: Facts) -> list[str]:
@@ -91,6 +88,5 @@ def layer_conclusions(results: Iterable[Result | None], models: Mapping[str, Any
     facts = Facts(results, models)
     if facts.untrained:
         return facts.no_verdict
-    return _judged(facts) or [
-        "One model alone has no difference to judge; its untrained control stands beside it."
-    ]
+    alone = "One model alone has no difference to judge; its untrained control stands beside it."
+    return _judged(facts) or [alone]

@@ -31,7 +31,6 @@ def local_findings(results: Iterable[Result | None], models: Mapping[str, Any]) 
     facts = Facts(results, models)
     absolute = "Absolute values are given to the readout."
     return kept(
-        [
             *facts.claim("local-structure"),
             facts.line("edge_r2_own", **_LINEAR, **_EARLY, place_b=None),
             facts.line("edge_r2_neighbour", **_LINEAR, **_EARLY, place_b=None),
@@ -43,7 +42,6 @@ def local_findings(results: Iterable[Result | None], models: Mapping[str, Any]) 
             facts.line("gradient_outside", place="embed", at=0.0, note=_GIVEN),
             facts.line("high_frequency_share", place="embed"),
             facts.line("shift_dip", place="embed"),
-        ]
     )  # fmt: skip
 
 
@@ -110,7 +108,5 @@ def local_conclusions(
     """
     facts = Facts(results, models)
     with_controls = Facts([*facts.results, *untrained], models)
-    return [
-        *filter(None, [with_controls.line("edge_r2_own", **_LINEAR, **_EARLY, place_b=None)]),
-        *facts.closing("local-structure"),
-    ]
+    line = with_controls.line("edge_r2_own", **_LINEAR, **_EARLY, place_b=None)
+    return kept(line, *facts.closing("local-structure"))

@@ -41,9 +41,8 @@ def _of_model(results: Mapping[str, Result], model: str, network: Any) -> list[s
     )
     evidence = Result.of_rows("evidence", endpoint_rows(model, network, results), {"kind": "premise"})
     verdict = str(ledger(evidence, claims=[claim_named("head-similarity")])["because"].iloc[0])
-    answer = _ANSWERS.get(
-        verdict, f"are neither clearly above {ALIKE:g} nor below, with or without attention sinks"
-    )
+    unclear = f"are neither clearly above {ALIKE:g} nor below, with or without attention sinks"
+    answer = _ANSWERS.get(verdict, unclear)
     first = (
         f"The heads of the last third of the layers of {code(model)} {answer}. Centred cosine "
         f"{cosine.interval(patch)}, without the sinks {cosine.interval(without)}, without as many random columns "

@@ -29,7 +29,7 @@ from .words import listed
 MOST = 8
 
 
-def kept(sentences: Iterable[str]) -> list[str]:
+def kept(*sentences: str) -> list[str]:
     """The first `MOST` sentences that have something to say."""
     return [sentence for sentence in sentences if sentence][:MOST]
 
