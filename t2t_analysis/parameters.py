@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -39,20 +40,71 @@ def _listed(value: Any) -> Any:
     return [part.strip().strip("'\"") for part in inside.split(",") if part.strip()]
 
 
-IntList = Annotated[list[int], BeforeValidator(_listed)]
-
-
-def model_field(value: str) -> str:
-    """Return ``value`` if a model has that name."""
-    if problem := model_problem(value):
-        raise ValueError(problem)
-    return value
+def _of(default: Any, words: str, **limits: Any) -> Any:
+    """A field with what a reader is told of it."""
+    return Field(default=default, description=words, **limits)
 
 
 def _among(what: str, value: str, choices: Sequence[str], also: str) -> ValueError:
     close = nearest(value, choices, n=1)
     guess = f"did you mean {close[0]!r}? " if close else ""
     return ValueError(f"unknown {what}; {guess}(one of {', '.join(choices)}, or {also})")
+
+
+def _model(value: str) -> str:
+    if problem := model_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+def _model_or_word(value: str) -> str:
+    return value if value in ("auto", "none") else _model(value)
+
+
+def _label(value: str) -> str:
+    if not value.strip() or not value.isprintable():
+        raise ValueError("a label is one line of text, not an empty one")
+    return value.strip()
+
+
+def _weights(value: str) -> str:
+    if value in _WEIGHTS or _VARIANT.match(value) or Path(value).expanduser().is_file():
+        return value
+    if "/" in value or "." in value:
+        raise ValueError("no such weights file")
+    raise _among("weights", value, _WEIGHTS, "the path of a file")
+
+
+def _data(value: str) -> str:
+    if not value:
+        raise ValueError("empty; expected a name, a folder or a tar")
+    if value in _DATA or _DATASET.match(value) or Path(value).expanduser().exists():
+        return value
+    if "/" in value or value.endswith(".tar"):
+        raise ValueError("no such folder, tar or data set")
+    raise _among("data", value, _DATA, "a folder, a .tar, or a name such as torch/cifar10")
+
+
+def _device(value: str) -> str:
+    if not _DEVICE.match(value):
+        raise _among("device", value, ("auto", "cpu", "cuda", "mps"), "cuda with a number, as cuda:1")
+    return value
+
+
+def _folder(value: str | None) -> str | None:
+    if value is not None and not Path(value).expanduser().is_dir():
+        raise ValueError("no such folder")
+    return value
+
+
+def _block(value: Any) -> Any:
+    return f"blocks.{value}" if isinstance(value, int) or str(value).isdigit() else value
+
+
+Model = Annotated[str, AfterValidator(_model)]
+ModelOrWord = Annotated[str, AfterValidator(_model_or_word)]
+Name = Annotated[str, AfterValidator(_label)]
+Weights = Annotated[str, AfterValidator(_weights)]
 
 
 #: name of a notebook -> its parameters, in the order of the questions
@@ -71,31 +123,24 @@ class CommonParams(BaseModel):
     #: whether it reads the study's tables, so that a new row makes its report stale
     reads_study: ClassVar[bool] = False
 
-    model: str = Field(default="small_performer_deep", description="model in question")
-    baseline: str = Field(default="auto", description="what it is compared with, none for nothing")
-    weights: str = Field(default="auto", description="auto, bundled, published, random or a file")
-    baseline_weights: str = Field(default="auto", description="the same for the baseline")
-    model_label: str = Field(
-        default="auto", description="what the model is called, auto for what tells it apart"
+    model: Model = _of("small_performer_deep", "model in question")
+    baseline: ModelOrWord = _of("auto", "what it is compared with, none for nothing")
+    weights: Weights = _of("auto", "auto, bundled, published, random or a file")
+    baseline_weights: Weights = _of("auto", "the same for the baseline")
+    model_label: Name = _of("auto", "what the model is called, auto for what tells it apart")
+    baseline_label: Name = _of("auto", "the same for the baseline")
+    data: Annotated[str, AfterValidator(_data)] = _of(
+        "auto", "photos, photo_crops, a folder, a tar or a timm dataset"
     )
-    baseline_label: str = Field(default="auto", description="the same for the baseline")
-    data: str = Field(default="auto", description="photos, photo_crops, a folder, a tar or a timm dataset")
-    n_images: int | None = Field(
-        default=None, gt=0, description="how many images, None for what fits the data"
-    )
-    batch_size: int = Field(default=16, gt=0, description="images per forward pass")
-    device: str = Field(default="auto", description="auto, cpu, cuda, cuda:1 or mps")
-    seed: int = Field(default=0, ge=0, lt=2**31, description="seed of every random choice")
-    results_dir: str = Field(default="auto", description="folder for the tables behind the figures")
+    n_images: int | None = _of(None, "how many images, None for what fits the data", gt=0)
+    batch_size: int = _of(16, "images per forward pass", gt=0)
+    device: Annotated[str, AfterValidator(_device)] = _of("auto", "auto, cpu, cuda, cuda:1 or mps")
+    seed: int = _of(0, "seed of every random choice", ge=0, lt=2**31)
+    results_dir: str = _of("auto", "folder for the tables behind the figures")
 
     def __init_subclass__(
-        cls,
-        notebook: str = "",
-        images: int = 256,
-        photos: int | None = None,
-        reads_study: bool = False,
-        **more: Any,
-    ) -> None:
+        cls, notebook: str = "", images: int = 256, photos: int | None = None, reads_study: bool = False, **more: Any
+    ) -> None:  # fmt: skip
         """Parameters of a notebook, see ``PARAMS``.
 
         Parameters
@@ -104,12 +149,8 @@ class CommonParams(BaseModel):
         reads_study : whether it reads the study's tables, so that a new row makes its report stale.
         """
         super().__init_subclass__(**more)
-        cls.notebook, cls.usual_images, cls.usual_photos, cls.reads_study = (
-            notebook,
-            images,
-            photos,
-            reads_study,
-        )
+        cls.notebook, cls.reads_study = notebook, reads_study
+        cls.usual_images, cls.usual_photos = images, photos
         if notebook:
             PARAMS[notebook] = cls
 
@@ -129,50 +170,6 @@ class CommonParams(BaseModel):
         if text and value is None and field.default == "auto":
             return "none" if name == "reference" else "auto"
         return str(value) if isinstance(value, Path) else value
-
-    @field_validator("model")
-    @classmethod
-    def _model(cls, value: str) -> str:
-        return model_field(value)
-
-    @field_validator("baseline")
-    @classmethod
-    def _baseline(cls, value: str) -> str:
-        return value if value in ("auto", "none") else model_field(value)
-
-    @field_validator("model_label", "baseline_label")
-    @classmethod
-    def _label(cls, value: str) -> str:
-        if not value.strip() or not value.isprintable():
-            raise ValueError("a label is one line of text, not an empty one")
-        return value.strip()
-
-    @field_validator("weights", "baseline_weights")
-    @classmethod
-    def _weights(cls, value: str) -> str:
-        if value in _WEIGHTS or _VARIANT.match(value) or Path(value).expanduser().is_file():
-            return value
-        if "/" in value or "." in value:
-            raise ValueError("no such weights file")
-        raise _among("weights", value, _WEIGHTS, "the path of a file")
-
-    @field_validator("data")
-    @classmethod
-    def _data(cls, value: str) -> str:
-        if not value:
-            raise ValueError("empty; expected a name, a folder or a tar")
-        if value in _DATA or _DATASET.match(value) or Path(value).expanduser().exists():
-            return value
-        if "/" in value or value.endswith(".tar"):
-            raise ValueError("no such folder, tar or data set")
-        raise _among("data", value, _DATA, "a folder, a .tar, or a name such as torch/cifar10")
-
-    @field_validator("device")
-    @classmethod
-    def _device(cls, value: str) -> str:
-        if not _DEVICE.match(value):
-            raise _among("device", value, ("auto", "cpu", "cuda", "mps"), "cuda with a number, as cuda:1")
-        return value
 
     def resolve(self) -> Self:
         """Return a copy in which baseline, data and n_images name what ``auto`` stands for.
@@ -244,18 +241,13 @@ class CommonParams(BaseModel):
 class FeatureMapsParams(CommonParams, notebook="feature_maps", images=192):
     """Parameters of ``feature_maps.ipynb``; few images: four networks, a second path and probes."""
 
-    reference: str = Field(
-        default="auto", description="third network, auto takes resnet50 for large images, none for no third"
+    reference: ModelOrWord = _of(
+        "auto", "third network, auto takes resnet50 for large images, none for no third"
     )
-    image: int | None = Field(
-        default=None, ge=0, description="number of the image that is drawn, None for one with a clear outline"
+    image: int | None = _of(
+        None, "number of the image that is drawn, None for one with a clear outline", ge=0
     )
-    layer: int = Field(default=0, ge=0, description="block whose feature maps are drawn")
-
-    @field_validator("reference")
-    @classmethod
-    def _reference(cls, value: str) -> str:
-        return value if value in ("auto", "none") else model_field(value)
+    layer: int = _of(0, "block whose feature maps are drawn", ge=0)
 
     def resolve(self) -> Self:
         """Return a copy in which ``reference`` names a network too, or none.
@@ -308,15 +300,11 @@ class AttentionGeometryParams(CommonParams, notebook="attention_geometry"):
 class HeadAblationParams(CommonParams, notebook="head_ablation", images=48, photos=8):
     """Parameters of ``head_ablation.ipynb``; few images: each is run some hundred times."""
 
-    n_images: int | None = Field(
-        default=None, ge=4, description="how many images, None for what fits the data"
+    n_images: int | None = _of(None, "how many images, None for what fits the data", ge=4)
+    kinds: Annotated[list[Literal["mean", "zero", "resample"]], BeforeValidator(_listed)] = _of(
+        ["mean"], "how heads are taken out: mean, zero or resample; the first is drawn", min_length=1
     )
-    kinds: Annotated[list[Literal["mean", "zero", "resample"]], BeforeValidator(_listed)] = Field(
-        default=["mean"],
-        min_length=1,
-        description="how heads are taken out: mean, zero or resample; the first is drawn",
-    )
-    random_orders: int = Field(default=10, ge=2, description="random orders to prune by")
+    random_orders: int = _of(10, "random orders to prune by", ge=2)
 
     def resolve(self) -> Self:
         """Also make batches so small that there are four to be dealt to two halves, of two images at least.
@@ -332,11 +320,9 @@ class HeadAblationParams(CommonParams, notebook="head_ablation", images=48, phot
 class AttributionParams(CommonParams, notebook="attribution", images=12, photos=4):
     """Parameters of ``attribution.ipynb``; few images: every map takes tens of forward or backward passes."""
 
-    steps: int = Field(default=12, gt=0, description="points of the path of integrated gradients")
-    squares: int = Field(default=16, gt=0, description="most squares that occlusion covers in turn")
-    stages: int | None = Field(
-        default=None, gt=0, description="looks while weights are randomised, None for 3, at photos 1"
-    )
+    steps: int = _of(12, "points of the path of integrated gradients", gt=0)
+    squares: int = _of(16, "most squares that occlusion covers in turn", gt=0)
+    stages: int | None = _of(None, "looks while weights are randomised, None for 3, at photos 1", gt=0)
 
     def resolve(self) -> Self:
         """Also look once, at the end, while weights of a large model are randomised: a look costs all maps anew.
@@ -360,10 +346,10 @@ class CostParams(CommonParams, notebook="cost", images=32, photos=8):
 
     measures_time: ClassVar[bool] = True
 
-    batch_sizes: Annotated[list[PositiveInt], BeforeValidator(_listed)] = Field(
-        default=[1, 8, 32], min_length=1, description="images a batch when timed, at most n_images"
+    batch_sizes: Annotated[list[PositiveInt], BeforeValidator(_listed)] = _of(
+        [1, 8, 32], "images a batch when timed, at most n_images", min_length=1
     )
-    repeats: int = Field(default=9, ge=6, description="timings per model and batch size, 6 or more")
+    repeats: int = _of(9, "timings per model and batch size, 6 or more", ge=6)
 
     def timed(self) -> list[int]:
         """Batch sizes in order, cut to the number of images.
@@ -378,20 +364,11 @@ class CostParams(CommonParams, notebook="cost", images=32, photos=8):
 class TrainingFromScratchParams(CommonParams, notebook="training_from_scratch", reads_study=True):
     """Parameters of ``training_from_scratch.ipynb``."""
 
-    study: str | None = Field(
-        default=None, description="folder of the study's tables, None for the shipped one"
+    study: Annotated[str | None, AfterValidator(_folder)] = _of(
+        None, "folder of the study's tables, None for the shipped one"
     )
-    study_data: str = Field(default="photo_crops", description="data set of the runs, as the table names it")
-    epochs: int | None = Field(
-        default=None, gt=0, description="length of the runs, None for the longest complete"
-    )
-
-    @field_validator("study")
-    @classmethod
-    def _study(cls, value: str | None) -> str | None:
-        if value is not None and not Path(value).expanduser().is_dir():
-            raise ValueError("no such folder")
-        return value
+    study_data: str = _of("photo_crops", "data set of the runs, as the table names it")
+    epochs: int | None = _of(None, "length of the runs, None for the longest complete", gt=0)
 
 
 class ClaimsParams(CommonParams, notebook="claims", reads_study=True):
@@ -401,19 +378,14 @@ class ClaimsParams(CommonParams, notebook="claims", reads_study=True):
 class ExploreParams(CommonParams, notebook="explore", images=8, photos=8):
     """Parameters of ``explore.ipynb``; few images: they are looked at one by one."""
 
-    image: int = Field(default=0, ge=0, description="number of the image that is shown first")
-    layer: str | None = Field(
-        default=None, description="number of a block, or embed or tokens.0; None for the middle"
+    image: int = _of(0, "number of the image that is shown first", ge=0)
+    layer: Annotated[str | None, BeforeValidator(_block)] = _of(
+        None, "number of a block, or embed or tokens.0; None for the middle"
     )
-    head: int = Field(default=0, ge=0, description="attention head")
-    channel: int = Field(default=0, ge=0, description="channel of the feature maps")
-    row: int | None = Field(default=None, ge=0, description="row of the token, None for the middle")
-    column: int | None = Field(default=None, ge=0, description="column of the token, None for the middle")
-
-    @field_validator("layer", mode="before")
-    @classmethod
-    def _block(cls, value: Any) -> Any:
-        return f"blocks.{value}" if isinstance(value, int) or str(value).isdigit() else value
+    head: int = _of(0, "attention head", ge=0)
+    channel: int = _of(0, "channel of the feature maps", ge=0)
+    row: int | None = _of(None, "row of the token, None for the middle", ge=0)
+    column: int | None = _of(None, "column of the token, None for the middle", ge=0)
 
 
 def params_for(notebook: str) -> type[CommonParams]:

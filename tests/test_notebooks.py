@@ -14,21 +14,21 @@ from typing import Annotated, Any
 import nbformat
 import papermill
 import pytest
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from t2t_analysis._names import known_models, our_models
 from t2t_analysis._paths import notebooks_dir
 from t2t_analysis._show import called
 from t2t_analysis.errors import ParameterError
 from t2t_analysis.notebooks import Run, check, set_up, validate
-from t2t_analysis.parameters import PARAMS, CommonParams, HeadRedundancyParams, IntList
+from t2t_analysis.parameters import PARAMS, CommonParams, HeadRedundancyParams, _listed
 
 NOTEBOOKS = sorted(notebooks_dir().glob("*.ipynb"))
 RUNNABLE = [path for path in NOTEBOOKS if path.stem in PARAMS]
 
 
 class LayerParams(CommonParams):
-    layers: IntList = Field(default=[0, 5])
+    layers: Annotated[list[int], BeforeValidator(_listed)] = Field(default=[0, 5])
     threshold: float = 0.5
     shared: bool = True
     heads: Annotated[int | None, Field(gt=0)] = None
