@@ -49,11 +49,12 @@ def _length(iterable: Iterable[object]) -> int | None:
 
 def _reported(
     iterable: Iterable[T],
+    total: int | None,
+    unit: str,
     every: float,
-    say: Callable[[int, float], None],
-    done: Callable[[int, float, bool], None],
+    say: Callable[[str, float | None], None],
 ) -> Iterator[T]:
-    """Pass items on; call ``say(n, seconds)`` now and then, ``done(n, seconds, complete)`` once."""
+    """Pass items on; ``say(text, None)`` now and then, and once, at the end, with the seconds that it took."""
     start = last = time.monotonic()
     n, complete = 0, False
     try:
@@ -63,52 +64,37 @@ def _reported(
             now = time.monotonic()
             if now - last >= every:
                 last = now
-                say(n, now - start)
+                say(_so_far(n, total, unit, now - start), None)
         complete = True
     finally:
-        done(n, time.monotonic() - start, complete)
+        stopped = f"stopped after {n:,}" + (f" of {_count(total, unit)}" if total else f" {unit}")
+        say(_count(n, unit) if complete else stopped, time.monotonic() - start)
 
 
-def _final(n: int, total: int | None, unit: str, complete: bool) -> str:
-    if complete:
-        return _count(n, unit)
-    return f"stopped after {n:,}" + (f" of {_count(total, unit)}" if total else f" {unit}")
-
-
-def _kernel(iterable: Iterable[T], desc: str, total: int | None, unit: str, seconds: bool) -> Iterator[T]:
+def _in_kernel(desc: str, seconds: bool) -> Callable[[str, float | None], None]:
     """One display that is updated in place, so that a saved notebook keeps its last text only."""
     from IPython.display import display
 
-    def bundle(text: str) -> dict[str, str]:
-        return {"text/plain": f"{desc}: {text}"}
+    handle = display({"text/plain": f"{desc}: starting"}, raw=True, display_id=True)
 
-    handle = display(bundle("starting"), raw=True, display_id=True)
+    def say(text: str, took: float | None) -> None:
+        ending = f" in {took:.1f} s" if seconds and took is not None else ""
+        handle.update({"text/plain": f"{desc}: {text}{ending}"}, raw=True)
 
-    def say(n: int, spent: float) -> None:
-        handle.update(bundle(_so_far(n, total, unit, spent)), raw=True)
-
-    def done(n: int, spent: float, complete: bool) -> None:
-        took = f" in {spent:.1f} s" if seconds else ""
-        handle.update(bundle(_final(n, total, unit, complete) + took), raw=True)
-
-    return _reported(iterable, KERNEL_EVERY, say, done)
+    return say
 
 
-def _lines(iterable: Iterable[T], desc: str, total: int | None, unit: str) -> Iterator[T]:
-    """A line on stderr every ten seconds, and a last one; none about what is over sooner."""
-    said = False
+def _on_stderr(desc: str) -> Callable[[str, float | None], None]:
+    """Lines on stderr; a last one only where there was one before: none about what is over sooner."""
+    said: list[str] = []
 
-    def say(n: int, spent: float) -> None:
-        nonlocal said
-        said = True
-        print(f"{desc}: {_so_far(n, total, unit, spent)}", file=sys.stderr, flush=True)
+    def say(text: str, took: float | None) -> None:
+        if took is None or said:
+            ending = "" if took is None else f" in {took:.0f} s"
+            print(f"{desc}: {text}{ending}", file=sys.stderr, flush=True)
+            said.append(text)
 
-    def done(n: int, spent: float, complete: bool) -> None:
-        if said:
-            text = f"{desc}: {_final(n, total, unit, complete)} in {spent:.0f} s"
-            print(text, file=sys.stderr, flush=True)
-
-    return _reported(iterable, LOG_EVERY, say, done)
+    return say
 
 
 def progress(
@@ -142,9 +128,9 @@ def progress(
     total = _length(iterable) if total is None else total
     if in_kernel():
         timed = os.environ.get(SECONDS) == "1" if seconds is None else seconds
-        return _kernel(iterable, desc, total, unit, timed)
+        return _reported(iterable, total, unit, KERNEL_EVERY, _in_kernel(desc, timed))
     if sys.stderr is not None and sys.stderr.isatty():
         from tqdm import tqdm
 
         return iter(tqdm(iterable, desc=desc, total=total, unit=f" {unit}", file=sys.stderr))
-    return _lines(iterable, desc, total, unit)
+    return _reported(iterable, total, unit, LOG_EVERY, _on_stderr(desc))

@@ -46,13 +46,8 @@ def _row(name: str, about: dict[str, Any]) -> tuple[str, ...]:
     bundled = [f"bundled ({data})" for data in bundled_weights().get(name, {})]
     published = [f"published{f'/{variant}' if variant else ''}" for variant in about["published"]]
     counts = (f"{about[key]:,}" for key in ("parameters", "trained", "classes"))
-    return (
-        name,
-        *counts,
-        about["input"],
-        about["tokeniser"],
-        ", ".join([*bundled, *published]) or "random only",
-    )
+    weights = ", ".join([*bundled, *published]) or "random only"
+    return (name, *counts, about["input"], about["tokeniser"], weights)
 
 
 def facts(name: str) -> dict[str, Any]:

@@ -91,13 +91,15 @@ def by_depth(
                 half = quantity(asked[i]["quantity"]).shown(smallest)
                 ax.axhspan(-half, half, color=PALETTE["grey"], alpha=0.15, linewidth=0)
             _lines(ax, axis, drawn[i])
-            _beside(ax, axis, result, asked[i], names, beside)
-            _references(ax, result, asked[i], names[0], references)
+            if (second := beside.get(asked[i]["quantity"])) is not None:
+                _thin_lines(ax, axis, _rows(result, {**asked[i], "quantity": second}, names))
+            _references(ax, result, asked[i] | {"model": names[0]}, references)
             axis.label(ax)
             title_block(ax, panel_title(asked[i], asked))
             y_label(ax, asked[i]["quantity"])
         _share_limits(axes, [asked[i] for i in kept], [drawn[i] for i in kept])
-        extra = [handle(words, **look) for words, look in _extras(beside, references)]
+        extra = [handle(quantity(name).words, color=PALETTE["grey"], **_THIN) for name in beside.values()]
+        extra += [handle(text, **look) for text, look in zip(references.values(), _LINES, strict=False)]
         whole = pd.concat([frame for i in kept for frame in drawn[i].values()])
         legend(fig, names, extra, null=bool(whole["null"].notna().any()))
     return finish(fig, whole, _caption(asked, drawn, kept, whole, names, axis), _alt(asked, drawn, kept))
@@ -193,50 +195,28 @@ def _lines(ax: Axes, axis: DepthAxis, rows: Rows) -> None:
             draw_null(ax, x, frame, **({} if shared else {"color": style["color"]}))
 
 
-def _beside(
-    ax: Axes,
-    axis: DepthAxis,
-    result: Result,
-    panel: Mapping[str, Any],
-    names: Sequence[str],
-    beside: Mapping[str, str],
-) -> None:
-    if panel["quantity"] in beside:
-        rows = _rows(result, {**panel, "quantity": beside[panel["quantity"]]}, names)
-        for name, style in series_styles(list(rows)).items():
-            if not name.endswith(TWIN):
-                ax.plot(
-                    axis.of(rows[name]), *floats(shown(rows[name]), "value"), color=style["color"], **_THIN
-                )
-
-
-#: lines of references, and of what is drawn beside a quantity
-_LINES: tuple[Any, ...] = ((0, (1, 1)), (0, (4, 2)), "-.")
+#: looks of references, and of what is drawn beside a quantity
+_STROKES: tuple[Any, ...] = ((0, (1, 1)), (0, (4, 2)), "-.")
+_LINES: list[dict[str, Any]] = [
+    {"color": PALETTE["black"], "linestyle": s, "linewidth": 0.9} for s in _STROKES
+]
 _THIN: dict[str, Any] = {"linestyle": "-.", "linewidth": 0.8}
 
 
-def _references(
-    ax: Axes, result: Result, panel: Mapping[str, Any], model: str, references: Mapping[str, str]
-) -> None:
-    for place, line in zip(references, _LINES, strict=False):
+def _thin_lines(ax: Axes, axis: DepthAxis, rows: Rows) -> None:
+    for name, style in series_styles(list(rows)).items():
+        if not name.endswith(TWIN):
+            ax.plot(axis.of(rows[name]), *floats(shown(rows[name]), "value"), color=style["color"], **_THIN)
+
+
+def _references(ax: Axes, result: Result, panel: Mapping[str, Any], places: Iterable[str]) -> None:
+    for place, look in zip(places, _LINES, strict=False):
         try:
-            row = rows_of(result, model=model, **{**panel, "place": place}).iloc[0]
+            value = float(rows_of(result, **{**panel, "place": place}).iloc[0]["value"])
         except UnknownNameError:
             continue
-        if abs(float(row["value"]) - 1) > 1e-6:  # else the target itself
-            ax.axhline(
-                quantity(panel["quantity"]).shown(float(row["value"])),
-                color=PALETTE["black"],
-                linestyle=line,
-                linewidth=0.9,
-            )
-
-
-def _extras(beside: Mapping[str, str], references: Mapping[str, str]) -> Iterable[tuple[str, dict[str, Any]]]:
-    for name in beside.values():
-        yield quantity(name).words, {"color": PALETTE["grey"], **_THIN}
-    for words, line in zip(references.values(), _LINES, strict=False):
-        yield words, {"color": PALETTE["black"], "linestyle": line, "linewidth": 0.9}
+        if abs(value - 1) > 1e-6:  # else the target itself
+            ax.axhline(quantity(panel["quantity"]).shown(value), **look)
 
 
 def is_zero(rows: Rows) -> bool:

@@ -71,10 +71,9 @@ def forest(
             own = rows[by].astype(str) == group if by else pd.Series(True, index=rows.index)
             off = 0.16 * ((len(marks) - 1) / 2 - number)
             look = role(number % 6)._replace(linestyle="").style()
-            ax.errorbar(
-                *floats(rows[own], "value"), y[own.to_numpy()] + off, xerr=whiskers(rows[own]), **look
-            )
-            _nulls(ax, rows[own], y[own.to_numpy()] + off)
+            drawn, at = rows[own], y[own.to_numpy()] + off
+            ax.errorbar(*floats(drawn, "value"), at, xerr=whiskers(drawn), **look)
+            _nulls(ax, drawn, at)
         extra = _points(ax, lines, *points, looks[0]) if points else []
         ends = looks[0].shown(smallest) if smallest else None  # the whole band is in sight
         band = [pd.DataFrame({"value": [-ends, ends]}).reindex(columns=list(COLUMNS))] if ends else []
@@ -164,30 +163,21 @@ def _across(frame: pd.DataFrame) -> str:
 
 
 def _band_words(smallest: float | None, look: Any) -> str:
-    return (
-        ""
-        if smallest is None
-        else f"grey: within ±{look.shown(smallest):g}{f' {look.unit}' if look.unit else ''}, too small to count"
-    )
+    if smallest is None:
+        return ""
+    return f"grey: within ±{look.shown(smallest):g}{f' {look.unit}' if look.unit else ''}, too small to count"
 
 
 def _caption(frame: pd.DataFrame, labels: Sequence[str], title: str) -> str:
     first = frame.iloc[0]
     look = quantity(str(first["quantity"]))
-    subject = (
-        f"`{first['model']}` minus `{first['model_b']}`"
-        if _compares(frame)
-        else (title or look.title).rstrip("?.")
-    )
+    compared = f"`{first['model']}` minus `{first['model_b']}`"
+    subject = compared if _compares(frame) else (title or look.title).rstrip("?.")
     several = "Not corrected for several quantities." if len(frame) > 1 and frame["p"].notna().any() else ""
     kinds = frame.loc[frame["null"].notna() & (frame["null"] != 0), "null_kind"].dropna()
-    null = (
-        f"Null (dotted): {str(kinds.iloc[0]).split(';')[0]}."
-        if len(kinds)
-        else "Null: 0."
-        if _compares(frame)
-        else ""
-    )
+    null = "Null: 0." * _compares(frame)
+    if len(kinds):
+        null = f"Null (dotted): {str(kinds.iloc[0]).split(';')[0]}."
     plain = " ".join(labels[0].split())
     return caption(f"{subject}: {plain} {look.interval(first)}.", how_sure(frame), null, also=[several])
 

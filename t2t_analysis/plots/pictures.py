@@ -43,13 +43,8 @@ def tiles(
     """Pictures in rows with names at their left and titles above; ``bar`` labels a colour bar of the last one."""
     columns = max(map(len, rows))
     side = min(side, 7.6 / columns)
-    fig, axes = new_axes(
-        len(rows),
-        columns,
-        width=side * columns + 1.1,
-        height=side * len(rows) + 0.5 + 0.7 * bool(bar),
-        squeeze=False,
-    )
+    size = {"width": side * columns + 1.1, "height": side * len(rows) + 0.5 + 0.7 * bool(bar)}
+    fig, axes = new_axes(len(rows), columns, squeeze=False, **size)
     drawn = None
     for line, tiles_of_row, name in zip(axes, rows, down, strict=True):
         for ax, tile in zip(line, [*tiles_of_row, *[None] * (columns - len(tiles_of_row))], strict=True):
@@ -163,16 +158,12 @@ def attribution_panels(explained: Explained | Sequence[Explained], images: Seque
         titles = ["image", *(METHODS[method].words for method in chosen)]
         fig = tiles(rows, [one.label for _, one in pairs], titles, ticks=[-1, 0, 1], side=1.9,
                     bar="against the class … for it (each map's own scale)")  # fmt: skip
-    kind = {"predicted": "the class that each model answers", "label": "the labelled class"}[
-        several[0].target_kind
-    ]
-    classes = "; ".join(
-        dict.fromkeys(", ".join(dict.fromkeys(_class(one, i) for one in several)) for i in images)
-    )
+    kinds = {"predicted": "the class that each model answers", "label": "the labelled class"}
+    each = dict.fromkeys(", ".join(dict.fromkeys(_class(one, i) for one in several)) for i in images)
     words = caption(
-        f"Attribution of {kind}: {classes}.",
+        f"Attribution of {kinds[several[0].target_kind]}: {'; '.join(each)}.",
         "Single images show no rule: the checks of all maps stand beside this figure.",
-    )  # fmt: skip
+    )
     names = " and ".join(one.label for one in several)
     alt = f"{len(images)} images with {len(chosen)} attribution maps each, for {names}."
     return finish(fig, _weights({one.label: one.weights for one in several}), words, alt)
@@ -212,9 +203,8 @@ def pca_maps(several: Sequence[TokenPCA], result: Result) -> Figure:
         top = [Tile(picture(several[0].images[i])) for i in chosen]
         fig = tiles([top, *([Tile(one.rgb[i]) for i in chosen] for one in several)],
                     ["image", *(one.label for one in several)], [])  # fmt: skip
-    shares = "; ".join(
-        _explained(result.frame[result.frame["model"] == one.label], one.label) for one in several
-    )
+    own = {one.label: result.frame[result.frame["model"] == one.label] for one in several}
+    shares = "; ".join(_explained(rows, label) for label, rows in own.items())
     words = caption(
         "Patch tokens by their first three principal components as red, green and blue; colours of different models "
         f"do not correspond. Variance explained by the three: {shares}.",
@@ -244,16 +234,13 @@ def receptive_field_map(result: Result) -> Figure:
     chosen = {name: _four(list(maps[name])) for name in names}
     norm = LogNorm(1e-4, 1, clip=True)
     with use_style():
-        rows = [
-            [Tile(np.maximum(np.array(maps[m][p]), 1e-12), SEQUENTIAL, norm) for p in chosen[m]]
-            for m in names
-        ]
+        drawn = {m: [np.maximum(np.array(maps[m][place]), 1e-12) for place in chosen[m]] for m in names}
+        rows = [[Tile(one, SEQUENTIAL, norm) for one in drawn[m]] for m in names]
         titles = [
             place.removesuffix(".resid_post").replace("blocks.", "layer ") for place in chosen[names[0]]
         ]
-        fig = tiles(
-            rows, names, titles, bar="squared gradient (largest = 1)", side=1.75, format=lambda x, _: f"{x:g}"
-        )
+        how = {"bar": "squared gradient (largest = 1)", "side": 1.75, "format": lambda x, _: f"{x:g}"}
+        fig = tiles(rows, names, titles, **how)
     frame = pd.concat([rows_of(result, quantity="erf_radius_50", model=name) for name in names])
     words = caption(
         "Where the central token looks: its squared input gradient along random directions, mean of shares over "

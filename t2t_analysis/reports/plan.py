@@ -44,14 +44,8 @@ def stem(notebook: str, params: CommonParams) -> str:
     }
     digits = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
     first, *others = (re.sub(r"[^\w.+-]+", "-", label)[:_LONGEST] for label in given.labels)
-    return "__".join(
-        [
-            notebook,
-            first,
-            *(word for other in others for word in ("vs", other)),
-            *([digits] if changed else []),
-        ]
-    )
+    words = [word for other in others for word in ("vs", other)]
+    return "__".join([notebook, first, *words, *([digits] if changed else [])])
 
 
 @dataclass(frozen=True)
