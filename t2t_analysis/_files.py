@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import glob
 import os
 import platform
@@ -30,6 +31,12 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def csv_rows(path: str | Path) -> list[dict[str, str]]:
+    """Rows of a CSV that has a header, all as text."""
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
 
 
 def write_whole(path: str | Path, text: str) -> None:

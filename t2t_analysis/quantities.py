@@ -7,7 +7,6 @@ formats a value.
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
+from ._files import csv_rows
 from .errors import UnknownNameError
 
 #: in place of a value that is not there
@@ -166,46 +166,28 @@ SMALLEST = {
 }
 
 
-def _kind(
-    unit: str = "", digits: int = 3, scale: float = 1.0, low: float | None = None, high: float | None = None
-) -> dict[str, Any]:
-    return {"unit": unit, "digits": digits, "scale": scale, "bounds": (low, high)}
+def _number(text: str) -> float | None:
+    return float(text) if text else None
 
 
-#: what the column ``kind`` of ``quantities.csv`` says of a quantity's values
+#: what the column ``kind`` of ``quantities.csv`` says of a quantity's values, a line each in ``kinds.csv``
 KINDS: dict[str, dict[str, Any]] = {
-    "number": _kind(),
-    "part": _kind(low=0.0, high=1.0),
-    "cosine": _kind(low=-1.0, high=1.0),
-    "r2": _kind(high=1.0),
-    "positive": _kind(low=0.0),
-    "one or more": _kind(low=1.0),
-    "share": _kind("%", 1, 100.0, low=0.0, high=1.0),
-    "points": _kind("points", 1, 100.0),
-    "nats": _kind("nats", low=0.0),
-    "divergence": _kind("nats", low=0.0, high=math.log(2)),
-    "change in nats": _kind("nats"),
-    "dimensions": _kind("dimensions", 1, low=1.0),
-    "columns": _kind("columns", 1, low=0.0),
-    "px": _kind("px", 1, low=0.0),
-    "million": _kind("million", 2, 1e-6, low=0.0),
-    "billion": _kind("billion", 2, 1e-9, low=0.0),
-    "MiB": _kind("MiB", 0, 2.0**-20, low=0.0),
-    "ms": _kind("ms", 1, low=0.0),
-}
+    row["kind"]: {
+        "unit": row["unit"], "digits": int(row["digits"]), "scale": float(row["scale"]),
+        "bounds": (_number(row["low"]), _number(row["high"])),
+    }
+    for row in csv_rows(Path(__file__).with_name("kinds.csv"))
+}  # fmt: skip
 
 
 def _read() -> dict[str, Quantity]:
     """Quantities by name: ``quantities.csv`` has one a line, with a key each of ``KINDS`` and ``SMALLEST``."""
     found = {}
-    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            about: dict[str, Any] = KINDS[row["kind"]] | (
-                {"digits": int(row["digits"])} if row["digits"] else {}
-            )
-            about["smallest"] = SMALLEST[row["smallest"]] if row["smallest"] else None
-            about["claimed"] = int(row["claimed"]) if row["claimed"] else None
-            found[row["name"]] = Quantity(row["name"], row["words"], row["axis"], **about)
+    for row in csv_rows(Path(__file__).with_suffix(".csv")):
+        about = dict(KINDS[row["kind"]]) | ({"digits": int(row["digits"])} if row["digits"] else {})
+        about["smallest"] = SMALLEST[row["smallest"]] if row["smallest"] else None
+        about["claimed"] = int(row["claimed"]) if row["claimed"] else None
+        found[row["name"]] = Quantity(row["name"], row["words"], row["axis"], **about)
     return found
 
 

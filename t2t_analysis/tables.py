@@ -7,7 +7,6 @@ a kill leaves the table as it was.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from ._files import whole_file
+from ._files import csv_rows, whole_file
 from .errors import DataError
 
 Rows = Iterable[Mapping[str, Any]] | pd.DataFrame
@@ -28,8 +27,7 @@ def columns(table: str) -> dict[str, tuple[str, str]]:
     >>> columns("curves")["epoch"]
     ('Int64', 'counted from 0')
     """
-    with Path(__file__).with_name("columns.csv").open(newline="", encoding="utf-8") as file:
-        lines = [line for line in csv.DictReader(file) if line["table"] == table]
+    lines = [line for line in csv_rows(Path(__file__).with_name("columns.csv")) if line["table"] == table]
     return {line["column"]: (line["dtype"], line["meaning"]) for line in lines}
 
 

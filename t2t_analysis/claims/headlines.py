@@ -6,7 +6,6 @@ of the study (`measure_runs`), where the unit is the seed.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from .. import tables
+from .._files import csv_rows
 from ..differences import difference
 from ..errors import DataError, UnknownNameError
 from ..results import Result
@@ -70,8 +70,7 @@ def as_dict(row: pd.Series) -> dict[str, Any]:
 
 
 def _read() -> dict[str, Headline]:
-    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = csv_rows(Path(__file__).with_suffix(".csv"))
     where = [{name: row[name] for name in ("quantity", "place", "tokens") if row[name]} for row in rows]
     return {
         row["name"]: Headline(row["measure"], picked, row["choose"], row["paired"] == "yes", row["group"])

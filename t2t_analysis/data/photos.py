@@ -6,7 +6,6 @@ purpose: drawings and renderings, the second half of the stereo pair, and pictur
 
 from __future__ import annotations
 
-import csv
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
+from .._files import csv_rows
 from ..errors import DataError, UnknownNameError
 
 
@@ -35,14 +35,9 @@ _FOLDER = {
 }
 
 
-def _listed() -> tuple[Photo, ...]:
-    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
-        return tuple(Photo(**row) for row in csv.DictReader(file))
-
-
 #: In the order of their names. Licence notes come from the packages' own README files and docstrings;
 #: "see package" where those say nothing.
-PHOTOS = _listed()
+PHOTOS = tuple(Photo(**row) for row in csv_rows(Path(__file__).with_suffix(".csv")))
 _BY_NAME = {photo.name: photo for photo in PHOTOS}
 
 

@@ -5,10 +5,11 @@ Accuracies are those of the authors' README; the spelling "cirfar100" is the rel
 
 from __future__ import annotations
 
-import csv
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .._files import csv_rows
 
 #: The authors' release on GitHub; every published file lies under this address.
 RELEASES = "https://github.com/yitu-opensource/T2T-ViT/releases/download/main/"
@@ -39,12 +40,11 @@ class Release(NamedTuple):
 
 def _read() -> dict[str, dict[str, Release]]:
     found: dict[str, dict[str, Release]] = {}
-    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            model, variant = row.pop("model"), row.pop("variant")
-            about: dict[str, Any] = row | {name: int(row[name]) for name in ("n", "num_classes", "img_size")}
-            about |= {"top1": float(row["top1"]), "drop": tuple(row["drop"].split())}
-            found.setdefault(model, {})[variant] = Release(**about)
+    for row in csv_rows(Path(__file__).with_suffix(".csv")):
+        model, variant = row.pop("model"), row.pop("variant")
+        about: dict[str, Any] = row | {name: int(row[name]) for name in ("n", "num_classes", "img_size")}
+        about |= {"top1": float(row["top1"]), "drop": tuple(row["drop"].split())}
+        found.setdefault(model, {})[variant] = Release(**about)
     return found
 
 

@@ -7,7 +7,6 @@ cells. Runs of one task, data set, optimiser and length are compared; runs of a 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Collection, Iterable, Mapping
 from functools import cache
 from pathlib import Path
@@ -17,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from .. import stats
+from .._files import csv_rows
 from ..errors import DataError
 from ..results import Result
 from . import rates
@@ -83,8 +83,7 @@ for _name in IDEAS:
 @cache
 def printed() -> list[dict[str, str]]:
     """Accuracy differences that the paper prints or that are quoted from it, and which claims they belong to."""
-    with Path(__file__).with_name("published.csv").open(newline="", encoding="utf-8") as file:
-        return list(csv.DictReader(file))
+    return csv_rows(Path(__file__).with_name("published.csv"))
 
 
 def published(task: str, data: str = "") -> dict[str, tuple[float, str]]:

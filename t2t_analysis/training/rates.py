@@ -6,12 +6,12 @@ both, so that the optimum never lies at the edge. What was tried is in ``rates.c
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from .._files import csv_rows
 from .._paths import data_dir
 
 TABLE = "rates.csv"
@@ -25,8 +25,7 @@ START = {"muon": 2e-3, "adamw": 1e-3}
 
 @lru_cache(maxsize=8)
 def _rows(path: Path, stamp: float) -> tuple[dict[str, str], ...]:
-    with path.open(newline="", encoding="utf-8") as file:
-        return tuple(csv.DictReader(file))
+    return tuple(csv_rows(path))
 
 
 def tried(model: str, data: str, optimizer: str = "muon", folder: Path | None = None) -> dict[float, float]:
