@@ -181,8 +181,7 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         deciding = effects[effects["deciding"]]
         counts = deciding["verdict"].value_counts()
         votes = ", ".join(f"{counts[v]} {v}" for v in VERDICTS if v in counts)
-        first = effects.iloc[0][
-            ["statement", "said", "kind", "basis", "because", "notebook", "change"]
-        ].to_dict()
+        told = ["statement", "said", "kind", "basis", "because", "notebook", "change"]
+        first = effects.iloc[0][told].to_dict()
         rows.append({"claim": claim, "verdict": overall(list(deciding["verdict"])), "votes": votes} | first)
     return pd.DataFrame(rows)

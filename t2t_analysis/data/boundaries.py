@@ -50,19 +50,13 @@ class Drawn:
             grey = np.asarray(Image.open(content).convert("L"))
             found = (2 * grey.astype(int) > max(int(grey.max()), 1))[None]
         size = self.image(number).size[::-1]
-        if found.shape[1:] != size:
-            raise DataError(
-                f"{self.names[number]}: boundaries of {found.shape[1:]} pixels, photograph of {size}"
-            )
+        if (drawn := found.shape[1:]) != size:
+            raise DataError(f"{self.names[number]}: boundaries of {drawn} pixels, photograph of {size}")
         return found
 
     def cells(
-        self,
-        number: int,
-        config: Mapping[str, Any],
-        grid: tuple[int, int],
-        offset: tuple[float, float] = (0, 0),
-    ) -> np.ndarray:
+        self, number: int, config: Mapping[str, Any], grid: tuple[int, int], offset: tuple[float, float] = (0, 0)
+    ) -> np.ndarray:  # fmt: skip
         """Through which cells of what a model sees a boundary runs: bool (annotators, rows, columns).
 
         Boundaries are followed pixel by pixel through the geometry of the preprocessing, so that no thin line is lost
@@ -76,9 +70,7 @@ class Drawn:
         """
         drawn = self.boundaries(number)
         seen = _coordinates(drawn.shape[1:], config)
-        places = [
-            _cell_of(drawn.shape[1 + axis], at, grid[axis], offset[axis]) for axis, at in enumerate(seen)
-        ]
+        places = [_cell_of(*each) for each in zip(drawn.shape[1:], seen, grid, offset, strict=True)]
         found = np.zeros((len(drawn), *grid), dtype=bool)
         annotator, y, x = np.nonzero(drawn)
         row, column = places[0][y], places[1][x]

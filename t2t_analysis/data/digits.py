@@ -43,11 +43,6 @@ def digits_source(split: str) -> DigitsSource:
         members = np.flatnonzero(bunch.target == label)
         test[members[round(len(members) * 2 / 3) :]] = True
     chosen = test if split == "test" else ~test
-    return DigitsSource(
-        "digits",
-        bunch.target[chosen],
-        classes=tuple("0123456789"),
-        notes=("8x8 pixels enlarged; the same writers may be in both splits",),
-        licence="CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits; E. Alpaydin and C. Kaynak)",
-        pixels=pixels[chosen],
-    )
+    notes = ("8x8 pixels enlarged; the same writers may be in both splits",)
+    licence = "CC BY 4.0 (UCI, Optical Recognition of Handwritten Digits; E. Alpaydin and C. Kaynak)"
+    return DigitsSource("digits", bunch.target[chosen], tuple("0123456789"), notes, licence, pixels[chosen])

@@ -174,10 +174,8 @@ def _classes_of(images: Tree, annotations: Tree, where: str) -> dict[PurePosixPa
         table = _annotated(annotations)
         missing = [path.name for path in images if path.name not in table]
         if missing:
-            names = ", ".join(str(path) for path in annotations)
-            raise DataError(
-                f"{where}: {len(missing)} images are not in {names}, the first is {shown(missing[0])}"
-            )
+            names, first = ", ".join(str(path) for path in annotations), shown(missing[0])
+            raise DataError(f"{where}: {len(missing)} images are not in {names}, the first is {first}")
         return {path: table[path.name] for path in images}
     found = {path: shown(path.parts[0]) for path in images if len(path.parts) > 1}
     return {} if set(found.values()) == {"images"} else found
@@ -188,9 +186,8 @@ def _annotated(annotations: Tree) -> dict[str, str]:
     table: dict[str, str] = {}
     for file in annotations.values():
         content = _open(file)
-        text = (content.read_bytes() if isinstance(content, Path) else content.getvalue()).decode(
-            "utf-8", "replace"
-        )
+        found = content.read_bytes() if isinstance(content, Path) else content.getvalue()
+        text = found.decode("utf-8", "replace")
         table |= {cells[0]: cells[1] for cells in map(str.split, text.splitlines()) if len(cells) > 1}
     return table
 
@@ -278,11 +275,6 @@ def files_source(name: str, path: Path, split: str, strict: bool) -> FileSource:
     if others:
         notes += (left,)
     order = sorted(part.images)
-    labels = [classes.index(part.classes[one]) if part.classes else -1 for one in order]
-    return FileSource(
-        name,
-        np.array(labels),
-        tuple(classes) if part.classes else (),
-        notes,
-        files=tuple(part.images[one] for one in order),
-    )
+    labels = np.array([classes.index(part.classes[one]) if part.classes else -1 for one in order])
+    files = tuple(part.images[one] for one in order)
+    return FileSource(name, labels, tuple(classes) if part.classes else (), notes, files=files)

@@ -21,6 +21,7 @@ from .reading import read_rgb, to_rgb
 
 EMBEDDED = ("photos", "photo_crops", "digits")
 TIMM_PREFIXES = ("torch", "hfds", "hfids", "tfds", "wds")
+_TORCH = "cifar10 cifar100 flowers102 mnist kmnist fashion_mnist qmnist inaturalist places365 imagenet image_folder"
 _TIMM_LICENCE = "see the data set's own page"
 
 
@@ -84,12 +85,10 @@ def _timm_labels(dataset: Any) -> np.ndarray | None:
 
 
 def _timm_classes(dataset: Any) -> tuple[str, ...]:
-    mapping = getattr(dataset, "class_to_idx", None) or getattr(
-        getattr(dataset, "reader", None), "class_to_idx", None
-    )
-    return (
-        tuple(sorted(mapping, key=mapping.__getitem__)) if mapping else tuple(getattr(dataset, "classes", ()))
-    )
+    known = (getattr(one, "class_to_idx", None) for one in (dataset, getattr(dataset, "reader", None)))
+    if mapping := next(filter(None, known), None):
+        return tuple(sorted(mapping, key=mapping.__getitem__))
+    return tuple(getattr(dataset, "classes", ()))
 
 
 def _create(data: str, split: str, root: Path, download: bool) -> Any:
@@ -125,15 +124,10 @@ def open_timm(data: str, split: str, root: str | Path | None, download: bool) ->
                 raise
         return _create(data, "validation", folder, download), (f"{data} has no split test: validation used",)
     except AssertionError as error:
-        raise UnknownNameError("timm data set", data, _torch_names()) from error
+        raise UnknownNameError("timm data set", data, [f"torch/{name}" for name in _TORCH.split()]) from error
     except Exception as error:  # the factory's readers raise whatever their libraries raise
         how = "" if download else "; download=True would fetch it"
         raise DataError(f"timm could not open {data!r} ({split}) in {folder}: {error}{how}") from error
-
-
-def _torch_names() -> list[str]:
-    names = "cifar10 cifar100 flowers102 mnist kmnist fashion_mnist qmnist inaturalist places365 imagenet image_folder"
-    return [f"torch/{name}" for name in names.split()]
 
 
 def _from_timm(data: str, dataset: Any, notes: tuple[str, ...]) -> TimmSource | StreamSource:

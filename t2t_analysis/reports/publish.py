@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from base64 import b64decode
@@ -15,7 +14,7 @@ from nbformat import NotebookNode
 from .._commit import commit
 from .._files import write_whole
 from .export import Page, outputs_with_role, to_html
-from .fingerprint import page_fingerprint, versions
+from .fingerprint import page_fingerprint, sha, versions
 from .plan import Job, portable_papermill_line, report_line
 
 
@@ -24,38 +23,37 @@ def notebook_text(nb: NotebookNode) -> str:
     return nbformat.writes(nb) + "\n"
 
 
+def _title(job: Job, nb: NotebookNode) -> str:
+    return nb.metadata.get("title") or job.notebook.stem.replace("_", " ")
+
+
 def _page(job: Job, nb: NotebookNode, failure: str = "") -> Page:
     fields = type(job.params).model_fields
     values = json.loads(job.params.model_dump_json())
     rows = [{"name": n, "value": str(v), "help": fields[n].description or ""} for n, v in values.items()]
-    title = nb.metadata.get("title") or job.notebook.stem.replace("_", " ")
     commands = [
         {"words": "This page again, if anything that it depends on has changed:", "line": report_line(job)},
         {"words": "Its notebook, by papermill alone:", "line": portable_papermill_line(job)},
     ]
-    title = f"{title}: {job.params.subject}"
+    title = f"{_title(job, nb)}: {job.params.subject}"
     return Page(title, rows, commands, versions(), commit(), failure, job.stem)
 
 
 def _about(job: Job, nb: NotebookNode) -> dict[str, Any]:
     """What the index says of a run."""
-    sentences = [s for about in outputs_with_role(nb, "findings") for s in about["sentences"]]
+
+    def said(role: str, what: str) -> list[Any]:
+        return [one for about in outputs_with_role(nb, role) for one in about[what]]
+
+    params = job.params
     return {
-        "stem": job.stem,
-        "notebook": job.notebook.stem,
-        "title": nb.metadata.get("title") or job.notebook.stem.replace("_", " "),
-        "subject": job.params.subject,
-        "model": job.params.model,
-        "baseline": job.params.baseline,
-        "parameters": json.loads(job.params.model_dump_json(exclude={"results_dir"})),
-        "findings": sentences,
-        "verdicts": outputs_with_role(nb, "verdicts"),
-        "untrained": [name for about in outputs_with_role(nb, "title") for name in about["untrained"]],
-        "results": [name for about in outputs_with_role(nb, "results") for name in about["files"]],
-        "figures": len(outputs_with_role(nb, "figure")),
-        "versions": versions(),
-        "commit": commit(),
-    }
+        "stem": job.stem, "notebook": job.notebook.stem, "title": _title(job, nb), "subject": params.subject,
+        "model": params.model, "baseline": params.baseline,
+        "parameters": json.loads(params.model_dump_json(exclude={"results_dir"})),
+        "findings": said("findings", "sentences"), "verdicts": outputs_with_role(nb, "verdicts"),
+        "untrained": said("title", "untrained"), "results": said("results", "files"),
+        "figures": len(outputs_with_role(nb, "figure")), "versions": versions(), "commit": commit(),
+    }  # fmt: skip
 
 
 def page_of(job: Job, nb: NotebookNode) -> str:
@@ -70,13 +68,9 @@ def publish(job: Job, nb: NotebookNode, html: str, fingerprint: str) -> None:
         folder = job.path("")
         folder.mkdir(exist_ok=True)
         write_whole(folder / name.removeprefix(f"{job.stem}-"), b64decode(data).decode("utf-8"))
-    sidecar = _about(job, nb) | {
-        "status": "done",
-        "fingerprint": fingerprint,
-        "page_fingerprint": page_fingerprint(),
-        "page_sha256": hashlib.sha256(html.encode()).hexdigest(),
-        "page_bytes": len(html.encode()),
-    }
+    about = {"status": "done", "fingerprint": fingerprint, "page_fingerprint": page_fingerprint()}
+    about |= {"page_sha256": sha(html.encode()), "page_bytes": len(html.encode())}
+    sidecar = _about(job, nb) | about
     write_whole(job.path(".json"), json.dumps(sidecar, indent=1, sort_keys=True) + "\n")
 
 
@@ -93,10 +87,6 @@ def publish_failure(job: Job, nb: NotebookNode, failure: str) -> None:
     """Write what there is of a run that failed, under names of its own."""
     write_whole(job.path(".failed.ipynb"), notebook_text(nb))
     write_whole(job.path(".failed.html"), to_html(nb, _page(job, nb, failure)))
-    sidecar = _about(job, nb) | {
-        "status": "failed",
-        "failure": failure,
-        "traceback": _traceback_tail(nb),
-        "older_report": job.path(".html").is_file(),
-    }
+    about = {"status": "failed", "failure": failure, "traceback": _traceback_tail(nb)}
+    sidecar = _about(job, nb) | about | {"older_report": job.path(".html").is_file()}
     write_whole(job.path(".failed.json"), json.dumps(sidecar, indent=1, sort_keys=True) + "\n")

@@ -14,13 +14,8 @@ from torch import Tensor, nn
 from .recipe import Recipe
 
 #: Newton-Schulz coefficients of five iterations (Cesista et al., 2025), timm's default.
-QUINTIC = [
-    (4.0848, -6.8946, 2.9270),
-    (3.9505, -6.3029, 2.6377),
-    (3.7418, -5.5913, 2.3037),
-    (2.8769, -3.1427, 1.2046),
-    (2.8366, -3.0525, 1.2012),
-]
+QUINTIC = [(4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037),
+           (2.8769, -3.1427, 1.2046), (2.8366, -3.0525, 1.2012)]  # fmt: skip
 
 
 class Muon(torch.optim.AdamW):

@@ -47,17 +47,12 @@ class _Data(L.LightningDataModule):
         recipe, length = self.module.recipe, self.module.length
         leg = length.legs, length.steps * recipe.batch_size
         sampler = LegSampler(self.dataset, recipe.seed, *leg, trainer.global_rank, trainer.world_size)
+        ready = getattr(self.dataset, "collate", None)  # of images that live on the device
         return DataLoader(
-            self.dataset,
-            batch_size=recipe.batch_size // trainer.world_size,
-            sampler=sampler,
-            num_workers=self.workers,
-            persistent_workers=self.workers > 0,
-            # images that live on the device come as ready batches
-            pin_memory=torch.cuda.is_available() and not hasattr(self.dataset, "collate"),
-            collate_fn=getattr(self.dataset, "collate", None),
-            drop_last=True,
-        )
+            self.dataset, batch_size=recipe.batch_size // trainer.world_size, sampler=sampler, drop_last=True,
+            num_workers=self.workers, persistent_workers=self.workers > 0, collate_fn=ready,
+            pin_memory=torch.cuda.is_available() and ready is None,
+        )  # fmt: skip
 
 
 def model_args(model: str, num_classes: int, img_size: int | None) -> dict[str, Any]:
