@@ -15,9 +15,8 @@ def commit() -> str:
     package = str(Path(__file__).resolve().parent)
 
     def git(*words: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", package, *words], capture_output=True, text=True, timeout=10, check=True
-        )
+        how = {"capture_output": True, "text": True, "timeout": 10, "check": True}
+        done = subprocess.run(["git", "-C", package, *words], **how)
         return done.stdout.strip()
 
     try:

@@ -27,12 +27,8 @@ __all__ = ["Controls", "Outputs", "show_exploration"]
 _LINES = (("image", "photograph"), ("query", "row", "column"), ("place", "head", "channel"))
 _FIELD = {"layout": {"width": "230px"}, "style": {"description_width": "110px"}}
 _BUSY = "Computing the picture …"
-_STATIC = (
-    "Controls appear here in JupyterLab, with ipywidgets installed. Below is what they would show first."
-)
-_CAPTION = (
-    "The numbers of the measures for what is shown; null is what the value would be with nothing to see."
-)
+_STATIC = "Controls appear here in JupyterLab, with ipywidgets installed. Below is what they show first."
+_CAPTION = "The numbers of the measures for what is shown; null: what they would be with nothing to see."
 
 
 class Outputs:
@@ -45,10 +41,8 @@ class Outputs:
         """Show, or replace what was shown."""
         from IPython.display import display
 
-        shown = {
-            "figure": figure.renamed(called)._repr_mimebundle_(),
-            "table": table_data(for_page(table), _CAPTION),
-        }
+        picture = figure.renamed(called)._repr_mimebundle_()
+        shown = {"figure": picture, "table": table_data(for_page(table), _CAPTION)}
         for role, data in shown.items():
             about = {"raw": True, "metadata": {METADATA: {"role": role}}}
             if role in self._handles:

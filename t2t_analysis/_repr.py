@@ -49,9 +49,8 @@ def html_table(caption: str, head: Iterable[Any], rows: Iterable[Iterable[Any]])
     '<table><caption>a&lt;b</caption><thead><tr><th>x</th></tr></thead><tbody><tr><td>1</td></tr></tbody></table>'
     """
     names = "".join(f"<th>{escape(str(name))}</th>" for name in head)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows
-    )
+    cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
+    body = "".join(f"<tr>{row}</tr>" for row in cells)
     return f"<table><caption>{escape(caption)}</caption><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -69,10 +68,8 @@ def readable(frame: pd.DataFrame) -> pd.DataFrame:
 
     looks = [quantity(str(name)) for name in frame["quantity"]]
     rows = [row for _, row in frame.iterrows()]
-    nulls = [
-        look.number(row["null"]) if pd.notna(row["null"]) else ""
-        for look, row in zip(looks, rows, strict=True)
-    ]
+    given = zip(looks, frame["null"], strict=True)
+    nulls = [look.number(null) if pd.notna(null) else "" for look, null in given]
     names = ("variant", "model", "model_b", "place", "head")
     table = pd.DataFrame({
         "quantity": [look.words for look in looks],

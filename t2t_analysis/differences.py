@@ -52,10 +52,10 @@ def difference(
     left_out = sorted(set(first.frame["quantity"][~paired]))
     first, second = (side.rows(np.flatnonzero(paired)) for side in (first, second))
     units = first.frame["unit"]
-    rows = [
-        _rows(*(side.rows(np.flatnonzero(units == unit)) for side in (first, second)))
-        for unit in units.unique()
-    ]
+    sides = (
+        [side.rows(np.flatnonzero(units == unit)) for side in (first, second)] for unit in units.unique()
+    )
+    rows = [_rows(*pair) for pair in sides]
     unpaired = (
         f"no difference in {', '.join(left_out)}: {np.sum(~paired)} rows rest on other images of {model} than of "
         f"{model_b}, or on other groups of them",
@@ -87,9 +87,7 @@ def _side(result: Result, model: str, place: str | None) -> Result:
     own = result.where(model=model, model_b=None)
     own = own if place is None else own.where(place=place)
     if own.replicates is None:
-        raise T2TError(
-            f"the rows of {result.measure} keep no replicates, so that no models can be paired by it"
-        )
+        raise T2TError(f"the rows of {result.measure} keep no replicates: no models can be paired by it")
     return own.rows(np.flatnonzero(own.frame["head"].isna() & (own.replicates.groups > 0)))
 
 

@@ -109,9 +109,8 @@ class Estimate:
     def interval(self) -> Any:
         """How the interval was made, one text for each value; None where there is none."""
         words = " of the logarithm" * self.logarithm, f" paired over {self.unit}s" * self.paired
-        texts = {
-            g: f"t{words[0]}, delete-a-group jackknife{words[1]}, {g} groups" for g in np.unique(self.groups)
-        }
+        how = f"t{words[0]}, delete-a-group jackknife{words[1]}"
+        texts = {g: f"{how}, {g} groups" for g in np.unique(self.groups)}
         groups = np.where(np.isnan(self.value), 0, self.groups)
         return np.vectorize(lambda g: texts[g] if g >= 2 else None, otypes=[object])(groups)[()]
 
@@ -134,9 +133,8 @@ class Estimate:
     def __getitem__(self, position: Any) -> Estimate:
         position = position if isinstance(position, tuple) else (position,)
         rest = (slice(None), *position)
-        return replace(
-            self, value=self.value[position], leave_out=self.leave_out[rest], sizes=self.sizes[rest]
-        )
+        value, left, sizes = self.value[position], self.leave_out[rest], self.sizes[rest]
+        return replace(self, value=value, leave_out=left, sizes=sizes)
 
     def map(self, fn: Callable[[np.ndarray], np.ndarray], sizes: Any = None) -> Estimate:
         """``fn`` of the value and of every replicate: it gets (1 + G, ...) and keeps that first axis.

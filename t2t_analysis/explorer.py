@@ -87,7 +87,7 @@ class Exploration:
         counts = {len(subject.images) for subject in subjects}
         if not 1 <= len(subjects) <= 2 or len(counts) != 1:
             raise DataError(
-                f"expected one or two models with the same images, got {len(subjects)} with {counts}"
+                f"expected one or two models with the same images, not {len(subjects)} with {counts}"
             )
         self.subjects, self.interactive = tuple(subjects), interactive
         self.names = tuple(names) or tuple(f"image {i}" for i in range(counts.pop()))

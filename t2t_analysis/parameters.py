@@ -184,9 +184,8 @@ class CommonParams(BaseModel):
             small = all(is_small(name) for name in (self.model, baseline) if name != "none")
             data = "photo_crops" if small else "photos"
         usual = self.usual_images if data == "photo_crops" else self.usual_photos
-        return self.model_copy(
-            update={"baseline": baseline, "data": data, "n_images": self.n_images or usual}
-        )
+        found = {"baseline": baseline, "data": data, "n_images": self.n_images or usual}
+        return self.model_copy(update=found)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -222,9 +221,8 @@ class CommonParams(BaseModel):
             )
         first, *others = self.labels
         if any(other in (first, first + TWIN) or other + TWIN == first for other in others):
-            return (
-                f"baseline_label={others[0]!r}: model and baseline need labels that differ, got {self.labels}"
-            )
+            why = f"model and baseline need labels that differ, got {self.labels}"
+            return f"baseline_label={others[0]!r}: {why}"
         return None
 
     def torch_device(self) -> str:

@@ -102,11 +102,8 @@ def _aligned(found: list[tuple[slice, Estimate]], size: int) -> Estimate:
     groups = max((len(e.sizes) for _, e in found), default=0)
     value, left, sizes = np.full(size, np.nan), np.full((groups, size), np.nan), np.zeros((groups, size))
     for where, e in found:
-        value[where], left[: len(e.sizes), where], sizes[: len(e.sizes), where] = (
-            e.value,
-            e.leave_out,
-            e.sizes,
-        )
+        value[where], left[: len(e.sizes), where] = e.value, e.leave_out
+        sizes[: len(e.sizes), where] = e.sizes
     return Estimate(value, left, sizes)
 
 
@@ -159,9 +156,8 @@ class Result:
         """One line; a notebook shows `_repr_html_`."""
         models = ", ".join(self.frame["model"].dropna().unique())
         count = self.frame["quantity"].nunique()
-        return (
-            f"<Result {self.measure}: {len(self.frame)} rows, {count} quantities, of {models or 'no model'}>"
-        )
+        models = models or "no model"
+        return f"<Result {self.measure}: {len(self.frame)} rows, {count} quantities, of {models}>"
 
     def _repr_html_(self) -> str:
         table = readable(self.frame.head(MOST_ROWS))

@@ -343,9 +343,7 @@ class _Spot(NamedTuple):
         if isinstance(point, str):
             raise UnknownNameError("token", point, [CLASS])
         if not all(0 <= p < 1 for p in point):
-            raise DataError(
-                f"point {point}: expected fractions of the image, from 0 up to but not including 1"
-            )
+            raise DataError(f"point {point}: expected fractions of the image, 0 or more and below 1")
         row, column = (int(p * n) for p, n in zip(point, layout.grid, strict=True))
         token = layout.prefix + row * layout.grid[1] + column
         return cls(layout, size, token, f"token at row {row}, column {column}", (row, column))
@@ -395,14 +393,12 @@ def _attention(head_map: Tensor, spot: _Spot) -> Iterator[Row]:
     if spot.patch is not None:
         mine = distance[spot.number, None]
         null = float(mine.mean())
-        yield _row(
-            "attention_distance", attention_distance(row[None], mine), own, spot.words, null=null, **uniform
-        )
+        seen = attention_distance(row[None], mine)
+        yield _row("attention_distance", seen, own, spot.words, null=null, **uniform)
     if prefix:
         words, null = "attention of this query to all prefix tokens", prefix / head_map.shape[-1]
-        yield _row(
-            "prefix_mass", head_map[spot.token, :prefix].sum(), words, spot.words, null=null, **uniform
-        )
+        seen = head_map[spot.token, :prefix].sum()
+        yield _row("prefix_mass", seen, words, spot.words, null=null, **uniform)
     mean = "mean over patch queries"
     yield _row("attention_entropy", attention_entropy(patches), mean, null=even, **uniform)
     null = float(distance.mean())

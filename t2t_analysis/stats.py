@@ -70,9 +70,8 @@ class Student:
     @property
     def p(self) -> float:
         """Two-sided p of "it is 0"; NaN for a value without any spread."""
-        return (
-            2 * float(sps.t.sf(abs(self.value) / self.se, self.df)) if self.df > 0 and self.se else math.nan
-        )
+        known = self.df > 0 and self.se
+        return 2 * float(sps.t.sf(abs(self.value) / self.se, self.df)) if known else math.nan
 
     def columns(self) -> dict[str, Any]:
         """Columns of a row of a result, with words for the interval or for why there is none."""

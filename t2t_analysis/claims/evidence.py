@@ -19,22 +19,10 @@ from ..errors import DataError
 from ..models.provenance import confounds
 from ..results import Result
 from ..training.design import CORNERS, cell_of, horizons_of
-from ..training.effects import CONTRASTS, contrast, effects, runs_of, whole
+from ..training.effects import CONTRASTS, SIDES, contrast, effects, runs_of, whole
 from .headlines import HEADLINES, as_dict, models_headlines, pair_differences, pair_order, read_headlines
 from .premise import premise_evidence
 
-#: contrast of the study -> the two sides in words
-SIDES = {
-    "tokeniser_effect": ("soft split", "hard split"),
-    "backbone_effect": ("deep backbone", "wide backbone"),
-    "t2t_minus_vit": ("soft split, deep", "hard split, wide"),
-    "performer_minus_convolution": ("performer tokens", "convolutions"),
-    "gap_growth_per_halving": ("soft split", "hard split"),
-    "se_effect": ("with gates", "plain"),
-    "dense_effect": ("dense", "plain"),
-    "ghost_effect": ("ghost", "plain"),
-    "resnext_effect": ("more heads", "plain"),
-}
 #: contrasts that are taken of every headline
 OF_HEADLINES = ("tokeniser_effect", "backbone_effect", "t2t_minus_vit")
 _PAPERS_VIT = "ViT-S/16"
@@ -261,9 +249,8 @@ def gather(
         alone. ``meta["kind"]`` says which names of effects apply, ``meta["about"]`` in words what evidence holds for.
     """
     alone = [premise_evidence(label, model, images, seed=seed) for label, model in models.items()]
-    trained = [
-        found for found, model in zip(alone, models.values(), strict=True) if not model.provenance.untrained
-    ]
+    each = zip(alone, models.values(), strict=True)
+    trained = [found for found, model in each if not model.provenance.untrained]
     if len(models) < 2:
         return alone
     return [_of_pair(models, images, seed, folder), *trained]

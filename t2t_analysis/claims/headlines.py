@@ -167,9 +167,8 @@ def measure_runs(
     absent = [run for run, _, _ in todo if not (weights / run / WEIGHTS).is_file()]
     there = [entry for entry in todo if entry[0] not in absent]
     if todo and not there and not known:
-        raise DataError(
-            f"no weights of the {len(todo)} runs in {weights}; python -m t2t_analysis study trains them"
-        )
+        said = f"no weights of the {len(todo)} runs in {weights}"
+        raise DataError(f"{said}; python -m t2t_analysis study trains them")
     for i, (run, model, data) in enumerate(there):
         rows = _headlines_of(run, model, data, weights / run / WEIGHTS, n_images, seed)
         tables.add(out / TABLE, "results", rows, lambda found: found[["model", "quantity"]])

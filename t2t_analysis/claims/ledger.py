@@ -60,9 +60,8 @@ def effect_verdict(effect: Effect, kind: Kind, row: Row) -> Judgement:
     """
     if "UNTRAINED" in str(row.get("weights")):
         return Judgement(NOT_TESTED, reason="random weights")
-    less: dict[str, Any] = dict(row) | {
-        name: number_in(row, name) - effect.bound for name in ("value", "low", "high")
-    }
+    less: dict[str, Any] = dict(row)
+    less |= {name: number_in(row, name) - effect.bound for name in ("value", "low", "high")}
     size = family(kind) if effect.deciding else 1
     found = judge(less, direction=effect.direction, smallest=SMALLEST[effect.smallest], family=size)
     return replace(found, low=found.low + effect.bound, high=found.high + effect.bound)

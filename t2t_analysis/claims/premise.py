@@ -40,9 +40,8 @@ def _late(results: Results, label: str, measure: str, quantity: str, tokens: str
 
     whole = results[measure].where(model=label, quantity=quantity, tokens=tokens)
     frame = whole.frame
-    within = np.flatnonzero(
-        (frame["layer"] == frame["layer_b"]) & frame["head"].isna() & frame["value"].notna()
-    )
+    same = (frame["layer"] == frame["layer_b"]) & frame["head"].isna()
+    within = np.flatnonzero(same & frame["value"].notna())
     layers = frame["layer"].iloc[within].to_numpy()
     if len(layers) < 2:
         return None
@@ -91,9 +90,8 @@ def _by_sinks(subtract: bool) -> Callable[[Results, str], Row | None]:
 def _sink_writes(results: Results, label: str) -> Row | None:
     from ..measures.sinks import LAST_THIRD
 
-    return as_dict(
-        results["sinks"].where(model=label, place=LAST_THIRD, quantity="sink_value_ratio").frame.iloc[0]
-    )
+    late = results["sinks"].where(model=label, place=LAST_THIRD, quantity="sink_value_ratio")
+    return as_dict(late.frame.iloc[0])
 
 
 def _headline(headline: Headline) -> Callable[[Results, str], Row | None]:
@@ -192,10 +190,8 @@ def premise_evidence(
     label: str, model: Any, images: Any, *, seed: int = 0, groups: Iterable[str] | None = None
 ) -> Result:
     """Endpoints of one trained model over the images, for `ledger`; nothing is measured of random weights."""
-    about = {
-        "kind": "premise",
-        "about": f"{label} alone, {images.dataset.info.n} images of {images.dataset.info.name}",
-    }
+    images_of = f"{images.dataset.info.n} images of {images.dataset.info.name}"
+    about = {"kind": "premise", "about": f"{label} alone, {images_of}"}
     if model.provenance.untrained:
         return Result.of_rows("evidence", [], about, (f"random weights in {label}: not measured",))
     rows: list[Row] = []

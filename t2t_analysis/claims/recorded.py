@@ -89,7 +89,7 @@ def record(
     model = load_model(name, weights, device=device)
     if model.provenance.untrained:
         raise T2TError(
-            f"{name}: random weights say nothing of what a model learned; name a file: {name}=FILE"
+            f"{name}: random weights say nothing of what a model learned; give a file: {name}=FILE"
         )
     images = load_images(data, model=model, n_images=n_images, device=device, seed=seed)
     about = _about(name, model, images, device, seed) | {
@@ -204,9 +204,8 @@ def published_ledger(folder: str | Path | None = None) -> dict[str, pd.DataFrame
     """
     table = read_models(folder)
     soft = table["model"].map(has_soft_split).astype(bool)
-    ours, theirs = (
-        side.drop_duplicates("endpoint").set_index("endpoint") for side in (table[soft], table[~soft])
-    )
+    sides = (table[soft], table[~soft])
+    ours, theirs = (side.drop_duplicates("endpoint").set_index("endpoint") for side in sides)
     both = [name for name in ours.index if name in theirs.index and not pd.isna(ours.loc[name, "se"])]
     if not both:
         return {}
@@ -215,9 +214,8 @@ def published_ledger(folder: str | Path | None = None) -> dict[str, pd.DataFrame
         a, b = ours.loc[name], theirs.loc[name]
         se = float(np.hypot(a["se"], b["se"]))
         df = se**4 / (a["se"] ** 4 / a["df"] + b["se"] ** 4 / b["df"]) if se else float(a["df"])
-        found = Student(
-            a["value"] - b["value"], se, df, min(a["n"], b["n"]), a["unit"], "difference of means"
-        )
+        apart, n = a["value"] - b["value"], min(a["n"], b["n"])
+        found = Student(apart, se, df, n, a["unit"], "difference of means")
         rows.append(found.columns() | {
             "measure": "evidence", "quantity": name, "model": a["label"], "model_b": b["label"], "p": None,
             "weights": f"{a['weights']} | {b['weights']}", "interval": "t, not paired", "null": 0.0,

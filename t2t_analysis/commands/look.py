@@ -114,9 +114,7 @@ def _classes(one: Glance) -> str:
     names = class_names(len(one.logits))
     best = one.logits.softmax(0).topk(min(3, len(one.logits)))
     found = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-    return ", ".join(
-        f"{names[number] if names else f'class {number}'} {share:.0%}" for share, number in found
-    )
+    return ", ".join(f"{names[i] if names else f'class {i}'} {share:.0%}" for share, i in found)
 
 
 _STYLE = """

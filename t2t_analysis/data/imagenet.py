@@ -68,7 +68,6 @@ def _classes(subset: str) -> tuple[dict[str, int], tuple[str, ...]]:
     info = ImageNetInfo(subset)
     ids = info.label_names()
     words = [info.label_name_to_description(one).split(",")[0] for one in ids]
-    names = tuple(
-        word if words.count(word) == 1 else f"{word} ({one})" for word, one in zip(words, ids, strict=True)
-    )
+    each = zip(words, ids, strict=True)
+    names = tuple(word if words.count(word) == 1 else f"{word} ({one})" for word, one in each)
     return {one: number for number, one in enumerate(ids)}, names

@@ -198,9 +198,8 @@ class _Stream(_Prepared, IterableDataset):
                 picture = self.prepare(to_rgb(image, f"{self.info.name}[{index}]"))
                 yield Batch(picture, int(label), index)  # type: ignore[arg-type]
         if self.info.n is not None and index + 1 < self.info.n:
-            raise DataError(
-                f"n_images={self.info.n} of {self.info.name!r}: it ended after {index + 1} images"
-            )
+            about = f"n_images={self.info.n} of {self.info.name!r}"
+            raise DataError(f"{about}: it ended after {index + 1} images")
 
 
 def _dealt_batches(n: int, batch_size: int, shard: tuple[int, int]) -> list[list[int]]:
@@ -235,9 +234,8 @@ def channels_of(model: nn.Module) -> int:
     config: Any = getattr(model, "pretrained_cfg", None) or {}
     count = next((c for c in (*told, kernel) if isinstance(c, int)), config.get("input_size", (3,))[0])
     if count not in (1, 3):
-        raise DataError(
-            f"{type(model).__name__} takes images of {count} channels; here they have 3, or 1 if grey"
-        )
+        what = f"takes images of {count} channels"
+        raise DataError(f"{type(model).__name__} {what}; here they have 3, or 1 if grey")
     return count
 
 
@@ -251,9 +249,8 @@ def preprocessing(
     """
     from timm.data import resolve_data_config
 
-    config = resolve_data_config(
-        {"img_size": 224, "interpolation": "bicubic"} if model is None else {}, model=model
-    )
+    usual = {"img_size": 224, "interpolation": "bicubic"}
+    config = resolve_data_config({} if model is not None else usual, model=model)
     size = as_pair(img_size) if img_size is not None else _model_size(model) or config["input_size"][1:]
     channels = 3 if model is None else channels_of(model)
     config["input_size"] = (channels, *size)
@@ -322,10 +319,8 @@ def source_info(source: Source, split: str, chosen: np.ndarray, skipped: tuple[s
     notes = source.notes
     if skipped:
         notes += (f"{len(skipped)} unreadable images skipped: {'; '.join(skipped[:3])}",)
-    names, chance = (
-        tuple(source.label_of(int(number)) for number in chosen),
-        chance_level(source.labels[chosen]),
-    )
+    names = tuple(source.label_of(int(number)) for number in chosen)
+    chance = chance_level(source.labels[chosen])
     about = (source.classes, source.licence, chance, notes, names, skipped)
     return DataInfo(source.name, split, len(chosen), *about)
 

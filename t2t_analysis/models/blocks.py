@@ -100,9 +100,8 @@ class GhostAttention(nn.Module):
         self.scale = self.head_dim**-0.5
         self.fused_attn = True
         self.q, self.k, self.v = (nn.Linear(dim, half, bias=qkv_bias) for _ in range(3))
-        self.cheap_operation_q, self.cheap_operation_k, self.cheap_operation_v = (
-            _cheap(half) for _ in range(3)
-        )
+        cheap = (_cheap(half) for _ in range(3))
+        self.cheap_operation_q, self.cheap_operation_k, self.cheap_operation_v = cheap
         self.hook_qkv = nn.Identity()
         self.attn_drop = nn.Dropout(attn_drop)
         self.proj = nn.Linear(dim, dim)
@@ -110,11 +109,8 @@ class GhostAttention(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: Tensor | None = None, is_causal: bool = False) -> Tensor:
         """(B, N, C) to (B, N, C)."""
-        pairs = (
-            (self.q, self.cheap_operation_q),
-            (self.k, self.cheap_operation_k),
-            (self.v, self.cheap_operation_v),
-        )
+        factors = (self.cheap_operation_q, self.cheap_operation_k, self.cheap_operation_v)
+        pairs = zip((self.q, self.k, self.v), factors, strict=True)
         halves = [(linear(x), factor) for linear, factor in pairs]
         qkv = self.hook_qkv(torch.cat([part for h, f in halves for part in (h, _per_channel(f, h))], dim=-1))
         qkv = qkv.unflatten(-1, (3, self.num_heads, self.head_dim))

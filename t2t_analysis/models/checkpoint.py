@@ -78,9 +78,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(f"{path} is truncated or not a {kind} file: {foreign}")
     content = _read_safetensors(path) if is_safetensors else _unpickle(path)
     if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path} holds a {type(content).__name__}; expected a state dict or a mapping with one"
-        )
+        kind = type(content).__name__
+        raise CheckpointError(f"{path} holds a {kind}; expected a state dict or a mapping with one")
     entry, state = _find_state(content, path)
     _check_plain(state, path)
     return Checkpoint(path, state, entry, _meta(content), sha256)
@@ -231,9 +230,8 @@ def _find_state(content: Mapping[str, Any], path: Path) -> tuple[str, dict[str, 
     if state := _tensors(content):
         return _pick_copy("", clean_state_dict(state))
     held = ", ".join(map(_name, list(content)[:12])) or "nothing"
-    raise CheckpointError(
-        f"{path} has no weights: expected tensors, or one of {', '.join(_ENTRIES)}; it has {held}"
-    )
+    wanted = f"expected tensors, or one of {', '.join(_ENTRIES)}"
+    raise CheckpointError(f"{path} has no weights: {wanted}; it has {held}")
 
 
 def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:

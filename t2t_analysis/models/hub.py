@@ -16,9 +16,8 @@ def timm_file(config: Any, timeout: float) -> tuple[Path, str]:
     if config.file:
         return Path(config.file), str(config.file)
     if config.hf_hub_id:
-        names = (
-            [config.hf_hub_filename] if config.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
-        )
+        given = config.hf_hub_filename
+        names = [given] if given else ["model.safetensors", "pytorch_model.bin"]
         path = hub_file(config.hf_hub_id, names, timeout)
         return path, f"{config.hf_hub_id}/{path.name}"
     name = config.url.rsplit("/", 1)[-1]

@@ -75,10 +75,9 @@ def mlp_ratio(tokens_type: str, backbone: Backbone, more: int = 0) -> float:
 
 
 # Channel statistics of CIFAR-10's training set.
+_LICENCE = "bsd-3-clause"
 _MEAN, _STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
-_SMALL = _cfg(
-    num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, mean=_MEAN, std=_STD, license="bsd-3-clause"
-)
+_SMALL = _cfg(num_classes=10, input_size=(3, 32, 32), crop_pct=1.0, mean=_MEAN, std=_STD, license=_LICENCE)
 _NAMES = (*SMALL_MODELS, *SMALL_PARTS, *SMALL_VARIANTS)
 default_cfgs = generate_default_cfgs(dict.fromkeys(_NAMES, _SMALL))
 
@@ -117,13 +116,8 @@ def _backbone(tokens_type: str, shape: str, idea: str = "") -> dict[str, Any]:
     dim, half = plain.embed_dim, plain.embed_dim // 2
     if idea == "dense":  # ten layers that append 24 channels each
         ratio = T2T_ViT_SmallDense.mlp_ratio(tokens_type, dim=56)
-        return {
-            "embed_dim": 56,
-            "depth": 10,
-            "num_heads": 4,
-            "mlp_ratio": ratio,
-            "model_cls": T2T_ViT_SmallDense,
-        }
+        sizes = {"embed_dim": 56, "depth": 10, "num_heads": 4, "mlp_ratio": ratio}
+        return sizes | {"model_cls": T2T_ViT_SmallDense}
     if (
         idea == "ghost"
     ):  # as many blocks as the budget buys: twelve on the soft tokeniser, thirteen on the hard one

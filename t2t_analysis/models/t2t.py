@@ -232,7 +232,7 @@ class T2T_ViT_Dense(T2T_ViT):  # noqa: N801
         """As timm's, but the final norm fits the last width only, so it cannot be applied to earlier layers."""
         if kwargs.get("norm"):
             raise T2TError(
-                "norm=True: the layers of a dense model have different widths, its norm fits the last"
+                "norm=True: layers of a dense model have different widths, and its norm fits the last"
             )
         if not kwargs.get("intermediates_only"):
             kwargs["stop_early"] = False  # the features after the norm need all layers

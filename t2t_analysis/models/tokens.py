@@ -82,11 +82,8 @@ class _Slide(torch.autograd.Function):
 def _windows(x: Tensor, window: Window) -> Tensor:
     """Content of every window: (B, H, W, C) to (B, N, k*k*C), row, then column, then channel."""
     kernel, stride, padding = window
-    x = (
-        F.pad(x, (0, 0, padding, padding, padding, padding))
-        .unfold(1, kernel, stride)
-        .unfold(2, kernel, stride)
-    )
+    x = F.pad(x, (0, 0, padding, padding, padding, padding))
+    x = x.unfold(1, kernel, stride).unfold(2, kernel, stride)
     return x.permute(0, 1, 2, 4, 5, 3).flatten(3).flatten(1, 2)
 
 
@@ -253,11 +250,7 @@ class TokenPerformer(_TokenMixer):
         return x + self.mlp(self.norm2(x))
 
 
-_MIXERS: dict[str, Any] = {
-    "performer": TokenPerformer,
-    "transformer": TokenTransformer,
-    "mlp": TokenMlp,
-}
+_MIXERS: dict[str, Any] = {"performer": TokenPerformer, "transformer": TokenTransformer, "mlp": TokenMlp}
 
 
 @register_notrace_module

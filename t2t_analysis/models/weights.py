@@ -289,9 +289,8 @@ def _classes_in(name: str, state: Mapping[str, Tensor], said: Any) -> int | None
 def _bundled(request: _Request, data: str) -> tuple[nn.Module, Provenance]:
     bundled = bundled_weights()
     if request.name not in bundled:
-        raise CheckpointError(
-            f"no bundled weights for {request.name}; there are: {', '.join(bundled) or 'none'}"
-        )
+        known = ", ".join(bundled) or "none"
+        raise CheckpointError(f"no bundled weights for {request.name}; there are: {known}")
     files = bundled[request.name]
     data = data or (DEFAULT_DATA if DEFAULT_DATA in files else next(iter(files)))
     if data not in files:
@@ -331,9 +330,8 @@ def _published(request: _Request, variant: str) -> tuple[nn.Module, Provenance]:
     if not _timm_has(request.name):
         raise _NothingPublishedError(f"nobody has published weights for {request.name}, and none are bundled")
     if variant:
-        raise UnknownNameError(
-            "published weights", f"published/{variant}", ["published"], "timm's tags follow a dot"
-        )
+        asked, hint = f"published/{variant}", "timm's tags follow a dot"
+        raise UnknownNameError("published weights", asked, ["published"], hint)
     return _timm_pretrained(request)
 
 
@@ -347,16 +345,11 @@ def _released(request: _Request, variant: str) -> tuple[nn.Module, Provenance]:
     cached = path.is_file()
     fetch(url, path, timeout=request.timeout)
     accuracy = Accuracy(release.top1, n=release.n)
-    about: dict[str, Any] = {
-        "recipe": release.recipe,
-        "accuracy": accuracy,
-        "model": request.name,
-        "data": release.data,
-    }
+    about: dict[str, Any] = {"recipe": release.recipe, "data": release.data}
+    about |= {"accuracy": accuracy, "model": request.name}
     found = _read_release(path, url, cached)
-    model, origin = _fitted(
-        request, found, release._asdict(), Provenance("published", url, **about), release.drop
-    )
+    origin = Provenance("published", url, **about)
+    model, origin = _fitted(request, found, release._asdict(), origin, release.drop)
     _describe(model, {}, **release.normalisation)
     return model, origin
 

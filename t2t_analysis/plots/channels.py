@@ -63,9 +63,8 @@ def feature_map_grid(
             _image(axes[0], one)
             for ax, scale in zip(axes[1:], scales, strict=True):
                 _grid(ax, one, scale, which, best)
-    return finish(
-        fig, tidy([{"model": one.model, "weights": one.weights} for one in several]), *_words(several, chosen)
-    )
+    rows = tidy([{"model": one.model, "weights": one.weights} for one in several])
+    return finish(fig, rows, *_words(several, chosen))
 
 
 def _chosen(maps: ChannelMaps, channels: int | Sequence[int]) -> list[int]:

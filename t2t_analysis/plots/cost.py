@@ -26,10 +26,8 @@ def cost_bars(result: Result, quantities: Sequence[str] = COSTS) -> Figure:
     names = models_of(result)
     rows = [pd.concat([rows_of(result, quantity=q, model=name) for name in names]) for q in quantities]
     with use_style():
-        height = 0.34 * len(names) + 1.5
-        fig, axes = new_axes(
-            1, len(quantities), width=2.6 * len(quantities), height=height, squeeze=False, sharey=True
-        )
+        size = {"width": 2.6 * len(quantities), "height": 0.34 * len(names) + 1.5}
+        fig, axes = new_axes(1, len(quantities), squeeze=False, sharey=True, **size)
         for ax, name, frame in zip(axes[0], quantities, rows, strict=True):
             _bars(ax, shown(frame), names, name)
         axes[0][0].set_yticks(range(len(names)), names)

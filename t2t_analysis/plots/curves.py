@@ -155,9 +155,8 @@ def _key(
     null = any(frame["null"].notna().any() for _, rows in kept for frame in rows.values())
     if by == "layer":
         layers = [int(key.split()[1]) for _, rows in kept for key in rows]
-        scale = matplotlib.cm.ScalarMappable(
-            matplotlib.colors.Normalize(min(layers), max(layers) / 0.92), SEQUENTIAL
-        )
+        norm = matplotlib.colors.Normalize(min(layers), max(layers) / 0.92)
+        scale = matplotlib.cm.ScalarMappable(norm, SEQUENTIAL)
         edges, step = np.arange(min(layers), max(layers) + 2) - 0.5, max(1, len(set(layers)) // 8)
         ticks = sorted(set(layers))[::step]
         fig.colorbar(scale, ax=list(axes), label="layer", aspect=30, boundaries=edges, ticks=ticks)

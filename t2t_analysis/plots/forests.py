@@ -99,11 +99,8 @@ def _points(
     ax: Any, lines: Sequence[str], name: str, values: Mapping[str, Sequence[float]], look: Quantity
 ) -> list[pd.DataFrame]:
     """Draw single values on their lines; return them as rows for the limits of the axis."""
-    drawn = [
-        (look.shown(float(x)), len(lines) - 1 - i)
-        for i, line in enumerate(lines)
-        for x in values.get(line, ())
-    ]
+    single = [(float(x), i) for i, line in enumerate(lines) for x in values.get(line, ())]
+    drawn = [(look.shown(x), len(lines) - 1 - i) for x, i in single]
     ax.plot([x for x, _ in drawn], [y for _, y in drawn], label=name, **_POINT)
     return [pd.DataFrame({"value": [x for x, _ in drawn]}).reindex(columns=list(COLUMNS))] if drawn else []
 

@@ -23,9 +23,8 @@ def glance_maps(seen: Sequence[Glance]) -> Figure:
         most = max(float(one.attention[blocks].max()) for one in seen)
         scale = LogNorm(1 / (30 * seen[0].attention[0].size), most, clip=True)
         for row, one in zip(axes, seen, strict=True):
-            _map(
-                row[0], one.image.squeeze(), "UNTRAINED" if one.untrained else _short(one.label), cmap="gray"
-            )
+            title = "UNTRAINED" if one.untrained else _short(one.label)
+            _map(row[0], one.image.squeeze(), title, cmap="gray")
             for ax, block in zip(row[1:], blocks, strict=False):
                 drawn = _map(ax, one.attention[block], f"attention, block {block + 1}", norm=scale)
             fig.colorbar(drawn, ax=row[1 : 1 + len(blocks)], shrink=0.8, pad=0.01, format="%g")
@@ -56,9 +55,8 @@ def _map(ax: Any, values: np.ndarray, title: str, **style: Any) -> Any:
 def _norms(fig: Any, ax: Any, one: Glance) -> None:
     block = one.most_apart
     rows, columns = np.nonzero(one.apart[block])
-    fig.colorbar(
-        _map(ax, one.norms[block], f"norms, block {block + 1}"), ax=ax, shrink=0.8, pad=0.01, format="%g"
-    )
+    drawn = _map(ax, one.norms[block], f"norms, block {block + 1}")
+    fig.colorbar(drawn, ax=ax, shrink=0.8, pad=0.01, format="%g")
     ax.plot(columns, rows, "x", color=PALETTE["vermillion"], markersize=5)
 
 
@@ -85,9 +83,8 @@ def glance_depth(seen: Sequence[Glance]) -> Figure:
         for ax, (title, unit, name) in zip(axes, panels, strict=True):
             for one in seen:
                 values = getattr(one, name)
-                ax.plot(
-                    np.arange(1, len(values) + 1), values, label=_short(one.label, 40), **styles[one.label]
-                )
+                x = np.arange(1, len(values) + 1)
+                ax.plot(x, values, label=_short(one.label, 40), **styles[one.label])
             title_block(ax, title, unit)
             ax.set_xlabel("block")
             ax.xaxis.set_major_locator(MaxNLocator(integer=True))

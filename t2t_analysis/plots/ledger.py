@@ -88,18 +88,16 @@ def _ticks(tested: pd.DataFrame) -> list[float]:
 def _label(row: pd.Series) -> str:
     compared = str(row["compared"])
     one_side = "" if " minus " in compared or " over " in compared or not compared else f" ({compared})"
-    return "\n".join(
-        textwrap.wrap(f"{row['claim']}{one_side}: {row['effect']}", 64, max_lines=2, placeholder=" …")
-    )
+    words = f"{row['claim']}{one_side}: {row['effect']}"
+    return "\n".join(textwrap.wrap(words, 64, max_lines=2, placeholder=" …"))
 
 
 def _caption(frame: pd.DataFrame, tested: pd.DataFrame) -> str:
     counts = tested.loc[tested["deciding"], "verdict"].value_counts()
     said = ", ".join(f"{counts[name]} {name}" for name in _LOOKS if name in counts) or "none tested"
     absent = frame.loc[frame["verdict"] == "not tested", "claim"]
-    rest = (
-        f"Not tested, not drawn: {len(absent)} effects of {absent.nunique()} claims." if len(absent) else ""
-    )
+    said = f"Not tested, not drawn: {len(absent)} effects of {absent.nunique()} claims."
+    rest = said if len(absent) else ""
     units = ", ".join(sorted({str(unit) for unit in tested["unit"] if unit})) or "none"
     return caption(
         f"95 % intervals of {len(tested)} effects over the smallest effect that counts for each; positive means as "

@@ -118,10 +118,8 @@ def rollout_examples(
     largest = max(float(np.abs(np.log(s[s > 0])).max(initial=math.log(1.5))) for s in shares.values())
     norm = LogNorm(math.exp(-largest), math.exp(largest))
     with use_style():
-        rows = [
-            [Tile(one), *(Tile(s[i], DIVERGING, norm) for s in shares.values())]
-            for i, one in enumerate(pictures)
-        ]
+        beside = [[Tile(s[i], DIVERGING, norm) for s in shares.values()] for i in range(len(pictures))]
+        rows = [[Tile(one), *more] for one, more in zip(pictures, beside, strict=True)]
         titles = ["image", *(name.replace(TWIN, "\n(untrained)") for name in shares)]
         at = np.exp(largest * np.array([-1, -0.5, 0, 0.5, 1]))
         fig = tiles(rows, [""] * len(rows), titles, bar="attention over uniform attention (logarithmic)",
@@ -236,9 +234,7 @@ def receptive_field_map(result: Result) -> Figure:
     with use_style():
         drawn = {m: [np.maximum(np.array(maps[m][place]), 1e-12) for place in chosen[m]] for m in names}
         rows = [[Tile(one, SEQUENTIAL, norm) for one in drawn[m]] for m in names]
-        titles = [
-            place.removesuffix(".resid_post").replace("blocks.", "layer ") for place in chosen[names[0]]
-        ]
+        titles = [name.removesuffix(".resid_post").replace("blocks.", "layer ") for name in chosen[names[0]]]
         how = {"bar": "squared gradient (largest = 1)", "side": 1.75, "format": lambda x, _: f"{x:g}"}
         fig = tiles(rows, names, titles, **how)
     frame = pd.concat([rows_of(result, quantity="erf_radius_50", model=name) for name in names])

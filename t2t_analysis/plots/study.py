@@ -31,13 +31,10 @@ def accuracy_by_cell(result: Result, runs: pd.DataFrame) -> Figure | None:
     runs : rows of the study's table that the result rests on.
     """
     frame = result.frame
-    cells = frame[(frame["quantity"] == "accuracy") & (frame["at"] == 1.0)].sort_values(
-        "value", ascending=False
-    )
+    cells = frame[(frame["quantity"] == "accuracy") & (frame["at"] == 1.0)]
+    cells = cells.sort_values("value", ascending=False)
     whole = runs[runs["fraction"] == 1.0]
-    single = {
-        _short(name): list(rows["test_accuracy"].astype(float)) for name, rows in whole.groupby("model")
-    }
+    single = {_short(n): list(rows["test_accuracy"].astype(float)) for n, rows in whole.groupby("model")}
     return forest(
         Result(result.measure, cells, result.meta), words=lambda row: _short(row["model"]), points=("a run", single),
         title="Accuracy by cell",
@@ -54,13 +51,11 @@ def effect_plot(result: Result, smallest: float | None = None) -> Figure | None:
     """
     frame = result.frame
     printed = frame[frame["quantity"].str.endswith("_published")]
-    effects = frame[
-        (frame["quantity"] != "accuracy") & ~frame.index.isin(printed.index) & frame["low"].notna()
-    ]
+    known = ~frame.index.isin(printed.index) & frame["low"].notna()
+    effects = frame[(frame["quantity"] != "accuracy") & known]
     effects = effects[effects["at"].isna() & ~effects["quantity"].str.contains("_growth_per_")]
-    effects = effects[
-        [quantity(str(name)).unit == "points" and ":" not in str(name) for name in effects["quantity"]]
-    ]
+    names = effects["quantity"].astype(str)
+    effects = effects[[quantity(name).unit == "points" and ":" not in name for name in names]]
     values = {
         str(q).removesuffix("_published"): float(v)
         for q, v in zip(printed["quantity"], printed["value"], strict=True)
@@ -94,9 +89,8 @@ def effects_by_length(result: Result, smallest: float) -> Figure | None:
             one = shown(rows[rows["quantity"] == name].sort_values("at"))
             aside = 1 + 0.03 * (i - (len(names) - 1) / 2)  # lest intervals lie on one another
             words = quantity(name.removesuffix(_LENGTHS)).words
-            error_bars(
-                ax, aside * one["at"].to_numpy(float), one, **role(i % 6).style(), capsize=3, label=words
-            )
+            x, look = aside * one["at"].to_numpy(float), role(i % 6).style()
+            error_bars(ax, x, one, **look, capsize=3, label=words)
         ax.set(xscale="log", xlabel="length of training (epochs)", ylabel="effect on top-1 accuracy (points)")
         ticks = sorted(rows["at"].unique())
         ax.set_xticks(ticks, [f"{at:g}" for at in ticks])
@@ -146,14 +140,12 @@ def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame, models: Sequence[s
         ]
         fig.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
     last = drawn.groupby("run").tail(1)
-    each = "; ".join(
-        f"`{_short(n)}` {rows['train_loss'].astype(float).mean():.2f}" for n, rows in last.groupby("model")
-    )
+    losses = {n: rows["train_loss"].astype(float).mean() for n, rows in last.groupby("model")}
+    each = "; ".join(f"`{_short(name)}` {loss:.2f}" for name, loss in losses.items())
     words = caption(
         "Moving weights on augmented training images, a line a run.",
         also=[f"Mean loss of the last epoch: {each}."],
     )
     alt = f"Learning curves of {drawn['run'].nunique()} runs over {int(drawn['epoch'].max()) + 1} epochs."
-    return finish(
-        fig, tidy([{"model": name, "weights": "trained by the study"} for name in models]), words, alt
-    )
+    about = tidy([{"model": name, "weights": "trained by the study"} for name in models])
+    return finish(fig, about, words, alt)

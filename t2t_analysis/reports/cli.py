@@ -16,36 +16,20 @@ def _names(text: str) -> list[str]:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add what the command takes to its parser."""
     add = parser.add_argument
-    add(
-        "notebooks",
-        nargs="*",
-        metavar="NOTEBOOK",
-        help="name in the suite, or path; default: all of the suite",
-    )
+    add("notebooks", nargs="*", metavar="NOTEBOOK", help="name in the suite, or path; default: all of it")
     add("--models", type=_names, default=[], metavar="A,B", help="one report per notebook and model")
-    add(
-        "--baseline",
-        metavar="NAME",
-        help="what models are compared with, none for each alone; default: what fits",
-    )
+    add("--baseline", metavar="NAME", help="what models are compared with, none for none; default: what fits")
     add("--data", metavar="DATA", help="photos, photo_crops, a folder, a .tar, or a set as torch/cifar10")
     pair: dict[str, Any] = {"nargs": 2, "action": "append", "default": [], "metavar": ("NAME", "VALUE")}
     add("-p", dest="params", help="a parameter of the notebooks", **pair)
     add(
-        "--jobs",
-        type=positive,
-        metavar="N",
-        help="notebooks at a time; default: as many as cores and memory allow",
+        "--jobs", type=positive, metavar="N", help="notebooks at a time; default: what cores and memory allow"
     )
     add("--scheduler", metavar="ADDRESS", help="Dask scheduler, as tcp://host:8786, with the same files")
     add("--force", action="store_true", help="run also what is current, as when weights have come online")
     add("--list", action="store_true", help="print one papermill command per line and run nothing")
     add("--out-dir", metavar="FOLDER", help="where reports go; default: reports/")
-    add(
-        "--release",
-        action="store_true",
-        help="then copy the pages to released/ in that folder, to be tracked",
-    )
+    add("--release", action="store_true", help="then copy the pages to released/ in that folder, to track")
     add("--release-to", metavar="FOLDER", help="the same to another folder, as one beside the released pages")
     add("--timeout", type=positive, metavar="SECONDS", help="how long one cell may take")
 

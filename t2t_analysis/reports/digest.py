@@ -74,9 +74,8 @@ def _what_holds(reports: list[dict[str, Any]]) -> list[str]:
         kinds = list(dict.fromkeys(one["basis"] for row in spoken for one in row["evidence"]))
         lines += ["## What holds", "", f"For {ledger['about']}.", ""]
         lines += [_cells("claim", *kinds), _cells(*["---"] * (len(kinds) + 1))]
-        lines += [
-            _cells(row["statement"], *(_said(row, kind, ledger["about"]) for kind in kinds)) for row in spoken
-        ]
+        for row in spoken:
+            lines.append(_cells(row["statement"], *(_said(row, kind, ledger["about"]) for kind in kinds)))
         lines.append("")
     return lines
 
@@ -90,9 +89,8 @@ def _said(row: dict[str, Any], kind: str, about: str) -> str:
     """What evidence of one kind says of a claim: what it was asked, each verdict and its first number."""
     own = [one for one in row["evidence"] if one["basis"] == kind]
     own = [one for one in own if one["verdict"] != "not tested"] or own[:1]
-    asked = [
-        f"*{text}*" for text in dict.fromkeys(one["statement"] for one in own) if text != row["statement"]
-    ]
+    statements = dict.fromkeys(one["statement"] for one in own)
+    asked = [f"*{text}*" for text in statements if text != row["statement"]]
     return "<br>".join([*asked, *(_verdict(one, about) for one in own)])
 
 

@@ -117,9 +117,8 @@ def own_figure(html: str) -> str:
     caption = own_html(words.decode_contents())
     if numbers.startswith("data:text/csv;base64,"):
         caption += f' <a class="numbers" download="figure.csv" href="{escape(numbers)}">Numbers (CSV)</a>'
-    picture = (
-        f'<img src="{escape(source)}" alt="{escape(str(image.get("alt", "")))}" width="{_pixels(image)}">'
-    )
+    alt = escape(str(image.get("alt", "")))
+    picture = f'<img src="{escape(source)}" alt="{alt}" width="{_pixels(image)}">'
     if source.startswith(_SVG):
         picture = _inline(b64decode(source.removeprefix(_SVG)).decode("utf-8"), _pixels(image))
     return f"<figure>{picture}<figcaption><p>{caption}</p></figcaption></figure>"

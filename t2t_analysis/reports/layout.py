@@ -100,9 +100,8 @@ def _section(prose: Tag) -> str:
 
 def _fold_set_up(soup: BeautifulSoup) -> None:
     """Parameters, models and images in one place."""
-    parts = [
-        table.find_parent("div", class_="scroll") or table for table in soup.select("main table.parameters")
-    ]
+    tables = soup.select("main table.parameters")
+    parts = [table.find_parent("div", class_="scroll") or table for table in tables]
     for prose in soup.select("main > .prose"):
         if _section(prose) == _SETUP:
             parts += [prose, *_cells_after(prose)]

@@ -21,9 +21,8 @@ LIMIT = 5_000_000
 
 def _problems(reports: list[dict[str, Any]], folder: Path) -> list[str]:
     """Why these reports are not fit to be read by others."""
-    problems = [
-        f"{about['stem']} failed: {about['failure']}" for about in reports if about["status"] == "failed"
-    ]
+    failed = [about for about in reports if about["status"] == "failed"]
+    problems = [f"{about['stem']} failed: {about['failure']}" for about in failed]
     done = [about for about in reports if about["status"] == "done"]
     if not done:
         problems.append(f"no report in {folder}; python -m t2t_analysis report makes them")

@@ -56,9 +56,8 @@ def photograph_finding(by_photograph: Result, by_image: Result, *models: str) ->
         one, other = (r.where(model=model, **where).frame for r in (by_photograph, by_image))
         if len(one) and len(other):
             apart = words.number(other.iloc[0]["value"])
-            parts.append(
-                f"{words.interval(one.iloc[0])} in {code(model)}, where halves of images give {apart}"
-            )
+            here = f"{words.interval(one.iloc[0])} in {code(model)}"
+            parts.append(f"{here}, where halves of images give {apart}")
     if not parts:
         return []
     return [

@@ -163,9 +163,7 @@ def side_by_side(ledgers: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
         As of `verdict_rows` for the first ledger, with ``evidence``: for each ledger that can speak to the claim a dict
         with about, kind, basis, statement, verdict, size, compared, why and numbers.
     """
-    entries = [
-        (about, {row["claim"]: row for row in verdict_rows(frame)}) for about, frame in ledgers.items()
-    ]
+    entries = [(about, {row["claim"]: row for row in verdict_rows(one)}) for about, one in ledgers.items()]
     first = entries[0][1]
     return [
         row
@@ -237,9 +235,7 @@ def seed_sentences(ledgers: dict[str, pd.DataFrame]) -> list[str]:
         Cell -> ledger of its `claims.evidence.seed_evidence`.
     """
     if not ledgers:
-        return [
-            "No cell of the study has four seeds, so the rule was not tried on seeds of one architecture."
-        ]
+        return ["No cell of the study has four seeds: the rule was not tried on seeds of one architecture."]
     deciding = [frame[decisive(frame)] for frame in ledgers.values()]
     tested = [row for frame in deciding for row in _rows(frame)]
     alarms = [row for row in tested if row["verdict"] in ("supported", "contradicted")]

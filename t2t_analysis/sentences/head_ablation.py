@@ -60,9 +60,8 @@ def _single(facts: Facts, label: str) -> str:
     """What heads do one by one, and how many are dead weight by a strict bound."""
     rows = _heads(facts, "kl", label).astype({"value": float, "high": float}).sort_values("value")
     if rows.empty:
-        return (
-            f"For {code(label)} no KL divergence was measured: it has no classifier, or no image was finite."
-        )
+        none = "no KL divergence was measured: it has no classifier, or no image was finite"
+        return f"For {code(label)} {none}."
     last, top, kl = rows.iloc[0], rows.iloc[-1], quantity("kl")
     bound = np.format_float_positional(DEAD, trim="-")
     dead = int((rows["high"] < DEAD).sum())
@@ -91,9 +90,8 @@ def _removable(facts: Facts, label: str) -> str:
 def ablation_conclusions(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
     """What whole layers add, the verdicts in short, what would change them; arguments as for `ablation_findings`."""
     facts = _facts(results, models)
-    return kept(
-        *(_layers(facts, label) for label in facts.labels), *facts.closing("similarity-is-redundancy")
-    )
+    layers = (_layers(facts, label) for label in facts.labels)
+    return kept(*layers, *facts.closing("similarity-is-redundancy"))
 
 
 def _layers(facts: Facts, label: str) -> str:

@@ -28,9 +28,8 @@ def _pairs(pairs: Result, similarity: Result, model: str) -> str:
         return f"Pairs of heads are not compared: {error}."
     row = found.where(quantity="pair_interaction_contrast").frame.iloc[0]
     words, loss = quantity("pair_interaction_contrast"), quantity("pair_kl")
-    alike, unlike = (
-        found.where(quantity="pair_kl", variant=v).frame.iloc[0] for v in ("similar", "dissimilar")
-    )
+    kinds = (found.where(quantity="pair_kl", variant=v) for v in ("similar", "dissimilar"))
+    alike, unlike = (kind.frame.iloc[0] for kind in kinds)
     stand = "stand in for each other more than dissimilar ones" if row["low"] > 0 else (
         "stand in for each other less than dissimilar ones" if row["high"] < 0 else
         "stand in for each other neither clearly more nor clearly less than dissimilar ones"

@@ -63,10 +63,8 @@ def _of_model(results: Mapping[str, Result], model: str, network: Any) -> list[s
     if ratio["n"] == 0:
         return [first, f"{second}."]
     writes = quantity("sink_value_ratio")
-    return [
-        first,
-        f"{second} and write {writes.interval(ratio)} of what other patches write.{_what(verdict, ratio)}",
-    ]
+    third = f"{second} and write {writes.interval(ratio)} of what other patches write."
+    return [first, f"{third}{_what(verdict, ratio)}"]
 
 
 def _what(verdict: str, ratio: object) -> str:

@@ -121,9 +121,8 @@ class Facts:
         note
             What a reader must know to read it, at the end.
         """
-        return self.of_rows(
-            name, lambda label: self.row(name, label, **where), self.difference(name, **where), note
-        )
+        apart = self.difference(name, **where)
+        return self.of_rows(name, lambda label: self.row(name, label, **where), apart, note)
 
     def of_rows(
         self,
@@ -236,9 +235,8 @@ class Facts:
             if row is None:
                 continue
             of, soft = quantity(str(row["quantity"])), row["model"] == order[0]
-            found = effect_verdict(
-                effect if soft else replace(effect, direction=-effect.direction), "pair", dict(row)
-            )
+            asked = effect if soft else replace(effect, direction=-effect.direction)
+            found = effect_verdict(asked, "pair", dict(row))
             verdict = f"{found.verdict}{f' ({found.reason})' if found.reason else ''}"
             more = "more" if effect.direction > 0 else "less"
             said.append(

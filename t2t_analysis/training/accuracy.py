@@ -102,12 +102,8 @@ def accuracy(model: nn.Module, loader: Any, device: str | torch.device = "cpu") 
         _row("top5", proportion(scores.top5, scores.cluster), chance5, "five guesses, at most"),
         _row("calibration_error", calibration(scores), None, None),
     ]
-    meta = {
-        "data": info.name,
-        "split": info.split,
-        "n_images": len(scores.top1),
-        "classes": len(info.classes),
-    }
+    meta = {"data": info.name, "split": info.split, "n_images": len(scores.top1)}
+    meta["classes"] = len(info.classes)
     notes = info.notes
     trained = provenance is not None and not (provenance.untrained or provenance.new_head)
     if trained and scores.top1.mean() <= info.chance:

@@ -284,9 +284,8 @@ def plan(
             lengths = epochs or (lengths_of(model, data, fraction) if task == "train" else (base.epochs,))
             for seed, length in product(chosen[:1] if sweep else chosen, lengths):
                 one = replace(base, seed=seed, fraction=fraction, epochs=length if task != "probe" else 0)
-                runs += [
-                    Run(model, data, recipe, task, source, weights) for recipe in _recipes(one, sweep or {})
-                ]
+                recipes = _recipes(one, sweep or {})
+                runs += [Run(model, data, recipe, task, source, weights) for recipe in recipes]
     order = {name: i for i, name in enumerate(GROUPS["all"])}
     return sorted(runs, key=lambda run: _worth(run, order))
 

@@ -7,7 +7,7 @@ cells. Runs of one task, data set, optimiser and length are compared; runs of a 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,8 @@ from .._files import csv_rows
 from ..errors import DataError
 from ..results import Result
 from . import rates
-from .design import CORNERS, FRACTION_CELLS, HORIZONS, IDEAS
+from .design import CORNERS, FRACTION_CELLS, HORIZONS
 
-HARD_DEEP, HARD_WIDE, SOFT_DEEP, SOFT_WIDE = CORNERS
 Weights = Mapping[str, float]
 
 
@@ -30,54 +29,21 @@ class NoRunsError(DataError):
     """The table has no run of what is asked for."""
 
 
-def _difference(plus: Iterable[str], minus: Iterable[str]) -> dict[str, float]:
-    """Mean of some cells minus the mean of others."""
-    plus, minus = list(plus), list(minus)
-    return {cell: 1 / len(plus) for cell in plus} | {cell: -1 / len(minus) for cell in minus}
+def _weights(cells: str) -> dict[str, float]:
+    """Weight of each cell, from words as ``performer_deep=0.5``."""
+    pairs = (word.split("=") for word in cells.split())
+    return {f"small_{cell}": float(weight) for cell, weight in pairs}
 
 
-def _tokeniser(plus: str, minus: str) -> dict[str, float]:
-    """One tokeniser minus another, over both backbones."""
-    shapes = ("deep", "wide")
-    return _difference((f"small_{plus}_{s}" for s in shapes), (f"small_{minus}_{s}" for s in shapes))
-
-
-def _idea(idea: str, *tokenisers: str) -> dict[str, float]:
-    """An idea from convolutional networks minus the plain deep backbone, over tokenisers."""
-    return _difference(
-        (f"small_{t}_deep_{idea}" for t in tokenisers), (f"small_{t}_deep" for t in tokenisers)
-    )
-
-
-#: quantity -> weight of each cell's mean accuracy.
-CONTRASTS: dict[str, dict[str, float]] = {
-    "tokeniser_effect": _tokeniser("performer", "hard"),
-    "tokeniser_effect_deep": _difference([SOFT_DEEP], [HARD_DEEP]),
-    "tokeniser_effect_wide": _difference([SOFT_WIDE], [HARD_WIDE]),
-    "backbone_effect": _difference([HARD_DEEP, SOFT_DEEP], [HARD_WIDE, SOFT_WIDE]),
-    "backbone_effect_hard": _difference([HARD_DEEP], [HARD_WIDE]),
-    "backbone_effect_performer": _difference([SOFT_DEEP], [SOFT_WIDE]),
-    "interaction": {SOFT_DEEP: 1.0, HARD_DEEP: -1.0, SOFT_WIDE: -1.0, HARD_WIDE: 1.0},
-    "t2t_minus_vit": _difference([SOFT_DEEP], [HARD_WIDE]),
-    "performer_minus_convolution": _tokeniser("performer", "conv"),
-    "performer_minus_convolution_deep": _difference([SOFT_DEEP], ["small_conv_deep"]),
-    "transformer_minus_convolution": _tokeniser("transformer", "conv"),
-    "transformer_minus_performer": _tokeniser("transformer", "performer"),
-    "convolution_minus_hard": _tokeniser("conv", "hard"),
-    # which part of the T2T module helps, on the wide backbone: each part alone, and what attention adds
-    "norm_minus_hard": _difference(["small_hardnorm_wide"], [HARD_WIDE]),
-    "overlap_minus_hard": _difference(["small_conv_wide"], [HARD_WIDE]),
-    "nonlinear_overlap_minus_hard": _difference(["small_convgelu_wide"], [HARD_WIDE]),
-    "mlp_minus_hard": _difference(["small_mlp_wide"], [HARD_WIDE]),
-    "attention_effect": _difference([SOFT_WIDE], ["small_mlp_wide"]),
-}
+#: a line a contrast; those of the wide backbone alone tell which part of the T2T module helps
+_TABLE = {row["name"]: row for row in csv_rows(Path(__file__).with_name("contrasts.csv"))}
+#: quantity -> weight of each cell's mean accuracy
+CONTRASTS = {name: _weights(row["cells"]) for name, row in _TABLE.items()}
 #: effects that are also followed over training length, and taken in log-odds
-FOLLOWED = ("tokeniser_effect", "tokeniser_effect_deep", "tokeniser_effect_wide", "backbone_effect", "interaction",
-            "t2t_minus_vit")  # fmt: skip
-for _name in IDEAS:
-    CONTRASTS[f"{_name}_effect"] = _idea(_name, "hard", "performer")
-    CONTRASTS[f"{_name}_effect_hard"] = _idea(_name, "hard")
-    CONTRASTS[f"{_name}_effect_performer"] = _idea(_name, "performer")
+FOLLOWED = [name for name, row in _TABLE.items() if row["followed"]]
+#: contrast -> its two sides in words; those of part of the cells have the same
+SIDES = {name: (row["side"], row["side_b"]) for name, row in _TABLE.items() if row["side"]}
+SIDES["gap_growth_per_halving"] = SIDES["tokeniser_effect"]
 
 
 @cache
@@ -135,9 +101,8 @@ def runs_of(
         raise DataError(f"runs on {data!r} saw different pixels: {dict(rows['data_hash'].value_counts())}")
     lengths = rows["source_run"].str.extract(r"__e(\d+)__", expand=False)
     if lengths.nunique() > 1:
-        raise DataError(
-            f"runs on {data!r} start from weights of {sorted(set(lengths))} epochs: keep them apart"
-        )
+        found = sorted(set(lengths))
+        raise DataError(f"runs on {data!r} start from weights of {found} epochs: keep them apart")
     return rows
 
 
@@ -174,9 +139,8 @@ def _wide(rows: pd.DataFrame, cells: Collection[str], of: str = "test_accuracy")
     DataError
         naming the cells that have no run, or several of one seed, which are not independent.
     """
-    known = rows.loc[rows[of].notna() & rows["model"].isin(list(cells)), ["model", "seed", of]].astype(
-        {of: float}
-    )
+    own = rows[rows[of].notna() & rows["model"].isin(list(cells))]
+    known = own[["model", "seed", of]].astype({of: float})
     if missing := [cell for cell in cells if cell not in set(known["model"])]:
         raise DataError(f"no runs of {', '.join(missing)}")
     if (twice := known.duplicated(["model", "seed"])).any():
@@ -342,9 +306,8 @@ def length_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
             ends = [sorted({x for run in runs.values() for x in run[:, 0]}) for runs in own.values()]
             effect: dict[Any, pd.Series] = {}
             for x in sorted({min(xs) for xs in zip(*ends, strict=False)}):
-                wide = pd.DataFrame(
-                    {c: {s: _at(run, x) for s, run in runs.items()} for c, runs in own.items()}
-                )
+                at = {c: {s: _at(run, x) for s, run in runs.items()} for c, runs in own.items()}
+                wide = pd.DataFrame(at)
                 if len(each := _within_seeds(wide, weights)):
                     effect[x] = each
                     found = _over_seeds(each, f"mean over seeds of a contrast at equal {by}")

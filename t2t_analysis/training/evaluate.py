@@ -47,9 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     loader: Any = load_images(arguments.data, model=model, device=device, **how)
     result = accuracy(model, loader, device)
     info = loader.dataset.info
-    print(
-        f"{arguments.model} ({model.provenance.label}) on {info.name}, {info.split}, {len(loader.dataset)} images"
-    )
+    what, n = f"{info.name}, {info.split}", len(loader.dataset)
+    print(f"{arguments.model} ({model.provenance.label}) on {what}, {n} images")
     for row in result.frame.to_dict("records"):
         print(_line(row))
     for note in result.notes:

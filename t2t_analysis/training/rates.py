@@ -67,6 +67,5 @@ def add(row: Mapping[str, Any], folder: Path) -> None:
     """Add a trial."""
     from .. import tables
 
-    tables.add(
-        folder / TABLE, "rates", [row], lambda rows: rows[["data", "model", "optimizer", "lr", "seed"]]
-    )
+    key = ["data", "model", "optimizer", "lr", "seed"]
+    tables.add(folder / TABLE, "rates", [row], lambda rows: rows[key])

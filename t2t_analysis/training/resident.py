@@ -156,9 +156,8 @@ def _decoded(data: str, split: str, size: tuple[int, int]) -> tuple[Tensor, np.n
     if (labels < 0).any():
         raise DataError(f"{data!r} has no class labels to train on; photo_crops has, and so do class folders")
     if (total := len(labels) * 3 * size[0] * size[1]) > MAX_BYTES:
-        raise DataError(
-            f"{data!r} at {size} takes {total / 2**30:.0f} GiB in memory, more than a study holds"
-        )
+        size_said = f"{total / 2**30:.0f} GiB in memory"
+        raise DataError(f"{data!r} at {size} takes {size_said}, more than a study holds")
     fitted = create_transform(**preprocessing(img_size=size), normalize=False)  # (3, H, W), 0..255
     pixels = torch.empty((len(labels), 3, *size), dtype=torch.uint8)
     for number in range(len(labels)):
@@ -230,9 +229,8 @@ def resident_loader(
     if rest:
         kept = np.setdiff1d(np.arange(len(all_labels)), kept)
     if most is not None:
-        kept = np.sort(
-            kept[balanced_order(all_labels[kept], 0)[: most // CROPS_PER_BLOCK if crops else most]]
-        )
+        most = most // CROPS_PER_BLOCK if crops else most
+        kept = np.sort(kept[balanced_order(all_labels[kept], 0)[:most]])
     if crops:
         return _fixed_crops(split, kept, device)
     pixels, labels, source = _decoded(str(data), split, size)

@@ -98,10 +98,8 @@ def _train(run: Run, place: Place, dataset: Any, folder: Path, **more: Any) -> C
     if place.cuda:
         torch.cuda.reset_peak_memory_stats(place.device)
     index = int(place.device.partition(":")[2] or 0)
-    where: dict[str, Any] = {
-        "accelerator": "cuda" if place.cuda else "cpu",
-        "devices": [index] if place.cuda else 1,
-    }
+    kind, which = ("cuda", [index]) if place.cuda else ("cpu", 1)
+    where: dict[str, Any] = {"accelerator": kind, "devices": which}
     where |= {"precision": precision.usual(place.cuda), "compile": place.compiled}
     return train(run.model, run.data, recipe=run.recipe, out=folder, dataset=dataset, **where, **more)
 
@@ -109,9 +107,8 @@ def _train(run: Run, place: Place, dataset: Any, folder: Path, **more: Any) -> C
 def _about_data(run: Run, images: Images) -> dict[str, Any]:
     blank, info = on_paper(run.model), images.test.dataset.info
     size = blank.default_cfg["input_size"][-1]
-    chosen = images.train(
-        run.data, img_size=size, fraction=run.recipe.fraction, seed=run.recipe.seed, model=blank
-    )
+    drawn = {"fraction": run.recipe.fraction, "seed": run.recipe.seed}
+    chosen = images.train(run.data, img_size=size, model=blank, **drawn)
     names = hashlib.sha256(repr((chosen.info.names, info.names)).encode()).hexdigest()[:12]
     return {
         "data_hash": fingerprint(run.data, size) if hasattr(chosen, "collate") else f"names-{names}",

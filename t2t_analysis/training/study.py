@@ -36,21 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--data", default="photo_crops", help=LABELLED)
     add("--cells", default="all", help=f"{groups}, or patterns as hard_deep,performer_* (default: all)")
     add("--seeds", help="0-4 or 0,2,5 (default: five for the corner cells, three elsewhere)")
-    add(
-        "--fractions",
-        help="of the training images, as 0.1,1 (default: four for the two deep corners, else 1)",
-    )
+    add("--fractions", help="of the training images, as 0.1,1 (default: four for two deep corners, else 1)")
     add("--epochs", help="lengths, as 3,6 (default: the horizons of the design)")
     add("--optimizer", default="muon", choices=tuple(OPTIMISERS), help="default: muon")
     add("--rates", action="store_true", help="only choose the rate of each cell, on held-out training images")
     words = "one run per value of a field of the recipe, as lr=5e-4,1e-3,2e-3; the first seed only"
     add("--sweep", action="append", metavar="FIELD=VALUES", help=words)
-    add(
-        "--task",
-        default="train",
-        choices=TASKS,
-        help="train, or take trained weights to --data (default: train)",
-    )
+    words = "train, or take trained weights to --data (default: train)"
+    add("--task", default="train", choices=TASKS, help=words)
     add("--source", help="finetune, probe: data set that the study's own weights were trained on")
     add("--weights", help="finetune, probe: weights to start from instead, as load_model takes them")
     add("--devices", default="auto", help="cpu, cuda, cuda:0,cuda:1; auto takes all GPUs, else the CPU")
@@ -167,9 +160,8 @@ def sizes_of(data: str) -> dict[str, int]:
         return {split: len(train_data(data, split=split)) for split in ("train", "test")}
     from ..data.sources import find_source
 
-    found: dict[str, Any] = {
-        split: find_source(data, split=split, strict=True) for split in ("train", "test")
-    }
+    splits = ("train", "test")
+    found: dict[str, Any] = {split: find_source(data, split=split, strict=True) for split in splits}
     return {split: len(source.labels) for split, source in found.items()}
 
 
@@ -363,10 +355,8 @@ def choose_rates(arguments: argparse.Namespace, out: Path, device: str) -> None:
         while rate := rates.next_rate(rates.tried(*known), rates.START[optimizer]):
             row = trial(cell, data, Recipe(optimizer=optimizer, lr=rate), Place(out, arguments.runs, device))
             loss, hits = (float(row[f"held_out_{key}"]) for key in ("loss", "accuracy"))
-            print(
-                f"{cell}, {optimizer}, rate {rate:g}: held-out loss {loss:.4f}, accuracy {hits:.4f}",
-                flush=True,
-            )
+            said = f"held-out loss {loss:.4f}, accuracy {hits:.4f}"
+            print(f"{cell}, {optimizer}, rate {rate:g}: {said}", flush=True)
         print(f"{cell}, {optimizer}: rate {rates.chosen(*known):g}", flush=True)
 
 

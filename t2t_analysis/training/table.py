@@ -26,9 +26,8 @@ def read_runs(folder: str | Path | None = None) -> pd.DataFrame:
     True
     """
     found = tables.read(Path(folder or data_dir() / "study") / RUNS, "runs")
-    return found.fillna(
-        {name: "" for name, (dtype, _) in tables.columns("runs").items() if dtype == "string"}
-    )
+    texts = [name for name, (dtype, _) in tables.columns("runs").items() if dtype == "string"]
+    return found.fillna(dict.fromkeys(texts, ""))
 
 
 def read_curves(folder: str | Path | None = None) -> pd.DataFrame:

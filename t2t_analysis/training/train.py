@@ -135,9 +135,8 @@ def train(
         raise ParameterError("epochs=0: expected 1 or more")
     blank = on_paper(model)
     size = img_size or blank.default_cfg["input_size"][-1]
-    images: Any = dataset(
-        data, split="train", img_size=size, fraction=recipe.fraction, seed=recipe.seed, model=blank
-    )
+    drawn = {"fraction": recipe.fraction, "seed": recipe.seed}
+    images: Any = dataset(data, split="train", img_size=size, model=blank, **drawn)
     args = model_args(model, len(images.info.classes), img_size)
     if precision not in (None, LINEAR, *_PRECISIONS):
         raise UnknownNameError("precision", precision, (LINEAR, *_PRECISIONS))

@@ -101,6 +101,5 @@ def linear_probe(model: nn.Module, train: Any, test: Any, device: str = "cpu") -
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=2000)).fit(x, y)
     x_test, y_test = features(model, test, device)
     cluster = np.asarray(getattr(test.dataset, "clusters", np.arange(len(y_test))))
-    return _scores(probe.predict_proba(x_test), y_test, cluster), _scores(
-        probe.predict_proba(x), y, np.arange(len(y))
-    )
+    tested = _scores(probe.predict_proba(x_test), y_test, cluster)
+    return tested, _scores(probe.predict_proba(x), y, np.arange(len(y)))
