@@ -15,8 +15,8 @@ def commit() -> str:
     package = str(Path(__file__).resolve().parent)
 
     def git(*words: str) -> str:
-        how = {"capture_output": True, "text": True, "timeout": 10, "check": True}
-        done = subprocess.run(["git", "-C", package, *words], **how)
+        command = ["git", "-C", package, *words]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
         return done.stdout.strip()
 
     try:

@@ -138,7 +138,11 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """``small_<tokeniser>_<backbone>``, or ``small_<tokeniser>_deep_<idea>``."""
     _, tokens, shape, *idea = name.split("_")
     tokens_type = _TOKENISERS.get(tokens, tokens)
-    front = {"tokens_type": tokens_type, "token_dim": SMALL_TOKEN_DIM, "windows": SMALL_WINDOWS}
+    front: dict[str, Any] = {
+        "tokens_type": tokens_type,
+        "token_dim": SMALL_TOKEN_DIM,
+        "windows": SMALL_WINDOWS,
+    }
     parts = {"img_size": 32, "num_classes": 10} | front | _backbone(tokens_type, shape, *idea)
     return create_t2t_vit(name, pretrained, **parts | kwargs)
 

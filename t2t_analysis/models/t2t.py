@@ -121,7 +121,8 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
         global_pool: str = "token",
     ) -> None:
         nn.Module.__init__(self)  # timm's constructor would make its own patch embedding and a learned table
-        self.tokens_config = {"tokens_type": tokens_type, "token_dim": token_dim, "windows": windows}
+        self.tokens_config: dict[str, Any] = {"tokens_type": tokens_type, "token_dim": token_dim}
+        self.tokens_config["windows"] = windows
         self.num_classes, self.in_chans, self.embed_dim = num_classes, in_chans, embed_dim
         self._set_timm_traits(global_pool)
         norm: Any = norm_layer or partial(nn.LayerNorm, eps=1e-5)

@@ -115,7 +115,7 @@ def _in_order(ax: Axes, frame: pd.DataFrame, marked: set[tuple[int, int]], numbe
     keys = _keys(rows)
     at = [i for i, key in enumerate(keys) if key in marked]
     ax.scatter(x[at], value[at], s=40, facecolors="none", edgecolors="black", linewidths=1.0, zorder=3)
-    near = {"xytext": (6, 2), "textcoords": "offset points", "fontsize": 9}
+    near: Any = {"xytext": (6, 2), "textcoords": "offset points", "fontsize": 9}
     ax.annotate("{}.{}".format(*keys[0]), (0, value[0]), **near)
     ax.set_xticks([])
 

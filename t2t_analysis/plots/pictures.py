@@ -235,7 +235,7 @@ def receptive_field_map(result: Result) -> Figure:
         drawn = {m: [np.maximum(np.array(maps[m][place]), 1e-12) for place in chosen[m]] for m in names}
         rows = [[Tile(one, SEQUENTIAL, norm) for one in drawn[m]] for m in names]
         titles = [name.removesuffix(".resid_post").replace("blocks.", "layer ") for name in chosen[names[0]]]
-        how = {"bar": "squared gradient (largest = 1)", "side": 1.75, "format": lambda x, _: f"{x:g}"}
+        how: Any = {"bar": "squared gradient (largest = 1)", "side": 1.75, "format": lambda x, _: f"{x:g}"}
         fig = tiles(rows, names, titles, **how)
     frame = pd.concat([rows_of(result, quantity="erf_radius_50", model=name) for name in names])
     words = caption(

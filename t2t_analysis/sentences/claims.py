@@ -89,7 +89,7 @@ def effects_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _cells(row: pd.Series) -> dict[str, str]:
     """An effect of a ledger as a line of a table."""
-    said = f"{row['verdict']}{': ' * bool(row['reason'])}{row['reason']}"
+    said = _with_reason(row)
     return {
         "claim": row["claim"],
         "effect": f"{row['effect']}{': ' * bool(row['compared'])}{row['compared']}",
@@ -100,6 +100,10 @@ def _cells(row: pd.Series) -> dict[str, str]:
         "p of equivalence": "" if pd.isna(row["p_same"]) else _p(row["p_same"]),
         "n": _units(row).removeprefix("n = ") if row["n"] else "",
     }
+
+
+def _with_reason(row: pd.Series) -> str:
+    return f"{row['verdict']}{': ' * bool(row['reason'])}{row['reason']}"
 
 
 def _claimed(row: pd.Series) -> str:
@@ -143,7 +147,7 @@ def verdict_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """
     said = ["claim", "statement", "said", "kind", "basis", "verdict", "notebook"]
     return [
-        row[said].astype(str).to_dict()
+        {name: str(row[name]) for name in said}
         | _numbers(frame[(frame["claim"] == row["claim"]) & frame["deciding"]])
         for row in _rows(summary(frame))
     ]
