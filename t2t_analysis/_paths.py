@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+Folder = str | Path | None
 #: what bundled weights are trained on where their name does not say
 DEFAULT_DATA = "photo_crops"
 

@@ -43,26 +43,18 @@ def _tabulated(rows: Iterable[Mapping[str, Any]]) -> tuple[pd.DataFrame, Estimat
     """
     blocks = [_flat(row) for row in rows]
     stops = np.cumsum([size for size, _ in blocks], dtype=int)
-    where = [slice(stop - size, stop) for stop, (size, _) in zip(stops, blocks, strict=True)]
     total = sum(size for size, _ in blocks)
+    parts = [(slice(stop - size, stop), block) for stop, (size, block) in zip(stops, blocks, strict=True)]
     columns: dict[str, np.ndarray] = {}
     for role in _FILLS:
-        found = [
-            (at, block[role]) for at, (_, block) in zip(where, blocks, strict=True) if _held(block, role)
-        ]
+        found = [(at, block[role]) for at, block in parts if isinstance(block.get(role), Estimate)]
         _fill(columns, role, found, total)
-    for at, (_, block) in zip(where, blocks, strict=True):
+    for at, block in parts:
         for name, value in block.items():
             if not isinstance(value, Estimate):
                 columns.setdefault(name, np.full(total, None, dtype=object))[at] = value
-    held = [
-        (at, block["estimate"]) for at, (_, block) in zip(where, blocks, strict=True) if "estimate" in block
-    ]
+    held = [(at, block["estimate"]) for at, block in parts if "estimate" in block]
     return tidy(pd.DataFrame(columns)), _aligned(held, total)
-
-
-def _held(block: Mapping[str, Any], role: str) -> bool:
-    return isinstance(block.get(role), Estimate)
 
 
 def _flat(row: Mapping[str, Any]) -> tuple[int, dict[str, Any]]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from .. import stats
+from .._paths import Folder
 from ..errors import DataError
 from ..models.provenance import confounds
 from ..results import Result
@@ -44,7 +44,7 @@ def sides(quantity: str) -> dict[str, str]:
 
 
 def controlled_evidence(
-    data: str = "photo_crops", *, epochs: int | None = None, folder: str | Path | None = None
+    data: str = "photo_crops", *, epochs: int | None = None, folder: Folder = None
 ) -> Result:
     """Effects over training seeds: of accuracy, of every headline, of transfer; and the costs.
 
@@ -80,7 +80,7 @@ def _records(result: Result) -> list[dict[str, Any]]:
     return [as_dict(row) for _, row in result.frame.iterrows()]
 
 
-def _with_headlines(runs: pd.DataFrame, folder: str | Path | None) -> pd.DataFrame:
+def _with_headlines(runs: pd.DataFrame, folder: Folder) -> pd.DataFrame:
     """Runs with a column for each headline; missing where a run was not measured."""
     found = read_headlines(folder)
     wide = found.pivot_table(index="model", columns="quantity", values="value", aggfunc="first")
@@ -131,7 +131,7 @@ def _transfer(table: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
 
 
 def seed_evidence(
-    cell: str, data: str = "photo_crops", *, epochs: int | None = None, folder: str | Path | None = None
+    cell: str, data: str = "photo_crops", *, epochs: int | None = None, folder: Folder = None
 ) -> Result:
     """The same names, but both sides are seeds of ONE cell: the first two against the others.
 
@@ -228,9 +228,7 @@ def _counted(quantity: str, value: float, model: str, model_b: str, estimator: s
 # ------------------------------------------------------------------------------------------ which of the two
 
 
-def gather(
-    models: Mapping[str, Any], images: Any, *, seed: int = 0, folder: str | Path | None = None
-) -> list[Result]:
+def gather(models: Mapping[str, Any], images: Any, *, seed: int = 0, folder: Folder = None) -> list[Result]:
     """The evidence that suits one or two models, each kind by itself; what the first says comes first.
 
     Parameters
@@ -256,7 +254,7 @@ def gather(
     return [_of_pair(models, images, seed, folder), *trained]
 
 
-def _of_pair(models: Mapping[str, Any], images: Any, seed: int, folder: str | Path | None) -> Result:
+def _of_pair(models: Mapping[str, Any], images: Any, seed: int, folder: Folder) -> Result:
     if all(cell_of(model.provenance.model).tokeniser for model in models.values()):
         found = controlled_evidence(folder=folder)
         return _labelled(found, "controlled", _about_study(found.meta))
@@ -284,7 +282,7 @@ def _about_study(meta: Mapping[str, Any]) -> str:
     )
 
 
-def seed_ledgers(evidence: Result, folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
+def seed_ledgers(evidence: Result, folder: Folder = None) -> dict[str, pd.DataFrame]:
     """Corner cell -> ledger of two seeds against the others; none where the evidence is of two given models."""
     from .ledger import ledger
 

@@ -15,6 +15,7 @@ import pandas as pd
 
 from .. import tables
 from .._files import csv_rows
+from .._paths import Folder
 from ..differences import difference
 from ..errors import DataError, UnknownNameError
 from ..results import Result
@@ -140,7 +141,7 @@ def pair_differences(results: Mapping[str, Result], model: str, baseline: str) -
 # ------------------------------------------------------------------------------------------ runs of the study
 
 
-def read_headlines(folder: str | Path | None = None) -> pd.DataFrame:
+def read_headlines(folder: Folder = None) -> pd.DataFrame:
     """Headlines of the study's runs, tidy: ``model`` is the name of the run, ``quantity`` that of the headline."""
     from .._paths import data_dir
 

@@ -19,7 +19,7 @@ import pandas as pd
 from .. import tables
 from .._commit import commit, versions
 from .._names import has_soft_split
-from .._paths import data_dir
+from .._paths import Folder, data_dir
 from ..errors import T2TError
 from ..results import COLUMNS, Result, tidy
 from ..stats import Student
@@ -37,7 +37,7 @@ TABLE = "models.csv"
 _NUMBERS = [name for name in tables.columns("models") if name in COLUMNS and name not in ("model", "weights")]
 
 
-def read_models(folder: str | Path | None = None) -> pd.DataFrame:
+def read_models(folder: Folder = None) -> pd.DataFrame:
     """The table; empty where there is none.
 
     Parameters
@@ -63,7 +63,7 @@ def record(
     seed: int = 0,
     device: str = "cpu",
     remark: str = "",
-    folder: str | Path | None = None,
+    folder: Folder = None,
 ) -> Iterator[str]:
     """Measure what is missing of one model and add its rows, group by group; yields a line about each.
 
@@ -187,7 +187,7 @@ def _evidence(rows: pd.DataFrame, kind: str, about: str) -> Result:
     return Result("evidence", tidy(frame[frame["value"].notna()]), {"kind": kind, "about": about})
 
 
-def premise_ledgers(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
+def premise_ledgers(folder: Folder = None) -> dict[str, pd.DataFrame]:
     """What each recorded model says of the premises: "label, n images of data" -> ledger."""
     return {
         f"{label}, {n} images of {data}": ledger(_evidence(rows, "premise", str(label)))
@@ -197,7 +197,7 @@ def premise_ledgers(folder: str | Path | None = None) -> dict[str, pd.DataFrame]
     }
 
 
-def published_ledger(folder: str | Path | None = None) -> dict[str, pd.DataFrame]:
+def published_ledger(folder: Folder = None) -> dict[str, pd.DataFrame]:
     """Recorded T2T-ViT against recorded ViT, as they are: their recipes differ, so that effects are confounded.
 
     Not paired: the standard errors of the two add up, which errs on the wide side. Empty where one side is missing.

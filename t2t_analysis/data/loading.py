@@ -283,8 +283,8 @@ def _check_types(data: Any, model: Any, device: Any, **counts: Any) -> None:
             continue
         if isinstance(count, bool) or not isinstance(count, int | np.integer):
             raise DataError(f"{name}={count!r}: expected a whole number")
-        if name in ("seed", "workers") and count < 0:
-            raise DataError(f"{name}={count}: expected 0 or more")
+        if name != "n_images" and count < (least := int(name == "batch_size")):
+            raise DataError(f"{name}={count}: expected {least} or more")
     try:
         torch.device(device)
     except (RuntimeError, TypeError) as error:
@@ -293,9 +293,7 @@ def _check_types(data: Any, model: Any, device: Any, **counts: Any) -> None:
         raise DataError(f"device={device!r}: no device of torch{guess}") from error
 
 
-def _check_loader(batch_size: int, on_error: str, shard: tuple[int, int] | None) -> tuple[int, int]:
-    if batch_size < 1:
-        raise DataError(f"batch_size={batch_size} must be at least 1")
+def _check_loader(on_error: str, shard: tuple[int, int] | None) -> tuple[int, int]:
     if on_error not in ("raise", "skip"):
         raise UnknownNameError("on_error", on_error, ("raise", "skip"))
     rank, world = shard or (0, 1)
@@ -475,7 +473,7 @@ def load_images(
     (torch.Size([4, 3, 64, 64]), [0, 1, 2, 3])
     """
     _check_types(data, model, device, n_images=n_images, batch_size=batch_size, seed=seed, workers=workers)
-    shard = _check_loader(batch_size, on_error, shard)
+    shard = _check_loader(on_error, shard)
     common: dict[str, Any] = {"model": model, "img_size": img_size, "num_workers": workers}
     common["pin_memory"] = torch.device(device).type == "cuda"
     common["generator"] = torch.Generator().manual_seed(seed)

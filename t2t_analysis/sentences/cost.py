@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pandas as pd
 
@@ -17,7 +15,7 @@ from ..measures.paper_costs import agreeing
 from ..quantities import SMALLEST, number, quantity
 from ..results import Result
 from .claims import effect_words
-from .template import Facts, kept
+from .template import Facts, Models, kept
 from .words import listed, percent
 
 #: not in the ledger: times hold for one machine. The value is held against the ratio of multiply-accumulates.
@@ -36,9 +34,7 @@ _BESIDE = (
 _PASSES = {"inference": "a forward pass", "training": "a training step without optimiser"}
 
 
-def cost_findings(
-    printed: Result, counted: Result, timed: Result, step: Result, models: Mapping[str, Any]
-) -> list[str]:
+def cost_findings(printed: Result, counted: Result, timed: Result, step: Result, models: Models) -> list[str]:
     """Sentences on costs, first the verdict on the paper's claim.
 
     Parameters
@@ -65,7 +61,7 @@ def cost_findings(
     )  # fmt: skip
 
 
-def cost_conclusions(counted: Result, timed: Result, step: Result, models: Mapping[str, Any]) -> list[str]:
+def cost_conclusions(counted: Result, timed: Result, step: Result, models: Models) -> list[str]:
     """Whether counts foretell the clock, on which machine, and what would change the verdict; as `cost_findings`."""
     facts = Facts([counted, timed, step], models)
     foretold = [_against_counts(facts, variant) for variant in _PASSES]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
 
 from .._show import code
 from ..claims.base import Effect
 from ..measures.notebook_path import LARGE
 from ..quantities import quantity
 from ..results import Result
-from .template import Facts, kept
+from .template import Facts, Models, kept
 from .words import listed
 
 _EARLY = {"place": "first third of blocks"}
@@ -68,9 +67,7 @@ def no_path(models: Sequence[str]) -> str:
     )
 
 
-def map_findings(
-    results: Iterable[Result | None], models: Mapping[str, Any], reference: str = "none"
-) -> list[str]:
+def map_findings(results: Iterable[Result | None], models: Models, reference: str = "none") -> list[str]:
     """Sentences on what early channels follow, first those that answer the question.
 
     Parameters
@@ -101,7 +98,7 @@ def _of_reference(facts: Facts, reference: str) -> str:
     return f"{about.title}: {about.interval(row)} in {code(reference)} at {row['place']}{random}."
 
 
-def map_conclusions(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
+def map_conclusions(results: Iterable[Result | None], models: Models) -> list[str]:
     """The verdict at the embedding and in the first third, and what a readout of the first block finds."""
     facts = Facts(results, models)
     if facts.untrained:

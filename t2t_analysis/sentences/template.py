@@ -25,6 +25,9 @@ from ..results import Result
 from .claims import effect_words
 from .words import listed
 
+Models = Mapping[str, Any]
+#: finds the row of a model by its label
+Finder = Callable[[str], pd.Series | None]
 #: sentences in the findings of a notebook; the first three are shown, the rest is folded
 MOST = 8
 
@@ -57,9 +60,7 @@ class Facts:
         By `row`: several rows where one was asked for.
     """
 
-    def __init__(
-        self, results: Iterable[Result | None], models: Mapping[str, Any], over: str = "images"
-    ) -> None:
+    def __init__(self, results: Iterable[Result | None], models: Models, over: str = "images") -> None:
         self.over = over
         self.results = [result for result in results if result is not None]
         self.models = dict(models)
@@ -127,7 +128,7 @@ class Facts:
     def of_rows(
         self,
         name: str,
-        row: Callable[[str], pd.Series | None],
+        row: Finder,
         apart: pd.Series | None = None,
         note: str = "",
     ) -> str:
@@ -152,9 +153,7 @@ class Facts:
         nulls = [quantity(name).number(row["null"]) for row in rows.values() if pd.notna(row["null"])]
         return [f"null {listed(dict.fromkeys(nulls))}"] if nulls else []
 
-    def _controls(
-        self, name: str, rows: Mapping[str, pd.Series], row: Callable[[str], pd.Series | None]
-    ) -> list[str]:
+    def _controls(self, name: str, rows: Mapping[str, pd.Series], row: Finder) -> list[str]:
         """The untrained controls of the models, by name only where one is missing."""
         values = {
             label: quantity(name).number(twin["value"])

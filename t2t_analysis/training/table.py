@@ -9,13 +9,13 @@ from typing import Any
 import pandas as pd
 
 from .. import tables
-from .._paths import data_dir
+from .._paths import Folder, data_dir
 from ..errors import DataError
 
 RUNS, CURVES = "runs.csv", "curves.csv"
 
 
-def read_runs(folder: str | Path | None = None) -> pd.DataFrame:
+def read_runs(folder: Folder = None) -> pd.DataFrame:
     """All finished runs; an empty word is empty text, not missing.
 
     Parameters
@@ -30,12 +30,12 @@ def read_runs(folder: str | Path | None = None) -> pd.DataFrame:
     return found.fillna(dict.fromkeys(texts, ""))
 
 
-def read_curves(folder: str | Path | None = None) -> pd.DataFrame:
+def read_curves(folder: Folder = None) -> pd.DataFrame:
     """The learning curves of all finished runs."""
     return tables.read(Path(folder or data_dir() / "study") / CURVES, "curves")
 
 
-def finished(folder: str | Path | None = None) -> set[str]:
+def finished(folder: Folder = None) -> set[str]:
     """Names of the runs that are in the table."""
     return set(read_runs(folder)["run"])
 
