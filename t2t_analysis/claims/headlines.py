@@ -99,13 +99,9 @@ def models_headlines(
     """
     from .. import measures as m
 
-    asked = [
-        m.HeadSimilarity(),
-        m.HeadOutputCKA(seed=seed),
-        m.EdgeDecodability(),
-        m.RectifiedEdgeDecodability(),
-    ]
-    asked += [m.BoundaryBlindness(), m.InvalidChannels(), m.EffectiveRank(), effects_alone()]
+    asked: list[Any] = [m.HeadSimilarity(), m.HeadOutputCKA(seed=seed), m.EdgeDecodability()]
+    asked += [m.RectifiedEdgeDecodability(), m.BoundaryBlindness(), m.InvalidChannels(), m.EffectiveRank()]
+    asked.append(effects_alone())
     found = m.measure(models, images, asked, progress=progress)
     results = {name: found[name] for name in found}
     notes = list(found.notes)

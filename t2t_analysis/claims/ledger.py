@@ -161,13 +161,8 @@ def _found(evidence: Result, quantity: str) -> pd.Series | str:
     if len(rows) == 1 and pd.notna(rows.iloc[0]["value"]):
         return rows.iloc[0]
     contrast, _, of = quantity.partition(":")
-    starts = (
-        f"{contrast} of {of} not",
-        f"{contrast} not",
-        "random weights",
-        "no runs",
-        "both models split alike",
-    )
+    starts = [f"{contrast} of {of} not", f"{contrast} not"]
+    starts += ["random weights", "no runs", "both models split alike"]
     said = [note for start in starts for note in evidence.notes if note.startswith(start)]
     said += [note for note in evidence.notes if of and f" of {of} not" in note]  # of another contrast of it
     return said[0] if said else "no such number in the evidence"

@@ -32,6 +32,8 @@ _WITH_CONTROL = ("heads",)
 
 Results = Mapping[str, Result]
 Row = dict[str, Any]
+#: finds the row of a model, by its label, in results
+Endpoint = Callable[[Results, str], Row | None]
 
 
 def _late(results: Results, label: str, measure: str, quantity: str, tokens: str) -> Estimate | None:
@@ -50,9 +52,7 @@ def _late(results: Results, label: str, measure: str, quantity: str, tokens: str
     return whole.rows(order[list(last)]).estimates().mean()
 
 
-def _likeness(
-    measure: str, quantity: str, tokens: str, trained: bool
-) -> Callable[[Results, str], Row | None]:
+def _likeness(measure: str, quantity: str, tokens: str, trained: bool) -> Endpoint:
     def row(results: Results, label: str) -> Row | None:
         if not {label, label + TWIN * trained} <= set(results[measure].frame["model"]):
             return None  # batches too small for CKA, or no control
@@ -69,7 +69,7 @@ def _likeness(
     return row
 
 
-def _by_sinks(subtract: bool) -> Callable[[Results, str], Row | None]:
+def _by_sinks(subtract: bool) -> Endpoint:
     """Similarity of maps without sinks, or how far it lies below that without random columns."""
 
     def row(results: Results, label: str) -> Row | None:
@@ -94,7 +94,7 @@ def _sink_writes(results: Results, label: str) -> Row | None:
     return as_dict(late.frame.iloc[0])
 
 
-def _headline(headline: Headline) -> Callable[[Results, str], Row | None]:
+def _headline(headline: Headline) -> Endpoint:
     def row(results: Results, label: str) -> Row | None:
         found = headline.row(results[headline.measure].frame, label)
         return None if found is None else as_dict(found)
@@ -109,7 +109,7 @@ _OVER_PIXELS = Headline(
 )
 _DRAWN = Headline("boundaries", {"quantity": "boundary_precision_over_reference", "place_b": "pixels.cell"})
 #: name of an endpoint -> the group that it is measured with, and its row
-ENDPOINTS: dict[str, tuple[str, Callable[[Results, str], Row | None]]] = {
+ENDPOINTS: dict[str, tuple[str, Endpoint]] = {
     "late_cosine": ("heads", _likeness(*_COSINE, trained=False)),
     "late_cosine_trained": ("heads", _likeness(*_COSINE, trained=True)),
     "late_cka": ("heads", _likeness(*_CKA, trained=False)),

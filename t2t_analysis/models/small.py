@@ -138,12 +138,9 @@ def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
     """``small_<tokeniser>_<backbone>``, or ``small_<tokeniser>_deep_<idea>``."""
     _, tokens, shape, *idea = name.split("_")
     tokens_type = _TOKENISERS.get(tokens, tokens)
-    front: dict[str, Any] = {
-        "tokens_type": tokens_type,
-        "token_dim": SMALL_TOKEN_DIM,
-        "windows": SMALL_WINDOWS,
-    }
-    parts = {"img_size": 32, "num_classes": 10} | front | _backbone(tokens_type, shape, *idea)
+    front: dict[str, Any] = {"img_size": 32, "num_classes": 10, "tokens_type": tokens_type}
+    front |= {"token_dim": SMALL_TOKEN_DIM, "windows": SMALL_WINDOWS}
+    parts = front | _backbone(tokens_type, shape, *idea)
     return create_t2t_vit(name, pretrained, **parts | kwargs)
 
 

@@ -22,14 +22,8 @@ def vit_small_paper_patch16_224(pretrained: bool = False, **kwargs: Any) -> nn.M
 
     Today's timm ``vit_small_patch16_224`` is another network (384 wide, 12 deep, 22 M parameters).
     """
-    config: dict[str, Any] = {
-        "patch_size": 16,
-        "embed_dim": 768,
-        "depth": 8,
-        "num_heads": 8,
-        "mlp_ratio": 3.0,
-    }
-    config |= {"qkv_bias": False, "norm_layer": partial(nn.LayerNorm, eps=1e-5), "pretrained": pretrained}
-    config |= {"feature_cfg": {"out_indices": 3, "feature_cls": "getter"}} | kwargs
+    config: dict[str, Any] = {"patch_size": 16, "embed_dim": 768, "depth": 8, "num_heads": 8}
+    config |= {"mlp_ratio": 3.0, "qkv_bias": False, "norm_layer": partial(nn.LayerNorm, eps=1e-5)}
+    config |= {"pretrained": pretrained, "feature_cfg": {"out_indices": 3, "feature_cls": "getter"}} | kwargs
     name = "vit_small_paper_patch16_224"
     return build_model_with_cfg(VisionTransformer, name, pretrained_filter_fn=checkpoint_filter_fn, **config)

@@ -68,12 +68,9 @@ def publish(job: Job, nb: NotebookNode, html: str, fingerprint: str) -> None:
         folder = job.path("")
         folder.mkdir(exist_ok=True)
         write_whole(folder / name.removeprefix(f"{job.stem}-"), b64decode(data).decode("utf-8"))
-    about: dict[str, Any] = {
-        "status": "done",
-        "fingerprint": fingerprint,
-        "page_fingerprint": page_fingerprint(),
-    }
-    about |= {"page_sha256": sha(html.encode()), "page_bytes": len(html.encode())}
+    page = html.encode()
+    about: dict[str, Any] = {"status": "done", "fingerprint": fingerprint}
+    about |= {"page_fingerprint": page_fingerprint(), "page_sha256": sha(page), "page_bytes": len(page)}
     sidecar = _about(job, nb) | about
     write_whole(job.path(".json"), json.dumps(sidecar, indent=1, sort_keys=True) + "\n")
 

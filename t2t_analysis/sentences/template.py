@@ -125,13 +125,7 @@ class Facts:
         apart = self.difference(name, **where)
         return self.of_rows(name, lambda label: self.row(name, label, **where), apart, note)
 
-    def of_rows(
-        self,
-        name: str,
-        row: Finder,
-        apart: pd.Series | None = None,
-        note: str = "",
-    ) -> str:
+    def of_rows(self, name: str, row: Finder, apart: pd.Series | None = None, note: str = "") -> str:
         """As `line`, of the row that a function finds for each model."""
         about = quantity(name)
         rows = {label: found for label in self.labels if (found := row(label)) is not None}
