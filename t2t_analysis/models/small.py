@@ -120,14 +120,12 @@ def _backbone(tokens_type: str, shape: str, idea: str = "") -> dict[str, Any]:
         return sizes | {"model_cls": T2T_ViT_SmallDense}
     if (
         idea == "ghost"
-    ):  # as many blocks as the budget buys: twelve on the soft tokeniser, thirteen on the hard one
+    ):  # as many blocks as the budget buys: twelve on the soft tokeniser, thirteen on the hard
         per_block = 3 * (dim * half + half) + (dim + 1) * dim * 2 + (3 * dim + 1) * dim + 2 * dim + 4 * dim
         depth = round((SMALL_BUDGET - _tokeniser_parameters(tokens_type, dim)) / per_block)
         parts = {"mlp_ratio": 3.0, "attn_layer": GhostAttention, "mlp_layer": GhostMlp}
         return plain._replace(depth=depth)._asdict() | parts
-    gate = (
-        2 * dim * (dim // 16) if idea == "se" else 0
-    )  # a channel gate after each attention, squeezed 16 times
+    gate = 2 * dim * (dim // 16) if idea == "se" else 0  # after each attention, squeezed 16 times
     found = plain._asdict() | {"mlp_ratio": mlp_ratio(tokens_type, plain, gate)}
     if idea == "resnext":  # heads of width 8 in place of 24 (the paper: 32 of width 12 in place of six of 64)
         found["num_heads"] = 12
