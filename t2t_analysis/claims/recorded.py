@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from datetime import date
 from pathlib import Path
@@ -223,20 +222,3 @@ def published_ledger(folder: Folder = None) -> dict[str, pd.DataFrame]:
         })  # fmt: skip
     about = f"{rows[0]['model']} against {rows[0]['model_b']} as published; their recipes differ too"
     return {about: ledger(Result("evidence", pd.DataFrame(rows), {"kind": "pair"}))}
-
-
-def main(arguments: Any) -> int:
-    """Record every model that is named; the status is 1 if one could not be."""
-    failed = 0
-    for entry in arguments.models.split(","):
-        name, _, weights = entry.partition("=")
-        try:
-            for line in record(
-                name, weights or "auto", arguments.data, n_images=arguments.n_images, seed=arguments.seed,
-                device=arguments.device, remark=arguments.remark, folder=arguments.out,
-            ):  # fmt: skip
-                print(line, flush=True)
-        except T2TError as error:
-            print(f"{name}: {error}", file=sys.stderr)
-            failed = 1
-    return failed

@@ -16,7 +16,7 @@ from ..quantities import SMALLEST, number, quantity
 from ..results import Result
 from .claims import effect_words
 from .template import Facts, Models, kept
-from .words import listed, percent
+from .words import listed
 
 #: not in the ledger: times hold for one machine. The value is held against the ratio of multiply-accumulates.
 _LONGER = Effect("takes longer than its multiply-accumulates say", "cost", deciding=False)
@@ -75,13 +75,17 @@ def _ledger() -> pd.DataFrame:
     return ledger(evidence, claims=[claim_named("cost")])
 
 
+def _percent(share: float) -> str:
+    return f"{number(100 * share, 1)} %"
+
+
 def _count(facts: Facts, name: str) -> str:
     """A cost that was counted, which has no interval, and its share of the baseline's."""
     about = quantity(name)
     rows = {label: row for label in facts.labels if (row := facts.row(name, label)) is not None}
     each = listed(f"{about.number(row['value'])} in {code(label)}" for label, row in rows.items())
     values = [float(row["value"]) for row in rows.values()]
-    share = f", {percent(values[0] / values[1])} of it" if len(values) > 1 and values[1] else ""
+    share = f", {_percent(values[0] / values[1])} of it" if len(values) > 1 and values[1] else ""
     return f"{about.title}: {each}{share} (counted)." if rows else ""
 
 
@@ -132,7 +136,7 @@ def _halves(printed: Result) -> str:
     counts = {name: _values(printed, name)["value"] for name in _COUNTS}
     shares = []
     for first, second in _BESIDE:
-        known = [percent(c[first] / c[second]) for c in counts.values() if first in c and second in c]
+        known = [_percent(c[first] / c[second]) for c in counts.values() if first in c and second in c]
         ours, theirs = (line.split(": ")[1] for line in (first, second))
         if known:
             shares.append(f"{ours} has {listed(known)} of {theirs}")
@@ -146,5 +150,5 @@ def printed_finding(printed: Result) -> str:
         rows = _values(printed, name).dropna()
         agree.append(f"{int(agreeing(rows, SMALLEST['cost']).sum())} of {len(rows)} lines ({words})")
     skipped = f" {len(printed.notes)} lines have no code to count." if printed.notes else ""
-    within = f"to {percent(SMALLEST['cost'], 0)} or their last digit"
+    within = f"to {number(100 * SMALLEST['cost'], 0)} % or their last digit"
     return f"Printed numbers agree with counts, {within}, on {listed(agree)}.{skipped}"
