@@ -96,8 +96,7 @@ def _caption(frame: pd.DataFrame, tested: pd.DataFrame) -> str:
     counts = tested.loc[tested["deciding"], "verdict"].value_counts()
     said = ", ".join(f"{counts[name]} {name}" for name in _LOOKS if name in counts) or "none tested"
     absent = frame.loc[frame["verdict"] == "not tested", "claim"]
-    said = f"Not tested, not drawn: {len(absent)} effects of {absent.nunique()} claims."
-    rest = said if len(absent) else ""
+    rest = f"Not tested, not drawn: {len(absent)} effects of {absent.nunique()} claims." * bool(len(absent))
     units = ", ".join(sorted({str(unit) for unit in tested["unit"] if unit})) or "none"
     return caption(
         f"95 % intervals of {len(tested)} effects over the smallest effect that counts for each; positive means as "
