@@ -33,9 +33,10 @@ from t2t_analysis.plots import (
     maps_against_outputs,
     similarity_against_effect,
 )
+from t2t_analysis.plots.base import finish, new_axes
 from t2t_analysis.plots.series import MOST_WORDS, limits
 from t2t_analysis.reports.export import own_figure
-from t2t_analysis.results import Result
+from t2t_analysis.results import Result, tidy
 
 TWO = ("one", "two")
 
@@ -278,6 +279,13 @@ def test_names_of_any_kind_come_out_as_they_are():
     assert "_x&lt;y&gt;&amp;z" in svg
     assert "模型" in svg
     assert "<y>" not in figure.html()
+
+
+def test_an_alternative_text_is_never_cut_inside_a_number():
+    rows = pd.DataFrame([row("cosine_centred", "one", 0, 0.1)])
+    fig, _ = new_axes()
+    figure = finish(fig, tidy(rows), "c", " ".join(["0.123456789"] * 40))
+    assert set(figure.alt.split()) == {"0.123456789", "…"}
 
 
 @pytest.mark.filterwarnings("error:Glyph")

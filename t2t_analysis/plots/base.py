@@ -316,7 +316,8 @@ def finish(fig: MplFigure, frame: pd.DataFrame, caption: str, alt: str) -> Figur
     (labels that end as those of `random_twins`) are no reason for one. Of ``alt`` 240 letters are kept, as plain text.
     """
     own = frame[~frame["model"].astype("string").str.endswith(TWIN).fillna(False)]
-    caption, alt = " ".join(caption.split()), " ".join(alt.replace("`", "").split())[:240]
+    caption = " ".join(caption.split())
+    alt = textwrap.shorten(alt.replace("`", ""), 240, placeholder=" …")  # never inside a number
     if note := untrained_note(own):
         caption, alt = f"**{note}** {caption}", f"Untrained weights. {alt}"
     return Figure(fig, caption, alt, frame if "value" in frame and frame["value"].notna().any() else None)
