@@ -54,6 +54,7 @@ TEXTS = {
     "device": st.sampled_from(["auto", "cpu", "cuda:3"]),
     "results_dir": st.sampled_from(["auto", "tables"]),
     "study": st.just("."),
+    "categories": st.sampled_from(["none", __file__]),
     "study_data": st.sampled_from(["photo_crops", "cifar10"]),
     "layer": st.sampled_from(["0", "embed", "tokens.0"]),
 }  # fmt: skip

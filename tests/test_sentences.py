@@ -179,7 +179,7 @@ def test_differences_without_a_claim_are_judged_by_the_same_rule() -> None:
 
 
 def test_no_page_says_more_than_eight_things() -> None:
-    assert kept(["", *map(str, range(20))]) == list("01234567")
+    assert kept("", *map(str, range(20))) == list("01234567")
 
 
 # ------------------------------------------------------------------------------------------------------- the study

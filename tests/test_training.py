@@ -334,9 +334,9 @@ def test_calibration_error_of_perfect_and_overconfident_guesses():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--epochs", "0"], "epochs=0: expected 1 to 1e+06"),
+        (["--epochs", "0"], "epochs=0: expected 1 or more"),
         (["--lr", "nan"], "lr=nan: expected"),
-        (["--ema", "5"], "ema=5.0: expected 0 to 0.999999"),
+        (["--ema", "5"], "ema=5.0: expected a number from 0 to 0.999999"),
         (["--fraction", "0"], "fraction=0.0"),
         (["--smoothing", "-1"], "smoothing=-1.0"),
         (["--optimizer", "adamwe"], "did you mean 'adamw'"),
