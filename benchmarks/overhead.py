@@ -41,6 +41,7 @@ MODELS = ("small_performer_deep", "small_hard_split_deep", "deit_small_patch16_2
 FIVE = ("LayerCKA", "HeadOutputCKA", "AttentionGeometry", "HeadSimilarity", "InvalidChannels")
 SETS: dict[str, tuple[str, ...]] = {
     "the five above": FIVE,
+    "those and spectra": (*FIVE, "EffectiveRank", "Spectrum"),
     "head_redundancy": ("HeadSimilarity", "HeadOutputCKA", "Sinks"),
     "layer_similarity": ("LayerCKA", "LayerCollapse", "EffectiveRank"),
     "attention_geometry": ("AttentionGeometry", "AttentionRollout", "Redundancy"),

@@ -111,6 +111,7 @@ class CommonParams(BaseModel):
     usual_images: ClassVar[int] = 256
     usual_photos: ClassVar[int | None] = None
     measures_time: ClassVar[bool] = False  # whether it measures time, so that nothing may run beside it
+    measures_all: ClassVar[bool] = False  # whether it measures what the others do too, and so takes longest
     #: whether it reads the study's tables, so that a new row makes its report stale
     reads_study: ClassVar[bool] = False
 
@@ -362,6 +363,8 @@ class TrainingFromScratchParams(CommonParams, notebook="training_from_scratch", 
 
 class ClaimsParams(CommonParams, notebook="claims", reads_study=True):
     """Parameters of ``claims.ipynb``."""
+
+    measures_all: ClassVar[bool] = True
 
 
 class ExploreParams(CommonParams, notebook="explore", images=8, photos=8):

@@ -315,3 +315,13 @@ def quantity(name: str) -> Quantity:
     if found is None:
         raise UnknownNameError("quantity", name, list(QUANTITIES))
     return replace(found, name=name)
+
+
+def plural(n: Any, unit: Any) -> str:
+    """How many units, in words.
+
+    >>> plural(3, "cluster of images"), plural(1, "image"), plural(2, "image pair")
+    ('3 clusters of images', '1 image', '2 image pairs')
+    """
+    what, of, whole = str(unit).partition(" of ")
+    return f"{int(n)} {what if int(n) == 1 or what.endswith('s') else f'{what}s'}{of}{whole}"

@@ -37,6 +37,8 @@ LEDGER = {
                 },
                 {"about": "b", "basis": "alone", "statement": "It is asked of b.", "verdict": "open", "size": "",
                  "why": "", "numbers": []},
+                {"about": "c", "basis": "alone", "statement": "It is asked of b.", "verdict": "not tested", "size": "",
+                 "why": "no number", "numbers": []},
             ],
         }
     ],
@@ -72,6 +74,7 @@ def test_verdicts_come_before_everything_else_with_links_to_their_figures(tmp_pa
     assert "n = 5 seeds <small>soft minus hard</small>" in cells[0][1]
     assert "<small>It is asked of b.</small>" in cells[1][1]
     assert "It is asked" not in cells[0][1]
+    assert "no number" not in cells[1][1]  # others of the kind were tested
     assert 'class="chip chip-contradicted">✖ contradicted<' in row[0]
     assert 'href="training_from_scratch__a__vs__b.html"' in row[0]
     assert "Made from commit 0123456789ab, with python 3.11." in text

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..quantities import Quantity, p_words, quantity
+from ..quantities import Quantity, p_words, plural, quantity
 from ..results import Result
 from .base import PALETTE, Figure, finish, new_axes, role, title_block, use_style
 from .maps import Map, draw_maps
@@ -225,7 +225,7 @@ def maps_against_outputs(similarity: Result, outputs: Result) -> Figure:
     each = "; ".join(f"`{m}` {len(f)} pairs" for m, f in drawn.items())
     row = next(iter(drawn.values())).iloc[0]
     words = caption(
-        f"Every two heads of one layer: are maps alike, outputs alike? {each}; n = {int(row['n'])} {row['unit']}s.",
+        f"Every two heads of one layer: are maps alike, outputs alike? {each}; n = {plural(row['n'], row['unit'])}.",
         f"Dotted: 97.5 % point of the null, {null_kind(row)} (mean over pairs).",
     )  # fmt: skip
     whole = pd.concat([frame.drop(columns="x") for frame in drawn.values()])

@@ -12,10 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 
 from .._names import TWIN
-from ..quantities import Quantity, quantity
+from ..quantities import Quantity, plural, quantity
 from ..results import Result
 from .base import DIVERGING, SEQUENTIAL, Figure, finish, new_axes, title_block, use_style
-from .series import SQUASHED, TOKENS, caption, null_kind, own_models, plural, rows_of, shown, untrained_words
+from .series import SQUASHED, TOKENS, caption, null_kind, own_models, rows_of, shown, untrained_words
 
 #: so many cells a side carry their numbers at most
 ANNOTATED = 9

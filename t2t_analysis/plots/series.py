@@ -15,7 +15,7 @@ from matplotlib.ticker import LogLocator
 
 from .._names import TWIN
 from ..errors import UnknownNameError
-from ..quantities import quantity
+from ..quantities import plural, quantity
 from ..results import Result
 from .base import PALETTE, ROLES, new_axes, series_styles
 
@@ -229,16 +229,6 @@ def legend(fig: Any, names: Sequence[str], extra: Sequence[Line2D] = (), null: b
 
 
 # ------------------------------------------------------------------------------------------------ words
-
-
-def plural(n: Any, unit: Any) -> str:
-    """How many units, in words.
-
-    >>> plural(3, "cluster of images"), plural(1, "image"), plural(2, "image pair")
-    ('3 clusters of images', '1 image', '2 image pairs')
-    """
-    what, of, whole = str(unit).partition(" of ")
-    return f"{int(n)} {what if int(n) == 1 or what.endswith('s') else f'{what}s'}{of}{whole}"
 
 
 def how_sure(frame: pd.DataFrame) -> str:

@@ -56,11 +56,25 @@ def _ledgers(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     found = []
     for row in done:
         for ledger in row.get("verdicts", []):
-            seen = [v | {"page": pages.get((v["notebook"], row["pair"]))} for v in ledger["verdicts"]]
+            seen = [
+                v | {"page": pages.get((v["notebook"], row["pair"])), "evidence": _telling(v["evidence"])}
+                for v in ledger["verdicts"]
+            ]
             bases = list(dict.fromkeys(one["basis"] for v in seen for one in v["evidence"]))
             about = {name: row[name] for name in ("page", "pair")} | {"bases": bases}
             found.append(about | ledger | {"verdicts": seen})
     return found
+
+
+def _telling(evidence: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What was tested; of a kind of evidence by which nothing was, the first, which says why."""
+    tested = [one for one in evidence if one["verdict"] != "not tested"]
+    bases = {one["basis"] for one in tested}
+    for one in evidence:
+        if one["basis"] not in bases:
+            bases.add(one["basis"])
+            tested.append(one)
+    return tested
 
 
 def _groups(done: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -218,6 +218,7 @@ def _outcomes(
             echo(f"{job.title} ...")
             yield run_job(job, force)
         together = [replace(job, threads=_threads(workers)) for job in jobs if job not in alone]
+        together.sort(key=lambda job: not job.params.measures_all)  # the longest first, lest it run on alone
         if together:
             echo(f"{len(together)} notebooks, {workers} at a time ...")
             yield from _together(together, workers, force)

@@ -9,7 +9,7 @@ import pandas as pd
 
 from ..claims.ledger import VERDICTS, claim_named, overall, summary
 from ..claims.rule import SMALLEST
-from ..quantities import quantity
+from ..quantities import plural, quantity
 from .words import listed
 
 
@@ -70,7 +70,7 @@ def _against(row: pd.Series) -> str:
 
 
 def _units(row: pd.Series) -> str:
-    return "counted" if row["unit"] == "model" else f"n = {row['n']} {row['unit']}s"
+    return "counted" if row["unit"] == "model" else f"n = {plural(row['n'], row['unit'])}"
 
 
 def _p(p: float) -> str:

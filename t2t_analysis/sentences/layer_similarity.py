@@ -10,7 +10,7 @@ import pandas as pd
 from .._names import TWIN
 from .._show import code
 from ..claims.base import Effect
-from ..quantities import quantity
+from ..quantities import plural, quantity
 from ..results import Result
 from .template import Facts, kept
 
@@ -79,7 +79,7 @@ def _between(facts: Facts) -> str:
     beside = "" if random is None else f", untrained {about.interval(random)}"
     return (
         f"A layer of {code(first)} and one of {code(second)}: mean CKA {about.interval(row)} (null "
-        f"{about.number(row['null'])}{beside}), n = {row['n']} {row['unit']}s."
+        f"{about.number(row['null'])}{beside}), n = {plural(row['n'], row['unit'])}."
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from .._show import code
-from ..quantities import quantity
+from ..quantities import plural, quantity
 from ..results import Result
 from .template import Facts, kept
 from .words import listed
@@ -81,7 +81,7 @@ def _behaves(frame: pd.DataFrame, model: str) -> str:
     }
     distorted = listed(f"{about.interval(row)} {_DISTORTED[kind][1]}" for kind, row in at.items())
     intact = own[own["variant"] == "none"].iloc[0]
-    count = f"{intact['n']} {intact['unit']}s"
+    count = plural(intact["n"], intact["unit"])
     if labelled:
         null = about.number(intact["null"])
         return (

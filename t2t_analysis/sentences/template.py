@@ -20,7 +20,7 @@ from ..claims.ledger import claim_named, effect_verdict, ledger, summary
 from ..claims.likeness import NOT_TESTED, OPEN
 from ..claims.premise import endpoint_rows
 from ..errors import T2TError
-from ..quantities import quantity
+from ..quantities import plural, quantity
 from ..results import Result
 from .claims import effect_words
 from .words import listed
@@ -139,7 +139,7 @@ class Facts:
             of = quantity(str(apart["quantity"]))
             names = f"{code(apart['model'])} minus {code(apart['model_b'])}"
             text += f"; {'the first minus the second' if len(rows) == 2 else names} {of.interval(apart)}"
-        counts = listed(dict.fromkeys(f"{row['n']} {row['unit']}s" for row in rows.values() if row["n"] > 0))
+        counts = listed(dict.fromkeys(plural(row["n"], row["unit"]) for row in rows.values() if row["n"] > 0))
         return f"{text}{f', n = {counts}' if counts else ''}.{' ' * bool(note)}{note}"
 
     def _nulls(self, name: str, rows: Mapping[str, pd.Series]) -> list[str]:
@@ -235,7 +235,7 @@ class Facts:
             said.append(
                 f"{effect.words[:1].upper()}{effect.words[1:]}, said to be {more} in {code(order[0])} than in "
                 f"{code(order[1])}: **{verdict}**. {code(row['model'])} minus {code(row['model_b'])} "
-                f"{of.interval(row)}, n = {row['n']} {row['unit']}s; smallest that counts "
+                f"{of.interval(row)}, n = {plural(row['n'], row['unit'])}; smallest that counts "
                 f"{of.number(of.smallest) if of.smallest else '0'}."
             )
         return said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from ..claims.ledger import VERDICTS, all_claims, claim_named, ledger
-from ..quantities import quantity
+from ..quantities import plural, quantity
 from ..results import Result
 from .claims import effect_words
 from .template import MOST
@@ -52,7 +52,7 @@ def _sentence(row: pd.Series) -> str:
         row = pd.Series({**row, "effect": f"{quantity(row['quantity']).words}, {row['effect']}"})
     printed, said = claim_named(row["claim"]).printed, effect_words(row)
     if row["verdict"] == "not tested":
-        said = f"{said} What they have: {quantity(row['quantity']).interval(row)}, n = {row['n']} {row['unit']}s."
+        said = f"{said} What they have: {quantity(row['quantity']).interval(row)}, n = {plural(row['n'], row['unit'])}."
     if len(printed) != 1:
         return said
     ((points, where),) = printed
