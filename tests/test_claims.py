@@ -526,13 +526,17 @@ def test_published_models_are_compared_where_both_sides_are_recorded(tmp_path: P
             "label": model,
             "weights": "file",
             "data": "d",
+            "data_hash": "d1",
             "n_images": 9,
             "unit": "image",
         }
         rows.append(about | {"endpoint": "head_cosine_change", "value": value, "se": 0.01, "df": 30, "n": 9})
         assert published_ledger(tmp_path) == {}
         tables.add(tmp_path / recorded.TABLE, "models", rows[-1:], recorded._subject)
+    apart = [row | {"data_hash": f"d{k}", "endpoint": "invalid_area"} for k, row in enumerate(rows, 2)]
+    tables.add(tmp_path / recorded.TABLE, "models", apart, recorded._subject)
     ((about, frame),) = published_ledger(tmp_path).items()
+    assert frame.loc[frame["claim"] == "dead-channels", "value"].isna().all()  # of different images
     assert about == "t2t_vit_14 against vit_small_patch16_224 as published; their recipes differ too"
     row = frame[frame["value"].notna() & (frame["claim"] == "head-similarity")].iloc[0]
     assert row["value"] == pytest.approx(-0.2)

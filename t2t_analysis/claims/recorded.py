@@ -199,12 +199,16 @@ def premise_ledgers(folder: Folder = None) -> dict[str, pd.DataFrame]:
 def published_ledger(folder: Folder = None) -> dict[str, pd.DataFrame]:
     """Recorded T2T-ViT against recorded ViT, as they are: their recipes differ, so that effects are confounded.
 
-    Not paired: the standard errors of the two add up, which errs on the wide side. Empty where one side is missing.
+    Not paired: the standard errors of the two add up, which errs on the wide side. Of the first data set that
+    both are measured on; empty where there is none.
     """
     table = read_models(folder)
     soft = table["model"].map(has_soft_split).astype(bool)
     sides = (table[soft], table[~soft])
-    ours, theirs = (side.drop_duplicates("endpoint").set_index("endpoint") for side in sides)
+    known = [set(side["data_hash"]) for side in sides]
+    shared = next((one for one in table["data_hash"] if all(one in hashes for hashes in known)), "")
+    own = (side[side["data_hash"] == shared].drop_duplicates("endpoint") for side in sides)
+    ours, theirs = (side.set_index("endpoint") for side in own)
     both = [name for name in ours.index if name in theirs.index and not pd.isna(ours.loc[name, "se"])]
     if not both:
         return {}
