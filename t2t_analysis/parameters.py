@@ -88,6 +88,12 @@ def _folder(value: str | None) -> str | None:
     return value
 
 
+def _categories(value: str) -> str:
+    if value != "none" and not Path(value).expanduser().is_file():
+        raise ValueError("no such file; expected a CSV with the columns imagenet_index and category")
+    return value
+
+
 def _block(value: Any) -> Any:
     return f"blocks.{value}" if isinstance(value, int) or str(value).isdigit() else value
 
@@ -271,16 +277,9 @@ class LayerSimilarityParams(CommonParams, notebook="layer_similarity", images=19
 class LocalStructureParams(CommonParams, notebook="local_structure", images=192):
     """Parameters of ``local_structure.ipynb``; few images: each is run with a graph and 16 times shifted."""
 
-    categories: str = Field(
-        default="none", description="CSV of the outputs that belong to each class of the data, or none"
+    categories: Annotated[str, AfterValidator(_categories)] = _of(
+        "none", "CSV of the outputs that belong to each class of the data, or none"
     )
-
-    @field_validator("categories")
-    @classmethod
-    def _categories(cls, value: str) -> str:
-        if value != "none" and not Path(value).expanduser().is_file():
-            raise ValueError("no such file; expected a CSV with the columns imagenet_index and category")
-        return value
 
 
 class AttentionGeometryParams(CommonParams, notebook="attention_geometry"):

@@ -6,7 +6,6 @@ The literature counts multiply-accumulates in two ways, so both stand beside the
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterable, Iterator
 from functools import cache
@@ -15,6 +14,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
+from .._files import csv_rows
 from ..results import Result
 from .cost import Counts, Shapes, count
 
@@ -41,13 +41,12 @@ class Printed(NamedTuple):
 
 def _paper() -> Iterator[Printed]:
     """The lines of ``paper_costs.csv``."""
-    with Path(__file__).with_suffix(".csv").open(newline="", encoding="utf-8") as file:
-        for line in csv.DictReader(file):
-            millions, billions = (float(line[key]) if line[key] else None for key in ("millions", "billions"))
-            yield Printed(
-                line["table"], line["label"], line["name"] or None, millions,
-                billions, int(line["img_size"]), line["arguments"], line["why"],
-            )  # fmt: skip
+    for line in csv_rows(Path(__file__).with_suffix(".csv")):
+        millions, billions = (float(line[key]) if line[key] else None for key in ("millions", "billions"))
+        yield Printed(
+            line["table"], line["label"], line["name"] or None, millions,
+            billions, int(line["img_size"]), line["arguments"], line["why"],
+        )  # fmt: skip
 
 
 PAPER = tuple(_paper())

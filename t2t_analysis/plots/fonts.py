@@ -79,8 +79,10 @@ def legible(fig: MplFigure) -> Iterator[None]:
         before[new] = text
         return new
 
-    if missing:
-        relabel(fig, numbered)
-    yield
-    if missing:
-        relabel(fig, lambda text: before.get(text, text))
+    try:
+        if missing:
+            relabel(fig, numbered)
+        yield
+    finally:
+        if missing:
+            relabel(fig, lambda text: before.get(text, text))

@@ -8,7 +8,7 @@ from typing import Any
 
 from bs4 import BeautifulSoup, Tag
 
-from .index import sidecars
+from .index import sidecars, telling
 from .layout import CHIPS
 
 #: folder of the pictures, in that of the released reports
@@ -87,8 +87,7 @@ def _cells(*cells: str) -> str:
 
 def _said(row: dict[str, Any], kind: str, about: str) -> str:
     """What evidence of one kind says of a claim: what it was asked, each verdict and its first number."""
-    own = [one for one in row["evidence"] if one["basis"] == kind]
-    own = [one for one in own if one["verdict"] != "not tested"] or own[:1]
+    own = [one for one in telling(row["evidence"]) if one["basis"] == kind]
     statements = dict.fromkeys(one["statement"] for one in own)
     asked = [f"*{text}*" for text in statements if text != row["statement"]]
     return "<br>".join([*asked, *(_verdict(one, about) for one in own)])

@@ -57,7 +57,7 @@ def _ledgers(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in done:
         for ledger in row.get("verdicts", []):
             seen = [
-                v | {"page": pages.get((v["notebook"], row["pair"])), "evidence": _telling(v["evidence"])}
+                v | {"page": pages.get((v["notebook"], row["pair"])), "evidence": telling(v["evidence"])}
                 for v in ledger["verdicts"]
             ]
             bases = list(dict.fromkeys(one["basis"] for v in seen for one in v["evidence"]))
@@ -66,7 +66,7 @@ def _ledgers(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _telling(evidence: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def telling(evidence: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What was tested; of a kind of evidence by which nothing was, the first, which says why."""
     tested = [one for one in evidence if one["verdict"] != "not tested"]
     bases = {one["basis"] for one in tested}
