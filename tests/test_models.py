@@ -496,6 +496,14 @@ def test_create_model_arguments():
         timm.create_model("t2t_vit_7", tokens_type="perfomer")
 
 
+@pytest.mark.parametrize("name", ["t2t_vit_7", "t2t_vit_dense", "t2t_vit_t_14", "small_performer_deep"])
+def test_create_model_on_a_device_and_in_a_precision(name):
+    model = timm.create_model(name, device="meta", dtype=torch.bfloat16)
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {t.device.type for t in tensors} == {"meta"}
+    assert {t.dtype for t in tensors if t.is_floating_point()} == {torch.bfloat16}
+
+
 def test_hard_split_refuses_what_it_would_cut_off():
     with pytest.raises(T2TError, match="multiples of 4"):
         timm.create_model("small_hard_deep")(torch.randn(1, 3, 32, 35))

@@ -6,6 +6,7 @@ variants. State-dict keys, shapes, order, and which entries train are those of t
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -307,17 +308,24 @@ default_cfgs = generate_default_cfgs(_cfgs)
 
 
 def create_t2t_vit(
-    variant: str, pretrained: bool, model_cls: type[T2T_ViT] = T2T_ViT, **kwargs: Any
+    variant: str,
+    pretrained: bool,
+    model_cls: type[T2T_ViT] = T2T_ViT,
+    device: Any = None,
+    dtype: torch.dtype | None = None,
+    **kwargs: Any,
 ) -> nn.Module:
     """Build ``variant`` through timm, which handles weights, ``features_only`` and the rest."""
-    return build_model_with_cfg(
-        model_cls,
-        variant,
-        pretrained,
-        pretrained_filter_fn=checkpoint_filter_fn,
-        feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
-        **kwargs,
-    )
+    with torch.device(device) if device is not None else contextlib.nullcontext():
+        model: nn.Module = build_model_with_cfg(
+            model_cls,
+            variant,
+            pretrained,
+            pretrained_filter_fn=checkpoint_filter_fn,
+            feature_cfg={"out_indices": kwargs.pop("out_indices", 3), "feature_cls": "getter"},
+            **kwargs,
+        )
+    return model.to(dtype=dtype)
 
 
 def register(name: str, create: Callable[..., nn.Module], module: str) -> None:
