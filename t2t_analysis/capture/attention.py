@@ -90,7 +90,8 @@ class Heads:
         dtype = torch.promote_types(q.dtype, torch.float32)
         # Autocast would put the product back into half precision.
         with torch.autocast(q.device.type, enabled=False):
-            logits = (q.to(dtype) * self.attention.scale) @ k.to(dtype).transpose(-2, -1)  # (B, H, N, N)
+            q, k = (x.to(dtype).contiguous() for x in (q, k))  # products of views are slow
+            logits = (q * self.attention.scale) @ k.transpose(-2, -1)  # (B, H, N, N)
             return _with_bias(logits, self.call).softmax(dim=-1)
 
 

@@ -115,6 +115,9 @@ class ModelView:
         return [name for name in self.names if name in chosen]
 
     def _matches(self, wanted: NameFilter) -> Iterator[str]:
+        if isinstance(wanted, str) and wanted in self.places.found:  # no pattern: asked for with every batch
+            yield wanted
+            return
         test = wanted if callable(wanted) else lambda name: fnmatchcase(name, wanted)
         found = [name for name in self.names if test(name)]
         if not found:

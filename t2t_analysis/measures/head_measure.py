@@ -271,10 +271,10 @@ class PairedImagesMeasure(HeadMeasure):
         self.add_sum("pairs", self.groups, len(layers), len(layers))
 
     def reduce(self, obs: capture.Observation) -> Tensor:
-        """Patch tokens of q or k, copied since they are a view of more; or the patch map."""
+        """Patch tokens of q or k, copied head by head since products of views are slow; or the patch map."""
         if obs.name.endswith(".pattern"):
             return renormalised(obs.value, obs.layout.prefix if obs.layout else 0)
-        return obs.patches.clone()
+        return obs.patches.clone(memory_format=torch.contiguous_format)
 
     def tensors(self, seen: dict[str, Tensor], layer: int) -> list[Tensor]:
         """What the maps of a layer are made of: q and k, or the maps; nothing where it is not finite."""
