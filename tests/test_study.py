@@ -528,6 +528,11 @@ class Truth:
         return 0.6 + 0.03 * soft - 0.02 * deep + 0.01 * (soft and deep) - 0.02 * soft * np.log2(fraction)
 
 
+class High(Truth):
+    def __call__(self, model, fraction):
+        return 0.93
+
+
 def by_quantity(result):
     return result.frame.set_index("quantity")
 
@@ -562,6 +567,14 @@ def test_effects_are_students_t_of_contrasts_within_seeds():
     again = by_quantity(effects.effects(fewer))
     assert again.loc["tokeniser_effect", "n"] == 4
     assert again.loc["tokeniser_effect_wide", "n"] == 5
+
+
+def test_no_interval_of_an_accuracy_goes_beyond_one():
+    made = made_table(High(), seeds=2, noise=0.05)
+    found = by_quantity(effects.effects(made.assign(test_accuracy=made["test_accuracy"].clip(upper=0.99))))
+    accuracies = found.loc["accuracy"]
+    assert accuracies["high"].max() == 1.0
+    assert (accuracies["low"] < accuracies["value"]).all()
 
 
 def test_without_a_run_there_is_a_reason_and_what_the_paper_prints():
