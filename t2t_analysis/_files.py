@@ -6,13 +6,17 @@ import csv
 import glob
 import os
 import platform
-import re
+import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import DataError
+
+#: this machine, short: sockets lie in scratch folders, and their paths may have a hundred characters
+_HERE = f"t2t-{zlib.crc32(platform.node().encode()):08x}"
 
 
 @contextmanager
@@ -21,16 +25,31 @@ def whole_file(path: str | Path) -> Iterator[Path]:
 
     Leftovers of killed processes are removed on the way.
     """
-    path, here = Path(path), re.sub(r"\W", "-", platform.node())
-    for left in path.parent.glob(f".{glob.escape(path.name)}.{here}.*.part"):
-        if not _runs(int(left.name.split(".")[-2])):
-            left.unlink(missing_ok=True)
-    temporary = path.with_name(f".{path.name}.{here}.{os.getpid()}.part")
+    path = Path(path)
+    for left in _left_over(path.parent, f".{glob.escape(path.name)}.{_HERE}.*.part"):
+        left.unlink(missing_ok=True)
+    temporary = path.with_name(f".{path.name}.{_HERE}.{os.getpid()}.part")
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A new folder among the system's temporary files; what killed processes left there is removed on the way."""
+    for left in _left_over(Path(tempfile.gettempdir()), f"{_HERE}.*.*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=f"{_HERE}.{os.getpid()}.", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+def _left_over(folder: Path, pattern: str) -> list[Path]:
+    """Files whose last but one part is the number of a process that does not run any more."""
+    import psutil
+
+    return [path for path in folder.glob(pattern) if not psutil.pid_exists(int(path.name.split(".")[-2]))]
 
 
 def csv_rows(path: str | Path) -> list[dict[str, str]]:
@@ -43,16 +62,6 @@ def write_whole(path: str | Path, text: str) -> None:
     """Write a file so that nobody sees half of it."""
     with whole_file(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # somebody else's
-        return True
-    return True
 
 
 def writable_folder(folder: str | Path) -> Path:

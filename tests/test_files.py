@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from t2t_analysis._files import whole_file, writable_folder
+from t2t_analysis._files import scratch_folder, whole_file, writable_folder
 from t2t_analysis.errors import DataError
 
 
@@ -36,6 +36,27 @@ def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tm
     with whole_file(path) as temporary:
         temporary.write_text("whole")
     assert sorted(os.listdir(tmp_path)) == sorted([living.name, "a.csv"])
+
+
+def test_scratch_folders_of_killed_processes_are_removed_and_those_of_others_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    (tmp_path / "t2t-of-somebody.else.x").mkdir()
+    with scratch_folder() as mine:
+        left = mine.name.split(".")
+        pids = {"dead": str(_dead_process()), "alive": str(os.getppid())}
+        for kind, pid in pids.items():
+            (tmp_path / ".".join([left[0], pid, kind])).mkdir()
+            (tmp_path / ".".join([left[0], pid, kind]) / "k.json").write_text("")
+        with scratch_folder() as second:
+            found = sorted(path.name.split(".")[-1] for path in tmp_path.iterdir())
+        assert found == sorted(["x", "alive", mine.name.split(".")[-1], second.name.split(".")[-1]])
+    assert sorted(path.name.split(".")[-1] for path in tmp_path.iterdir()) == ["alive", "x"]
+
+
+def _dead_process():
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    return done.pid
 
 
 def test_folders_are_tried_before_the_work(tmp_path):

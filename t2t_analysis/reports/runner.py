@@ -14,19 +14,18 @@ import os
 import shutil
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import Context
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._files import writable_folder, write_whole
+from .._files import scratch_folder, writable_folder, write_whole
 from .._show import RESULTS_VARIABLE
 from ..errors import DataError, ParameterError, T2TError
 from . import default_reports_dir
@@ -91,10 +90,14 @@ def _alone(job: Job) -> Iterator[None]:
     """Two commands that make the same report at the same time would tread on each other's files."""
     from filelock import FileLock, Timeout
 
-    digits = sha(str(job.path("").resolve()).encode())[:16]
+    path = job.path(".running.lock")
     try:
-        with FileLock(Path(tempfile.gettempdir()) / f"t2t-report-{digits}.lock", timeout=0):
-            yield
+        with FileLock(path, timeout=0):
+            try:
+                yield
+            finally:
+                with suppress(OSError):  # while it is held: a lock on a file that is gone counts for nothing
+                    path.unlink()
     except Timeout:
         raise DataError("another process is making this report") from None
 
@@ -156,7 +159,7 @@ def _execute(job: Job, path: Path, results: Path) -> tuple[NotebookNode, str]:
     environment = {RESULTS_VARIABLE: str(results.resolve()), "PYTHONPATH": _python_path()}
     if job.threads:
         environment["OMP_NUM_THREADS"] = str(job.threads)
-    with tempfile.TemporaryDirectory(prefix="t2t-", ignore_cleanup_errors=True) as sockets:
+    with scratch_folder() as sockets:
         try:
             # An empty context: jupyter keeps its event loop in one, and threads of a pool may share it.
             nb = Context().run(
