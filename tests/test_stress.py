@@ -222,6 +222,7 @@ def no_weights(state, path, rng):
         [state],
         {"state_dict": [1, 2]},
         {1: {2: 3}},
+        {("a",): torch.zeros(2), "x" * 10**6: torch.zeros(2)},
     ]
     torch.save(contents[int(rng.integers(len(contents)))], path)
 
@@ -275,6 +276,43 @@ def evil_pickle(state, path, rng):
         torch.save(content, path, _use_new_zipfile_serialization=how == 0)
 
 
+RAW = {
+    "global": b"cos\nmkdir\n(S'harm'\ntR.", "inst": b"(S'harm'\nios\nmkdir\n.", "obj": b"(cos\nmkdir\nS'harm'\no.",
+    "build": b"\x80\x02cargparse\nNamespace\n)\x81}X\x09\x00\x00\x00__class__cos\nsystem\nsb.",
+    "extension": b"\x80\x02\x82\x01.", "persistent": b"\x80\x02cos\nmkdir\nQ.", "memo": b"\x80\x02h\x05.",
+    "stack": b"\x80\x04\x8c\x02os\x8c\x05mkdir\x93\x8c\x04harm\x85R.", "deep list": b"\x80\x02" + b"]" * 9999 + b"a" * 9998 + b".",
+    "deep key": b"\x80\x02})" + b"\x85" * 9999 + b"K\x01s.", "huge": b"\x80\x02\x8b\xff\xff\xff\x7f.",
+}  # fmt: skip
+
+
+@kind(REFUSED)
+def raw_pickle(state, path, rng):
+    """Opcodes that Python's own pickler does not write, plain and as torch's archives hold them."""
+    program = RAW[str(rng.choice(list(RAW)))]
+    if rng.random() < 0.5:
+        path.write_bytes(program)
+        return
+    with zipfile.ZipFile(io.BytesIO(_bytes({}, 1))) as good, zipfile.ZipFile(path, "w") as archive:
+        for part in good.infolist():
+            archive.writestr(part, program if part.filename.endswith("data.pkl") else good.read(part))
+
+
+@kind(REFUSED)
+def a_program(state, path, rng):
+    module = torch.nn.Linear(2, 2)
+    if rng.random() < 0.5:
+        torch.jit.save(torch.jit.trace(module, torch.zeros(1, 2)), path)
+    else:
+        torch.save(module, path)
+
+
+@kind(EITHER)
+def other_image_size(state, path, rng):
+    """A table of positions for another square; the model is built at the size of the file."""
+    side, old = int(rng.integers(2, 12)), state["pos_embed"]
+    torch.save(state | {"pos_embed": torch.randn(1, 1 + side**2, old.shape[-1])}, path)
+
+
 @kind(REFUSED)
 def bomb(state, path, rng):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -303,7 +341,8 @@ def _try(path: Path, state: State, outcome: str) -> str:
         model = load_model(MODEL, path)
     except CheckpointError as error:
         assert path.name in str(error), f"{error} does not name {path.name}"
-        assert str(error).isprintable() or "\x1b" not in str(error)
+        assert "\x1b" not in str(error)
+        assert len(str(error)) < 5000
         assert outcome != LOADS, error
         return "error named"
     assert outcome != REFUSED, "loaded"
@@ -315,13 +354,14 @@ def _try(path: Path, state: State, outcome: str) -> str:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_checkpoints(name: str, tmp_path: Path, state: State, record_property) -> None:
+def test_checkpoints(name: str, tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch) -> None:
     outcome, make = KINDS[name]
     counts: Counter[str] = Counter()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for number in range(ROUNDS):
         folder = tmp_path / str(number)
         folder.mkdir()
+        monkeypatch.chdir(folder)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             make(state, folder / "file.pth", np.random.default_rng([number, *name.encode()]))
@@ -336,7 +376,17 @@ def test_checkpoints(name: str, tmp_path: Path, state: State, record_property) -
     print(f"checkpoints, {name}: {ROUNDS} tried, {dict(counts)}, crashes 0")
 
 
-FORMATS = {"PNG": ".png", "JPEG": ".jpg", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp", "PPM": ".ppm",
+@pytest.mark.parametrize("name", RAW)
+def test_no_opcode_is_executed(
+    name: str, tmp_path: Path, state: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file.pth").write_bytes(RAW[name])
+    assert _try(Path("file.pth"), state, REFUSED) == "error named"
+    assert os.listdir() == ["file.pth"]
+
+
+FORMATS = {"AVIF": ".avif", "PNG": ".png", "JPEG": ".jpg", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp", "PPM": ".ppm",
            "TGA": ".tga", "JPEG2000": ".jp2", "MPO": ".mpo"}  # fmt: skip
 MODES = {"PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"], "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "F"],
          "JPEG": ["L", "RGB", "CMYK"], "GIF": ["P"], "WEBP": ["RGB", "RGBA"]}  # fmt: skip

@@ -1,6 +1,7 @@
 """load_model: every source of weights, every layout of a file, and what bad input gets."""
 
 import argparse
+import errno
 import inspect
 import json
 import logging
@@ -233,6 +234,22 @@ def test_files_that_are_not_there(tmp_path):
         load_model(SOFT, tmp_path)
     with pytest.raises(CheckpointError, match="nowhere does not exist"):
         load_model(SOFT, tmp_path / "nowhere" / "a.pth")
+
+
+def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "a.pth").write_bytes(b"")
+    monkeypatch.setattr("t2t_analysis.models.checkpoint.file_sha256", refuse)  # root may read everything
+    with pytest.raises(CheckpointError, match=r"cannot read the weights file .*a\.pth: Permission denied"):
+        load_model(SOFT, tmp_path / "a.pth")
+
+
+def test_a_program_says_how_to_get_at_its_weights(tmp_path):
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match=r"a\.pt is a TorchScript program.*state_dict\(\)"):
+        load_model(SOFT, tmp_path / "a.pt")
 
 
 def test_a_file_without_weights(tmp_path):

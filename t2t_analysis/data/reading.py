@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from typing import IO, Any
 
 import numpy as np
@@ -11,8 +9,6 @@ from PIL import Image, ImageOps
 
 from ..errors import DataError
 
-#: All that Pillow raises on a damaged or foreign file.
-_DAMAGED = (OSError, SyntaxError, ValueError, EOFError, KeyError, IndexError, struct.error, zlib.error)
 #: A strip is cut to this ratio round its middle: a transform that scales the short side would need gigabytes,
 #: and its centre crop sees no more than the middle.
 MAX_ASPECT = 8
@@ -81,5 +77,5 @@ def read_rgb(file: str | IO[bytes] | Any, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise DataError(f"{name}: too many pixels to decode (limit {limit:,}); reduce it first") from error
-    except _DAMAGED as error:
+    except Exception as error:  # a damaged or foreign file fails in any way, and so do Pillow's plug-ins
         raise DataError(f"cannot read the image {name}: {type(error).__name__}: {error}") from error

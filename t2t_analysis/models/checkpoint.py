@@ -31,6 +31,7 @@ from .download import file_sha256
 _ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "net", "model")
 _EMA, _PLAIN = "ema.", "model."  # how our Lightning module names its moving average and its model
 _SHOWN = 5  # names listed in an error before "and n more"
+_LONGEST = 200  # characters of a name that are shown
 _MOST_PER_BYTE = 10  # bytes that a byte of a file may stand for, once unpacked
 
 
@@ -170,13 +171,18 @@ def _unpickle(path: Path) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse an archive that unpacks to far more than it is, or whose parts differ from their checksums.
+    """Refuse a program, an archive that unpacks to far more than it is, or whose parts differ from their checksums.
 
     Torch looks at neither; it stores tensors uncompressed.
     """
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
+        if any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist()):
+            raise CheckpointError(
+                f"{path} is a TorchScript program, which is not run; save its weights alone: "
+                "torch.save(torch.jit.load(path).state_dict(), other_path)"
+            )
         unpacked, size = sum(part.file_size for part in archive.infolist()), path.stat().st_size
         if unpacked > _MOST_PER_BYTE * size:
             raise CheckpointError(f"{path} is refused: its {size:,} bytes would unpack to {unpacked:,}")
@@ -239,8 +245,9 @@ def _tensors(content: Mapping[Any, Any]) -> dict[str, Tensor]:
 
 
 def _name(key: object) -> str:
-    """A key as text that can be shown: the file may come from anywhere."""
-    text = str(key)
+    """A key as text that can be shown: the file may come from anywhere, and its keys be of any kind and length."""
+    text = str(key) if isinstance(key, str | int) else f"a {type(key).__name__}"
+    text = text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
     return text if text.isprintable() else ascii(text)
 
 
