@@ -346,7 +346,7 @@ def _images(source: Any, model: nn.Module, n_images: int, seed: int) -> tuple[Te
     """Up to ``n_images`` images (n, 3, H, W) for a model, and their names."""
     from PIL import Image
 
-    from .data.loading import first_images, load_images, preprocessing, transform_of
+    from .data.loading import first_images, load_images, preprocessing, told, transform_of
     from .data.reading import to_rgb
 
     names: tuple[str, ...] = ()
@@ -371,6 +371,6 @@ def _images(source: Any, model: nn.Module, n_images: int, seed: int) -> tuple[Te
                 f"image of type {type(source).__name__}: expected a tensor of preprocessed pixels, a Pillow image, a "
                 "path or a loader"
             )
-        pixels = first_images(source, n_images)
-        names = names or tuple(getattr(getattr(source.dataset, "info", None), "names", ()))
+        pixels = first_images(model, source, n_images)
+        names = names or tuple(getattr(told(source), "names", ()))
     return pixels, names[: len(pixels)] or tuple(f"image {i}" for i in range(len(pixels)))

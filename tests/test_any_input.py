@@ -25,14 +25,30 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from timm.models.vision_transformer import VisionTransformer
 
-from t2t_analysis import stats
+from t2t_analysis import explore, stats
 from t2t_analysis.claims.rule import VERDICTS, judge, overall
+from t2t_analysis.data.info import DataInfo
+from t2t_analysis.data.loading import Batch
 from t2t_analysis.errors import DataError, ParameterError, T2TError
 from t2t_analysis.estimates import Estimate
-from t2t_analysis.measures.catalogue import ALL
+from t2t_analysis.measures import (
+    HeadMeans,
+    HeadPairs,
+    PruningCurves,
+    ShortcutShare,
+    attribution,
+    behaviour,
+    example_rollouts,
+    explain,
+    probe,
+    shortcut_features,
+    token_pca,
+)  # fmt: skip
+from t2t_analysis.measures.catalogue import ALL, COMPARISONS
 from t2t_analysis.measures.engine import measure
 from t2t_analysis.notebooks import validate
 from t2t_analysis.parameters import PARAMS, CommonParams
+from t2t_analysis.training.accuracy import accuracy
 
 ROUNDS = int(os.environ.get("T2T_ANALYSIS_STRESS", "1"))
 quick = settings(
@@ -225,14 +241,41 @@ ODD = {
     "huge": PICTURES * 1e30,
     "tiny": PICTURES * 1e-30,
     "double precision": PICTURES.double(),
+    "none": PICTURES[:0],
+}
+#: heads of the small network, layer by layer
+HEADS = [(layer, head) for layer in (0, 1) for head in (0, 1)]
+EVERY = (*ALL, *COMPARISONS, HeadPairs(), PruningCurves({"forward": HEADS}, random=3), ShortcutShare())
+FEW = attribution.Settings(steps=2)
+
+
+class Loader(list):
+    """One batch, with the words of a loader of `load_images`."""
+
+    def __init__(self, images: torch.Tensor) -> None:
+        labels = torch.arange(len(images)) % 3
+        super().__init__([Batch(images, labels, torch.arange(len(images)))])
+        self.dataset = types.SimpleNamespace(
+            info=DataInfo("x", "test", len(images), ("a", "b", "c"), "", 0.5)
+        )
+
+
+FUNCTIONS_OF_IMAGES: dict[str, Callable[[Any, Any], Any]] = {
+    "accuracy": accuracy,
+    "behaviour": lambda model, images: behaviour(model, images, distortions=["shuffle"], progress=False),
+    "explain": lambda model, images: explain(model, images, n_images=None, settings=FEW, progress=False),
+    "explore": explore,
+    "means of heads": HeadMeans.of,
+    "probe": lambda model, images: probe(model, images, images, kinds=["knn"], shuffles=1, progress=False),
+    "rollouts": lambda model, images: example_rollouts({"a": model}, images),
+    "token_pca": lambda model, images: token_pca(model, images, n_images=None),
 }
 
 
-def net() -> VisionTransformer:
+def net(depth: int = 2, heads: int = 2, **kwargs: Any) -> VisionTransformer:
     torch.manual_seed(0)
-    return VisionTransformer(
-        img_size=32, patch_size=8, embed_dim=16, depth=2, num_heads=2, num_classes=3
-    ).train()
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "num_classes": 3}
+    return VisionTransformer(**size | {"depth": depth, "num_heads": heads} | kwargs).train()
 
 
 @contextmanager
@@ -259,7 +302,7 @@ def nothing_left_behind(model: torch.nn.Module) -> Iterator[None]:
 
 
 CASES = [
-    (one, odd) for i, one in enumerate(ALL) for j, odd in enumerate(ODD) if ROUNDS > 1 or (i + j) % 3 == 0
+    (one, odd) for i, one in enumerate(EVERY) for j, odd in enumerate(ODD) if ROUNDS > 1 or (i + j) % 3 == 0
 ]
 
 
@@ -269,24 +312,95 @@ def test_odd_images_give_a_result_or_a_named_error(one: Any, odd: str) -> None:
     with nothing_left_behind(model), warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         try:
-            results = measure(model, ODD[odd], one)
+            results = measure(model, ODD[odd], one, progress=False)
         except T2TError as error:
             assert str(error)
             return
-    frame = results[one.name].frame
+    check_numbers(results[one.name].frame)
+
+
+def check_numbers(frame: Any) -> None:
     settled = frame[["low", "high"]].notna().all(axis=1)
     numbers = frame.loc[settled, ["low", "value", "high"]]
     assert not np.isinf(numbers.to_numpy(float)).any()
     assert (numbers.low <= numbers.high).all()
 
 
-@pytest.mark.parametrize("one", ALL, ids=lambda one: one.name)
+SMALLEST = {
+    "one head": {"heads": 1},
+    "one layer": {"depth": 1},
+    "one of each": {"depth": 1, "heads": 1},
+    "no class token": {"class_token": False, "global_pool": "avg"},
+    "registers": {"reg_tokens": 4},
+    "one patch": {"patch_size": 32},
+    "no classifier": {"num_classes": 0},
+}
+
+
+@pytest.mark.parametrize(
+    ("one", "kind"),
+    [(a, b) for i, a in enumerate(EVERY) for j, b in enumerate(SMALLEST) if ROUNDS > 1 or (i + j) % 4 == 0],
+    ids=lambda part: getattr(part, "name", part),
+)
+def test_the_smallest_models_give_a_result_or_a_named_error(one: Any, kind: str) -> None:
+    model = net(**SMALLEST[kind])
+    with nothing_left_behind(model), warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            results = measure(model, PICTURES, one, progress=False)
+        except T2TError as error:
+            assert str(error)
+            return
+    check_numbers(results[one.name].frame)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS_OF_IMAGES)
+@pytest.mark.parametrize("odd", ODD)
+def test_functions_of_odd_images_give_a_result_or_a_named_error(name: str, odd: str) -> None:
+    model = net()
+    with nothing_left_behind(model), warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        try:
+            FUNCTIONS_OF_IMAGES[name](model, Loader(ODD[odd]))
+        except T2TError as error:
+            assert str(error)
+
+
+NO_LOADERS = {
+    "a name": "photos", "nothing": None, "a number": 3, "no batches": [], "texts": ["a.jpg"],
+    "one image": [PICTURES[0]], "pairs": [(PICTURES, torch.tensor([0, 1, 2, 0]))],
+    "tensors": [PICTURES[:2], PICTURES[2:]], "a tensor": PICTURES,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUNCTIONS_OF_IMAGES)
+@pytest.mark.parametrize("kind", NO_LOADERS)
+def test_functions_take_what_measure_takes_or_name_it(name: str, kind: str) -> None:
+    model = net()
+    with nothing_left_behind(model):
+        try:
+            FUNCTIONS_OF_IMAGES[name](model, NO_LOADERS[kind])
+        except T2TError as error:
+            assert str(error)
+
+
+def fail(module: torch.nn.Module, *_: Any) -> None:
+    raise RuntimeError("broken on purpose")
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS_OF_IMAGES, "shortcut_features"])
+def test_a_model_that_fails_in_a_function_is_left_as_it_was(name: str) -> None:
+    model = net()
+    model.blocks[0].eval()  # a mode of its own, which must come back
+    model.blocks[1].mlp.register_forward_pre_hook(fail)
+    run = FUNCTIONS_OF_IMAGES.get(name, lambda model, images: shortcut_features(model, PICTURES, 32))
+    with nothing_left_behind(model), pytest.raises(RuntimeError, match="broken on purpose"):
+        run(model, Loader(PICTURES))
+
+
+@pytest.mark.parametrize("one", EVERY, ids=lambda one: one.name)
 def test_a_model_that_fails_half_way_is_left_as_it_was(one: Any) -> None:
     model = net()
-
-    def fail(module: torch.nn.Module, *_: Any) -> None:
-        raise RuntimeError("broken on purpose")
-
     model.blocks[1].mlp.register_forward_pre_hook(fail)
     with nothing_left_behind(model), pytest.raises(RuntimeError, match="broken on purpose"):
-        measure(model, PICTURES, one)
+        measure(model, PICTURES, one, progress=False)

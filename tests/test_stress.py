@@ -280,7 +280,8 @@ RAW = {
     "global": b"cos\nmkdir\n(S'harm'\ntR.", "inst": b"(S'harm'\nios\nmkdir\n.", "obj": b"(cos\nmkdir\nS'harm'\no.",
     "build": b"\x80\x02cargparse\nNamespace\n)\x81}X\x09\x00\x00\x00__class__cos\nsystem\nsb.",
     "extension": b"\x80\x02\x82\x01.", "persistent": b"\x80\x02cos\nmkdir\nQ.", "memo": b"\x80\x02h\x05.",
-    "stack": b"\x80\x04\x8c\x02os\x8c\x05mkdir\x93\x8c\x04harm\x85R.", "deep list": b"\x80\x02" + b"]" * 9999 + b"a" * 9998 + b".",
+    "stack": b"\x80\x04\x8c\x02os\x8c\x05mkdir\x93\x8c\x04harm\x85R.",
+    "deep list": b"\x80\x02" + b"]" * 9999 + b"a" * 9998 + b".",
     "deep key": b"\x80\x02})" + b"\x85" * 9999 + b"K\x01s.", "huge": b"\x80\x02\x8b\xff\xff\xff\x7f.",
 }  # fmt: skip
 
@@ -386,7 +387,8 @@ def test_no_opcode_is_executed(
     assert os.listdir() == ["file.pth"]
 
 
-FORMATS = {"AVIF": ".avif", "PNG": ".png", "JPEG": ".jpg", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp", "PPM": ".ppm",
+FORMATS = {"AVIF": ".avif",
+           "PNG": ".png", "JPEG": ".jpg", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif", "WEBP": ".webp", "PPM": ".ppm",
            "TGA": ".tga", "JPEG2000": ".jp2", "MPO": ".mpo"}  # fmt: skip
 MODES = {"PNG": ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"], "TIFF": ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "F"],
          "JPEG": ["L", "RGB", "CMYK"], "GIF": ["P"], "WEBP": ["RGB", "RGBA"]}  # fmt: skip

@@ -383,47 +383,109 @@ def as_seen_by(loader: Any, model: nn.Module) -> Any:
     return seen_by(loader, [model])[0]
 
 
-def image_tensors(batches: Tensor | Iterable[Any]) -> Iterator[Tensor]:
-    """Image tensors from a tensor, or from batches as `measure` takes them."""
-    for item in [batches] if isinstance(batches, Tensor) else batches:
-        batch = item if isinstance(item, Tensor) or hasattr(item, "images") else item[0]
-        yield batch if isinstance(batch, Tensor) else batch.images
+def batches_of(loader: Any, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+    """Batches of whatever holds images; those without a number get one, as share ``rank`` of ``world`` shares.
+
+    Parameters
+    ----------
+    loader : what `load_images` gives, a tensor of images (B, C, H, W), or an iterable of such tensors, of pairs
+        (images, labels), or of objects with images, labels and index.
+
+    Raises
+    ------
+    DataError : anything else, or no images.
+    """
+    if isinstance(loader, str | Path):
+        raise DataError(
+            f"loader {str(loader)!r}: a name; expected a loader, as load_images({str(loader)!r}) gives"
+        )
+    if not isinstance(loader, Iterable):
+        kind = type(loader).__name__
+        raise DataError(f"loader of type {kind}: expected what load_images gives, or batches")
+    start = 0
+    for item in [loader] if isinstance(loader, Tensor) else loader:
+        batch = _as_batch(item, start, rank, world)
+        start += len(batch.index)
+        if len(batch.index):
+            yield batch
+    if not start:
+        raise DataError("the loader gave no images; every process needs at least one batch")
 
 
-def first_images(batches: Tensor | Iterable[Any], most: int) -> Tensor:
-    """The first ``most`` images (n, C, H, W), or all if there are fewer, of what `image_tensors` takes.
+def _as_batch(item: Any, start: int, rank: int, world: int) -> Batch:
+    if hasattr(item, "index") and hasattr(item, "images"):
+        return Batch(item.images, item.labels, item.index)
+    item = getattr(item, "images", item)
+    pair: Any = (item,) if isinstance(item, Tensor) else item
+    fitting = isinstance(pair, Sequence) and pair and isinstance(pair[0], Tensor) and pair[0].ndim == 4
+    if not fitting:
+        raise DataError(
+            f"a batch of type {type(item).__name__}: expected a tensor of images (B, C, H, W), a pair (images, labels) "
+            "or an object with images, labels and index"
+        )
+    labels = pair[1] if len(pair) > 1 else torch.full((len(pair[0]),), -1)
+    return Batch(pair[0], labels, (start + torch.arange(len(pair[0]))) * world + rank)
+
+
+def batches_for(model: nn.Module, loader: Any) -> Iterator[Batch]:
+    """`batches_of` as a model takes them: through its own preprocessing, in the precision of its weights."""
+    weight = next((one for one in model.parameters() if one.is_floating_point()), torch.empty(0))
+    for images, labels, index in batches_of(as_seen_by(loader, model)):
+        yield Batch(images.to(weight.dtype), torch.as_tensor(labels).cpu(), torch.as_tensor(index).cpu())
+
+
+def told(loader: Any) -> DataInfo | None:
+    """What a loader says of its images, if it does."""
+    return getattr(getattr(loader, "dataset", None), "info", None)
+
+
+def must_tell(loader: Any) -> DataInfo:
+    """What a loader of `load_images` says of its images.
+
+    Raises
+    ------
+    DataError : it is something else, of which neither classes nor number are known.
+    """
+    if (info := told(loader)) is None:
+        kind = type(loader).__name__
+        raise DataError(f"loader of type {kind}: expected what load_images gives, which tells its classes")
+    return info
+
+
+def first_images(model: nn.Module, loader: Any, most: int) -> Tensor:
+    """The first ``most`` images (n, C, H, W), or all if there are fewer, as the model takes them.
 
     Raises
     ------
     DataError : there are none.
     """
     found: list[Tensor] = []
-    for images in image_tensors(batches):
+    for images, _, _ in batches_for(model, loader):
         found.append(images[: most - sum(map(len, found))].cpu())
         if sum(map(len, found)) >= most:
             break
-    if not sum(map(len, found)):
-        raise DataError("the loader gave no images")
     return torch.cat(found)
 
 
-def gather_images(loader: Any, n_images: int | None) -> tuple[Tensor, Tensor, np.ndarray]:
-    """The first ``n_images``: images (n, C, H, W), labels (n,), clusters (n,) of images that belong together.
+def gather_images(
+    model: nn.Module | None, loader: Any, n_images: int | None
+) -> tuple[Tensor, Tensor, np.ndarray]:
+    """The first ``n_images`` as the model, if any, takes them; their labels (n,) and clusters (n,) of related ones.
 
     Raises
     ------
     DataError : the loader has fewer, or none.
     """
     batches, count = [], 0
-    for batch in loader:
-        batches.append([torch.as_tensor(part).cpu() for part in (batch.images, batch.labels, batch.index)])
+    for batch in batches_of(loader) if model is None else batches_for(model, loader):
+        batches.append(batch._replace(images=batch.images.cpu()))
         count += len(batch.images)
         if n_images is not None and count >= n_images:
             break
-    if count == 0 or (n_images is not None and (n_images < 1 or count < n_images)):
+    if n_images is not None and (n_images < 1 or count < n_images):
         raise DataError(f"n_images={n_images}: the loader gave {count} images")
     images, labels, index = (torch.cat(parts)[:n_images] for parts in zip(*batches, strict=True))
-    clusters = getattr(loader.dataset, "clusters", None)
+    clusters = getattr(getattr(loader, "dataset", None), "clusters", None)
     return images, labels, index.numpy() if clusters is None else np.asarray(clusters)[index.numpy()]
 
 

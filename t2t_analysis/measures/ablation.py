@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
-from ..data.loading import as_seen_by, image_tensors
+from ..data.loading import batches_for
 from ..errors import CaptureError, DataError, T2TError, UnknownNameError
 
 Head = tuple[int, int]  # layer, head
@@ -103,15 +103,13 @@ class HeadMeans:
         """
         known, total, n = sites(model), dict[int, Tensor](), 0
         weight = next(model.parameters())
-        for images in image_tensors(as_seen_by(batches, model)):
+        for images, _, _ in batches_for(model, batches):
             if n >= limit:
                 break
             images = images[: limit - n].to(weight)
             for layer, z in head_outputs(model, known, images).items():
                 _add(total, layer, z.double().sum(0))
             n += len(images)
-        if not n:
-            raise DataError("no images to average head outputs over")
         return cls({layer: known[layer].heads(z / n).float() for layer, z in total.items()}, n)
 
 

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from .. import capture
-from ..data.loading import as_seen_by, first_images
+from ..data.loading import first_images
 from ..errors import DataError, T2TError, UnknownNameError
 from .ablation import MODES, Edit, HeadMeans, Replay, Site, Start
 from .base import Measure, MeasureBatch, View
@@ -222,7 +222,7 @@ class AblationMeasure(Measure):
         given = (
             _rank_zero(images)
             if self.calibration is None
-            else first_images(as_seen_by(self.calibration, view.model), self.limit)
+            else first_images(view.model, self.calibration, self.limit)
         )
         self.bank = given[: self.limit].to(images)
         if len(self.bank) < 2:  # the mean over one image is that image: nothing would be taken out of it

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .._progress import progress as counted
-from ..data.loading import ImageLoader, as_seen_by, gather_images
+from ..data.loading import ImageLoader, gather_images, told
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import as_json
 from .token_pixels import split_windows
@@ -280,14 +280,14 @@ def explain(
     how, found = settings or Settings(), []
     for view in views_of(models):
         model = view.model
-        images, labels, clusters = gather_images(as_seen_by(loader, model), n_images)
+        images, labels, clusters = gather_images(model, loader, n_images)
         if target == "label" and bool((labels < 0).any()):
             raise DataError(
                 "target='label', but there are images without a label; target='predicted' needs none"
             )
         meta = {
             "models": [view.describe()], "settings": as_json(how), "target": target,
-            "data": as_json(getattr(getattr(loader, "dataset", None), "info", None)),
+            "data": as_json(told(loader)),
         }  # fmt: skip
         classes = labels if target == "label" else _predicted(model, images, how)
         config = loader.config_of(model) if isinstance(loader, ImageLoader) else {}

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .._progress import progress as counted
-from ..data.loading import as_seen_by
+from ..data.loading import batches_for, must_tell, told
 from ..errors import DataError, T2TError, UnknownNameError
 from ..estimates import Estimate
-from ..results import Result
+from ..results import Result, as_json
 from .ablation_measure import kl_divergence
 from .base import View
-from .probes import accuracy_columns, data_info
+from .probes import accuracy_columns
 from .view import evaluating, views_of
 
 #: kind of distortion -> what its strength is, strengths; 0 is the image itself
@@ -157,11 +157,9 @@ def behaviour(
     rows = [
         row
         for view in views
-        for row in _of_model(
-            view, as_seen_by(loader, view.model), distortions, categories, max_images, seed, progress
-        )
+        for row in _of_model(view, loader, distortions, categories, max_images, seed, progress)
     ]
-    meta = {"models": [view.describe() for view in views], "data": data_info(loader)}
+    meta = {"models": [view.describe() for view in views], "data": as_json(told(loader))}
     meta |= {"max_images": max_images, "seed": seed}
     return Result.of_rows("behaviour", rows, meta, tuple(note for view in views for note in view.notes))
 
@@ -173,12 +171,13 @@ def _of_model(
     asked = [("none", 0.0)] + [(kind, s) for kind in distortions for s in DISTORTIONS[kind][1]]
     seen: dict[tuple[str, float], list[tuple[Tensor, Tensor]]] = {key: [] for key in asked}
     outputs = int(getattr(view.model, "num_classes", 0))
-    members = _members(categories, loader.dataset.info.classes, outputs)
-    n = loader.dataset.info.n
-    chosen = torch.randperm(n, generator=torch.Generator().manual_seed(seed))[:max_images]
+    info = must_tell(loader)
+    members = _members(categories, info.classes, outputs)
+    chosen = torch.randperm(info.n or max_images, generator=torch.Generator().manual_seed(seed))[:max_images]
     labels: list[Tensor] = []
     index: list[Tensor] = []
-    batches = counted(loader, f"distorting, {view.label}", len(loader), shown=progress)
+    shown = batches_for(view.model, loader)
+    batches = counted(shown, f"distorting, {view.label}", len(loader), shown=progress)
     with evaluating(view.model), torch.no_grad():
         for batch in batches:
             kept = torch.isin(batch.index, chosen)
@@ -237,8 +236,7 @@ def _rows(
     view: View, loader: Any, seen: Mapping[tuple[str, float], list[tuple[Tensor, Tensor]]], labels: Tensor,
     index: Tensor, members: Tensor | None,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
-    info = getattr(loader.dataset, "info", None)
-    classes = len(getattr(info, "classes", ()))
+    classes = len(must_tell(loader).classes)
     width = int(getattr(view.model, "num_classes", 0)) if members is None else classes
     labelled = bool((labels >= 0).all()) and classes in (0, width) and int(labels.max()) < width
     photographs = getattr(loader.dataset, "photographs", None)

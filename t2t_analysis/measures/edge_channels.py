@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import capture
-from ..data.loading import as_seen_by, gather_images
+from ..data.loading import batches_of, gather_images
 from ..errors import DataError, T2TError
 from ..models.tokens import Window
 from ..results import Result
@@ -289,7 +289,7 @@ def _coarser(own: tuple[int, int], onto: tuple[int, int]) -> tuple[int, int]:
 
 def image_for(model: nn.Module, loader: Any, number: int) -> Tensor:
     """Image ``number`` of the loader as ``model`` sees it, (3, H, W), where the model is."""
-    return gather_images(as_seen_by(loader, model), number + 1)[0][number].to(next(model.parameters()))
+    return gather_images(model, loader, number + 1)[0][number].to(next(model.parameters()))
 
 
 def example_image(loader: Any, number: int | None = None) -> tuple[int, Tensor]:
@@ -304,12 +304,12 @@ def example_image(loader: Any, number: int | None = None) -> tuple[int, Tensor]:
     """
     if number is not None:
         try:
-            return number, gather_images(loader, number + 1)[0][number]
+            return number, gather_images(None, loader, number + 1)[0][number]
         except DataError as error:
             raise DataError(
                 f"image {number} is not among the images of the run, counted from 0; {error}"
             ) from error
-    images = next(iter(loader)).images.cpu()
+    images = next(batches_of(loader)).images.cpu()
     side = min(GRID[0], images.shape[-1] // 4)
     seen = Targets.of(images, (side, side))
     steep = gradient_size(seen.brightness.unflatten(1, (side, side))).flatten(1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import functools
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 from .. import capture
 from .._commit import versions
 from .._progress import progress as counted
-from ..data.loading import seen_by
+from ..data.loading import batches_of, seen_by, told
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result, Results, as_json, joined
 from .base import Measure, MeasureBatch
@@ -88,16 +87,15 @@ def accumulate(
     """
     named = _labelled(models, labels)
     prototypes = _prototypes(measures)
-    loader, which = seen_by(_checked(loader), [view.model for view in named.values()])
+    loader = [loader] if isinstance(loader, Tensor) else loader
+    loader, which = seen_by(loader, [view.model for view in named.values()])
     with (
         torch.inference_mode(False),  # some measures need gradients by the images
         torch.no_grad(),
         _ready((view.model for view in named.values()), device) as target,
     ):
         batches = _numbered(loader)
-        first = next(batches, None)
-        if first is None:
-            raise DataError("the loader gave no images; every process needs at least one batch")
+        first = next(batches)
         views = [
             view.showing(label, _for(view, first.images[i][:1], target))
             for i, (label, view) in zip(which, named.items(), strict=True)
@@ -139,21 +137,6 @@ def _prototype(one: Any) -> Measure:
 def _known(of: type[Measure] = Measure) -> Iterator[type[Measure]]:
     for cls in of.__subclasses__():
         yield from (cls, *_known(cls))
-
-
-def _checked(loader: Any) -> Any:
-    """The loader, if it can be one."""
-    if isinstance(loader, Tensor):
-        return [loader]
-    if isinstance(loader, str | os.PathLike):
-        raise DataError(
-            f"loader {str(loader)!r}: a name; expected a loader, as load_images({str(loader)!r}) gives"
-        )
-    if not isinstance(loader, Iterable):
-        raise DataError(
-            f"loader of type {type(loader).__name__}: expected what load_images gives, or batches"
-        )
-    return loader
 
 
 def _for(view: View, images: Tensor, device: torch.device) -> Tensor:
@@ -205,8 +188,7 @@ def _labelled(models: Any, labels: Sequence[str] | None) -> dict[str, View]:
 
 def _bound(prototypes: list[Measure], views: list[View], loader: Any, device: torch.device) -> list[Measure]:
     """One copy of each measure for every model, or every pair, that it is asked of."""
-    info = getattr(getattr(loader, "dataset", None), "info", None)
-    run = {"data": as_json(info), "versions": versions("t2t-analysis", "torch", "timm", "numpy")}
+    run = {"data": as_json(told(loader)), "versions": versions("t2t-analysis", "torch", "timm", "numpy")}
     if (photographs := _photographs(loader)) is not None:
         run["photographs"] = int(photographs.max()) + 1
     state_device = "cpu" if device.type == "mps" else device  # no float64 there
@@ -333,27 +315,12 @@ class _Batch:
 def _numbered(loader: Any) -> Iterator[_Batch]:
     """Batches with image numbers and a number of their own that no other process uses."""
     rank, world = _share(loader)
-    start = 0
     known = _photographs(loader)
-    for count, item in enumerate(loader):
-        number = count * world + rank
-        if hasattr(item, "images"):
-            kinds = [item.images] if isinstance(item.images, Tensor) else item.images
-            index = item.index.long().cpu()
-            yield _Batch(kinds, item.labels, index, number, index if known is None else known[index])
-            continue
-        if not isinstance(item, Tensor) and not (
-            isinstance(item, Sequence) and item and isinstance(item[0], Tensor)
-        ):
-            raise DataError(
-                f"a batch of type {type(item).__name__}: expected a tensor of images (B, C, H, W), "
-                "a pair (images, labels), or an object with images, labels and index"
-            )
-        images = item if isinstance(item, Tensor) else item[0]
-        labels = torch.full((len(images),), -1) if isinstance(item, Tensor) or len(item) < 2 else item[1]
-        index = (start + torch.arange(len(images))) * world + rank
-        start += len(images)
-        yield _Batch([images], labels, index, number, index)
+    for count, item in enumerate(batches_of(loader, rank, world)):
+        kinds = [item.images] if isinstance(item.images, Tensor) else item.images
+        index = item.index.long().cpu()
+        photographs = index if known is None else known[index]
+        yield _Batch(kinds, item.labels, index, count * world + rank, photographs)
 
 
 def _photographs(loader: Any) -> Tensor | None:
@@ -378,7 +345,7 @@ def _share(loader: Any) -> tuple[int, int]:
 def _expected(loader: Any) -> int | None:
     """Number of images in all shares together, if the loader tells."""
     dataset: Any = getattr(loader, "dataset", None)
-    n = getattr(getattr(dataset, "info", None), "n", None)
+    n = getattr(told(loader), "n", None)
     if n is None and hasattr(dataset, "__len__"):
         n = len(dataset)
     return None if n is None else int(n)

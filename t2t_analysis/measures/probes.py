@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import capture
 from .._progress import progress as counted
-from ..data.loading import as_seen_by
+from ..data.loading import batches_for, told
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result, as_json
 from ..stats import proportion_ci
@@ -75,14 +75,14 @@ def collect_features(
 
     labels, index, device = [], [], next(view.model.parameters()).device
     with evaluating(view.model), torch.no_grad(), capture.observe(view, dict.fromkeys(kept, keep)):
-        for batch in as_seen_by(loader, view.model):
+        for batch in batches_for(view.model, loader):
             view.model(batch.images.to(device))
-            labels.append(torch.as_tensor(batch.labels).cpu())
-            index.append(torch.as_tensor(batch.index).cpu())
+            labels.append(batch.labels)
+            index.append(batch.index)
     known, where = torch.cat(labels).numpy(), torch.cat(index).numpy()
     if (known < 0).any():
         raise DataError(f"a probe needs labels; {(known < 0).sum()} of {len(known)} images have none")
-    groups = getattr(loader.dataset, "clusters", None)
+    groups = getattr(getattr(loader, "dataset", None), "clusters", None)
     values = {name: torch.cat(parts).numpy() for name, parts in kept.items()}
     bad = tuple(name for name, x in values.items() if not np.isfinite(x).all())
     clusters = where if groups is None else np.asarray(groups)[where]
@@ -233,13 +233,8 @@ def probe(
         "seed": seed,
         "shuffles": shuffles,
     }
-    meta |= {"data": data_info(test_loader), "train": data_info(train_loader)}
+    meta |= {"data": as_json(told(test_loader)), "train": as_json(told(train_loader))}
     return Result.of_rows("probes", rows, meta, tuple(notes))
-
-
-def data_info(loader: Any) -> Any:
-    """What the data set of a loader says about itself, as JSON values."""
-    return as_json(getattr(loader.dataset, "info", None))
 
 
 def _probe_one(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
-from ..data.loading import as_seen_by, first_images
+from ..data.loading import first_images
 from ..errors import T2TError
 from ..results import Result
 from .base import ImageMeans, MeasureBatch, View, at_first
@@ -94,7 +94,7 @@ def example_rollouts(
     models: Mapping[str, nn.Module], loader: Iterable[Any], count: int = 4
 ) -> RolloutExamples:
     """`rollout_maps` of all ``models`` over the first ``count`` images of the loader, or all if it has fewer."""
-    shown = {name: first_images(as_seen_by(loader, model), count) for name, model in models.items()}
+    shown = {name: first_images(model, loader, count) for name, model in models.items()}
     maps = {
         name: rollout_maps(model, shown[name].to(next(model.parameters()))).cpu()
         for name, model in models.items()

@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import capture
-from ..data.loading import as_seen_by, gather_images
+from ..data.loading import gather_images, told
 from ..errors import DataError, T2TError
 from ..estimates import Estimate
-from ..results import Result
+from ..results import Result, as_json
 from .base import View, layer_of
-from .probes import data_info
 from .view import evaluating, views_of
 
 
@@ -83,7 +82,7 @@ def token_pca(
     if components < 3:
         raise T2TError(f"components={components}: three are drawn as red, green and blue")
     return [
-        _one_pca(view, gather_images(as_seen_by(loader, view.model), n_images)[0], place, components, loader)
+        _one_pca(view, gather_images(view.model, loader, n_images)[0], place, components, loader)
         for view in views_of(models)
     ]
 
@@ -105,7 +104,7 @@ def _one_pca(view: View, images: Tensor, place: str | None, components: int, loa
         raise T2TError(f"{view.label}: {name} is not finite")
     scores, explained = fit_pca(tokens.reshape(-1, tokens.shape[-1]), components)
     maps = scores.reshape(len(tokens), *layout.grid, components)
-    meta = {"models": [view.describe()], "data": data_info(loader) if hasattr(loader, "dataset") else None}
+    meta = {"models": [view.describe()], "data": as_json(told(loader))}
     ranges = np.quantile(scores, [0.01, 0.99], axis=0)
     return TokenPCA(view.label, view.weights, name, images, tokens, maps, ranges, explained, meta)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from .. import stats
 from .._progress import progress
-from ..data.loading import as_seen_by
+from ..data.loading import batches_for, must_tell
 from ..errors import DataError
 from ..results import Result
 
@@ -35,23 +35,33 @@ def score(model: nn.Module, loader: Any, device: str | torch.device = "cpu") -> 
 
     Images of one cluster (crops of one block of a photograph: ``loader.dataset.clusters``) are not independent.
     """
-    classes = len(loader.dataset.info.classes)
+    info = must_tell(loader)
+    classes = len(info.classes)
     outputs = getattr(model, "num_classes", classes)
     if classes != outputs:
-        raise DataError(f"the model tells {outputs} classes apart, {loader.dataset.info.name} has {classes}")
+        raise DataError(f"the model tells {outputs} classes apart, {info.name} has {classes}")
     parts: list[tuple[np.ndarray, ...]] = []
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval().to(device)
-    with torch.inference_mode():
-        for images, labels, _ in progress(as_seen_by(loader, model), "evaluating", total=len(loader)):
-            if (labels < 0).any():
-                raise DataError(f"{loader.dataset.info.name} has no labels")
-            logits = model(images.to(device)).float().cpu()
-            best = logits.softmax(1).topk(min(5, classes), dim=1)
-            hits = best.indices == labels[:, None]
-            loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-            parts.append((hits[:, 0].numpy(), hits.any(1).numpy(), best.values[:, 0].numpy(), loss.numpy()))
-    model.train(training)
+    try:
+        with torch.inference_mode():
+            for images, labels, _ in progress(batches_for(model, loader), "evaluating", total=len(loader)):
+                if (labels < 0).any():
+                    raise DataError(f"{info.name} has no labels")
+                logits = model(images.to(device)).float().cpu()
+                if bad := int((~logits.isfinite()).any(1).sum()):
+                    raise DataError(
+                        f"the model's output is not finite for {bad} of {len(images)} images of a batch"
+                    )
+                best = logits.softmax(1).topk(min(5, classes), dim=1)
+                hits = best.indices == labels[:, None]
+                loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+                parts.append(
+                    (hits[:, 0].numpy(), hits.any(1).numpy(), best.values[:, 0].numpy(), loss.numpy())
+                )
+    finally:
+        for module, mode in modes:
+            module.training = mode
     top1, top5, confidence, losses = (np.concatenate(column) for column in zip(*parts, strict=True))
     cluster = getattr(loader.dataset, "clusters", np.arange(len(top1)))
     return Scores(top1, top5, confidence, losses, np.asarray(cluster)[: len(top1)])
@@ -97,11 +107,12 @@ def accuracy(model: nn.Module, loader: Any, device: str | torch.device = "cpu") 
     weights = provenance.label if provenance is not None else "unknown weights"
     common = {"measure": "accuracy", "model": name, "weights": weights, "value_unit": "fraction"}
     chance5 = min(1.0, 5 * info.chance)
-    rows = [
+    rows: list[dict[str, Any]] = [
         _row("top1", proportion(scores.top1, scores.cluster), info.chance, "commonest class"),
         _row("top5", proportion(scores.top5, scores.cluster), chance5, "five guesses, at most"),
-        _row("calibration_error", calibration(scores), None, None),
     ]
+    if len(np.unique(scores.cluster)) > 1:  # of one alone there is nothing to leave out
+        rows.append(_row("calibration_error", calibration(scores), None, None))
     meta = {"data": info.name, "split": info.split, "n_images": len(scores.top1)}
     meta["classes"] = len(info.classes)
     notes = info.notes
