@@ -297,15 +297,15 @@ def untrained_note(frame: pd.DataFrame) -> str:
 
     >>> from t2t_analysis.results import tidy
     >>> print(untrained_note(tidy([{"model": "a", "model_b": "b", "weights": "file | UNTRAINED (random)"}])))
-    UNTRAINED: b has random weights, so this shows its architecture and nothing that was learned.
+    UNTRAINED: b has random weights: its architecture, nothing that was learned.
     """
     names = list(dict.fromkeys(_untrained_names(frame)))
     if not names:
         return ""
     verb = "has" if len(names) == 1 else "have"
     return (
-        f"UNTRAINED: {' and '.join(names)} {verb} random weights, so this shows "
-        f"{'its' if len(names) == 1 else 'their'} architecture and nothing that was learned."
+        f"UNTRAINED: {' and '.join(names)} {verb} random weights: {'its' if len(names) == 1 else 'their'} "
+        "architecture, nothing that was learned."
     )
 
 

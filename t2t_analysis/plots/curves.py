@@ -93,9 +93,11 @@ def along(
             same = [i for i, (p, _) in enumerate(kept) if quantity(p["quantity"]).label == name]
             limits([axes[i] for i in same], [shown(f) for i in same for f in kept[i][1].values()])
         _key(fig, axes, names, kept, by, words or {})
-    zero = [panel_title(panel, [p for p, _ in drawn]) for panel, rows in drawn if is_zero(rows)]
+    there = [panel for panel, _ in kept]
+    zero = [panel_title(panel, [p for p, _ in drawn]) for panel, _ in drawn if panel not in there]
     bars = how_sure(whole.assign(low=np.nan) if by == "layer" else whole)  # a line a layer has none
-    return finish(fig, whole, _caption(kept, titles, whole, bars, zero, names), _alt(kept, titles))
+    controls = names if by == "model" else ()  # lines of other kinds are of trained models
+    return finish(fig, whole, _caption(kept, titles, whole, bars, zero, controls), _alt(kept, titles))
 
 
 def _with_models(asked: Sequence[dict[str, Any]], names: Sequence[str], by: str) -> list[dict[str, Any]]:

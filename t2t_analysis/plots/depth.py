@@ -254,7 +254,7 @@ def _caption(
     first = drawn[kept[0]]
     own = [name for name in first if not name.endswith(TWIN)] or list(first)
     last = "; ".join(f"`{name}` {what.interval(first[name].iloc[-1])}" for name in own)
-    where = f"{titles[kept[0]]} in the last layer" if len(kept) > 1 else "In the last layer"
+    where = f"{titles[kept[0]]}, in the last layer" if len(kept) > 1 else "In the last layer"
     subject = f"{what.title} by depth" if len(kept) == 1 else "By depth"
     return caption(
         f"{subject}. {where}: {last}.", how_sure(whole), untrained_words(names),

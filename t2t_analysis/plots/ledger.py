@@ -102,7 +102,6 @@ def _caption(frame: pd.DataFrame, tested: pd.DataFrame) -> str:
         f"95 % intervals of {len(tested)} effects over the smallest effect that counts for each; positive means as "
         f"claimed. Deciding effects (filled): {said}. Null: 0. Units resampled: {units}.", rest,
         "Without grey: distance from a bound." if any(tested["bound"]) else "",
-        also=["Inside the grey band an effect is too small to matter."],
     )  # fmt: skip
 
 

@@ -19,8 +19,8 @@ from ..quantities import plural, quantity
 from ..results import Result
 from .base import PALETTE, ROLES, new_axes, series_styles
 
-#: words that a caption has at most, the warning about random weights apart; numbers are in the table
-MOST_WORDS = 60
+#: words that a caption has at most; with the figure's number and the link to its data they are 60
+MOST_WORDS = 56
 #: a panel: its quantity, or the columns that its rows have, for example {"quantity": ..., "place": "blocks.*.norm1"}
 Panel = str | Mapping[str, Any]
 Rows = dict[str, pd.DataFrame]
