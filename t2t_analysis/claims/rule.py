@@ -43,7 +43,7 @@ class Judgement:
     low, high
         The interval that holds for all effects of the report at once.
     reason
-        What an unsettled effect lacks, in words; empty for the others.
+        What an unsettled effect lacks, in words: also where it would be settled if it were judged alone.
     """
 
     verdict: str
@@ -88,6 +88,8 @@ def judge(row: Row, *, direction: int, smallest: float, family: int = 1) -> Judg
     'open'
     >>> [judge({"value": v, "low": v - 0.02, "high": v + 0.02}, direction=1, smallest=0.05).verdict for v in (0, -0.05)]
     ['no difference that counts', 'claimed effect excluded']
+    >>> judge({"value": 0.12, "low": 0.06, "high": 0.18}, direction=1, smallest=0.05, family=9).reason
+    'supported alone, not among 9'
     """
     value, spread = number_in(row, "value"), _spread(row)
     if spread is None:
@@ -97,13 +99,16 @@ def judge(row: Row, *, direction: int, smallest: float, family: int = 1) -> Judg
         if unseen > smallest:
             text = f"all {row['n']} images agree; up to {100 * unseen:.1f} % of images could differ unseen"
             return Judgement(OPEN, low=value, high=value, reason=text)
-    quantile = float(sps.t.ppf(1 - ALPHA / (2 * family), spread.df))
-    low, high = value - quantile * spread.below, value + quantile * spread.above
+    low, high = _ends(value, spread, family)
     p, p_same = _p_minimal(value, spread, smallest), _p_same(value, spread, smallest)
     verdict = _verdict(low, high, direction, smallest)
+    own = _ends(value, spread, 1)
+    alone = _verdict(*own, direction, smallest)
     reason = ""
-    if verdict == OPEN and smallest and _width(row, spread) > WIDEST * smallest:
+    if verdict == OPEN and smallest and own[1] - own[0] > WIDEST * smallest:
         verdict, reason = NOT_TESTABLE, f"the interval is wider than {WIDEST} smallest effects"
+    elif verdict != alone:
+        reason = f"{alone} alone, not among {family}"
     return Judgement(verdict, p, p_same, low, high, reason)
 
 
@@ -135,9 +140,10 @@ def _spread(row: Row) -> _Spread | None:
     return _Spread(max(0.0, value - low) / normal, max(0.0, high - value) / normal, math.inf)
 
 
-def _width(row: Row, spread: _Spread) -> float:
-    """Width of the 95 % interval of this effect alone."""
-    return float(sps.t.ppf(0.975, spread.df)) * (spread.below + spread.above)
+def _ends(value: float, spread: _Spread, family: int) -> tuple[float, float]:
+    """Ends of the interval that holds for so many effects at once."""
+    quantile = float(sps.t.ppf(1 - ALPHA / (2 * family), spread.df))
+    return value - quantile * spread.below, value + quantile * spread.above
 
 
 def _tail(distance: float, se: float, df: float) -> float:

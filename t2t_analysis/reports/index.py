@@ -59,6 +59,7 @@ def _ledgers(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
             seen = [
                 v | {"page": pages.get((v["notebook"], row["pair"])), "evidence": telling(v["evidence"])}
                 for v in ledger["verdicts"]
+                if v["evidence"]  # of the others nothing is said here
             ]
             bases = list(dict.fromkeys(one["basis"] for v in seen for one in v["evidence"]))
             about = {name: row[name] for name in ("page", "pair")} | {"bases": bases}

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
 
-from ..claims.ledger import VERDICTS, claim_named, overall, summary
-from ..claims.rule import SMALLEST
+from ..claims.ledger import claim_named, overall, summary
+from ..claims.likeness import OPEN as NOT_CLEAR
+from ..claims.rule import NOT_TESTABLE, NOT_TESTED, OPEN, SMALLEST, VERDICTS, WIDEST
 from ..quantities import plural, quantity
 from .words import listed
 
 
 def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
-    """Which claims got which verdict, and why some are not tested; the deciding numbers are in `effects_table`.
+    """Which claims got which verdict; the numbers that decide are in `deciding_table`.
 
     Parameters
     ----------
@@ -26,23 +27,17 @@ def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
     verdicts = summary(frame[frame["effect"] != ""])  # of the others this kind of evidence cannot speak
     rest = frame["claim"].nunique() - len(verdicts)
     other = f" To {rest} others it cannot speak." if rest else ""
-    names = {verdict: list(rows["claim"]) for verdict, rows in verdicts.groupby("verdict")}
-    untested = names.pop("not tested", [])
-    parts = [f"{verdict} {listed(names[verdict])}" for verdict in VERDICTS if verdict in names]
-    parts += [f"{len(untested)} not tested"] * bool(untested)
-    return [
-        f"Of {len(verdicts)} claims: {'; '.join(parts)}. This rests on {about}.{other}",
-        *_why_not_tested(frame[frame["claim"].isin(untested) & frame["deciding"]]),
-    ]
+    of = {str(verdict): rows for verdict, rows in verdicts.groupby("verdict")}
+    parts = [_which(verdict, of[verdict]) for verdict in VERDICTS if verdict in of]
+    return [f"Of {len(verdicts)} claims: {'; '.join(parts)}. This rests on {about}.{other}"]
 
 
-def _why_not_tested(effects: pd.DataFrame) -> list[str]:
-    """Claims by what they lack, a list of none or one."""
-    claims: dict[str, list[str]] = {}
-    for claim, rows in effects.groupby("claim", sort=False):
-        claims.setdefault("; ".join(dict.fromkeys(rows["reason"])), []).append(str(claim))
-    each = [f"{listed(names)} ({reason})" for reason, names in claims.items()]
-    return [f"Not tested: {'; '.join(each)}."] if each else []
+def _which(verdict: str, rows: pd.DataFrame) -> str:
+    """The claims of one verdict: in words where it settles them, else by name."""
+    if verdict in (OPEN, NOT_TESTABLE, NOT_TESTED):
+        return f"{verdict} {listed(rows['claim'])}"
+    each = [f"{row['statement'].removesuffix('.')} ({row['claim']})" for _, row in rows.iterrows()]
+    return f"{verdict}: {listed(each)}"
 
 
 def _rows(frame: pd.DataFrame) -> list[pd.Series]:
@@ -58,7 +53,8 @@ def effect_words(row: pd.Series) -> str:
     both = " minus " in row["compared"] or " over " in row["compared"]
     compared = f", {row['compared']}" if both else ""
     why = f", {row['reason']}" if row["reason"] else ""
-    return f"{words}{compared}: {_shown(row)} ({_units(row)}; {_against(row)}): {row['verdict']}{why}."
+    n = _units(row) if row["unit"] == "model" else f"n = {_units(row)}"
+    return f"{words}{compared}: {_shown(row)} ({n}; {_against(row)}): {row['verdict']}{why}."
 
 
 def _against(row: pd.Series) -> str:
@@ -70,7 +66,7 @@ def _against(row: pd.Series) -> str:
 
 
 def _units(row: pd.Series) -> str:
-    return "counted" if row["unit"] == "model" else f"n = {plural(row['n'], row['unit'])}"
+    return "counted" if row["unit"] == "model" else plural(row["n"], row["unit"])
 
 
 def _p(p: float) -> str:
@@ -89,7 +85,7 @@ def effects_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _cells(row: pd.Series) -> dict[str, str]:
     """An effect of a ledger as a line of a table."""
-    said = _with_reason(row)
+    said = row["verdict"] if row["verdict"] == NOT_TESTABLE else _with_reason(row)  # the rule has its reason
     return {
         "claim": row["claim"],
         "effect": f"{row['effect']}{': ' * bool(row['compared'])}{row['compared']}",
@@ -98,8 +94,18 @@ def _cells(row: pd.Series) -> dict[str, str]:
         "value [95 %]": "" if pd.isna(row["value"]) else _shown(row),
         "p (Holm)": "" if pd.isna(row["p"]) else f"{_p(row['p'])} ({_p(row['p_holm'])})",
         "p of equivalence": "" if pd.isna(row["p_same"]) else _p(row["p_same"]),
-        "n": _units(row).removeprefix("n = ") if row["n"] else "",
+        "n": _units(row) if row["n"] else "",
     }
+
+
+def deciding_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The effects that decide a verdict with the numbers that do, and the caption."""
+    rows = effects_table(frame[decisive(frame)]).drop(columns=["p (Holm)", "p of equivalence"])
+    words = f"What decides (not testable: the 95 % interval is wider than {WIDEST} smallest effects"
+    if rows.empty:
+        return rows, f"{words})"
+    usual = rows["n"].mode()[0]
+    return rows.assign(n=rows["n"].where(rows["n"] != usual, "")), f"{words}; n: {usual} if nothing is said)"
 
 
 def _with_reason(row: pd.Series) -> str:
@@ -182,12 +188,14 @@ def side_by_side(ledgers: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
     ]
 
 
-def side_by_side_tables(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
+def side_by_side_tables(rows: list[dict[str, Any]], besides: str) -> dict[str, pd.DataFrame]:
     """What each kind of evidence says, by what it rests on: a line a claim, a column for what was asked.
 
-    A cell holds the verdict and the first number that decides it.
+    A cell holds the verdict and the first number that decides it. Evidence about ``besides`` has a table of its own.
     """
-    said = pd.DataFrame([one for row in rows for one in row["evidence"]])
+    said = pd.DataFrame([one for row in rows for one in row["evidence"] if one["about"] != besides])
+    if said.empty:
+        return {}
     said["says"] = [": ".join(filter(None, (one["verdict"], one["size"]))) for _, one in said.iterrows()]
     return {
         str(basis): own.pivot(index=["claim", "statement"], columns="about", values="says")
@@ -198,23 +206,19 @@ def side_by_side_tables(rows: list[dict[str, Any]]) -> dict[str, pd.DataFrame]:
     }
 
 
-def missing_weights(known: Sequence[str], command: str) -> str:
-    """Which real weights the premises were asked of, and how others are added."""
-    some = f"Real weights that are recorded: {listed(known)}."
-    there = some if known else "No real weights are recorded here."
-    return f"{there} No weights here of any other model; this adds it: `{command}`."
-
-
 def _numbers(effects: pd.DataFrame) -> dict[str, Any]:
     """The deciding effects of a claim; why one was not tested is in the report itself."""
     rows = [row for row in _rows(effects) if row["effect"]]
     tested = [row for row in rows if row["verdict"] != "not tested"]
-    reasons = dict.fromkeys(str(row["reason"]) for row in _rows(effects) if row["reason"])
-    because = dict.fromkeys(str(row["because"]) for row in _rows(effects) if row["because"])
+    reasons = dict.fromkeys(str(row["reason"]) for row in _rows(effects))
+    if tested:  # why a number that looks clear leaves it open; of the others the rule says why
+        reasons = dict.fromkeys(str(row["reason"]) for row in tested[:1] if row["verdict"] == OPEN)
+    because = dict.fromkeys(str(row["because"]) for row in _rows(effects))
+    why = [said for said in (*because, *reasons) if said not in ("", NOT_CLEAR, NOT_TESTED)]
     return {
         "size": f"{_shown(tested[0])}, {_units(tested[0])}" if tested else "",
         "compared": str(rows[0]["compared"]) if rows else "",
-        "why": "; ".join([*because, *({} if tested else reasons)]),
+        "why": "; ".join(why),
         "numbers": [
             f"{row['effect']}: not tested"
             if row["verdict"] == "not tested"
@@ -224,10 +228,10 @@ def _numbers(effects: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def rule_sentences() -> list[str]:
+def rule_table() -> pd.DataFrame:
     """The smallest effects that count, as the rule has them."""
-    each = ", ".join(f"{name.replace('_', ' ')} {size:g}" for name, size in SMALLEST.items() if size)
-    return [f"The smallest effects that count, fixed before the numbers were seen: {each}."]
+    each = [(name.replace("_", " "), f"{size:g}") for name, size in SMALLEST.items() if size]
+    return pd.DataFrame(each, columns=["effect on", "smallest that counts"])
 
 
 def seed_sentences(ledgers: dict[str, pd.DataFrame]) -> list[str]:
@@ -254,6 +258,6 @@ def seed_sentences(ledgers: dict[str, pd.DataFrame]) -> list[str]:
     ]
 
 
-def what_would_change(frame: pd.DataFrame) -> list[str]:
+def what_would_change(frame: pd.DataFrame) -> pd.DataFrame:
     """For every claim what would change its verdict."""
-    return [f"**{row['claim']}** ({row['verdict']}): {row['change']}" for row in _rows(summary(frame))]
+    return summary(frame)[["claim", "verdict", "change"]].rename(columns={"change": "what would change it"})

@@ -163,7 +163,8 @@ class Facts:
     def claim(self, name: str) -> list[str]:
         """What these models say of a claim, as the ledger has it: the two together, then each trained one alone.
 
-        A sentence each with the first number that decides; the others follow after them.
+        A sentence each with the first number that decides, and how the others were judged where not all agree; they
+        follow after them.
         """
         said: list[str] = []
         also: list[str] = []
@@ -173,8 +174,9 @@ class Facts:
             first, *rest = [effect_words(effect) for _, effect in frame[frame["deciding"]].iterrows()]
             because = f"; {row['because']}" if row["because"] not in ("", OPEN, NOT_TESTED) else ""
             asked = "The same:" if asked in ("The same:", row["statement"]) else row["statement"]
+            votes = f" ({row['votes']})" if "," in row["votes"] else ""
             said.append(
-                f"{asked} **{row['verdict'].capitalize()}** for {about}. {first.removesuffix('.')}{because}."
+                f"{asked} **{row['verdict'].capitalize()}** for {about}{votes}. {first.removesuffix('.')}{because}."
             )
             also += [f"Also asked of {about}: {' '.join(rest)}"] * bool(rest)
         return [*said, *self.no_verdict, *also]

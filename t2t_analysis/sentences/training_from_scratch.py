@@ -50,7 +50,8 @@ def _sentence(row: pd.Series) -> str:
     """An effect, and what the paper prints to the same claim; where it prints several numbers the page lists them."""
     if " minus " not in row["compared"]:  # else the ledger's words say what is compared
         row = pd.Series({**row, "effect": f"{quantity(row['quantity']).words}, {row['effect']}"})
-    printed, said = claim_named(row["claim"]).printed, effect_words(row)
+    printed, verdict = claim_named(row["claim"]).printed, str(row["verdict"])
+    said = effect_words(row).replace(f": {verdict}", f": **{verdict}**")
     if row["verdict"] == "not tested":
         said = f"{said} What they have: {quantity(row['quantity']).interval(row)}, n = {plural(row['n'], row['unit'])}."
     if len(printed) != 1:
