@@ -215,16 +215,14 @@ def _short(folder: Path) -> str:
     return str(folder.relative_to(Path.cwd())) if folder.is_relative_to(Path.cwd()) else str(folder)
 
 
-def save(results: Result | Results, params: CommonParams) -> None:
+def save(results: Result | Results | Sequence[Result], params: CommonParams) -> None:
     """Write the tables behind the figures, one parquet file per measure, and name them."""
     from .results import Result
 
     folder = results_folder(params)
-    if isinstance(results, Result):
-        paths = [results.save(folder / f"{results.measure}.parquet")]
-    else:
-        paths = results.save(folder)
-    names = [path.name for path in paths]
+    several = results.values() if isinstance(results, Mapping) else results
+    several = [several] if isinstance(several, Result) else list(several)
+    names = [one.save(folder / f"{one.measure}.parquet").name for one in several]
     text = f"Tables behind the figures: {', '.join(code(name) for name in names)} in {code(_short(folder))}."
     _publish({"text/markdown": text, "text/plain": text}, "results", files=names)
 

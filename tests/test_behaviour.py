@@ -13,7 +13,7 @@ from t2t_analysis.estimates import Estimate
 from t2t_analysis.measures import behaviour, distorted, read_categories
 from t2t_analysis.measures.behaviour import DISTORTIONS
 from t2t_analysis.quantities import quantity
-from t2t_analysis.sentences.local_structure import behaviour_findings
+from t2t_analysis.sentences.local_structure import behaviour_table
 
 
 def pictures(n=3, size=32, seed=0):
@@ -139,10 +139,12 @@ def test_what_a_classifier_looks_at_is_what_it_misses(labelled):
     intact = at(found, "behaviour_accuracy", "low-pass", 0, "rough")
     assert (intact.value, intact.n) == (1, 24)
     assert intact.null < 0.1  # classes take turns, so the label before is the other one
-    said = behaviour_findings(found, ["bag", "rough"])
-    assert "`rough` is right about 100.0 % [86.2, 100.0] of the images as they are (n = 24 images" in said[1]
-    assert "50.0 % [" in said[1].partition("and about")[2]
-    assert said[0].count("100.0 % [86.2, 100.0]") == 6
+    table, caption = behaviour_table(found, ["bag", "rough"])
+    table = table.set_index("images")
+    assert "n = 24 images" in caption
+    assert (table["bag"] == "100.0 % [86.2, 100.0]").sum() == len(table) == 6
+    assert table["rough"]["as they are"] == "100.0 % [86.2, 100.0]"
+    assert table["rough"]["blurred over a patch"].startswith("50.0 % [")
     kl = at(found, "behaviour_kl", "low-pass", 0)
     assert (kl.value, kl.low, kl.high) == (0, 0, 0)
     assert at(found, "behaviour_kl", "low-pass", 1, "rough").value > 1
@@ -153,11 +155,11 @@ def test_labels_that_are_not_the_models_classes_leave_the_divergence(labelled):
         {"m": load_model("small_hard_deep", "random")}, labelled, distortions=["shift"], progress=False
     )
     assert set(found.frame["quantity"]) == {"behaviour_kl"}
-    (said,) = behaviour_findings(found, ["m"])
+    table, caption = behaviour_table(found, ["m"])
     moved = at(found, "behaviour_kl", "shift", 0.5, "m")
-    assert said.startswith("The labels are not the classes of `m`")
-    assert quantity("behaviour_kl").interval(moved) in said
-    assert said.endswith("moved by half a patch.")
+    assert caption.startswith("KL divergence from the intact prediction")
+    assert table.set_index("images")["m"]["moved by half a patch"] == quantity("behaviour_kl").interval(moved)
+    assert not table["images"].str.contains("blurred").any()
     assert "UNTRAINED" in found.notes[0]
     with pytest.raises(UnknownNameError, match="shift"):
         behaviour(Bag(), labelled, distortions=["shif"])

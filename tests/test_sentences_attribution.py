@@ -48,7 +48,7 @@ def said(*args, **kwargs):
     [((0.3, 0.05), "supported"), ((0.01, 0.05), "open"), ((-0.3, 0.05), "contradicted")],
 )
 def test_maps_are_held_against_random_orders(gain, verdict):
-    line = said(gain=gain)[0]
+    line = said(gain=gain)[1]
     assert line.startswith(f"Maps rank first what the answer rests on (occlusion): **{verdict}** for `soft`")
     assert "n = 12 images" in line
 
@@ -64,16 +64,15 @@ def test_maps_are_held_against_random_orders(gain, verdict):
 )
 def test_a_map_has_to_forget_with_the_weights(left, verdict, trusted):
     """What is beyond maps of other images counts, with all parts random, not what a single part leaves."""
-    assert f"**{verdict}** for `soft`" in said(left=left)[1]
-    line = attribution_conclusions(results(left=left), models())[2]  # the first method was not asked
-    assert line.startswith(
-        "Trust occlusion in `soft`" if trusted else "Do not rest on occlusion in `soft`: it "
-    )
+    assert f"**{verdict}** for `soft`" in said(left=left)[2]
+    (line,) = attribution_conclusions(results(left=left), models())  # one method was asked
+    assert said(left=left)[0] == line  # the answer comes first
+    assert line.startswith(f"{'Trust' if trusted else 'Do not rest on'} occlusion in `soft` and `hard`")
 
 
 def test_agreement_is_judged_beyond_its_null():
-    assert "**supported** by occlusion, 0.500 [0.400, 0.600] (null 0.000)" in said()[2]
-    assert "**no difference that counts**" in said(agreement=(0.0, 0.05))[2]
+    assert "**supported** by occlusion, 0.500 [0.400, 0.600] (null 0.000)" in said()[3]
+    assert "**no difference that counts**" in said(agreement=(0.0, 0.05))[3]
 
 
 def test_random_weights_get_no_verdict_but_their_numbers():

@@ -133,7 +133,7 @@ def _fold_section(soup: BeautifulSoup, prose: Tag) -> None:
             prose.extract()
         return
     words = [element for element in prose.find_all(recursive=False) if element.name != "h2"]
-    shown = any(cell.select_one("figure, .findings, table, .html") for cell in cells)
+    shown = any(cell.select_one("figure, .findings, table, .html, .text") for cell in cells)
     if words:
         summary = "Method and reading" if shown else name
         (cells[-1] if cells else prose).insert_after(_details(soup, summary, words))

@@ -52,5 +52,5 @@ def _last(facts: Facts, name: str, note: str) -> str:
 def geometry_conclusions(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
     """Why this page ends in no verdict, and what training changed."""
     facts = Facts(results, models)
-    none = "The paper makes no claim about them and no smallest difference was fixed, so there is no verdict."
+    none = "The paper makes no claim about these numbers and no smallest difference was fixed, so there is no verdict."
     return kept(facts.line("attention_distance", tokens="patch", **_LAYERS), none)

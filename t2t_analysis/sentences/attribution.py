@@ -26,7 +26,7 @@ _FORGETS = (SAME, EXCLUDED, CONTRADICTED)
 
 
 def attribution_findings(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
-    """Sentences on the maps of each method, first those that answer the question.
+    """Sentences on the maps of each method, first whether to trust them.
 
     Parameters
     ----------
@@ -42,7 +42,8 @@ def attribution_findings(results: Iterable[Result | None], models: Mapping[str, 
     ]
     lines = [_line(facts, method, *question) for question in asked for method in METHODS]
     path = facts.line("completeness_error", note="The null is what maps of other images would miss.")
-    return kept(*facts.no_verdict, *lines, _agreement(facts), path)
+    worth = " ".join(attribution_conclusions(facts.results, models))
+    return kept(worth, *lines, _agreement(facts), path)
 
 
 def attribution_conclusions(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
@@ -50,7 +51,7 @@ def attribution_conclusions(results: Iterable[Result | None], models: Mapping[st
     facts = Facts(results, models)
     if facts.untrained:
         return facts.no_verdict
-    return [_worth(facts, method, label) for method in METHODS for label in facts.labels]
+    return [said for method in METHODS for said in _worth(facts, method)]
 
 
 def _row(facts: Facts, name: str, method: str, label: str) -> pd.Series | None:
@@ -92,20 +93,30 @@ def _agreement(facts: Facts) -> str:
     return f"{_AGREE.words}: {each}, over the {first['n']} images that {pair} give the same class."
 
 
-def _worth(facts: Facts, method: str, label: str) -> str:
-    """One method in one model: to be trusted, or why not."""
-    rows = [_row(facts, name, method, label) for name in ("faithfulness", "spearman_abs")]
-    if rows[0] is None or rows[1] is None:
-        return ""
-    ranks, outlives = _verdict(_RANKS, rows[0]), _verdict(_OUTLIVES, rows[1])
-    against = []
+def _worth(facts: Facts, method: str) -> list[str]:
+    """In which models a method is to be trusted, and why not in the others; nothing where it was not asked."""
+    name, passed = METHODS[method].words, "both checks are passed. A single map can still be wrong"
+    found: dict[str, list[str]] = {}
+    for label in facts.labels:
+        order, left = (_row(facts, name, method, label) for name in ("faithfulness", "spearman_abs"))
+        if order is not None and left is not None:
+            against = listed(_against(_verdict(_RANKS, order), _verdict(_OUTLIVES, left)))
+            found.setdefault(against, []).append(code(label))
+    return [
+        f"Do not rest on {name} in {listed(labels)}: it {against}."
+        if against
+        else f"Trust {name} in {listed(labels)} over images: {passed}."
+        for against, labels in found.items()
+    ]
+
+
+def _against(ranks: str, outlives: str) -> list[str]:
+    """Which checks a method did not pass."""
+    said = []
     if ranks != SUPPORTED:
         worse = "ranks pixels worse" if ranks == CONTRADICTED else "is not shown to rank pixels better"
-        against.append(f"{worse} than random orders")
+        said.append(f"{worse} than random orders")
     if outlives not in _FORGETS:
         same = "draws much the same" if outlives == SUPPORTED else "may draw the same"
-        against.append(f"{same} with random weights")
-    name = METHODS[method].words
-    if not against:
-        return f"Trust {name} in {code(label)} over images: both checks are passed. A single map can still be wrong."
-    return f"Do not rest on {name} in {code(label)}: it {listed(against)}."
+        said.append(f"{same} with random weights")
+    return said

@@ -62,8 +62,8 @@ def no_path(models: Sequence[str]) -> str:
     if not models:
         return ""
     return (
-        f"For {listed(map(code, models))} the path does not exist: it is of plain transformers for images of "
-        f"{LARGE} pixels or more."
+        f"The authors' notebooks draw plain transformers for images of {LARGE} pixels or more, so nothing of theirs "
+        f"stands beside {listed(map(code, models))}."
     )
 
 

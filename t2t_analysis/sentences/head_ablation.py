@@ -67,9 +67,10 @@ def _single(facts: Facts, label: str) -> str:
     dead = int((rows["high"] < DEAD).sum())
     return (
         f"Taken out one by one, heads of {code(label)} change the output by a KL divergence of {kl.interval(last)} "
-        f"({last['layer']}.{last['head']}) to {kl.interval(top)} ({top['layer']}.{top['head']}); random subspaces of "
-        f"their size by at most {kl.number(rows['null'].astype(float).max())}. {dead or 'None'} of {len(rows)} are "
-        f"dead weight: below {bound} nats with their whole interval, n = {top['n']} images."
+        f"(layer {last['layer']}, head {last['head']}) to {kl.interval(top)} (layer {top['layer']}, head "
+        f"{top['head']}); random subspaces of their size by at most {kl.number(rows['null'].astype(float).max())}. "
+        f"{dead or 'None'} of {len(rows)} are dead weight: below {bound} nats with their whole interval, "
+        f"n = {top['n']} images."
     )
 
 

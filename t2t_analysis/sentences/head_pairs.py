@@ -5,7 +5,7 @@ from __future__ import annotations
 from .._show import code
 from ..errors import T2TError
 from ..measures.head_pairs import similar_pairs_stand_in, skips_beside_cka
-from ..quantities import p_words, quantity
+from ..quantities import p_words, plural, quantity
 from ..results import Result
 
 
@@ -27,17 +27,14 @@ def _pairs(pairs: Result, similarity: Result, model: str) -> str:
     except T2TError as error:
         return f"Pairs of heads are not compared: {error}."
     row = found.where(quantity="pair_interaction_contrast").frame.iloc[0]
-    words, loss = quantity("pair_interaction_contrast"), quantity("pair_kl")
-    kinds = (found.where(quantity="pair_kl", variant=v) for v in ("similar", "dissimilar"))
-    alike, unlike = (kind.frame.iloc[0] for kind in kinds)
+    words = quantity("pair_interaction_contrast")
     stand = "stand in for each other more than dissimilar ones" if row["low"] > 0 else (
         "stand in for each other less than dissimilar ones" if row["high"] < 0 else
         "stand in for each other neither clearly more nor clearly less than dissimilar ones"
     )  # fmt: skip
     return (
         f"In {code(model)} similar heads of a layer {stand}: the loss without both, less that without each, differs "
-        f"by {words.interval(row)} ({p_words(row['p'])}, n = {row['n']}). Without both, similar pairs cost "
-        f"{loss.interval(alike)}, dissimilar ones {loss.interval(unlike)}."
+        f"by {words.interval(row)} ({p_words(row['p'])}, n = {plural(row['n'], row['unit'])})."
     )
 
 

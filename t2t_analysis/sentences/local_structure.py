@@ -7,11 +7,9 @@ from typing import Any
 
 import pandas as pd
 
-from .._show import code
 from ..quantities import plural, quantity
 from ..results import Result
 from .template import Facts, kept
-from .words import listed
 
 _GIVEN = "The architecture gives it, so that it decides nothing."
 _EARLY = {"place": "first third of blocks"}
@@ -45,20 +43,26 @@ def local_findings(results: Iterable[Result | None], models: Mapping[str, Any]) 
     )  # fmt: skip
 
 
-#: distortion -> the strength that a sentence speaks of, and what it does to an image
+#: distortion -> the strength that the table has, and what it does to an image
 _DISTORTED = {
+    "none": (0.0, "as they are"),
     "low-pass": (1.0, "blurred over a patch"),
-    "high-pass": (4.0, "without all that is wider than a quarter of a patch"),
+    "high-pass": (4.0, "without what is wider than a quarter of a patch"),
     "edges": (1.0, "as drawings of their edges"),
-    "shuffle": (1.0, "with the pixels of every patch in random order"),
+    "shuffle": (1.0, "pixels of every patch in random order"),
     "shift": (0.5, "moved by half a patch"),
 }
 
 
-def behaviour_findings(result: Result, models: Iterable[str]) -> list[str]:
-    """A sentence a model: how often it is right about images as they are, and about distorted ones.
+def behaviour_quantity(result: Result) -> str:
+    """What is drawn: how often a model is right or, where labels are not its classes, how far its predictions move."""
+    own = result.frame.groupby("model")["quantity"].agg(set)
+    labelled = all("behaviour_accuracy" in names for names in own)
+    return "behaviour_accuracy" if labelled else "behaviour_kl"
 
-    Where labels are not the model's classes, how far its predictions move.
+
+def behaviour_table(result: Result, models: Iterable[str]) -> tuple[pd.DataFrame, str]:
+    """What models make of distorted images, a column a model, and its caption.
 
     Parameters
     ----------
@@ -67,31 +71,17 @@ def behaviour_findings(result: Result, models: Iterable[str]) -> list[str]:
     models
         Labels in it.
     """
-    return [_behaves(result.where(model=model).frame, model) for model in models]
-
-
-def _behaves(frame: pd.DataFrame, model: str) -> str:
-    labelled = "behaviour_accuracy" in set(frame["quantity"])
-    about = quantity("behaviour_accuracy" if labelled else "behaviour_kl")
-    own = frame[frame["quantity"] == about.name]
-    at = {
-        kind: own[(own["variant"] == kind) & (own["at"] == strength)].iloc[0]
-        for kind, (strength, _) in _DISTORTED.items()
-        if kind in set(own["variant"])
-    }
-    distorted = listed(f"{about.interval(row)} {_DISTORTED[kind][1]}" for kind, row in at.items())
-    intact = own[own["variant"] == "none"].iloc[0]
-    count = plural(intact["n"], intact["unit"])
-    if labelled:
-        null = about.number(intact["null"])
-        return (
-            f"{code(model)} is right about {about.interval(intact)} of the images as they are (n = {count}; labels of "
-            f"other images {null}), and about {distorted}."
-        )
-    return (
-        f"The labels are not the classes of {code(model)}, so only its predictions are followed. {about.title} "
-        f"(n = {count}): {distorted}."
-    )
+    about = quantity(behaviour_quantity(result))
+    rows = result.where(quantity=about.name).frame
+    frame = pd.DataFrame({"images": [words for _, words in _DISTORTED.values()]})
+    for model in models:
+        own = {(row["variant"], row["at"]): row for _, row in rows[rows["model"] == model].iterrows()}
+        asked = (own.get((kind, strength)) for kind, (strength, _) in _DISTORTED.items())
+        frame[model] = ["" if row is None else about.interval(row) for row in asked]
+    first = rows.iloc[0]
+    n = plural(first["n"], first["unit"])
+    words = f"{about.title}, with 95 % intervals, n = {n}; nulls: dotted above"
+    return frame[(frame.drop(columns="images") != "").any(axis=1)], words
 
 
 def local_conclusions(
