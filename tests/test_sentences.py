@@ -197,7 +197,7 @@ def test_the_study_in_words_is_the_ledger() -> None:
     said = study_findings(result, runs)
     first = "Top-1 accuracy, over both backbones, soft split minus hard split: 14.5 points [12.5, 16.5]"
     assert said[0].startswith(first)
-    assert "supported." in said[0]
+    assert "**supported**." in said[0]
     assert "not testable" in said[1]
     assert said[-1] == "2 runs of 2 kinds of model, 1 seed each, 4 epochs (of longer ones planned), d."
     assert study_conclusions(result)[0] == "Supported: t2t-helps (top-1 accuracy, over both backbones)."

@@ -241,7 +241,6 @@ def receptive_field_map(result: Result) -> Figure:
     words = caption(
         "Where the central token looks: its squared input gradient along random directions, mean of shares over "
         f"{int(frame['n'].iloc[0])} images, each picture on its own logarithmic scale.",
-        "The radii, with intervals and nulls, are in the next figure.",
     )
     alt = f"Heat maps: squared input gradient of the central token for {', '.join(names)}."
     return finish(fig, frame, words, alt)

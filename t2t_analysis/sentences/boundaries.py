@@ -57,10 +57,10 @@ def photograph_finding(by_photograph: Result, by_image: Result, *models: str) ->
         if len(one) and len(other):
             apart = words.number(other.iloc[0]["value"])
             here = f"{words.interval(one.iloc[0])} in {code(model)}"
-            parts.append(f"{here}, where halves of images give {apart}")
+            parts.append(f"{here} (halves of images: {apart})")
     if not parts:
         return []
     return [
-        f"Crops of one photograph never lie on both sides: so read, edges of the own cell have R² {'; '.join(parts)}. "
-        "What is lost is what the readout knew of the photographs, not of edges."
+        f"Crops of one photograph never lie on both sides: R² of edges of the own cell {'; '.join(parts)}. The rest "
+        "was knowledge of the photographs."
     ]

@@ -95,5 +95,5 @@ def _made(facts: Facts, label: str, kind: str) -> str:
 
 
 def zero_conclusions(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
-    """The verdicts in short, and what would change them; arguments as for `zero_findings`."""
+    """What would change the verdicts; arguments as for `zero_findings`."""
     return Facts(results, models).closing("dead-channels")

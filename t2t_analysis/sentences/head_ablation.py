@@ -89,7 +89,7 @@ def _removable(facts: Facts, label: str) -> str:
 
 
 def ablation_conclusions(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
-    """What whole layers add, the verdicts in short, what would change them; arguments as for `ablation_findings`."""
+    """What whole layers add, and what would change the verdicts; arguments as for `ablation_findings`."""
     facts = _facts(results, models)
     layers = (_layers(facts, label) for label in facts.labels)
     return kept(*layers, *facts.closing("similarity-is-redundancy"))

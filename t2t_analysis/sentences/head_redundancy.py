@@ -47,5 +47,5 @@ def _most_alike(facts: Facts, label: str) -> str:
 
 
 def head_conclusions(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
-    """The verdicts in short, and what would change them; arguments as for `head_findings`."""
+    """What would change the verdicts; arguments as for `head_findings`."""
     return Facts(results, models).closing("head-similarity")

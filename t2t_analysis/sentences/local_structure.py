@@ -87,7 +87,7 @@ def behaviour_table(result: Result, models: Iterable[str]) -> tuple[pd.DataFrame
 def local_conclusions(
     results: Iterable[Result | None], models: Mapping[str, Any], untrained: Iterable[Result] = ()
 ) -> list[str]:
-    """What needs no training, the verdicts in short, and what would change them.
+    """What needs no training, and what would change the verdicts.
 
     Parameters
     ----------

@@ -173,11 +173,13 @@ class Facts:
             (row,) = summary(frame).to_dict("records")
             first, *rest = [effect_words(effect) for _, effect in frame[frame["deciding"]].iterrows()]
             because = f"; {row['because']}" if row["because"] not in ("", OPEN, NOT_TESTED) else ""
-            asked = "The same:" if asked in ("The same:", row["statement"]) else row["statement"]
+            if row["statement"] == asked:
+                start, first = "The same:", first.partition(": ")[2]  # the words of the effect stand above
+            else:
+                start = asked = row["statement"]
             votes = f" ({row['votes']})" if "," in row["votes"] else ""
-            said.append(
-                f"{asked} **{row['verdict'].capitalize()}** for {about}{votes}. {first.removesuffix('.')}{because}."
-            )
+            verdict = f"**{row['verdict'].capitalize()}** for {about}{votes}"
+            said.append(f"{start} {verdict}. {first.removesuffix('.')}{because}.")
             also += [f"Also asked of {about}: {' '.join(rest)}"] * bool(rest)
         return [*said, *self.no_verdict, *also]
 
@@ -207,14 +209,9 @@ class Facts:
         return named | {r.measure: r for r in self.results if r.frame["model_b"].isna().any()}
 
     def closing(self, name: str) -> list[str]:
-        """The verdicts once more in short, and what would change them."""
-        said: dict[str, list[str]] = {}
-        for about, frame in self._ledgers(name).items():
-            (row,) = summary(frame).to_dict("records")
-            said.setdefault(row["statement"], []).append(f"**{row['verdict'].capitalize()}** for {about}")
-        what = [f"What would change this: {claim_named(name).change}"] if said else []
-        each = [f"{statement} {'; '.join(verdicts)}." for statement, verdicts in said.items()]
-        return [*each, *self.no_verdict, *what]
+        """What would change the verdicts; nothing where there is none."""
+        change = [f"What would change the verdict: {claim_named(name).change}"]
+        return [*self.no_verdict, *(change if self._ledgers(name) else [])]
 
     def judged(self, effects: Iterable[Effect], **where: Any) -> list[str]:
         """Differences that no claim of the ledger is about, judged by the same rule, each by itself.
