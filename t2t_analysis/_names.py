@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from .errors import nearest
 
@@ -41,10 +42,19 @@ _ENDING = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar))+$")
 _HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
+#: this package's own models: what is said of each without building it
+TABLE = Path(__file__).parent / "models" / "table.json"
+
+
 @cache
+def model_table() -> dict[str, dict[str, Any]]:
+    """Name of a model -> parameters, classes, input, tokeniser, published weights."""
+    return json.loads(TABLE.read_text(encoding="utf-8"))
+
+
 def our_models() -> tuple[str, ...]:
     """Names of this package's own models."""
-    return tuple(json.loads((Path(__file__).parent / "models" / "table.json").read_text(encoding="utf-8")))
+    return tuple(model_table())
 
 
 @cache

@@ -1,17 +1,27 @@
-"""The tables of ``data/README.md``, made from what the code loads: ``python -m tests.data_tables``."""
+"""Tables that are made from the code: ``python -m tests.data_tables`` writes them anew.
+
+Those of ``data/README.md``, and what ``python -m t2t_analysis models`` says of the networks. The columns that
+``data/study/README.md`` explains are made here too.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+import timm
 import torch
 
+from t2t_analysis._names import TABLE
 from t2t_analysis._paths import data_dir
 from t2t_analysis.data.crops import CROP, MIN_STD, FixedCrops, blocks, crop_classes, left_out, reduction
 from t2t_analysis.data.photos import PHOTOS, load_photo
+from t2t_analysis.models import MODELS, PUBLISHED
+from t2t_analysis.tables import columns
 
-__all__ = ["tables", "write_tables"]
+__all__ = ["facts", "study_columns", "tables", "write_models", "write_tables"]
 
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
 
@@ -73,5 +83,36 @@ def write_tables(path: Path | None = None) -> Path:
     return path
 
 
+def study_columns() -> str:
+    """Columns of the study's tables as Markdown."""
+    parts = []
+    for table in ("runs", "curves"):
+        rows = [(name, dtype, meaning) for name, (dtype, meaning) in columns(table).items()]
+        parts.append(f"## {table}.csv\n\n{_markdown(('column', 'type', 'meaning'), rows)}\n")
+    return "\n".join(parts)
+
+
+def facts(name: str) -> dict[str, Any]:
+    """What the table of models says of one, read from the network."""
+    with torch.device("meta"):  # shapes only: nothing is drawn at random or held in memory
+        model: Any = timm.create_model(name)
+    tokens = getattr(model, "tokens_to_token", None)
+    return {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "trained": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "classes": model.num_classes,
+        "input": "x".join(str(side) for side in model.default_cfg["input_size"][1:]),
+        "tokeniser": "hard" if tokens is None else str(getattr(tokens, "tokens_type", "soft split")),
+        "published": list(PUBLISHED.get(name, {})),
+    }
+
+
+def write_models() -> Path:
+    """Write what is known of every model beside the networks."""
+    lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(facts(name))}" for name in MODELS)
+    TABLE.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    return TABLE
+
+
 if __name__ == "__main__":
-    print(write_tables())
+    print(write_tables(), write_models())

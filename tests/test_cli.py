@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shlex
 import subprocess
@@ -12,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from t2t_analysis._names import model_table
 from t2t_analysis.cli import COMMANDS, main, parsers
-from t2t_analysis.commands.models import TABLE, facts
 from t2t_analysis.models import MODELS
+from tests.data_tables import facts
 
 
 def _run(*words: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -136,9 +136,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 @pytest.mark.parametrize("name", ["t2t_vit_14", "t2t_vit_t_14", "small_performer_deep", "small_hard_wide"])
 def test_the_table_of_models_is_that_of_the_networks(name: str) -> None:
-    table = json.loads(TABLE.read_text(encoding="utf-8"))
-    assert list(table) == list(MODELS), "python -m t2t_analysis.commands.models writes it anew"
-    assert table[name] == facts(name), "python -m t2t_analysis.commands.models writes it anew"
+    table = model_table()
+    assert list(table) == list(MODELS), "python -m tests.data_tables writes it anew"
+    assert table[name] == facts(name), "python -m tests.data_tables writes it anew"
 
 
 def test_models_loads_nothing_heavy() -> None:

@@ -20,6 +20,7 @@ from t2t_analysis.models import load_model
 from t2t_analysis.training import Recipe, design, effects, rates, rows, runner, study, table
 from t2t_analysis.training.design import CORNERS, Run, plan, recipe_for
 from t2t_analysis.training.resident import PAD, resident_loader, resident_train
+from tests.data_tables import study_columns
 
 # --- what is planned -----------------------------------------------------------------------------------------------
 
@@ -502,7 +503,7 @@ def test_rows_keep_their_types_and_replace_their_like(tmp_path):
 
 def test_the_readme_documents_every_column():
     text = (data_dir() / "study" / "README.md").read_text(encoding="utf-8")
-    assert table.markdown() in text
+    assert study_columns() in text
 
 
 # --- effects -------------------------------------------------------------------------------------------------------

@@ -82,6 +82,21 @@ def _train_transform(config: dict[str, Any], augment: bool) -> Any:
     return create_transform(**config | recipe, re_prob=0.25, re_mode="pixel", is_training=True)
 
 
+def labelled_source(data: str | Path, split: str, **where: Any) -> Source:
+    """Images that can be trained on: by number, with labels, of splits that are kept apart.
+
+    Raises
+    ------
+    DataError : they are not.
+    """
+    source = find_source(data, split=split, strict=True, **where)
+    if isinstance(source, StreamSource):
+        raise DataError(f"{data!r} can only be read in its own order; training here needs images by number")
+    if (source.labels < 0).any():
+        raise DataError(f"{data!r} has no class labels to train on; photo_crops has, and so do class folders")
+    return source
+
+
 def train_data(
     data: str | Path = "photo_crops",
     *,
@@ -122,11 +137,7 @@ def train_data(
             return FixedCrops(split, size)
         drawn: dict[str, Any] = {"augment": augment, "crops_per_block": crops_per_block}
         return EpochCrops(img_size=size, fraction=fraction, seed=seed, **drawn)
-    source = find_source(data, split=split, strict=True, root=root, download=download)
-    if isinstance(source, StreamSource):
-        raise DataError(f"{data!r} can only be read in its own order; training here needs images by number")
-    if (source.labels < 0).any():
-        raise DataError(f"{data!r} has no class labels to train on; photo_crops has, and so do class folders")
+    source = labelled_source(data, split, root=root, download=download)
     share = fraction if training else 1.0
     chosen = choose_fraction(source.labels, share, seed)
     transform = _train_transform(preprocessing(model, size), augment and training)

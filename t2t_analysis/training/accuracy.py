@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import stats
 from .._progress import progress
@@ -53,18 +53,21 @@ def score(model: nn.Module, loader: Any, device: str | torch.device = "cpu") -> 
                     raise DataError(
                         f"the model's output is not finite for {bad} of {len(images)} images of a batch"
                     )
-                best = logits.softmax(1).topk(min(5, classes), dim=1)
-                hits = best.indices == labels[:, None]
-                loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
-                parts.append(
-                    (hits[:, 0].numpy(), hits.any(1).numpy(), best.values[:, 0].numpy(), loss.numpy())
-                )
+                parts.append(scored(logits, labels))
     finally:
         for module, mode in modes:
             module.training = mode
-    top1, top5, confidence, losses = (np.concatenate(column) for column in zip(*parts, strict=True))
-    cluster = getattr(loader.dataset, "clusters", np.arange(len(top1)))
-    return Scores(top1, top5, confidence, losses, np.asarray(cluster)[: len(top1)])
+    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
+    n = len(columns[0])
+    return Scores(*columns, np.asarray(getattr(loader.dataset, "clusters", np.arange(n)))[:n])
+
+
+def scored(logits: Tensor, labels: Tensor) -> tuple[np.ndarray, ...]:
+    """Columns of `Scores` but the cluster, from logits (n, K) and labels (n,)."""
+    best = logits.softmax(1).topk(min(5, logits.shape[1]), dim=1)
+    hits = best.indices == labels[:, None]
+    loss = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+    return hits[:, 0].numpy(), hits.any(1).numpy(), best.values[:, 0].numpy(), loss.numpy()
 
 
 def calibration_error(hits: np.ndarray, confidence: np.ndarray) -> float:

@@ -71,10 +71,18 @@ def horizons_of(data: str) -> tuple[int, ...]:
     return HORIZONS.get(data_label(data), (40,) if data == "digits" else (12,))
 
 
-def recipe_for(model: str, data: str, optimizer: str = "muon") -> Recipe:
-    """The recipe that was fixed before any run, at the last horizon; the rate is what ``rates`` chose for the cell."""
+def recipe_for(model: str, data: str, optimizer: str = "muon", task: str = "train") -> Recipe:
+    """What is done if nothing is varied: fixed before any run, at the last horizon and the rate that ``rates`` chose.
+
+    Fine-tuning takes a quarter of the epochs at half the rate; a probe has no epochs, and no rate.
+    """
+    if task == "probe":
+        return Recipe(epochs=0)
+    epochs = horizons_of(data)[-1]
     rate = rates.chosen(rates_cell(model), data_label(data), optimizer) or rates.START[optimizer]
-    return Recipe(epochs=horizons_of(data)[-1], optimizer=optimizer, lr=rate)
+    if task == "finetune":
+        epochs, rate = max(1, epochs // 4), rate / 2
+    return Recipe(epochs=epochs, optimizer=optimizer, lr=rate)
 
 
 def demand_rate(run: Run) -> None:
@@ -105,19 +113,6 @@ def rates_cell(model: str) -> str:
     if not cell.backbone:
         return model
     return f"small_{'hard' if cell.tokeniser.startswith('hard') else 'performer'}_{cell.backbone}"
-
-
-def tuning_recipe_for(model: str, data: str, optimizer: str = "muon") -> Recipe:
-    """Fine-tuning: a quarter of the epochs at half the learning rate, nothing else changed."""
-    base = recipe_for(model, data, optimizer)
-    return replace(base, epochs=max(1, base.epochs // 4), lr=base.lr / 2)
-
-
-def usual_recipe(model: str, data: str, task: str = "train", optimizer: str = "muon") -> Recipe:
-    """What is done if nothing is varied; a probe has no epochs, and no rate."""
-    if task == "probe":
-        return Recipe(epochs=0)
-    return (recipe_for if task == "train" else tuning_recipe_for)(model, data, optimizer)
 
 
 def data_label(data: str) -> str:
@@ -157,7 +152,7 @@ class Run:
     @property
     def fixed(self) -> Recipe:
         """What the recipe would be if nothing were varied but seed, fraction and optimiser."""
-        base = usual_recipe(self.model, self.data, self.task, self.recipe.optimizer)
+        base = recipe_for(self.model, self.data, self.recipe.optimizer, self.task)
         return replace(base, seed=self.recipe.seed, fraction=self.recipe.fraction)
 
     @property
@@ -279,7 +274,7 @@ def plan(
     """
     runs = []
     for model in models:
-        base, chosen = usual_recipe(model, data, task, optimizer), tuple(seeds or seeds_of(model))
+        base, chosen = recipe_for(model, data, optimizer, task), tuple(seeds or seeds_of(model))
         for fraction in fractions or (fractions_of(model) if task == "train" and not sweep else (1.0,)):
             lengths = epochs or (lengths_of(model, data, fraction) if task == "train" else (base.epochs,))
             for seed, length in product(chosen[:1] if sweep else chosen, lengths):

@@ -8,7 +8,7 @@ was killed replays its epochs exactly. An epoch always has as many images as one
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data import Batch, DataInfo
+from ..data.augmenting import labelled_source
 from ..data.crops import (
     CROP,
     CROPS_PER_BLOCK,
@@ -32,12 +33,9 @@ from ..data.crops import (
 )  # fmt: skip
 from ..data.info import chance_level
 from ..data.loading import SMALL, as_pair, balanced_order, preprocessing, source_info
-from ..data.sources import StreamSource, find_source
 from ..errors import DataError
 
 PAD = 4  # pixels on every side before the random crop (He et al., 2016, section 4.2)
-#: Images above so many bytes in all are refused: they belong on disk.
-MAX_BYTES = 16 * 2**30
 
 
 def as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -76,7 +74,7 @@ class ResidentImages:
     ----------
     pixels : (N, 3, H, W) in 0..255, all training images at the size of the model.
     labels : (N,).
-    mean, std : of the normalisation, three numbers each.
+    normalise : makes of bytes what the model wants.
     fraction, seed, device : as for ``ResidentCrops``.
     """
 
@@ -84,15 +82,15 @@ class ResidentImages:
     unit = "image"
 
     def __init__(
-        self, pixels: Tensor, labels: np.ndarray, info: DataInfo, *, mean: Sequence[float], std: Sequence[float],
+        self, pixels: Tensor, labels: np.ndarray, info: DataInfo, *, normalise: Callable[[Tensor], Tensor],
         fraction: float = 1.0, seed: int = 0, device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
         self.seed, self.device, self.info, self._length = seed, torch.device(device), info, len(labels)
+        self._normalise = normalise
         chosen = choose_fraction(labels, fraction, seed)
         self.different = len(chosen)
         self._pixels = F.pad(pixels[chosen], (PAD, PAD, PAD, PAD)).to(self.device)
         self._labels = torch.from_numpy(labels[chosen]).to(self.device)
-        self._mean, self._std = (torch.tensor(v, device=self.device)[:, None, None] for v in (mean, std))
         self.set_epoch(0)
 
     def __len__(self) -> int:
@@ -108,8 +106,7 @@ class ResidentImages:
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) and labels (B,)."""
         image, top, left, flip = self._draws[torch.as_tensor(indices).to(self.device)].unbind(1)
-        crops = _crop(self._pixels, image, top, left, flip.bool())
-        return (crops.float() / 255 - self._mean) / self._std, self._labels[image]
+        return self._normalise(_crop(self._pixels, image, top, left, flip.bool())), self._labels[image]
 
 
 def _crop(pixels: Tensor, image: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
@@ -149,15 +146,8 @@ def _decoded(data: str, split: str, size: tuple[int, int]) -> tuple[Tensor, np.n
 
     if min(size) >= SMALL:
         raise DataError(f"img_size={size}: whole data sets are held in memory below {SMALL} pixels only")
-    source = find_source(data, split=split, strict=True)
-    if isinstance(source, StreamSource):
-        raise DataError(f"{data!r} can only be read in its own order; training here needs images by number")
+    source = labelled_source(data, split)
     labels = np.asarray(source.labels)
-    if (labels < 0).any():
-        raise DataError(f"{data!r} has no class labels to train on; photo_crops has, and so do class folders")
-    if (total := len(labels) * 3 * size[0] * size[1]) > MAX_BYTES:
-        size_said = f"{total / 2**30:.0f} GiB in memory"
-        raise DataError(f"{data!r} at {size} takes {size_said}, more than a study holds")
     fitted = create_transform(**preprocessing(img_size=size), normalize=False)  # (3, H, W), 0..255
     pixels = torch.empty((len(labels), 3, *size), dtype=torch.uint8)
     for number in range(len(labels)):
@@ -165,9 +155,13 @@ def _decoded(data: str, split: str, size: tuple[int, int]) -> tuple[Tensor, np.n
     return pixels, labels, source
 
 
-def _normalisation(model: torch.nn.Module | None, size: tuple[int, int]) -> dict[str, Any]:
+def _normaliser(
+    model: torch.nn.Module | None, size: tuple[int, int], device: Any
+) -> Callable[[Tensor], Tensor]:
+    """What makes images (..., 3, H, W) as a model wants them of bytes on ``device``."""
     config = preprocessing(model, size)
-    return {"mean": config["mean"], "std": config["std"]}
+    mean, std = (torch.tensor(config[key], device=device)[:, None, None] for key in ("mean", "std"))
+    return lambda pixels: (pixels.float() / 255 - mean) / std
 
 
 def resident_train(
@@ -182,7 +176,7 @@ def resident_train(
 ) -> ResidentCrops | ResidentImages:
     """Training images on ``device``; arguments as for ``train_data``, which it stands in for.
 
-    Raises ``DataError`` for data without labels, without split folders, or too large to hold.
+    Raises ``DataError`` for data without labels, without split folders, or of 64 pixels and more.
     """
     size = as_pair(img_size)
     if str(data) == "photo_crops":
@@ -192,7 +186,7 @@ def resident_train(
     pixels, labels, source = _decoded(str(data), split, size)
     info = source_info(source, split, np.arange(len(labels)))
     chosen: dict[str, Any] = {"fraction": fraction, "seed": seed, "device": device}
-    return ResidentImages(pixels, labels, info, **_normalisation(model, size), **chosen)
+    return ResidentImages(pixels, labels, info, normalise=_normaliser(model, size, device), **chosen)
 
 
 def _fixed_crops(split: str, kept: np.ndarray, device: str | torch.device) -> ResidentLoader:
@@ -234,9 +228,7 @@ def resident_loader(
     if crops:
         return _fixed_crops(split, kept, device)
     pixels, labels, source = _decoded(str(data), split, size)
-    norm = _normalisation(model, size)
-    mean, std = (torch.tensor(norm[key])[:, None, None] for key in ("mean", "std"))
-    images = ((pixels[kept].float() / 255 - mean) / std).to(device)
+    images = _normaliser(model, size, device)(pixels[kept].to(device))
     info = source_info(source, split, kept)
     return ResidentLoader(images, torch.from_numpy(labels[kept]), info, np.arange(len(kept)))
 

@@ -8,6 +8,7 @@ goes on from its last checkpoint when the same command is given again.
 from __future__ import annotations
 
 import argparse
+import math
 import signal
 import subprocess
 import sys
@@ -143,71 +144,28 @@ def devices_of(text: str) -> list[str]:
 # ------------------------------------------------------------------------------------------ what it costs
 
 
-def images_of(task: Run, sizes: dict[str, int], shorter: int = 0) -> float:
-    """Training images that a run goes through; evaluation counts a third, having no backward pass.
+def costs(runs: Sequence[Run], folder: Path, device: str) -> dict[str, tuple[float, float]]:
+    """Name of a run -> the images that it goes through, and how many a second its model took in the rows of the table.
 
-    A run that goes on from one of ``shorter`` epochs leaves out what that one did before it began to decay.
+    Evaluation counts a third, having no backward pass. A run that goes on from a shorter one of the plan leaves out
+    what that one did before it began to decay. The speed of a model without a row is NaN.
     """
-    epochs = task.recipe.epochs - (1 - task.recipe.decay) * shorter
-    return sizes["train"] * epochs + (min(sizes["train"], 10_000) + sizes["test"]) / 3
-
-
-def sizes_of(data: str) -> dict[str, int]:
-    """Images of an epoch and of the test, without decoding any."""
     from ..data import train_data
-
-    if data == "photo_crops":
-        return {split: len(train_data(data, split=split)) for split in ("train", "test")}
-    from ..data.sources import find_source
-
-    splits = ("train", "test")
-    found: dict[str, Any] = {split: find_source(data, split=split, strict=True) for split in splits}
-    return {split: len(source.labels) for split, source in found.items()}
-
-
-def measured_speeds(folder: Path, precision: str) -> dict[str, float]:
-    """Images per second of each model in the rows of the table, by precision, which tells CPU from GPU."""
+    from .precision import usual
     from .table import read_runs
 
     rows = read_runs(folder)
-    rows = rows[rows["precision"].str.startswith(precision) & rows["images_per_second"].notna()]
-    return {str(model): float(group.median()) for model, group in rows.groupby("model")["images_per_second"]}
-
-
-def calibrate(model: str, batch_size: int, device: str, seconds: float = 2.0) -> float:
-    """Images per second of a few training steps on noise, not compiled."""
-    import timm
-    import torch
-
-    from .. import models  # noqa: F401 - registers the names
-
-    net: Any = timm.create_model(model).train().to(device)
-    size = net.default_cfg["input_size"][-1]
-    x = torch.randn(min(batch_size, 64), 3, size, size, device=device)
-    done, begun = 0, time.perf_counter()
-    while (spent := time.perf_counter() - begun) < seconds:
-        with torch.autocast("cuda", torch.bfloat16, enabled=device.startswith("cuda")):
-            net(x).square().mean().backward()
-        if device.startswith("cuda"):
-            torch.cuda.synchronize(device)
-        done += len(x)
-    return done / spent
-
-
-def costs(runs: Sequence[Run], folder: Path, device: str) -> dict[str, tuple[float, str]]:
-    """Name of a run -> seconds, and where the speed comes from."""
-    from .precision import usual
-
-    known = measured_speeds(folder, usual(device.startswith("cuda")))
-    speeds = {model: (speed, "rows of the table") for model, speed in known.items()}
-    sizes, found = sizes_of(runs[0].data) if runs else {}, {}
+    rows = rows[rows["precision"].str.startswith(usual(device.startswith("cuda")))]
+    speeds = rows.groupby("model")["images_per_second"].median()
+    sizes = {split: len(train_data(runs[0].data, split=split)) for split in ("train", "test")}
+    evaluated = (min(sizes["train"], 10_000) + sizes["test"]) / 3
+    found = {}
     for one in runs:
-        if one.model not in speeds:
-            speeds[one.model] = calibrate(one.model, one.recipe.batch_size, device), "two seconds of steps"
-        speed, why = speeds[one.model]
-        lengths = [r.recipe.epochs for r in runs if r.task == "train" and _at(r, 0) == _at(one, 0)]
-        shorter = max((epochs for epochs in lengths if epochs < one.recipe.epochs), default=0)
-        found[one.name] = images_of(one, sizes, shorter) / speed, f"{speed:.0f} images/s by {why}"
+        recipe = one.recipe
+        lengths = [run.recipe.epochs for run in runs if run.task == "train" and _at(run, 0) == _at(one, 0)]
+        shorter = max((epochs for epochs in lengths if epochs < recipe.epochs), default=0)
+        trained = sizes["train"] * (recipe.epochs - (1 - recipe.decay) * shorter)
+        found[one.name] = trained + evaluated, float(speeds.get(one.model, math.nan))
     return found
 
 
@@ -228,14 +186,20 @@ def clock(seconds: float) -> str:
 
 
 def _dry_run(todo: Sequence[Run], done: int, folder: Path, places: Sequence[str]) -> None:
-    found = costs(todo, folder, places[0])
-    for one in todo:
-        seconds, why = found[one.name]
-        print(f"{one.name}  about {clock(seconds)} ({why})")
-    total = sum(seconds for seconds, _ in found.values())
+    found = costs(todo, folder, places[0]) if todo else {}
+    known = {name: images / speed for name, (images, speed) in found.items() if not math.isnan(speed)}
+    for name, (_, speed) in found.items():
+        told = (
+            f"about {clock(known[name])} ({speed:.0f} images/s by rows of the table)"
+            if name in known
+            else "?"
+        )
+        print(f"{name}  {told}")
+    total, blank = sum(known.values()), len(todo) - len(known)
+    without = f"; {blank} of models without a row in the table are not in it" if blank else ""
     print(
         f"{len(todo)} runs to do, {done} done; about {clock(total)} of one process, "
-        f"{clock(total / len(places))} with {len(places)} at a time if they do not slow each other down"
+        f"{clock(total / len(places))} with {len(places)} at a time if they do not slow each other down{without}"
     )
 
 

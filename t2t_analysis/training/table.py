@@ -56,14 +56,3 @@ def add_row(row: Mapping[str, Any], curve: Iterable[Mapping[str, Any]], folder: 
     points = [{"run": row["run"]} | dict(point) for point in curve]
     tables.add(Path(folder) / CURVES, "curves", points, lambda rows: rows[["run"]])
     tables.add(Path(folder) / RUNS, "runs", [row], lambda rows: rows[["run"]])
-
-
-def markdown() -> str:
-    """Both tables' columns as Markdown, for the README beside them."""
-    parts = []
-    for name in (RUNS, CURVES):
-        lines = [f"## {name}", "", "| column | type | meaning |", "| --- | --- | --- |"]
-        about = tables.columns(Path(name).stem)
-        lines += [f"| {column} | {dtype} | {text} |" for column, (dtype, text) in about.items()]
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"

@@ -17,7 +17,7 @@ from torch import nn
 from .._progress import progress
 from ..errors import DataError
 from ..models import load_model
-from .accuracy import Scores
+from .accuracy import Scores, scored
 from .design import WEIGHTS, Run, data_label
 
 #: Inverse strength of the probe's L2 penalty on standardised features (scikit-learn's C), the same for all models.
@@ -70,15 +70,6 @@ def features(model: Any, loader: Any, device: str = "cpu") -> tuple[np.ndarray, 
     return np.concatenate(found), np.concatenate(labels)
 
 
-def _scores(chances: np.ndarray, labels: np.ndarray, cluster: np.ndarray) -> Scores:
-    """From probabilities (n, K)."""
-    best = np.argsort(-chances, axis=1)[:, :5]
-    hits = best == labels[:, None]
-    own = chances[np.arange(len(labels)), labels]
-    loss = -np.log(np.maximum(own, np.finfo(float).tiny))
-    return Scores(hits[:, 0], hits.any(1), chances.max(1), loss, cluster)
-
-
 def linear_probe(model: nn.Module, train: Any, test: Any, device: str = "cpu") -> tuple[Scores, Scores]:
     """Multinomial logistic regression on standardised features of the frozen model (Alain & Bengio, 2017).
 
@@ -101,5 +92,9 @@ def linear_probe(model: nn.Module, train: Any, test: Any, device: str = "cpu") -
     probe = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=2000)).fit(x, y)
     x_test, y_test = features(model, test, device)
     cluster = np.asarray(getattr(test.dataset, "clusters", np.arange(len(y_test))))
-    tested = _scores(probe.predict_proba(x_test), y_test, cluster)
-    return tested, _scores(probe.predict_proba(x), y, np.arange(len(y)))
+
+    def scores(x: np.ndarray, y: np.ndarray, cluster: np.ndarray) -> Scores:
+        chances = torch.from_numpy(probe.predict_proba(x)).clamp_min(np.finfo(float).tiny)
+        return Scores(*scored(chances.log(), torch.from_numpy(y)), cluster)
+
+    return scores(x_test, y_test, cluster), scores(x, y, np.arange(len(y)))
