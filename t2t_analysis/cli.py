@@ -10,6 +10,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from ._files import csv_rows
 from .errors import ParameterError, T2TError, UnknownNameError
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -20,7 +21,7 @@ class Command(NamedTuple):
 
     module: str
     words: str
-    examples: tuple[str, ...] = ()
+    examples: tuple[str, ...]
 
     @property
     def exists(self) -> bool:
@@ -28,29 +29,11 @@ class Command(NamedTuple):
         return (_PACKAGE / self.module.replace(".", "/")).with_suffix(".py").is_file()
 
 
+#: name of a command -> what it is; a line each in ``commands.csv``, with an example a line
 COMMANDS = {
-    "report": Command("reports.cli", "run notebooks and write their reports", (
-        "", "head_redundancy cost --jobs 2", "--models t2t_vit_14 --data photos -p n_images 8",
-    )),
-    "look": Command("commands.look", "one photograph in one model: a summary, and a page with pictures", (
-        "photo.jpg --open", "photo.jpg --model t2t_vit_14 --weights 81.5_T2T_ViT_14.pth.tar",
-    )),
-    "models": Command("commands.models", "list the models and where their weights come from", ("", "'t2t_vit_1*'")),
-    "train": Command("training.cli", "train a model", (
-        "--model small_hard_deep --epochs 3", "--model small_hard_wide --data torch/cifar10 --out runs/wide",
-    )),
-    "evaluate": Command("training.evaluate", "measure the accuracy of a model on a data set", (
-        "--model small_performer_deep", "--model t2t_vit_14 --data imagenet/val --n-images 1000 --out top1.csv",
-    )),
-    "study": Command("commands.study", "train and compare the matched small models over seeds", ("", "--measure")),
-    "evidence": Command("commands.evidence", "measure real weights for the verdicts, into a table that is kept", (
-        "--models t2t_vit_14,deit_small_patch16_224 --data imagenet/val --n-images 500",
-    )),
-    "bench": Command("commands.bench", "run the benchmarks of a checkout", ("--list", "soft_split")),
-    "completion": Command("commands.completion", "print what a shell needs to complete commands, options and models", (
-        "bash > ~/.local/share/bash-completion/completions/t2t-analysis", "zsh",
-    )),
-}  # fmt: skip
+    row["command"]: Command(row["module"], row["words"], tuple(row["examples"].split("\n")))
+    for row in csv_rows(_PACKAGE / "commands.csv")
+}
 #: what several commands say of one option
 LABELLED = "photo_crops, a tree of class folders, a .tar, or a set as torch/cifar10"
 WEIGHTS = "auto, bundled, published, random, or a file"

@@ -1,14 +1,14 @@
 """What every number of the suite is called and how it is written: words, axis, unit, digits, smallest effect, claim.
 
-One line a quantity in ``quantities.csv``. What is derived from it by a rule, such as a difference between two models or
-a change over depth, is resolved from its name: ``quantity("cosine_centred_last_minus_first_difference")``. Nothing else
-formats a value.
+One line a quantity in ``quantities.csv``. What is derived from it by a rule of ``endings.csv``, such as a difference
+between two models or a change over depth, is resolved from its name:
+``quantity("cosine_centred_last_minus_first_difference")``. Nothing else formats a value.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -151,150 +151,75 @@ def _text(value: float, digits: int) -> str:
 
 # ------------------------------------------------------------------------------------------ the registry
 
+
+def _table(name: str) -> list[dict[str, str]]:
+    return csv_rows(Path(__file__).with_name(f"{name}.csv"))
+
+
 #: Smallest effect of interest by what is measured; fixed before any number was seen.
-SMALLEST = {
-    "edge_r2": 0.02,  # coefficient of determination of an edge map
-    "channel_share": 0.01,  # of the channels
-    "similarity": 0.05,  # of two heads, two layers; of an effective rank relative to its Gaussian null
-    "rank_correlation": 0.1,  # Spearman
-    "gradient_share": 0.05,  # of the squared gradient
-    "accuracy": 0.005,  # half a point of top-1
-    "backbone_accuracy": 0.01,  # one point
-    "convolution_accuracy": 0.003,  # the paper speaks of 0.7 points, so finer than the others
-    "cost": 0.01,  # of the printed number
-    "threshold": 0.0,  # the reference is itself the bound: on which side of it does the value lie
-}
-
-
-def _number(text: str) -> float | None:
-    return float(text) if text else None
-
-
-#: what the column ``kind`` of ``quantities.csv`` says of a quantity's values, a line each in ``kinds.csv``
-KINDS: dict[str, dict[str, Any]] = {
-    row["kind"]: {
-        "unit": row["unit"], "digits": int(row["digits"]), "scale": float(row["scale"]),
-        "bounds": (_number(row["low"]), _number(row["high"])),
-    }
-    for row in csv_rows(Path(__file__).with_name("kinds.csv"))
-}  # fmt: skip
-
-
-def _read() -> dict[str, Quantity]:
-    """Quantities by name: ``quantities.csv`` has one a line, with a key each of ``KINDS`` and ``SMALLEST``."""
-    found = {}
-    for row in csv_rows(Path(__file__).with_suffix(".csv")):
-        about = dict(KINDS[row["kind"]]) | ({"digits": int(row["digits"])} if row["digits"] else {})
-        about["smallest"] = SMALLEST[row["smallest"]] if row["smallest"] else None
-        about["claimed"] = int(row["claimed"]) if row["claimed"] else None
-        found[row["name"]] = Quantity(row["name"], row["words"], row["axis"], **about)
-    return found
-
-
-QUANTITIES = _read()
-
+SMALLEST = {row["name"]: float(row["value"]) for row in _table("smallest")}
 #: what an endpoint of the ledger is called -> what it measures
-ENDPOINTS = {
-    "head_cosine_change": "cosine_centred_last_minus_first",
-    "head_cka_change": "head_output_cka_last_minus_first",
-    "edge_own": "edge_r2_own",
-    "edge_neighbour": "edge_r2_neighbour",
-    "edge_own_rectified": "edge_r2_own",
-    "flat_by_shortcut": "flat_area_made_by_shortcut",
-    "rank_pooled": "effective_rank_over_null",
-    "rank_tokens": "effective_rank_over_null",
-    "similar_is_redundant": "similarity_effect_spearman_within_layers",
-    "late_cosine": "cosine_centred",
-    "late_cka": "head_output_cka",
-    "late_cosine_without_sinks": "cosine_centred",
-    "late_cosine_by_sinks": "sink_likeness",
-    "late_sink_writes": "sink_value_ratio",
-    "edges_over_pixels": "edge_r2_own_over_reference",
-    "boundaries_over_pixels": "boundary_precision_over_reference",
-}
+ENDPOINTS = {row["endpoint"]: row["quantity"] for row in _table("endpoints")}
+
+
+def _kind(row: Mapping[str, str]) -> dict[str, Any]:
+    low, high = (float(row[end]) if row[end] else None for end in ("low", "high"))
+    numbers = {"digits": int(row["digits"]), "scale": float(row["scale"])}
+    return {"unit": row["unit"], "bounds": (low, high)} | numbers
+
+
+def _judged(row: Mapping[str, str]) -> dict[str, Any]:
+    """What the columns ``smallest``, a key of ``SMALLEST``, and ``claimed`` say."""
+    smallest = SMALLEST[row["smallest"]] if row["smallest"] else None
+    return {"smallest": smallest, "claimed": int(row["claimed"]) if row["claimed"] else None}
+
+
+#: what the column ``kind`` of ``quantities.csv`` says of a quantity's values
+KINDS = {row["kind"]: _kind(row) for row in _table("kinds")}
+
+
+def _read(row: Mapping[str, str]) -> Quantity:
+    about = KINDS[row["kind"]] | _judged(row) | ({"digits": int(row["digits"])} if row["digits"] else {})
+    return Quantity(row["name"], row["words"], row["axis"], **about)
+
+
+QUANTITIES = {row["name"]: _read(row) for row in _table("quantities")}
 
 # ------------------------------------------------------------------------------------------ what follows by a rule
 
-
-def _said(template: str, **about: Any) -> Callable[[Quantity], Quantity]:
-    """The same quantity under other words, with what changes in it."""
-
-    def derived(base: Quantity) -> Quantity:
-        axis = base.axis and template.format(base.axis)
-        return replace(base, words=template.format(base.words), axis=axis, **about)
-
-    return derived
+#: what a name ends in, or what stands before its colon -> what that makes of the quantity that the rest of it names
+_RULES = {row["ending"]: row for row in _table("endings")}
 
 
-def _changed(template: str) -> Callable[[Quantity], Quantity]:
-    """A difference of two values: percent become points, and there are no ends."""
-
-    def derived(base: Quantity) -> Quantity:
-        unit = "points" if base.unit == "%" else base.unit
-        return replace(_said(template)(base), unit=unit, bounds=(None, None))
-
-    return derived
-
-
-_PLAIN: dict[str, Any] = {"unit": "", "digits": 3, "scale": 1.0, "smallest": None, "claimed": None}
-_UNCLAIMED: dict[str, Any] = {"smallest": None, "claimed": None}
-#: ending of a name -> what it makes of the quantity before it; the longest that fits
-_ENDINGS: dict[str, Callable[[Quantity], Quantity]] = {
-    "_difference": _changed("{}, difference"),
-    "_last_minus_first": _changed("{}, change from first to last third of layers"),
-    "_trained": _changed("{}, more than in the untrained control"),
-    "_over_reference": _changed("{}, more than in the reference"),
-    "_made_by_shortcut": _changed("{}, made by the short cut"),
-    "_shortcut": _said("{}, by the short cut", **_UNCLAIMED),
-    "_real": _said("{}, by the real pass", **_UNCLAIMED),
-    "_in_every_image": _said("{}, in every image", **_UNCLAIMED),
-    "_over_null": _said("{} over that of Gaussian noise", **_PLAIN | {"smallest": SMALLEST["similarity"], "claimed": 1},
-                        bounds=(0.0, None)),
-    "_neighbours": _said("{}, neighbouring layers"),
-    "_mean": _said("{}, mean over the map"),
-    "_centred": _said("{}, centred"),
-    "_abs": _said("{}, sizes only"),
-    "_within_layers": _said("{}, within layers"),
-    "_partial": _said("{}, at equal importance"),
-    "_split_half": _said("{}, agreement of two halves of the images", **_PLAIN, bounds=(-1.0, 1.0)),
-    "_p_holm": _said("{}, corrected p", **_PLAIN, bounds=(0.0, 1.0)),
-    "_deep": _said("{}, deep backbone"),
-    "_wide": _said("{}, wide backbone"),
-    "_hard": _said("{}, hard split"),
-    "_performer": _said("{}, soft split"),
-    "_adamw": _said("{}, under AdamW"),
-    "_log_odds": _said("{}, log-odds", **_PLAIN),
-    "_growth_per_doubling": _said("{}, growth per doubling of the training"),
-    "_at_epochs": _said("{}, at equal epochs"),
-    "_at_macs": _said("{}, at equal multiply-accumulates"),
-    "_at_time": _said("{}, at equal time"),
-    "_published": _said("{}, as published"),
-    "_at_fraction": _said("{}, at a share of the training images"),
-}  # fmt: skip
-#: words before a colon that say of which runs or sides a number is
-_STARTS = {
-    "mean": "all cells", "hard": "hard split", "performer": "soft split",
-    "transfer_probe": "linear probe on another data set", "transfer_finetune": "fine-tuned on another data set",
-}  # fmt: skip
+def _derived(rule: Mapping[str, str], base: Quantity) -> Quantity:
+    """``base`` in the words of a rule; it may become a difference, a number without a claim, or one of ``KINDS``."""
+    changes: dict[str, Any] = {name: rule["words"].format(getattr(base, name)) for name in ("words", "axis")}
+    if not base.axis:
+        changes["axis"] = ""
+    if rule["becomes"] == "difference":  # percent become points, and there are no ends
+        changes |= {"unit": "points" if base.unit == "%" else base.unit, "bounds": (None, None)}
+    elif rule["becomes"]:
+        changes |= KINDS.get(rule["becomes"], {}) | _judged(rule)
+    return replace(base, **changes)
 
 
 def _resolved(name: str) -> Quantity | None:
-    if name in QUANTITIES:
-        return QUANTITIES[name]
-    if name in ENDPOINTS:
-        return _resolved(ENDPOINTS[name])
+    if name in QUANTITIES or name in ENDPOINTS:
+        return QUANTITIES[name] if name in QUANTITIES else _resolved(ENDPOINTS[name])
     start, colon, rest = name.partition(":")
     if colon:
         if rest in ("model", "baseline"):
             return _resolved(start)
-        before, base = _STARTS.get(start) or getattr(_resolved(start), "words", None), _resolved(rest)
-        if before is None or base is None:
-            return None
-        return _said(f"{{}}, {before}")(base) if start in _STARTS else _changed(f"{{}}, {before}")(base)
-    for ending in sorted(_ENDINGS, key=len, reverse=True):
+        before, base = _resolved(start), _resolved(rest)
+        rule = _RULES.get(f"{start}:") or {
+            "words": f"{{}}, {before and before.words}",
+            "becomes": "difference",
+        }
+        return _derived(rule, base) if base and (before or f"{start}:" in _RULES) else None
+    for ending in sorted(_RULES, key=len, reverse=True):
         base = _resolved(name.removesuffix(ending)) if name.endswith(ending) else None
         if base is not None:
-            return _ENDINGS[ending](base)
+            return _derived(_RULES[ending], base)
     return None
 
 
