@@ -42,7 +42,8 @@ class Outputs:
         from IPython.display import display
 
         picture = figure.renamed(called)._repr_mimebundle_()
-        shown = {"figure": picture, "table": table_data(for_page(table), _CAPTION)}
+        narrow = table.rename(columns={name: "null" for name in table if str(name).endswith(": null")})
+        shown = {"figure": picture, "table": table_data(narrow, _CAPTION)}
         for role, data in shown.items():
             about = {"raw": True, "metadata": {METADATA: {"role": role}}}
             if role in self._handles:
@@ -50,13 +51,6 @@ class Outputs:
             else:
                 self._handles[role] = display(data, display_id=True, **about)
         figure.close()
-
-
-def for_page(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a readable table with fewer and shorter columns: units beside the words, nulls headed by that word."""
-    units = [f" ({unit})" if unit != "none" else "" for unit in table["unit"]]
-    narrow = {name: "null" for name in table if str(name).endswith(": null")}
-    return table.assign(what=table["what"] + units).drop(columns="unit").rename(columns=narrow)
 
 
 class Controls:

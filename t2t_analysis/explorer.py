@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ import pandas as pd
 from torch import Tensor, nn
 
 from ._names import is_small
+from ._progress import in_kernel
 from ._show import RESULTS_VARIABLE
 from .errors import DataError, T2TError, UnknownNameError
+from .quantities import quantity
 from .results import Result, tidy
-from .scene import CLASS, NUMBERS, Look, Scene, Subject
+from .scene import CLASS, Look, Scene, Subject
 
 if TYPE_CHECKING:
     from .plots.base import Figure
@@ -78,7 +81,7 @@ class Exploration:
     >>> model = timm.create_model("vit_tiny_patch16_224", img_size=64, depth=2).eval()
     >>> exploration = Exploration([Subject(model, torch.rand(1, 3, 64, 64))])
     >>> exploration.select(layer=1, head=2, token=(0, 3)).table().columns.tolist()
-    ['what', 'vit_tiny_patch16_224', 'vit_tiny_patch16_224: null', 'unit', 'null is']
+    ['what', 'vit_tiny_patch16_224', 'vit_tiny_patch16_224: null', 'null is']
     """
 
     def __init__(
@@ -194,7 +197,7 @@ class Exploration:
 
     def frame(self) -> pd.DataFrame:
         """Return the numbers with the columns of a result."""
-        return tidy([row for scene in self.scenes() for row in scene.rows])
+        return self.result().frame
 
     def picture(self) -> tuple[Figure, pd.DataFrame]:
         """Figure, a row for each model, and readable table."""
@@ -202,7 +205,7 @@ class Exploration:
 
         scenes = self.scenes()
         frame = tidy([row for scene in scenes for row in scene.rows])
-        return scene_figure(scenes, frame, self.names[self.selection.image]), readable(frame)
+        return scene_figure(scenes, frame, self.names[self.selection.image]), beside(frame)
 
     def figure(self) -> Figure:
         """Image, attention, feature map and receptive field, a row for each model."""
@@ -210,7 +213,7 @@ class Exploration:
 
     def table(self) -> pd.DataFrame:
         """Return the numbers for people: each beside what it would be if there were nothing to see."""
-        return readable(self.frame())
+        return beside(self.frame())
 
     def sentences(self) -> list[str]:
         """Say in a sentence for each model what there is to see."""
@@ -221,7 +224,8 @@ class Exploration:
     def result(self) -> Result:
         """Return the numbers of the current selection as a result that can be saved."""
         meta = {"images": list(self.names), "selection": asdict(self.selection)}
-        return Result("explore", self.frame(), meta, ("one image: a description without intervals",))
+        rows = [row for scene in self.scenes() for row in scene.rows]
+        return Result("explore", tidy(rows), meta, ("one image: a description without intervals",))
 
     def _ipython_display_(self) -> None:
         from ._controls import show_exploration
@@ -239,29 +243,27 @@ def _token(token: tuple[int, int] | str | None) -> dict[str, Any]:
     return {"query": "patch", "row": token[0], "column": token[1]}
 
 
-def readable(frame: pd.DataFrame) -> pd.DataFrame:
+def beside(frame: pd.DataFrame) -> pd.DataFrame:
     """Return tidy rows as a table for people: a row for each number, two columns for each model."""
-    keys = zip(frame["quantity"], frame["tokens"] != "patch", strict=True)
-    rows = frame.assign(what=[NUMBERS[key][0] for key in keys])
-    first = rows.drop_duplicates("what").set_index("what")
+    looks = [quantity(name) for name in frame["quantity"]]
+    what = [
+        look.title + ("" if pd.isna(of) else f", {of}")
+        for look, of in zip(looks, frame["variant"], strict=True)
+    ]
+    rows = frame.assign(what=what).set_index("what")
+    for name in ("value", "null"):
+        rows[name] = [look.number(x) for look, x in zip(looks, frame[name], strict=True)]
     parts = {}
-    for name, own in rows.groupby("model", sort=False):
-        found = own.set_index("what")
-        parts[str(name)], parts[f"{name}: null"] = found["value"], found["null"]
-    table = pd.DataFrame(parts, index=[words for words, _ in NUMBERS.values() if words in first.index])
-    return table.assign(unit=first["value_unit"], **{"null is": first["null_kind"]}).reset_index(names="what")
+    for model, own in rows.groupby("model", sort=False):
+        parts |= {str(model): own["value"], f"{model}: null": own["null"]}
+    table = pd.DataFrame(parts, index=list(dict.fromkeys(what)))
+    kinds = rows["null_kind"][~rows.index.duplicated()]
+    return table.assign(**{"null is": kinds}).reset_index(names="what")
 
 
 def runs_widgets() -> bool:
     """Whether controls can run here: a notebook's kernel, ipywidgets installed, and no report being made."""
-    from importlib.util import find_spec
-
-    try:
-        from IPython import get_ipython
-    except ImportError:
-        return False
-    in_kernel = getattr(get_ipython(), "kernel", None) is not None
-    return in_kernel and find_spec("ipywidgets") is not None and RESULTS_VARIABLE not in os.environ
+    return in_kernel() and find_spec("ipywidgets") is not None and RESULTS_VARIABLE not in os.environ
 
 
 # -------------------------------------------------------------------------------------------- from models and images
@@ -317,7 +319,8 @@ def explore(
     given = model.items() if isinstance(model, Mapping) else ((None, one) for one in (model, baseline))
     named = [(label, _loaded(one)) for label, one in given if one is not None or one is model]
     models = [one for _, one in named]
-    source = _default_images(models[0]) if image is None else image
+    known = str((getattr(models[0], "pretrained_cfg", None) or {}).get("architecture", ""))
+    source = ("photo_crops" if is_small(known) else "photos") if image is None else image
     chosen = [_images(source, one, n_images, seed) for one in models]
     subjects = [Subject(one, pixels, label) for (label, one), (pixels, _) in zip(named, chosen, strict=True)]
     if len(subjects) == 2 and subjects[0].label == subjects[1].label:
@@ -334,12 +337,6 @@ def _loaded(model: nn.Module | str) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise T2TError(f"model of type {type(model).__name__}: expected a model, or a name for load_model")
     return model
-
-
-def _default_images(model: nn.Module) -> str:
-    """Embedded images that fit: crops for the small models, photographs for the others."""
-    name = str((getattr(model, "pretrained_cfg", None) or {}).get("architecture", ""))
-    return "photo_crops" if is_small(name) else "photos"
 
 
 def _images(source: Any, model: nn.Module, n_images: int, seed: int) -> tuple[Tensor, tuple[str, ...]]:

@@ -130,8 +130,8 @@ def p_words(p: Any) -> str:
 def _digits(digits: int, *values: float) -> int:
     """``digits``, or as many as the largest value needs, and one more where a value that is not 0 would read so."""
     largest = max(abs(x) for x in values)
-    if 0 < largest < 0.5 * 10**-digits:
-        digits = min(9, math.ceil(-math.log10(largest)))
+    if 1e-9 <= largest < 0.5 * 10**-digits:  # what is smaller still is as good as 0
+        digits = math.ceil(-math.log10(largest))
     return enough_digits(digits, *values)
 
 

@@ -25,28 +25,16 @@ from .measures.head_maps import entropy, head_cosine, renormalised
 from .measures.receptive import distance_to_cell, energy_radius, pixel_energy, rings
 from .measures.view import View, evaluating, layer_of
 
-__all__ = ["CLASS", "NUMBERS", "Look", "Scene", "Subject"]
+__all__ = ["CLASS", "Look", "Scene", "Subject"]
 
 #: the query that is no patch
 CLASS = "class"
-#: quantity, and whether it is of the token or of the whole head or channel -> words of the table, unit
-NUMBERS = {
-    ("attention_entropy", True): ("entropy of attention, this token", "nats"),
-    ("attention_entropy", False): ("entropy of attention, whole head", "nats"),
-    ("attention_distance", True): ("attention distance, this token", "fraction of image side"),
-    ("attention_distance", False): ("attention distance, whole head", "fraction of image side"),
-    ("prefix_mass", True): ("attention on prefix tokens, this token", "fraction"),
-    ("cosine_centred", False): ("centred cosine to the most similar head", "none"),
-    ("channel_peak", False): ("largest value of the channel", "multiples of the layer's level"),
-    ("channel_spread", False): ("spread of the channel", "multiples of the layer's level"),
-    ("gradient_outside", True): ("input gradient outside the token's own cell", "fraction"),
-    ("erf_radius_50", True): ("radius with 50 % of the token's input gradient", "pixels"),
-    ("erf_radius_95", True): ("radius with 95 % of the token's input gradient", "pixels"),
-}
 #: thresholds of the words for a channel, multiples of the layer's level; `InvalidChannels` has whole curves
 ZERO, TOO_LARGE = 1e-2, 100.0
 #: images whose pass is kept: the one looked at, and the one that the null of the similarity is taken from
 _KEPT = 2
+#: unit of a distance
+_SIDE = "fraction of image side"
 #: random directions of the input gradient; each costs a backward pass
 _DIRECTIONS = 4
 #: one number without its place: quantity, tokens, value, null ... with the columns of a result
@@ -278,7 +266,7 @@ class Subject:
             row = maps[look.head, spot.token, spot.layout.prefix :]
             attention = (row * maps.shape[-1]).unflatten(0, spot.layout.grid)
             numbers = [*_attention(maps[look.head], spot), *self._most_similar(image, maps, look, spot)]
-            rows = [*(number | {"head": look.head} for number in numbers), *rows]
+            rows = [number | {"head": look.head} for number in numbers] + rows
         else:
             missing["attention"] = place.reason or spot.reason
         energy = None if spot.token is None else self.energy(image, look.place, spot.token)
@@ -308,7 +296,8 @@ class Subject:
         best = int(cosines.argmax())
         if not cosines[best].isfinite():
             return
-        row = _row("cosine_centred", cosines[best], "largest over the other heads of the layer", head_b=best)
+        how = "largest over the other heads of the layer"
+        row = _row("cosine_centred", cosines[best], "none", how, variant="most similar head", head_b=best)
         if len(self.images) > 1:
             seen = self.run((image + 1) % len(self.images)).maps[self._at(look.place).pattern]
             other = renormalised(seen[0, best, None].float().cpu(), spot.layout.prefix)
@@ -376,33 +365,33 @@ class _Spot(NamedTuple):
 # ------------------------------------------------------------------------------------------ the numbers
 
 
-def _row(quantity: str, value: Any, estimator: str, tokens: str = "patch", **columns: Any) -> Row:
-    unit = NUMBERS[quantity, tokens != "patch"][1]
+def _row(quantity: str, value: Any, unit: str, estimator: str, **columns: Any) -> Row:
     row = {"quantity": quantity, "value": float(value), "value_unit": unit, "estimator": estimator}
-    return row | {"tokens": tokens} | columns
+    return row | {"tokens": "patch"} | columns
 
 
 def _attention(head_map: Tensor, spot: _Spot) -> Iterator[Row]:
     """Entropy, distance and attention on prefix tokens of one query, then of the whole head; (N, N)."""
-    prefix, uniform = spot.layout.prefix, {"null_kind": "uniform attention"}
+    prefix, side = spot.layout.prefix, math.sqrt(math.prod(spot.size))
     row, patches = head_map[spot.token, prefix:], head_map[prefix:, prefix:]
-    distance = key_distance(spot.layout.grid, spot.pitch) / math.sqrt(math.prod(spot.size))
-    even = math.log(spot.layout.num_patches)
-    own = "this query; patch keys only, renormalised"
-    yield _row("attention_entropy", entropy(row / row.sum()), own, spot.words, null=even, **uniform)
+    distance = key_distance(spot.layout.grid, spot.pitch) / side
+    uniform = {"null_kind": "uniform attention"}
+    even = uniform | {"null": math.log(spot.layout.num_patches)}
+    own = {"variant": "this token", "tokens": spot.words}
+    how = "this query; patch keys only, renormalised"
+    yield _row("attention_entropy", entropy(row / row.sum()), "nats", how, **own, **even)
     if spot.patch is not None:
         mine = distance[spot.number, None]
-        null = float(mine.mean())
-        seen = attention_distance(row[None], mine)
-        yield _row("attention_distance", seen, own, spot.words, null=null, **uniform)
+        null = uniform | {"null": float(mine.mean())}
+        yield _row("attention_distance", attention_distance(row[None], mine), _SIDE, how, **own, **null)
     if prefix:
-        words, null = "attention of this query to all prefix tokens", prefix / head_map.shape[-1]
-        seen = head_map[spot.token, :prefix].sum()
-        yield _row("prefix_mass", seen, words, spot.words, null=null, **uniform)
-    mean = "mean over patch queries"
-    yield _row("attention_entropy", attention_entropy(patches), mean, null=even, **uniform)
-    null = float(distance.mean())
-    yield _row("attention_distance", attention_distance(patches, distance), mean, null=null, **uniform)
+        null = uniform | {"null": prefix / head_map.shape[-1]}
+        mass, how = head_map[spot.token, :prefix].sum(), "attention of this query to all prefix tokens"
+        yield _row("prefix_mass", mass, "fraction", how, **own, **null)
+    whole = {"variant": "whole head", "estimator": "mean over patch queries"}
+    yield _row("attention_entropy", attention_entropy(patches), "nats", **whole, **even)
+    null = uniform | {"null": float(distance.mean())}
+    yield _row("attention_distance", attention_distance(patches, distance), _SIDE, **whole, **null)
 
 
 def channel_state(ratios: Ratios, channel: int) -> str:
@@ -431,7 +420,15 @@ def _channel(maps: Tensor, channel: int, grid: tuple[int, int]) -> tuple[Tensor,
     ):
         low, middle, high = null.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=null.dtype)).tolist()
         columns = {"null": middle, "null_low": low, "null_high": high, "null_kind": MIXED, "head": channel}
-        rows.append(_row(quantity, ratio[channel], f"channel {channel}, {state}", **columns))
+        rows.append(
+            _row(
+                quantity,
+                ratio[channel],
+                "multiples of the layer's level",
+                f"channel {channel}, {state}",
+                **columns,
+            )
+        )
     return feature.unflatten(0, grid).float(), state, rows
 
 
@@ -440,14 +437,14 @@ def _field(energy: Tensor, spot: _Spot) -> Iterator[Row]:
     total = float(energy.sum())
     if spot.cell is None or not (math.isfinite(total) and total > 0):
         return
-    even = {"null_kind": "gradient spread evenly over the image"}
+    even = {"null_kind": "gradient spread evenly over the image", "tokens": spot.words}
     outside = distance_to_cell(spot.size, spot.layout.grid, torch.tensor(spot.number)) > 0
     how, null = "share of squared input gradient outside the own cell", float(outside.double().mean())
-    yield _row("gradient_outside", energy[outside].sum() / total, how, spot.words, null=null, **even)
+    yield _row("gradient_outside", energy[outside].sum() / total, "fraction", how, null=null, **even)
     top, left, height, width = spot.cell
     ring = rings(spot.size, (top + (height - 1) / 2, left + (width - 1) / 2)).flatten()
     profile, flat = torch.bincount(ring, weights=energy.flatten()), torch.bincount(ring).double()
     for share in (0.5, 0.95):
         how = f"radius that holds {share:.0%} of the squared input gradient"
         radius, uniform = (energy_radius(energies, share) for energies in (profile, flat))
-        yield _row(f"erf_radius_{share * 100:.0f}", radius, how, spot.words, null=float(uniform), **even)
+        yield _row(f"erf_radius_{share * 100:.0f}", radius, "pixels", how, null=float(uniform), **even)
