@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from .errors import nearest
+from .errors import UnknownNameError
 
 #: What the label of a model's twin with random weights ends in.
 TWIN = ", random"
@@ -39,7 +39,8 @@ class Label(str):
 _REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 _KINDS = re.compile(r"^(auto|random|(bundled|published)(/\S+)?)$")
 _ENDING = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar))+$")
-_HUB = ("hf-hub:", "hf_hub:", "local-dir:")
+#: what names of models begin with that are read from a hub or a folder
+HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 
 
 #: this package's own models: what is said of each without building it
@@ -75,19 +76,20 @@ def is_small(name: str) -> bool:
     return name.startswith("small_") and name in our_models()
 
 
-def model_problem(name: str) -> str | None:
-    """Say what is wrong with a model's name, or None; a weights tag after a dot is checked when it is loaded.
+def known_model(name: str) -> str:
+    """``name``, if a model is called so; a weights tag after a dot is checked when it is loaded.
 
-    >>> model_problem("vit_tiny_patch16_224.augreg_in21k") is None
-    True
-    >>> model_problem("small_hard_deap")[:46]
-    "unknown model; did you mean 'small_hard_deep',"
+    Raises
+    ------
+    UnknownNameError
+        with the nearest name.
+
+    >>> known_model("vit_tiny_patch16_224.augreg_in21k")
+    'vit_tiny_patch16_224.augreg_in21k'
     """
-    if name.startswith(_HUB) or name.split(".")[0] in known_models():
-        return None
-    close = ", ".join(repr(choice) for choice in nearest(name, known_models(), n=3))
-    guess = f"did you mean {close}?" if close else "no name comes near"
-    return f"unknown model; {guess} (python -m t2t_analysis models lists ours)"
+    if not name.startswith(HUB) and name.split(".")[0] not in known_models():
+        raise UnknownNameError("model", name, known_models(), "(python -m t2t_analysis models lists ours)")
+    return name
 
 
 def default_baseline(model: str) -> str:

@@ -6,15 +6,16 @@ Loads neither torch nor timm nor pandas, so that a typing error is answered at o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError, ValidationInfo
 from pydantic.functional_validators import AfterValidator, BeforeValidator, field_validator
 
-from ._names import TWIN, default_baseline, is_small, model_problem, what_differs
-from .errors import ParameterError, nearest
+from ._device import torch_device
+from ._names import TWIN, default_baseline, is_small, known_model, what_differs
+from .errors import ParameterError, UnknownNameError, nearest
 
 _DATA = ("auto", "photos", "photo_crops")
 _DATASET = re.compile(r"^(torch|tfds|hfds|hfids|wds)/\S")
@@ -36,22 +37,6 @@ def _of(default: Any, words: str, **limits: Any) -> Any:
     return Field(default=default, description=words, **limits)
 
 
-def _among(what: str, value: str, choices: Sequence[str], also: str) -> ValueError:
-    close = nearest(value, choices, n=1)
-    guess = f"did you mean {close[0]!r}? " if close else ""
-    return ValueError(f"unknown {what}; {guess}(one of {', '.join(choices)}, or {also})")
-
-
-def _model(value: str) -> str:
-    if problem := model_problem(value):
-        raise ValueError(problem)
-    return value
-
-
-def _model_or_word(value: str) -> str:
-    return value if value in ("auto", "none") else _model(value)
-
-
 def _label(value: str) -> str:
     if not value.strip() or not value.isprintable():
         raise ValueError("a label is one line of text, not an empty one")
@@ -63,7 +48,7 @@ def _weights(value: str) -> str:
         return value
     if "/" in value or "." in value:
         raise ValueError("no such weights file")
-    raise _among("weights", value, _WEIGHTS, "the path of a file")
+    raise UnknownNameError("weights", value, _WEIGHTS, "or the path of a file")
 
 
 def _data(value: str) -> str:
@@ -73,12 +58,14 @@ def _data(value: str) -> str:
         return value
     if "/" in value or value.endswith(".tar"):
         raise ValueError("no such folder, tar or data set")
-    raise _among("data", value, _DATA, "a folder, a .tar, or a name such as torch/cifar10")
+    raise UnknownNameError("data", value, _DATA, "or a folder, a .tar, or a name such as torch/cifar10")
 
 
 def _device(value: str) -> str:
     if not _DEVICE.match(value):
-        raise _among("device", value, ("auto", "cpu", "cuda", "mps"), "cuda with a number, as cuda:1")
+        raise UnknownNameError(
+            "device", value, ("auto", "cpu", "cuda", "mps"), "or one with a number, as cuda:1"
+        )
     return value
 
 
@@ -98,8 +85,10 @@ def _block(value: Any) -> Any:
     return f"blocks.{value}" if isinstance(value, int) or str(value).isdigit() else value
 
 
-Model = Annotated[str, AfterValidator(_model)]
-ModelOrWord = Annotated[str, AfterValidator(_model_or_word)]
+Model = Annotated[str, AfterValidator(known_model)]
+ModelOrWord = Annotated[
+    str, AfterValidator(lambda value: value if value in ("auto", "none") else known_model(value))
+]
 Name = Annotated[str, AfterValidator(_label)]
 Weights = Annotated[str, AfterValidator(_weights)]
 
@@ -225,13 +214,7 @@ class CommonParams(BaseModel):
 
     def torch_device(self) -> str:
         """Return the device by torch's name; ``auto`` is CUDA where there is one, else the CPU."""
-        import torch
-
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise ParameterError(f"device={self.device!r}: no CUDA device here; take 'cpu' or 'auto'")
-        if self.device != "auto":
-            return self.device
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        return str(torch_device(self.device))
 
 
 class FeatureMapsParams(CommonParams, notebook="feature_maps", images=192):

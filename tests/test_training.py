@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import lightning as L
@@ -116,9 +117,9 @@ def test_a_branch_of_a_shorter_runs_trunk_is_the_run_itself(tmp_path, optimizer)
     for key, value in alone.state_dict().items():
         assert torch.equal(value, branch.state_dict()[key]), key
     assert learned(alone) == learned(branch)
-    other = Classifier(**dict(branch.hparams) | {"recipe": long.as_dict() | {"lr": 1e-4}})
+    other = Classifier(**dict(branch.hparams) | {"recipe": asdict(long) | {"lr": 1e-4}})
     assert Trunk(tmp_path / "trunks").find(other) is None
-    half = Classifier(**dict(branch.hparams) | {"recipe": long.as_dict() | {"epochs": 1}})
+    half = Classifier(**dict(branch.hparams) | {"recipe": asdict(long) | {"epochs": 1}})
     assert Trunk(tmp_path / "trunks").find(half) is None  # it decays before that trunk ends
 
 
@@ -154,7 +155,7 @@ def test_muon_steps_as_timms_does():
 
 
 def test_muon_takes_the_matrices_inside_the_network_and_leaves_no_parameter_out():
-    model = Classifier("small_performer_wide", {"num_classes": 4}, Recipe().as_dict(), 640).model
+    model = Classifier("small_performer_wide", {"num_classes": 4}, asdict(Recipe()), 640).model
     optimiser = make_optimiser(model, Recipe())
     names = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     matrices = {names[id(p)] for g in optimiser.param_groups if g["matrices"] for p in g["params"]}
@@ -247,7 +248,7 @@ def test_legs_make_up_a_permutation_of_seed_and_epoch_and_are_shared_out():
 
 
 def test_smoothed_targets_sum_to_one():
-    module = Classifier("small_hard_wide", {"num_classes": 4}, Recipe(smoothing=0.2).as_dict(), 640)
+    module = Classifier("small_hard_wide", {"num_classes": 4}, asdict(Recipe(smoothing=0.2)), 640)
     targets = module._targets(torch.tensor([0, 3]))
     assert targets.sum(1).tolist() == pytest.approx([1.0, 1.0])
     assert targets[0, 0].item() == pytest.approx(0.85)

@@ -27,6 +27,7 @@ from t2t_analysis import _paths
 from t2t_analysis.errors import CheckpointError, DownloadError, ParameterError, UnknownNameError
 from t2t_analysis.models import PUBLISHED, Provenance, available_weights, load_model, save_weights
 from t2t_analysis.models.download import file_sha256
+from t2t_analysis.results import as_json
 
 SOFT, HARD = "small_performer_deep", "small_hard_deep"
 tiny = partial(load_model, "t2t_vit_7", depth=1)
@@ -515,7 +516,7 @@ def test_bundled_weights_and_their_card(bundle, state):
         origin.sha256 == file_sha256(bundle) == json.loads(bundle.with_suffix(".json").read_text())["sha256"]
     )
     assert origin.accuracy == (0.8, 0.75, 0.85, 500)
-    assert json.loads(json.dumps(origin.as_dict()))["accuracy"] == CARD["test_accuracy"]
+    assert json.loads(json.dumps(as_json(origin)))["accuracy"] == CARD["test_accuracy"]
     assert available_weights(SOFT) == ["auto", "random", "bundled", "bundled/photo_crops"]
 
 

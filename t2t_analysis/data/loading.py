@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from ..errors import DataError, UnknownNameError, nearest
+from .._device import torch_device
+from ..errors import DataError, UnknownNameError
 from .crops import CROP, FixedCrops, as_images, crop_classes, crops_info
 from .imagenet import number_as_head
 from .info import DataInfo, chance_level
@@ -271,7 +272,7 @@ def transform_of(config: Mapping[str, Any]) -> Callable[[Any], Tensor]:
     return Compose([Grayscale(), made]) if config["input_size"][0] == 1 else made
 
 
-def _check_types(data: Any, model: Any, device: Any, **counts: Any) -> None:
+def _check_types(data: Any, model: Any, **counts: Any) -> None:
     """Refuse what could only fail later, and less clearly; ``counts`` are whole numbers or None."""
     if not isinstance(data, str | Path) or not str(data):
         raise DataError(f'data={data!r}: expected a name or a path, as "photos"')
@@ -285,12 +286,6 @@ def _check_types(data: Any, model: Any, device: Any, **counts: Any) -> None:
             raise DataError(f"{name}={count!r}: expected a whole number")
         if name != "n_images" and count < (least := int(name == "batch_size")):
             raise DataError(f"{name}={count}: expected {least} or more")
-    try:
-        torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        close = nearest(device, ("cpu", "cuda", "mps"), n=1)
-        guess = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"device={device!r}: no device of torch{guess}") from error
 
 
 def _check_loader(on_error: str, shard: tuple[int, int] | None) -> tuple[int, int]:
@@ -534,10 +529,10 @@ def load_images(
     >>> batch.images.shape, batch.index.tolist()
     (torch.Size([4, 3, 64, 64]), [0, 1, 2, 3])
     """
-    _check_types(data, model, device, n_images=n_images, batch_size=batch_size, seed=seed, workers=workers)
+    _check_types(data, model, n_images=n_images, batch_size=batch_size, seed=seed, workers=workers)
     shard = _check_loader(on_error, shard)
     common: dict[str, Any] = {"model": model, "img_size": img_size, "num_workers": workers}
-    common["pin_memory"] = torch.device(device).type == "cuda"
+    common["pin_memory"] = torch_device(device, here=False).type == "cuda"
     common["generator"] = torch.Generator().manual_seed(seed)
     if str(data) == "photo_crops":
         size = _Crops.config(model, img_size)["input_size"][1:]

@@ -45,13 +45,6 @@ class Checkpoint(NamedTuple):
     sha256: str
 
 
-class Fit(NamedTuple):
-    """What had to be changed to make a state dict fit, in words, and whether the classifier is a new one."""
-
-    notes: tuple[str, ...]
-    new_head: bool
-
-
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read the authors' ``.pth.tar``/``.pth``, a plain state dict, a Lightning checkpoint or safetensors.
 
@@ -337,8 +330,8 @@ def fit(
     replace_head: bool = False,
     old_img_size: tuple[int, int] | None = None,
     drop: Iterable[str] = (),
-) -> Fit:
-    """Load the checkpoint into the model, changing what may be changed; returns what was.
+) -> tuple[list[str], bool]:
+    """Load the checkpoint into the model; what was changed for it, in words, and whether the classifier is a new one.
 
     The position table is resized (bicubic; class and other prefix rows kept), the first convolution adapted
     to another number of channels, and, with ``replace_head``, a classifier of other size left out, so that
@@ -366,7 +359,7 @@ def fit(
         raise CheckpointError(f"{checkpoint.path}{entry} does not fit the model:\n  " + "\n  ".join(misfits))
     model.load_state_dict(adapted)
     _check_finite(model, checkpoint.path)
-    return Fit(tuple(notes), new_head)
+    return notes, new_head
 
 
 def _adapt(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from .._repr import Shown
@@ -89,13 +89,6 @@ class Provenance(Shown):
         if not notes:
             return self
         return replace(self, accuracy=None, notes=(*self.notes, *notes), new_head=self.new_head or new_head)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a JSON sidecar."""
-        plain = asdict(self) | {"notes": list(self.notes), "untrained": self.untrained, "label": self.label}
-        if self.accuracy is not None:
-            plain["accuracy"] = self.accuracy._asdict()
-        return plain
 
 
 def confounds(one: Provenance, other: Provenance) -> list[str]:

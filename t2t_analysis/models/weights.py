@@ -20,7 +20,8 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from .._names import our_models
+from .._device import torch_device
+from .._names import HUB, our_models
 from .._paths import DEFAULT_DATA, bundled_weights, cache_dir
 from ..errors import CheckpointError, DownloadError, ParameterError, UnknownNameError
 from .cards import card_beside, from_card, read_card
@@ -32,7 +33,6 @@ from .releases import PUBLISHED, release_url
 from .small import SMALL_WINDOWS
 
 _log = logging.getLogger("t2t_analysis")
-_HUB = ("hf-hub:", "hf_hub:", "local-dir:")
 # What a file may say of itself: channels and sides of an image, sides of a window.
 _MOST_CHANNELS, _MOST_PIXELS, _MOST_WINDOW = 64, 8192, 64
 
@@ -87,7 +87,7 @@ def load_model(
     >>> model.provenance.label
     'UNTRAINED (random weights, seed 0)'
     """
-    device = _device(device)
+    device = torch_device(device)
     if not isinstance(weights, str | os.PathLike):
         raise UnknownNameError("weights", weights, ("auto", "random", "bundled", "published"), "or a path")
     for what, given, least in (("seed", seed, 0), ("num_classes", num_classes, 0), ("in_chans", in_chans, 1)):
@@ -134,13 +134,9 @@ class _Request:
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """Draw from a generator of our own seed on the CPU, and put the global one back afterwards."""
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        with torch.device("cpu"):
-            yield
-    finally:
-        torch.set_rng_state(state)
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 def _describe(model: nn.Module, given: Mapping[str, Any], **changes: Any) -> None:
@@ -154,20 +150,10 @@ def _describe(model: nn.Module, given: Mapping[str, Any], **changes: Any) -> Non
     model.pretrained_cfg = model.default_cfg = config  # type: ignore[assignment]
 
 
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ParameterError(f"device={device!r}: {str(error).splitlines()[0]}") from error
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ParameterError(f"device={str(device)!r}: no CUDA device is available; expected 'cpu'")
-    return found
-
-
 def _check_name(name: str) -> None:
     if not isinstance(name, str):
         raise UnknownNameError("model", name, our_models())
-    if name.startswith(_HUB):
+    if name.startswith(HUB):
         return
     arch, _, tag = name.partition(".")
     if not timm.is_model(arch):
@@ -201,7 +187,7 @@ def _auto(request: _Request) -> tuple[nn.Module, Provenance]:
     try:
         return _published(request, "")
     except (_NothingPublishedError, DownloadError) as error:
-        if request.name.startswith(_HUB):
+        if request.name.startswith(HUB):
             raise
         reason = " ".join(str(error).split())
     _log.warning("%s: UNTRAINED, weights drawn at random (seed %d): %s", request.name, request.seed, reason)
@@ -246,12 +232,13 @@ def _fitted(
     model = request.build(sizes)
     if "img_size" not in request.sizes and (size := native_img_size(model, checkpoint.state, said)):
         model = request.build(sizes | {"img_size": size[0] if size[0] == size[1] else size})
-    done = fit(model, checkpoint, replace_head="num_classes" in request.sizes, old_img_size=said, drop=drop)
+    asked = "num_classes" in request.sizes
+    changes, new_head = fit(model, checkpoint, replace_head=asked, old_img_size=said, drop=drop)
     notes = [f"weights taken from {checkpoint.entry!r}"] if checkpoint.entry else []
     if windows is not None and windows != [list(window) for window in SMALL_WINDOWS]:
         notes += [f"soft splits as trained: kernel, stride, padding {windows}"]
     origin = replace(origin, sha256=checkpoint.sha256, notes=tuple(notes))
-    return model, origin.adapted(*done.notes, new_head=done.new_head)
+    return model, origin.adapted(*changes, new_head=new_head)
 
 
 def _windows_in(checkpoint: Checkpoint) -> list[list[int]] | None:
@@ -318,7 +305,7 @@ def available_weights(name: str) -> list[str]:
 
 
 def _timm_has(name: str) -> bool:
-    if name.startswith(_HUB):
+    if name.startswith(HUB):
         return True
     config = timm.get_pretrained_cfg(name)
     return bool(config and config.has_weights)
@@ -367,7 +354,7 @@ def _read_release(path: Path, url: str, cached: bool) -> Checkpoint:
 
 def _timm_pretrained(request: _Request) -> tuple[nn.Module, Provenance]:
     """Timm's own weights; timm adapts classifier, channels and position table itself."""
-    if request.name.startswith(_HUB):
+    if request.name.startswith(HUB):
         return _hub_model(request)
     config: Any = timm.get_pretrained_cfg(request.name)
     path, source = timm_file(config, request.timeout)

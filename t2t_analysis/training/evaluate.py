@@ -27,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print top-1, top-5 and calibration error with intervals, and the published number where there is one."""
-    import torch
-
+    from .._device import torch_device
     from .._files import writable_folder
     from ..data import load_images
     from ..models import load_model
@@ -38,9 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.out.suffix not in (".csv", ".parquet"):
             raise ParameterError(f"--out {arguments.out}: expected a name that ends in .csv or .parquet")
         writable_folder(arguments.out.parent)
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch_device(arguments.device)
     model: Any = load_model(arguments.model, arguments.weights, img_size=arguments.img_size, device=device)
     asked = ("n_images", "batch_size", "split", "workers")
     how = {name: getattr(arguments, name) for name in asked}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from math import sqrt
 from numbers import Integral, Real
 from typing import Any
@@ -74,10 +74,6 @@ class Recipe:
                 raise ParameterError(f"{knob.name}={value!r}: expected {number} from {low:g} to {high:g}")
         if self.optimizer not in OPTIMISERS:
             raise UnknownNameError("optimizer", self.optimizer, OPTIMISERS)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for a checkpoint or a card."""
-        return asdict(self)
 
     def describe(self) -> str:
         """One line for a card.

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -142,7 +143,7 @@ def train(
         raise UnknownNameError("precision", precision, (LINEAR, *_PRECISIONS))
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
     precision = precision or usual(cuda)
-    module = Classifier(model, args, recipe.as_dict(), len(images), precision)
+    module = Classifier(model, args, asdict(recipe), len(images), precision)
     if init is not None:
         module.start_from(init)
     writable_folder(out)
