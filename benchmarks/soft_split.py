@@ -16,6 +16,7 @@ from typing import Any
 
 import timm
 import torch
+from _textbook import plain_splits
 from timm.layers import Attention
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -54,7 +55,7 @@ def plain(model: nn.Module) -> nn.Module:
     model = copy.deepcopy(model)
     for module in list(model.modules()):
         if isinstance(module, T2TModule):
-            module.set_fused(False)
+            plain_splits(module)
         if isinstance(module, Attention):
             module.fused_attn = False  # type: ignore[misc]
         for name, child in module.named_children():
@@ -98,17 +99,16 @@ def errors(kind: str, device: str, side: int = 224) -> Iterator[str]:
     """Noise, and images whose windows are flat, where the deviation that is divided by vanishes."""
     torch.manual_seed(0)
     module = T2TModule((side, side), kind, embed_dim=384).to(device).eval()
-    exact = copy.deepcopy(module).double()
-    exact.set_fused(False)
+    exact = plain_splits(copy.deepcopy(module).double())
+    forms = {False: plain_splits(copy.deepcopy(module)), True: module}
     for name, image in pictures(side).items():
         with torch.no_grad():
             truth = exact(image.to(device))
             found = {}
-            for fused in (False, True):
-                module.set_fused(fused)
+            for fused, form in forms.items():
                 for half in (False, True):
                     with torch.autocast(device, dtype=torch.bfloat16, enabled=half):
-                        out = module(image.float().to(device))
+                        out = form(image.float().to(device))
                     found[fused, half] = float((out.double() - truth).abs().max() / truth.abs().max())
         shown = ", ".join(
             f"{'ours' if fused else 'plain'}{' in bf16' if half else ''} {value:.0e}"

@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -40,13 +41,6 @@ def _so_far(n: int, total: int | None, unit: str, seconds: float) -> str:
     return f"{n:,} of {_count(total, unit)}, {seconds:.0f} s{about}"
 
 
-def _length(iterable: Iterable[object]) -> int | None:
-    try:
-        return len(iterable)  # type: ignore[arg-type]
-    except TypeError:
-        return None
-
-
 def _reported(
     iterable: Iterable[T],
     total: int | None,
@@ -71,14 +65,15 @@ def _reported(
         say(_count(n, unit) if complete else stopped, time.monotonic() - start)
 
 
-def _in_kernel(desc: str, seconds: bool) -> Callable[[str, float | None], None]:
+def _in_kernel(desc: str) -> Callable[[str, float | None], None]:
     """One display that is updated in place, so that a saved notebook keeps its last text only."""
     from IPython.display import display
 
     handle = display({"text/plain": f"{desc}: starting"}, raw=True, display_id=True)
+    timed = os.environ.get(SECONDS) == "1"
 
     def say(text: str, took: float | None) -> None:
-        ending = f" in {took:.1f} s" if seconds and took is not None else ""
+        ending = f" in {took:.1f} s" if timed and took is not None else ""
         handle.update({"text/plain": f"{desc}: {text}{ending}"}, raw=True)
 
     return say
@@ -103,7 +98,6 @@ def progress(
     total: int | None = None,
     unit: str = "batch",
     *,
-    seconds: bool | None = None,
     shown: bool = True,
 ) -> Iterator[T]:
     """Pass the items of ``iterable`` on and say how far it is.
@@ -116,8 +110,6 @@ def progress(
     desc : what is going on, for example "measuring".
     total : number of items, if ``iterable`` has no length.
     unit : what an item is, in the singular.
-    seconds : whether the last text in a kernel says how long it took; by default only if the environment
-        variable ``T2T_ANALYSIS_PROGRESS_SECONDS`` is 1, so that a report made twice is the same.
     shown : False says nothing.
 
     >>> list(progress([1, 2, 3], "counting", unit="number"))
@@ -125,10 +117,9 @@ def progress(
     """
     if not shown:
         return iter(iterable)
-    total = _length(iterable) if total is None else total
+    total = total or length_hint(iterable) or None
     if in_kernel():
-        timed = os.environ.get(SECONDS) == "1" if seconds is None else seconds
-        return _reported(iterable, total, unit, KERNEL_EVERY, _in_kernel(desc, timed))
+        return _reported(iterable, total, unit, KERNEL_EVERY, _in_kernel(desc))
     if sys.stderr is not None and sys.stderr.isatty():
         from tqdm import tqdm
 

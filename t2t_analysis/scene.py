@@ -413,22 +413,14 @@ def _channel(maps: Tensor, channel: int, grid: tuple[int, int]) -> tuple[Tensor,
     largest, state = int(ratios.peak.argmax()), channel_state(ratios, channel)
     level = maps[:, largest].abs().max() / ratios.peak[largest].clamp_min(1e-300)
     feature = maps[:, channel] / level if ratios.peak[largest] > 0 else maps[:, channel]
-    rows = []
+    rows, unit, how = [], "multiples of the layer's level", f"channel {channel}, {state}"
     for quantity, ratio, null in (
         ("channel_peak", ratios.peak, shuffled.peak),
         ("channel_spread", ratios.flat, shuffled.flat),
     ):
         low, middle, high = null.quantile(torch.tensor([0.025, 0.5, 0.975], dtype=null.dtype)).tolist()
         columns = {"null": middle, "null_low": low, "null_high": high, "null_kind": MIXED, "head": channel}
-        rows.append(
-            _row(
-                quantity,
-                ratio[channel],
-                "multiples of the layer's level",
-                f"channel {channel}, {state}",
-                **columns,
-            )
-        )
+        rows.append(_row(quantity, ratio[channel], unit, how, **columns))
     return feature.unflatten(0, grid).float(), state, rows
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks._textbook import plain_splits
 from t2t_analysis.errors import ParameterError, T2TError, UnknownNameError
 from t2t_analysis.measures import cost as K
 from t2t_analysis.measures import latency as L
@@ -50,7 +51,7 @@ def test_counting_by_hand():
 def test_soft_splits_count_the_same_in_either_form():
     shapes = K.Shapes.of("small_performer_deep", depth=1)
     fused = K.count(shapes)
-    shapes.model.tokens_to_token.set_fused(False)
+    plain_splits(shapes.model.tokens_to_token)
     assert K.count(shapes) == fused
 
 
@@ -116,9 +117,9 @@ def test_a_transformer_tokeniser_never_holds_its_attention_map():
 def test_one_product_keeps_less_than_unfolding_and_a_hard_split_nothing():
     soft = K.Shapes.of("small_performer_deep", depth=1)
     fused = K.tokeniser_saved_bytes(soft, batch=4)
-    soft.model.tokens_to_token.set_fused(False)
-    assert 0 < fused < K.tokeniser_saved_bytes(soft, batch=4)
-    soft.model.tokens_to_token.set_fused(True)
+    plain = K.Shapes.of("small_performer_deep", depth=1)
+    plain_splits(plain.model.tokens_to_token)
+    assert 0 < fused < K.tokeniser_saved_bytes(plain, batch=4)
     assert K.tokeniser_saved_bytes(K.Shapes.of("small_hard_deep", depth=1), batch=4) == 0
     assert K.tokeniser_saved_bytes(soft, batch=8) == pytest.approx(2 * fused, rel=0.05)
 

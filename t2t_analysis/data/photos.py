@@ -7,13 +7,13 @@ purpose: drawings and renderings, the second half of the stereo pair, and pictur
 from __future__ import annotations
 
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
 from PIL import Image
 
+from .._commit import versions
 from .._files import csv_rows
 from ..errors import DataError, UnknownNameError
 
@@ -41,13 +41,6 @@ PHOTOS = tuple(Photo(**row) for row in csv_rows(Path(__file__).with_suffix(".csv
 _BY_NAME = {photo.name: photo for photo in PHOTOS}
 
 
-def _installed(package: str) -> str:
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return f"{package} (not installed)"
-
-
 @cache
 def photo_path(name: str) -> Path:
     """Where a photograph lies in its installed package.
@@ -64,7 +57,7 @@ def photo_path(name: str) -> Path:
     if path is None or not path.is_file():
         raise DataError(
             f"the photograph {name!r} should be {folder}/{photo.file} inside {photo.package}, but the "
-            f"installed {_installed(photo.package)} has no such file; install the "
+            f"version that is installed, {versions(photo.package)[photo.package]}, has no such file; install the "
             "version that constraints.txt names"
         )
     return path

@@ -10,13 +10,11 @@ from .tokens import T2TModule, TokenPerformer, TokenTransformer
 from .vit import vit_small_paper_patch16_224
 from .weights import available_weights, load_model
 
-#: The authors' registered names.
-T2T_MODELS = tuple(name for name in VARIANTS if name != "t2t_vit_c_14")
 #: Every name that this package registers.
 MODELS = (*VARIANTS, "vit_small_paper_patch16_224", *SMALL_MODELS, *SMALL_PARTS, *SMALL_VARIANTS)
 
 __all__ = [
-    "MODELS", "PUBLISHED", "SMALL_MODELS", "SMALL_PARTS", "SMALL_VARIANTS", "T2T_MODELS", "Accuracy",
+    "MODELS", "PUBLISHED", "SMALL_MODELS", "SMALL_PARTS", "SMALL_VARIANTS", "Accuracy",
     "Provenance", "T2TModule", "T2T_ViT", "TokenPerformer", "TokenTransformer", "available_weights",
     "bundled_weights", "load_model", "save_weights", "vit_small_paper_patch16_224",
 ]  # fmt: skip

@@ -118,9 +118,8 @@ def _backbone(tokens_type: str, shape: str, idea: str = "") -> dict[str, Any]:
         ratio = T2T_ViT_SmallDense.mlp_ratio(tokens_type, dim=56)
         sizes = {"embed_dim": 56, "depth": 10, "num_heads": 4, "mlp_ratio": ratio}
         return sizes | {"model_cls": T2T_ViT_SmallDense}
-    if (
-        idea == "ghost"
-    ):  # as many blocks as the budget buys: twelve on the soft tokeniser, thirteen on the hard
+    if idea == "ghost":
+        # as many blocks as the budget buys: twelve on the soft tokeniser, thirteen on the hard
         per_block = 3 * (dim * half + half) + (dim + 1) * dim * 2 + (3 * dim + 1) * dim + 2 * dim + 4 * dim
         depth = round((SMALL_BUDGET - _tokeniser_parameters(tokens_type, dim)) / per_block)
         parts = {"mlp_ratio": 3.0, "attn_layer": GhostAttention, "mlp_layer": GhostMlp}

@@ -49,11 +49,6 @@ class Window(NamedTuple):
 WINDOWS = (Window(7, 4, 2), Window(3, 2, 1), Window(3, 2, 1))
 
 
-def split(x: Tensor, window: Window) -> Tensor:
-    """Flatten overlapping windows: (B, C, H, W) to (B, N, C*k*k), channel first, then kernel row, then column."""
-    return F.unfold(x, window.kernel, padding=window.padding, stride=window.stride).transpose(1, 2)
-
-
 class _Slide(torch.autograd.Function):
     """``_windows`` with a fast backward pass: one strided addition per offset inside the window."""
 
@@ -88,7 +83,7 @@ def _windows(x: Tensor, window: Window) -> Tensor:
 
 
 def normalised_split(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: Window) -> Tensor:
-    """``linear(norm(split(x)))``: (B, C, H, W) to (B, N, out).
+    """Overlapping windows, flattened, normalised, multiplied: (B, C, H, W) to (B, N, out).
 
     Channels lie last in memory, so that windows are copied in whole rows; scale and shift of the norm go into the
     linear layer, once for all windows. Windows are normalised before they are multiplied, so that flat ones (a white
@@ -102,11 +97,6 @@ def normalised_split(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: W
     constant = (linear.weight * norm.bias).sum(dim=1)
     constant = constant if linear.bias is None else constant + linear.bias
     return F.linear(u, weight.permute(0, 2, 3, 1).flatten(1), constant)
-
-
-def _plain(x: Tensor, norm: nn.LayerNorm, linear: nn.Linear, window: Window) -> Tensor:
-    """The textbook form of ``normalised_split``: reference for tests and benchmarks."""
-    return linear(norm(split(x, window)))
 
 
 def _autocast_off(x: Tensor) -> contextlib.AbstractContextManager[Any]:
@@ -161,7 +151,6 @@ class _TokenMixer(nn.Module):
 
     #: order in which the projection holds query, key and value
     qkv_order: str
-    fused: bool = True
 
     def __init__(self, window: Window) -> None:
         super().__init__()
@@ -169,8 +158,7 @@ class _TokenMixer(nn.Module):
         self.hook_qkv = nn.Identity()  # sees the projected tokens, which no Linear module puts out
 
     def _project(self, x: Tensor, norm: nn.LayerNorm, linear: nn.Linear) -> Tensor:
-        form = normalised_split if self.fused else _plain
-        return self.hook_qkv(form(x, norm, linear, self.window))
+        return self.hook_qkv(normalised_split(x, norm, linear, self.window))
 
 
 class TokenMlp(_TokenMixer):
@@ -327,12 +315,6 @@ class T2TModule(nn.Module):
         self.img_size, self.grid_size = tuple(img_size), self.grids(*img_size)[-1]
         self.num_patches = self.grid_size[0] * self.grid_size[1]
 
-    def set_fused(self, fused: bool) -> None:
-        """Switch between ``normalised_split`` (True) and unfold, norm, linear (False); the numbers are the same."""
-        for stage in self.children():
-            if isinstance(stage, _TokenMixer):
-                stage.fused = fused
-
     def grids(self, height: int, width: int) -> list[tuple[int, int]]:
         """Rows and columns of tokens after each split; the last is what the backbone sees.
 
@@ -372,8 +354,6 @@ class T2TModule(nn.Module):
     def _last_split(self, x: Tensor) -> Tensor:
         """Soft split and linear projection, without a norm between them, are one convolution."""
         window = self.windows[-1]
-        if not self.attention2.fused:
-            return self.project(split(x, window))
         weight = self.project.weight.view(-1, x.shape[1], window.kernel, window.kernel)
         return _rows(F.conv2d(x, weight, self.project.bias, window.stride, window.padding))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import sys
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple
 
 import lightning as L
 import numpy as np
+import pandas as pd
 import timm
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
@@ -247,7 +247,8 @@ class History(L.Callback):
             module.history[-1]["test_accuracy"] = self.test(module)
         if not trainer.is_global_zero:
             return
-        write_curve(module.history, self.path)
+        with whole_file(self.path) as temporary:
+            pd.DataFrame(module.history).to_csv(temporary, index=False)
         if not self.quiet:
             done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
             left = (time.perf_counter() - self._began) / (done - self._first) * (total - done)
@@ -291,11 +292,3 @@ def _line(row: dict[str, float], done: int, total: int, left: float) -> str:
         f"epoch {done}/{total}  loss {row['train_loss']:.3f}  train accuracy {row['train_accuracy']:.3f}  "
         f"{row['images_per_second']:.0f} images/s  {int(left // 60)}:{int(left % 60):02d} left"
     )
-
-
-def write_curve(history: list[dict[str, float]], path: Path) -> None:
-    """Write the learning curve as CSV, whole or not at all."""
-    with whole_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(history[0]))
-        writer.writeheader()
-        writer.writerows(history)

@@ -68,16 +68,11 @@ def _device_name(device: str) -> str:
     return named[0] if named else platform.processor() or platform.machine()
 
 
-def versions() -> str:
-    """Python and the libraries that training rests on."""
-    known = _commit.versions("torch", "timm", "lightning", "numpy")
-    return "; ".join(f"{name} {number}" for name, number in known.items())
-
-
 def made() -> dict[str, str]:
     """Columns that say by which versions and on which day, in UTC."""
-    day = datetime.now(UTC).date().isoformat()
-    return {"versions": versions(), "commit": _commit.commit(), "date": day}
+    known = _commit.versions("torch", "timm", "lightning", "numpy")
+    words, day = "; ".join(map(" ".join, known.items())), datetime.now(UTC).date().isoformat()
+    return {"versions": words, "commit": _commit.commit(), "date": day}
 
 
 def quality(scores: Scores, seen: Scores) -> dict[str, Any]:
