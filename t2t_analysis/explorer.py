@@ -253,7 +253,7 @@ def beside(frame: pd.DataFrame) -> pd.DataFrame:
     rows = frame.assign(what=what).set_index("what")
     for name in ("value", "null"):
         rows[name] = [look.number(x) for look, x in zip(looks, frame[name], strict=True)]
-    parts = {}
+    parts: dict[str, pd.Series] = {}
     for model, own in rows.groupby("model", sort=False):
         parts |= {str(model): own["value"], f"{model}: null": own["null"]}
     table = pd.DataFrame(parts, index=list(dict.fromkeys(what)))

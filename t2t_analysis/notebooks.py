@@ -60,9 +60,7 @@ def check(params: type[P], namespace: Mapping[str, Any]) -> P:
         as ``validate``; IPython shows it in a few lines, and papermill ends with a non-zero status.
     """
     assigned = _last_parameters(list(namespace.get("In", [])))
-    assigned = {
-        n: v for n, v in assigned.items() if not n.startswith("PAPERMILL_")
-    }  # papermill --inject-paths
+    assigned = {n: v for n, v in assigned.items() if not n.startswith("PAPERMILL_")}  # of --inject-paths
     problems = [unknown_parameter(params, n, v) for n, v in assigned.items() if n not in params.model_fields]
     values = {name: namespace[name] for name in params.model_fields if name in namespace}
     return validate(params, values, problems)

@@ -388,7 +388,7 @@ def _attention(head_map: Tensor, spot: _Spot) -> Iterator[Row]:
         null = uniform | {"null": prefix / head_map.shape[-1]}
         mass, how = head_map[spot.token, :prefix].sum(), "attention of this query to all prefix tokens"
         yield _row("prefix_mass", mass, "fraction", how, **own, **null)
-    whole = {"variant": "whole head", "estimator": "mean over patch queries"}
+    whole: dict[str, Any] = {"variant": "whole head", "estimator": "mean over patch queries"}
     yield _row("attention_entropy", attention_entropy(patches), "nats", **whole, **even)
     null = uniform | {"null": float(distance.mean())}
     yield _row("attention_distance", attention_distance(patches, distance), _SIDE, **whole, **null)

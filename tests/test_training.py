@@ -391,7 +391,7 @@ def test_train_command_exports_weights_that_load_with_a_true_card(tmp_path, caps
     assert cli.main([*words, "--out", str(tmp_path / "run"), "--export", str(file)]) == 0
     said = capsys.readouterr().out
     card = json.loads(file.with_suffix(".json").read_text())
-    assert f"{card['test_accuracy']['value']:.4f}" in said
+    assert f"test accuracy {100 * card['test_accuracy']['value']:.1f} % [" in said
     assert card["command"] == " ".join(["python -m t2t_analysis", *words])
     assert card["num_classes"] == 19
     model = load_model("small_hard_wide", file)

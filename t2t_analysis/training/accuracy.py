@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from .. import stats
 from .._progress import progress
 from ..data.loading import batches_for, must_tell
 from ..errors import DataError
+from ..quantities import plural, quantity
 from ..results import Result
 
 BINS = 15  # of the calibration error, as in Guo et al. (2017)
@@ -59,7 +62,8 @@ def score(model: nn.Module, loader: Any, device: str | torch.device = "cpu") -> 
             module.training = mode
     columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
     n = len(columns[0])
-    return Scores(*columns, np.asarray(getattr(loader.dataset, "clusters", np.arange(n)))[:n])
+    cluster = np.asarray(getattr(loader.dataset, "clusters", np.arange(n)))[:n]
+    return Scores._make([*columns, cluster])
 
 
 def scored(logits: Tensor, labels: Tensor) -> tuple[np.ndarray, ...]:
@@ -134,3 +138,11 @@ def _row(quantity: str, found: stats.Interval, null: float | None, kind: str | N
         "interval": found.method, "n": found.n, "unit": found.unit, "null": null, "null_kind": kind,
         "estimator": "15 bins" if quantity == "calibration_error" else "proportion",
     }  # fmt: skip
+
+
+def in_words(row: Mapping[str, Any]) -> str:
+    """A row of the result, with interval, n and chance."""
+    look = quantity(row["quantity"])
+    chance = "" if pd.isna(row["null"]) else f", chance {look.number(row['null'])}"
+    n = plural(row["n"], row["unit"])
+    return f"{look.words} {look.interval(row)} ({row['interval']}, n = {n}{chance})"

@@ -51,7 +51,7 @@ def command_line(arguments: argparse.Namespace) -> str:
 def run(arguments: argparse.Namespace) -> int:
     """Train, say how good the result is, and export it if asked."""
     from ..data import load_images
-    from .accuracy import accuracy
+    from .accuracy import accuracy, in_words
     from .export import export, rounded
     from .train import train
 
@@ -67,13 +67,8 @@ def run(arguments: argparse.Namespace) -> int:
     model = rounded(module.averaged())
     device = "cuda" if next(module.parameters()).is_cuda else "cpu"
     loader = load_images(arguments.data, model=model, batch_size=256, workers=how["workers"], device=device)
-    rows = accuracy(model, loader, device).frame.set_index("quantity")
-    top1 = rows.loc["top1"]
-    print(
-        f"{arguments.model} on {arguments.data}: test accuracy {top1['value']:.4f} "
-        f"(95 % interval {top1['low']:.4f} to {top1['high']:.4f}, {top1['n']} {top1['unit']}s, "
-        f"chance {top1['null']:.4f}); run folder {out}"
-    )
+    top1, *_ = accuracy(model, loader, device).frame.to_dict("records")
+    print(f"{arguments.model} on {arguments.data}: test {in_words(top1)}; run folder {out}")
     if arguments.export is not None:
         target, command = arguments.export or None, command_line(arguments)
         path = export(module, arguments.data, command=command, path=target, device=device)

@@ -31,7 +31,8 @@ def run(arguments: argparse.Namespace) -> int:
     from .._files import writable_folder
     from ..data import load_images
     from ..models import load_model
-    from .accuracy import accuracy
+    from ..quantities import quantity
+    from .accuracy import accuracy, in_words
 
     if arguments.out:
         if arguments.out.suffix not in (".csv", ".parquet"):
@@ -47,22 +48,14 @@ def run(arguments: argparse.Namespace) -> int:
     what, n = f"{info.name}, {info.split}", len(loader.dataset)
     print(f"{arguments.model} ({model.provenance.label}) on {what}, {n} images")
     for row in result.frame.to_dict("records"):
-        print(_line(row))
+        print(in_words(row))
     for note in result.notes:
         print(f"note: {note}")
     stated = model.provenance.accuracy
     if stated is not None:
-        print(f"stated   {stated.value:.4f} top-1 with these weights, on {model.provenance.data}")
+        print(
+            f"stated: {quantity('top1').number(stated.value)} with these weights, on {model.provenance.data}"
+        )
     if arguments.out:
         print(f"written to {result.save(arguments.out)}")
     return 0
-
-
-def _line(row: Any) -> str:
-    import pandas as pd
-
-    chance = "" if pd.isna(row["null"]) else f", chance {row['null']:.4f}"
-    return (
-        f"{row['quantity']:18s} {row['value']:.4f}  95 % interval {row['low']:.4f} to {row['high']:.4f} "
-        f"({row['interval']}, n = {row['n']} {row['unit']}s{chance})"
-    )

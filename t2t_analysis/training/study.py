@@ -292,6 +292,7 @@ def _all(todo: Sequence[Run], slots: Sequence[str], folder: Path, launch: Launch
 
 
 def _one(one: Run, arguments: argparse.Namespace, out: Path, device: str) -> int:
+    from .accuracy import in_words
     from .runner import BusyError, Place, execute
 
     try:
@@ -299,9 +300,14 @@ def _one(one: Run, arguments: argparse.Namespace, out: Path, device: str) -> int
     except BusyError as error:
         print(f"t2t-analysis: {error}", file=sys.stderr)
         return BUSY
+    about = {
+        "value": row["test_accuracy"],
+        "null": row["chance"],
+        "quantity": "test_accuracy",
+        "interval": "95 %",
+    }
     print(
-        f"{one.name}: test accuracy {row['test_accuracy']:.4f} (95 % interval {row['test_low']:.4f} to "
-        f"{row['test_high']:.4f} over {row['test_n']} {row['test_unit']}s, chance {row['chance']:.4f})"
+        f"{one.name}: {in_words(about | {name: row[f'test_{name}'] for name in ('low', 'high', 'n', 'unit')})}"
     )
     return 0
 

@@ -95,6 +95,6 @@ def linear_probe(model: nn.Module, train: Any, test: Any, device: str = "cpu") -
 
     def scores(x: np.ndarray, y: np.ndarray, cluster: np.ndarray) -> Scores:
         chances = torch.from_numpy(probe.predict_proba(x)).clamp_min(np.finfo(float).tiny)
-        return Scores(*scored(chances.log(), torch.from_numpy(y)), cluster)
+        return Scores._make([*scored(chances.log(), torch.from_numpy(y)), cluster])
 
     return scores(x_test, y_test, cluster), scores(x, y, np.arange(len(y)))
