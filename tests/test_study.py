@@ -89,8 +89,8 @@ def test_what_identifies_a_run():
     [
         (["--cells", "hard_deap"], "did you mean 'small_hard_deep'"),
         (["--seeds", "0-x"], "no number"),
-        (["--seeds", "0.5"], "whole numbers"),
-        (["--fractions", "0,1"], "above 0"),
+        (["--seeds", "0.5"], "seed=0.5: expected a whole number"),
+        (["--fractions", "0,1"], "fraction=0.0: expected a number from 1e-09 to 1"),
         (["--sweep", "rl=1"], "unknown field of the recipe 'rl'"),
         (["--task", "probe"], "needs --source"),
         (["--source", "photo_crops"], "takes no weights"),

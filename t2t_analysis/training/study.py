@@ -102,26 +102,17 @@ def planned(arguments: argparse.Namespace) -> list[Run]:
         raise ParameterError(
             f"--task {arguments.task} " + ("needs --source or --weights" if transfer else "takes no weights")
         )
-    fractions = numbers(arguments.fractions, "--fractions") if arguments.fractions else None
-    if fractions and not all(0 < fraction <= 1 for fraction in fractions):
-        raise ParameterError(f"--fractions {arguments.fractions}: each above 0 and at most 1")
-    start = {"source": arguments.source or "", "weights": arguments.weights or ""}
-    seeds, epochs = _whole(arguments.seeds, "--seeds", 0), _whole(arguments.epochs, "--epochs", 1)
-    return plan(
-        choose_cells(arguments.cells), arguments.data, seeds=seeds, epochs=epochs,
-        fractions=fractions and [float(fraction) for fraction in fractions], sweep=sweep_of(arguments.sweep),
-        task=arguments.task, optimizer=arguments.optimizer, **start,
-    )  # fmt: skip
-
-
-def _whole(text: str | None, what: str, least: int) -> list[int] | None:
-    """Whole numbers as typed; None if nothing was."""
-    if text is None:
-        return None
-    found = numbers(text, what)
-    if any(int(number) != number or number < least for number in found):
-        raise ParameterError(f"{what} {text}: whole numbers only, at least {least}")
-    return [int(number) for number in found]
+    typed = {name: getattr(arguments, name) for name in ("seeds", "fractions", "epochs")}
+    asked: dict[str, Any] = {
+        name: numbers(text, f"--{name}") for name, text in typed.items() if text is not None
+    }
+    if min(asked.get("epochs", (1,))) < 1:
+        raise ParameterError(f"--epochs {arguments.epochs}: at least 1")
+    if "fractions" in asked:
+        asked["fractions"] = tuple(map(float, asked["fractions"]))
+    how: dict[str, Any] = {name: getattr(arguments, name) for name in ("data", "task", "optimizer")}
+    start = {name: getattr(arguments, name) or "" for name in ("source", "weights")}
+    return plan(choose_cells(arguments.cells), **how, **start, sweep=sweep_of(arguments.sweep), **asked)
 
 
 def devices_of(text: str) -> list[str]:
