@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import errno
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Self
 
 from ._files import csv_rows
 from .errors import ParameterError, T2TError, UnknownNameError
@@ -40,56 +40,57 @@ WEIGHTS = "auto, bundled, published, random, or a file"
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raises what is wrong instead of printing the usage and leaving the process."""
+    """Raises what is wrong instead of printing the usage; that of a command is imported when it is asked."""
+
+    module = ""
 
     def error(self, message: str) -> NoReturn:
         raise ParameterError(f"{message} ({self.prog} --help)")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            what = action.option_strings[0] if action.option_strings else action.dest
+            raise UnknownNameError(what, value, map(str, action.choices))
 
-def _available() -> dict[str, Command]:
-    return {name: command for name, command in COMMANDS.items() if command.exists}
+    def filled(self) -> Self:
+        """The same, with all that the command takes."""
+        if self.module:
+            module = import_module(f"{__package__}.{self.module}")
+            module.add_arguments(self)
+            self.set_defaults(run=module.run)
+            self.module = ""
+        return self
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+        return super(_Parser, self.filled()).parse_known_args(args, namespace)
 
 
-def parsers(*chosen: str | None) -> tuple[_Parser, dict[str, _Parser]]:
-    """The parser, and that of each command; only chosen commands are imported to say what they take."""
+def parsers() -> tuple[_Parser, Mapping[str, _Parser]]:
+    """The parser, and that of each command whose module is there."""
     options: dict[str, Any] = {"allow_abbrev": False, "formatter_class": argparse.RawDescriptionHelpFormatter}
     says = "What vision transformers do with local structure: T2T-ViT against ViT, measured."
     more = "t2t-analysis COMMAND --help says what a command takes, with examples."
     whole = _Parser(prog="t2t-analysis", description=says, epilog=more, **options)
     whole.add_argument("--version", action="store_true", help="print the version and exit")
     commands = whole.add_subparsers(dest="command", metavar="COMMAND", title="commands")
-    found = {}
-    for name, command in _available().items():
-        lines = [f"  t2t-analysis {name} {example}".rstrip() for example in command.examples]
-        about: dict[str, Any] = {
-            "help": command.words,
-            "description": command.words[0].upper() + command.words[1:] + ".",
-        }
-        found[name] = commands.add_parser(name, epilog="\n".join(["examples:", *lines]), **about, **options)
-        if name in chosen:
-            module = import_module(f"{__package__}.{command.module}")
-            module.add_arguments(found[name])
-            found[name].set_defaults(run=module.run)
-    return whole, found
-
-
-def _chosen(arguments: Sequence[str]) -> str | None:
-    """The first word that is no option; an unknown one is an error that names the nearest."""
-    words = [word for word in arguments if not word.startswith("-")]
-    if not words:
-        return None
-    if words[0] not in _available():
-        raise UnknownNameError("command", words[0], _available())
-    return words[0]
+    for name, command in COMMANDS.items():
+        if command.exists:
+            lines = [f"  t2t-analysis {name} {example}".rstrip() for example in command.examples]
+            said, epilog = (
+                command.words[0].upper() + command.words[1:] + ".",
+                "\n".join(["examples:", *lines]),
+            )
+            added = commands.add_parser(name, help=command.words, description=said, epilog=epilog, **options)
+            added.module = command.module
+    return whole, commands.choices
 
 
 def _parsed(arguments: Sequence[str]) -> argparse.Namespace | None:
     """What was typed; None, after the help was printed, without a command."""
-    chosen = _chosen(arguments)
-    whole, commands = parsers(chosen)
+    whole, commands = parsers()
     given, unknown = whole.parse_known_args(arguments)
     if unknown:
-        parser = commands[chosen] if chosen else whole
+        parser = commands[given.command] if given.command else whole
         options = [option for action in parser._actions for option in action.option_strings]
         if unknown[0].startswith("-"):
             raise UnknownNameError(f"option of {parser.prog}", unknown[0].split("=")[0], options)

@@ -375,7 +375,7 @@ def _attention(head_map: Tensor, spot: _Spot) -> Iterator[Row]:
     prefix, side = spot.layout.prefix, math.sqrt(math.prod(spot.size))
     row, patches = head_map[spot.token, prefix:], head_map[prefix:, prefix:]
     distance = key_distance(spot.layout.grid, spot.pitch) / side
-    uniform = {"null_kind": "uniform attention"}
+    uniform: dict[str, Any] = {"null_kind": "uniform attention"}
     even = uniform | {"null": math.log(spot.layout.num_patches)}
     own = {"variant": "this token", "tokens": spot.words}
     how = "this query; patch keys only, renormalised"
@@ -388,7 +388,7 @@ def _attention(head_map: Tensor, spot: _Spot) -> Iterator[Row]:
         null = uniform | {"null": prefix / head_map.shape[-1]}
         mass, how = head_map[spot.token, :prefix].sum(), "attention of this query to all prefix tokens"
         yield _row("prefix_mass", mass, "fraction", how, **own, **null)
-    whole: dict[str, Any] = {"variant": "whole head", "estimator": "mean over patch queries"}
+    whole = {"variant": "whole head", "estimator": "mean over patch queries"}
     yield _row("attention_entropy", attention_entropy(patches), "nats", **whole, **even)
     null = uniform | {"null": float(distance.mean())}
     yield _row("attention_distance", attention_distance(patches, distance), _SIDE, **whole, **null)

@@ -105,7 +105,7 @@ def test_every_help_has_examples_that_the_command_takes(
     with pytest.raises(SystemExit):
         main([name, "--help"])
     shown = capsys.readouterr().out
-    whole, _ = parsers(name)
+    whole, _ = parsers()
     assert COMMANDS[name].examples
     for example in COMMANDS[name].examples:
         assert f"  t2t-analysis {name} {example}".rstrip() in shown

@@ -853,7 +853,7 @@ def test_fine_tuning_trains_every_parameter_from_the_weights_given(trained, stri
     assert not torch.equal(
         before["head.weight"], source["head.weight"]
     )  # a fresh head, although the classes are two
-    options = {"accelerator": "cpu", "quiet": True, "dataset": resident_train, "init": model}
+    options = {"accelerator": "cpu", "dataset": resident_train, "init": model}
     module = train(run.model, run.data, recipe=run.recipe, out=tmp_path / "run", **options)
     trainable = {name for name, p in module.model.named_parameters() if p.requires_grad}
     assert {"cls_token", "norm.weight", "norm.bias", "head.weight"} <= trainable

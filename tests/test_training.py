@@ -68,7 +68,7 @@ class KillAt(L.Callback):
 
 
 def run(out, **kwargs):
-    options = {"recipe": RECIPE, "dataset": stripes, "quiet": True, "accelerator": "cpu"} | kwargs
+    options = {"recipe": RECIPE, "dataset": stripes, "accelerator": "cpu"} | kwargs
     return train("small_hard_wide", "stripes", out=out, **options)
 
 

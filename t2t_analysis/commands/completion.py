@@ -18,11 +18,11 @@ def run(arguments: argparse.Namespace) -> int:
     import shtab
 
     from .._names import our_models
-    from ..cli import COMMANDS, parsers
+    from ..cli import parsers
     from ..reports.plan import available
 
-    whole, commands = parsers(*COMMANDS)
-    for action in (action for parser in commands.values() for action in parser._actions):
+    whole, commands = parsers()
+    for action in (action for parser in commands.values() for action in parser.filled()._actions):
         if action.dest in _MODELS:
             action.choices = our_models()
         elif action.dest == "notebooks":

@@ -140,7 +140,7 @@ def _row(quantity: str, found: stats.Interval, null: float | None, kind: str | N
     }  # fmt: skip
 
 
-def in_words(row: Mapping[str, Any]) -> str:
+def in_words(row: Mapping[Any, Any]) -> str:
     """A row of the result, with interval, n and chance."""
     look = quantity(row["quantity"])
     chance = "" if pd.isna(row["null"]) else f", chance {look.number(row['null'])}"

@@ -225,10 +225,8 @@ class History(L.Callback):
     ``test``, if given, tells the test accuracy of a module after each epoch.
     """
 
-    def __init__(
-        self, path: Path, quiet: bool = False, test: Callable[[Classifier], float] | None = None
-    ) -> None:
-        self.path, self.quiet, self.test = path, quiet, test
+    def __init__(self, path: Path, test: Callable[[Classifier], float] | None = None) -> None:
+        self.path, self.test = path, test
         self._began = 0.0
         self._first: int | None = None
 
@@ -249,11 +247,10 @@ class History(L.Callback):
             return
         with whole_file(self.path) as temporary:
             pd.DataFrame(module.history).to_csv(temporary, index=False)
-        if not self.quiet:
-            done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
-            left = (time.perf_counter() - self._began) / (done - self._first) * (total - done)
-            legs = module.length.legs
-            print(_line(module.history[-1], done // legs, total // legs, left), file=sys.stderr, flush=True)
+        done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
+        left = (time.perf_counter() - self._began) / (done - self._first) * (total - done)
+        legs = module.length.legs
+        print(_line(module.history[-1], done // legs, total // legs, left), file=sys.stderr, flush=True)
 
 
 class Trunk(L.Callback):

@@ -111,7 +111,7 @@ def planned(arguments: argparse.Namespace) -> list[Run]:
     if "fractions" in asked:
         asked["fractions"] = tuple(map(float, asked["fractions"]))
     how: dict[str, Any] = {name: getattr(arguments, name) for name in ("data", "task", "optimizer")}
-    start = {name: getattr(arguments, name) or "" for name in ("source", "weights")}
+    start: dict[str, Any] = {name: getattr(arguments, name) or "" for name in ("source", "weights")}
     return plan(choose_cells(arguments.cells), **how, **start, sweep=sweep_of(arguments.sweep), **asked)
 
 

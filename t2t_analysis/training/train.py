@@ -105,7 +105,6 @@ def train(
     precision: Any = None,
     workers: int = 0,
     restart: bool = False,
-    quiet: bool = False,
     compile: bool = False,
     callbacks: tuple[L.Callback, ...] = (),
     test: Callable[[Classifier], float] | None = None,
@@ -162,7 +161,7 @@ def train(
             default_root_dir=out,
             plugins=[AtomicCheckpointIO()],
             callbacks=[
-                History(out / "curve.csv", quiet, test),
+                History(out / "curve.csv", test),
                 *([trunk] if trunk else []),
                 *callbacks,
                 last,
