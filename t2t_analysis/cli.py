@@ -61,7 +61,7 @@ class _Parser(argparse.ArgumentParser):
             self.module = ""
         return self
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         return super(_Parser, self.filled()).parse_known_args(args, namespace)
 
 
