@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from t2t_analysis.differences import difference, twin_differences
-from t2t_analysis.errors import T2TError, UnknownNameError
-from t2t_analysis.estimates import Estimate
+from t2t_analysis.errors import DataError, T2TError, UnknownNameError
+from t2t_analysis.estimates import TOO_FEW, Estimate
 from t2t_analysis.results import Result, joined
 
 RNG = np.random.default_rng(0)
@@ -59,6 +59,53 @@ def test_a_log_interval_stays_above_zero():
         < float(e.positive().high[0])
     )
     assert e.positive().interval.tolist() == ["t of the logarithm, delete-a-group jackknife, 3 groups"]
+
+    low, high = (float(x[0]) for x in (e.low, e.high))
+    ratio = (high - low) / 2 / 0.5
+    found = (float(e.positive().low[0]), float(e.positive().high[0]))
+    assert found == pytest.approx((0.5 * np.exp(-ratio), 0.5 * np.exp(ratio)))
+    none = Estimate(np.array(0.0), np.array([0.1, 0.0]), np.ones(2)).positive()
+    assert (float(none.low), float(none.high)) == (0, 0)
+    assert np.isnan(float(Estimate(np.array(0.5), np.array([0.5]), np.ones(1)).positive().low))
+
+
+def test_p_of_what_has_no_spread():
+    left = np.array([[0.0, 0.5, 0.4], [0.0, 0.5, 0.6]])
+    e = Estimate(np.array([0.0, 0.5, 0.5]), left, np.ones(2))
+    assert e.p[:2].tolist() == [1.0, 0.0]
+    assert e.p[2] == pytest.approx(2 * 0.0628329, abs=1e-6)  # t of 5 with one degree of freedom
+    assert e.df.tolist() == [1.0] * 3
+    assert e.note is None
+    assert e[0].columns() == {
+        "value": 0, "low": 0, "high": 0, "se": 0, "df": 1, "interval": "t, delete-a-group jackknife, 2 groups",
+        "n": 2, "unit": "image",
+    }  # fmt: skip
+
+
+def test_means_of_units_leave_out_what_belongs_together():
+    x = RNG.normal(size=70)
+    e = Estimate.of_units(x)
+    assert (int(e.groups), int(e.n)) == (32, 70)
+    assert float(e.low) == pytest.approx(float(of_mean(x, 32).low))
+    crops = Estimate.of_units([1.0, 3.0, 2.0, 6.0], group=[7, 7, 9, 9])
+    assert crops.leave_out.tolist() == [4.0, 2.0]
+    assert crops.sizes.tolist() == [2.0, 2.0]
+    one = Estimate.of_units([1.0, np.nan])
+    assert (float(one.value), int(one.groups), one.note) == (1.0, 1, TOO_FEW)
+    with pytest.raises(DataError, match="no channels: a mean needs at least one value"):
+        Estimate.of_units([], unit="channel")
+
+
+def test_estimates_of_other_groups_stand_side_by_side_and_are_not_paired():
+    a, b = Estimate.of_units([1.0, 2.0, 4.0]), Estimate.of_units([5.0, 9.0])
+    both = Estimate.concatenate([a, b])
+    for part in ("value", "low", "high", "se", "df", "n"):
+        assert getattr(both, part).tolist() == pytest.approx([float(getattr(x, part)) for x in (a, b)]), part
+    with pytest.raises(T2TError, match="different images: 3 and 2, or in other groups"):
+        a - b
+    with pytest.raises(T2TError, match="different images: 3 and 3, or in other groups"):
+        a - Estimate(a.value, a.leave_out, np.array([1, 2, 0]))
+    assert int(Estimate(np.zeros(2), np.zeros((3, 2)), np.array([[1, 0], [1, 2], [1, 0]])).mean().n) == 4
 
 
 def test_without_two_groups_there_is_no_interval():

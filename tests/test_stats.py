@@ -35,6 +35,27 @@ def test_the_interval_of_a_mean_is_scipys(rng):
     assert interval.n == 17
 
 
+def test_a_mean_without_spread_has_an_interval_and_no_p():
+    flat = of_seeds([2.0, 2.0, 2.0])
+    assert (flat.low, flat.high) == (2.0, 2.0)
+    assert np.isnan(flat.p)
+    assert of_seeds([1.0, 2.0, 3.0]).columns()["interval"] == "t, 2 degrees of freedom"
+    assert of_seeds([1.0, 2.0]).p == pytest.approx(sps.ttest_1samp([1.0, 2.0], 0).pvalue)
+    lone = of_seeds([1.0]).columns()
+    assert lone["interval"] == "none: one seed per cell"
+    assert np.isnan([lone["se"], lone["df"], lone["low"], lone["high"], lone["p"]]).all()
+
+
+def test_proportions_at_both_ends_and_beyond():
+    none, all_of = stats.proportion_ci(0, 10), stats.proportion_ci(10, 10)
+    assert (none.value, none.low, all_of.value, all_of.high) == pytest.approx((0, 0, 1, 1))
+    assert none.high == pytest.approx(1 - all_of.low) == pytest.approx(0.2775, abs=1e-4)
+    assert stats.proportion_ci(1, 1).n == 1
+    for successes, n in ((-1, 10), (11, 10), (0, 0)):
+        with pytest.raises(DataError, match=f"{successes} successes of {n} is no proportion"):
+            stats.proportion_ci(successes, n)
+
+
 def test_jackknife_of_the_mean_is_the_t_interval(rng):
     x = rng.normal(size=40)
     found, expected = stats.jackknife((x.sum() - x) / 39, x.mean()), of_seeds(x)
@@ -58,6 +79,12 @@ def test_empty_groups_are_dropped_and_one_group_gives_no_interval(rng):
     assert np.allclose(padded, plain)
     lone = stats.delete_group_jackknife(np.array(1.0), np.array([np.nan, 1.0]), np.array([4.0, 0.0]))
     assert np.isnan(lone).all()
+    two, expected = stats.jackknife([3.0, 1.0, 2.0], 2.0, [1, 1, 0]), of_seeds([1.0, 3.0])
+    assert (two.low, two.high) == pytest.approx((expected.low, expected.high))
+    assert (two.n, two.method) == (2, "t, delete-a-group jackknife, 2 groups")
+    for values in ([1.0], [[1.0, 2.0]]):
+        with pytest.raises(DataError, match="at least 2 values, got shape"):
+            stats.jackknife(values, 1.0)
 
 
 def test_unequal_groups_keep_the_variance_of_the_mean(rng):
@@ -77,6 +104,15 @@ def test_permutation_p_against_the_definition():
     assert float(stats.permutation_p(98.0, null)) == 0.02  # a tie exceeds
     assert float(stats.permutation_p(-1.0, null)) == 1.0
     assert float(stats.permutation_p(-1.0, null, "two-sided")) == 0.02
+    assert float(stats.permutation_p(-1.0, null, "less")) == 0.01
+    assert float(stats.permutation_p(0.0, null, "less")) == 0.02
+    assert float(stats.permutation_p(49.0, null, "two-sided")) == 1.0
+    tied = np.full(3, 0.3)
+    assert float(stats.permutation_p(0.1 + 0.2, tied)) == float(stats.permutation_p(0.3, tied + 1e-16)) == 1.0
+    assert float(stats.permutation_p(0.3 - 1e-16, tied, "less")) == 1.0
+    assert {k: float(v) for k, v in stats.null_columns(np.arange(41.0)).items()} == {
+        "null": 20, "null_low": 1, "null_high": 39
+    }  # fmt: skip
     assert np.isnan(stats.permutation_p(np.nan, null))
 
 
@@ -115,8 +151,14 @@ def test_mcnemar_is_statsmodels(rng):
     assert found.p == pytest.approx(sm_mcnemar(table, exact=True).pvalue)
     assert found.interval.low < right_a.mean() - right_b.mean() < found.interval.high
     assert stats.mcnemar(right_a, right_a).p == 1.0
+    for unequal in ([True, False, True], [], [[True, False]]):
+        with pytest.raises(DataError, match="two equally long lists"):
+            stats.mcnemar(unequal, [True, False] if unequal else unequal)
     with pytest.raises(DataError, match="two equally long lists"):
-        stats.mcnemar([True, False, True], [True, False])
+        stats.mcnemar([[True]], [[True]])
+    four, one = stats.mcnemar([1] * 4 + [0] + [1] * 5, [0] * 4 + [1] + [1] * 5).interval, 3 / 12
+    half = 1.959964 * np.sqrt((6 / 12 - one**2) / 12)
+    assert (four.value, four.low, four.high, four.n) == pytest.approx((0.3, one - half, one + half, 10))
 
 
 def test_holm_is_statsmodels_and_skips_nan(rng):
