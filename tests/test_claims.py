@@ -170,6 +170,9 @@ def test_an_effect_without_a_rule_is_refused() -> None:
         (0.0, 0.01, 0, "supported"),
         (0.12, 0.02, 0, "contradicted"),
         (0.06, 0.0, 1, "supported"),  # counted
+        (0.05, 0.0, 1, "no difference that counts"),  # no larger than the smallest effect
+        (-0.05, 0.0, 1, "no difference that counts"),
+        (0.05, 0.0, 0, "supported"),
         (0.06, math.nan, 1, "not tested"),
         (math.nan, 0.01, 1, "not tested"),
     ],

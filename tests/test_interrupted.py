@@ -11,6 +11,7 @@ import json
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import sys
 import time
@@ -45,11 +46,14 @@ class Work(NamedTuple):
 
     words: Callable[[Path], list[str]]
     results: Callable[[Path], dict[str, object]]
+    too_large: int  #: bytes that one of its files has more than
     prepare: Callable[[Path], None] = lambda folder: None
 
 
-def _call(words: list[str], folder: str) -> None:
-    """In a process of its own, its output in a file, Ctrl-C as a terminal sends it."""
+def _call(words: list[str], folder: str, most: int | None = None) -> None:
+    """In a process of its own, its output in a file, Ctrl-C as a terminal sends it; no file of ``most`` bytes."""
+    if most is not None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
     os.setsid()
     os.chdir(folder)
     log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -102,21 +106,26 @@ def _notebooks(folder: Path) -> None:
 STUDY = ["--cells", "hard_wide", "--seeds", "0", "--fractions", "0.1", "--epochs", "1", "--devices", "cpu"]
 WORKS = {
     "study": Work(
-        lambda at: ["study", "--data", "digits", *STUDY, "--out", f"{at}/out", "--runs", f"{at}/runs"], _trained
+        lambda at: ["study", "--data", "digits", *STUDY, "--out", f"{at}/out", "--runs", f"{at}/runs"],
+        _trained,
+        10**6,
     ),
     "train": Work(
         lambda at: ["train", "--model", "small_hard_wide", "--data", "digits", "--epochs", "1", "--fraction", "0.1",
                     "--out", f"{at}/run"],
         _trained,
+        10**6,
     ),
     "evidence": Work(
         lambda at: ["evidence", "--models", "small_hard_wide", "--data", "photos", "--n-images", "6",
                     "--out", f"{at}/evidence"],
         lambda at: {"models.csv": _table(at / "evidence" / "models.csv")},
+        4000,
     ),
     "report": Work(
         lambda at: ["report", f"{at}/tiny_0.ipynb", f"{at}/tiny_1.ipynb", "--out-dir", f"{at}/reports"],
         _pages,
+        8000,
         _notebooks,
     ),
 }  # fmt: skip
@@ -128,8 +137,8 @@ def _server() -> None:
     server.set_forkserver_preload(PRELOADED)
 
 
-def _start(work: Work, folder: Path) -> multiprocessing.process.BaseProcess:
-    process = server.Process(target=_call, args=(work.words(folder), str(folder)))
+def _start(work: Work, folder: Path, most: int | None = None) -> multiprocessing.process.BaseProcess:
+    process = server.Process(target=_call, args=(work.words(folder), str(folder), most))
     process.start()
     while process.is_alive() and not (folder / "log.txt").exists():
         time.sleep(0.01)
@@ -183,6 +192,42 @@ def test_killed_at_any_moment_it_ends_as_if_undisturbed(kind: str, tmp_path: Pat
                 break
             assert process.exitcode in (130, 143, -number), (folder / "log.txt").read_text()
         assert work.results(folder) == wanted
-        assert not [path for path in folder.rglob("*") if path.suffix == ".part" or "running" in path.name]
-        assert "Traceback" not in (folder / "log.txt").read_text()
+        _clean(folder)
     print(f"{kind}: {dict(counts)}")
+
+
+def _clean(folder: Path) -> None:
+    left = [path for path in folder.rglob("*") if path.suffix == ".part" or "running" in path.name]
+    assert not left
+    assert "Traceback" not in (folder / "log.txt").read_text()
+
+
+@pytest.mark.skipif(KILLS == 1, reason="a short form is in the tests of the command line")
+@pytest.mark.parametrize("kind", WORKS)
+def test_without_room_the_reason_is_said_and_the_next_run_ends_well(kind: str, tmp_path: Path) -> None:
+    """A limit for files stands for a full disk: both fail while a file is written."""
+    work, folder = WORKS[kind], _folder(WORKS[kind], tmp_path / "full")
+    process = _start(work, folder, work.too_large)
+    process.join(300)
+    assert process.exitcode == 1
+    assert "File too large" in (folder / "log.txt").read_text()
+    _clean(folder)
+    process = _start(work, folder)
+    process.join(300)
+    assert process.exitcode == 0, (folder / "log.txt").read_text()
+    assert work.results(folder)
+    _clean(folder)
+
+
+@pytest.mark.skipif(KILLS == 1, reason="a short form is in the tests of reports")
+def test_two_sweeps_at_once_leave_every_report_whole(tmp_path: Path) -> None:
+    work, folder = WORKS["report"], _folder(WORKS["report"], tmp_path / "both")
+    both = [_start(work, folder) for _ in range(2)]
+    for process in both:
+        process.join(300)
+    said = (folder / "log.txt").read_text()
+    failed = said.count("another process is making this report")
+    assert {process.exitcode for process in both} <= {0, 1}
+    assert said.count(": failed") == failed
+    assert len(work.results(folder)) == 2
+    _clean(folder)

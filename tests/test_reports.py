@@ -196,7 +196,7 @@ def test_bundled_and_file_weights_count(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(old != new for old, new in zip(before, after, strict=True))
 
 
-def test_a_damaged_page_or_a_new_template_is_mended_without_running(
+def test_a_damaged_page_or_a_new_template_is_mended_without_running_and_a_lost_table_is_not(
     write: Any, made: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tiny = write("tiny", "1")
@@ -209,6 +209,13 @@ def test_a_damaged_page_or_a_new_template_is_mended_without_running(
     monkeypatch.setattr(runner, "page_fingerprint", lambda: "new template")
     assert made.run(tiny) == 0
     assert "page made again" in made.said[-2]
+    about = made.sidecar() | {"results": ["gone.parquet"]}
+    (made.folder / f"{NAME}.json").write_text(json.dumps(about))
+    monkeypatch.setattr(
+        runner, "_run", lambda job, fingerprint: runner.Outcome(job, "done", "ran for its tables")
+    )
+    assert made.run(tiny) == 0
+    assert "ran for its tables" in made.said[-2]
 
 
 # ---------------------------------------------------------------------------------- failures

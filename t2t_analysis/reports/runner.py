@@ -55,10 +55,15 @@ def _sidecar(job: Job) -> dict[str, Any]:
         return {}
 
 
-def _is_whole(job: Job, sidecar: Mapping[str, Any]) -> bool:
-    """Whether the files are there and are those that the sidecar speaks of."""
-    page, notebook = job.path(".html"), job.path(".ipynb")
-    return page.is_file() and notebook.is_file() and sha(page.read_bytes()) == sidecar.get("page_sha256")
+def _has_run(job: Job, sidecar: Mapping[str, Any]) -> bool:
+    """Whether the notebook and the tables that the sidecar speaks of are there."""
+    tables = [job.path("") / name for name in sidecar.get("results", [])]
+    return all(path.is_file() for path in (job.path(".ipynb"), *tables))
+
+
+def _has_page(job: Job, sidecar: Mapping[str, Any]) -> bool:
+    page = job.path(".html")
+    return page.is_file() and sha(page.read_bytes()) == sidecar.get("page_sha256")
 
 
 def run_job(job: Job, force: bool = False) -> Outcome:
@@ -66,8 +71,8 @@ def run_job(job: Job, force: bool = False) -> Outcome:
     try:
         sidecar = _sidecar(job)
         fingerprint = run_fingerprint(job.notebook, job.params)
-        if not force and sidecar.get("fingerprint") == fingerprint and job.path(".ipynb").is_file():
-            if sidecar.get("page_fingerprint") == page_fingerprint() and _is_whole(job, sidecar):
+        if not force and sidecar.get("fingerprint") == fingerprint and _has_run(job, sidecar):
+            if sidecar.get("page_fingerprint") == page_fingerprint() and _has_page(job, sidecar):
                 return Outcome(job, "current")
             return _export_again(job, fingerprint)
         return _run(job, fingerprint)
