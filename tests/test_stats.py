@@ -82,6 +82,7 @@ def test_empty_groups_are_dropped_and_one_group_gives_no_interval(rng):
     two, expected = stats.jackknife([3.0, 1.0, 2.0], 2.0, [1, 1, 0]), of_seeds([1.0, 3.0])
     assert (two.low, two.high) == pytest.approx((expected.low, expected.high))
     assert (two.n, two.method) == (2, "t, delete-a-group jackknife, 2 groups")
+    assert stats.jackknife([3.0, 1.0], 2.0).n == 2
     for values in ([1.0], [[1.0, 2.0]]):
         with pytest.raises(DataError, match="at least 2 values, got shape"):
             stats.jackknife(values, 1.0)
