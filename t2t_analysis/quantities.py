@@ -159,7 +159,7 @@ def _table(name: str) -> list[dict[str, str]]:
 #: Smallest effect of interest by what is measured; fixed before any number was seen.
 SMALLEST = {row["name"]: float(row["value"]) for row in _table("smallest")}
 #: what an endpoint of the ledger is called -> what it measures
-ENDPOINTS = {row["endpoint"]: row["quantity"] for row in _table("endpoints")}
+ENDPOINTS = {row["name"]: row["quantity"] for row in _table("endpoints")}
 
 
 def _kind(row: Mapping[str, str]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from ..models.provenance import confounds
 from ..results import Result
 from ..training.design import CORNERS, cell_of, horizons_of
 from ..training.effects import CONTRASTS, SIDES, contrast, effects, runs_of, whole
-from .headlines import HEADLINES, as_dict, models_headlines, pair_differences, pair_order, read_headlines
+from .headlines import HEADLINES, as_dict, measured, pair_differences, pair_order, read_headlines
 from .premise import premise_evidence
 
 #: contrasts that are taken of every headline
@@ -174,7 +174,7 @@ def pair_evidence(models: Mapping[str, Any], images: Any, *, seed: int = 0) -> R
     order = pair_order(models)
     if order is None:
         return Result("evidence", pd.DataFrame(list(cost_rows())), {}, (_ALIKE,))
-    results, notes = models_headlines(models, images, seed=seed)
+    results, notes = measured(models, images, HEADLINES.values(), seed=seed)
     rows = [*pair_differences(results, *order), *cost_rows()]
     for row in rows:
         row.setdefault("model", order[0])
@@ -217,11 +217,11 @@ def cost_rows() -> Iterable[dict[str, Any]]:
 
 
 def _counted(quantity: str, value: float, model: str, model_b: str, estimator: str) -> dict[str, Any]:
-    return {
-        "measure": "evidence", "quantity": quantity, "model": model, "model_b": model_b, "value": value,
-        "low": value, "high": value, "interval": "none needed: counted", "null": 0.0, "null_kind": "equal",
-        "n": 1, "unit": "model", "variant": "counted", "estimator": estimator,
-        "weights": "no weights: counted on shapes",
+    from ..measures.cost import EXACT
+
+    return EXACT | {
+        "measure": "evidence", "quantity": quantity, "model": model, "model_b": model_b, "value": value, "low": value,
+        "high": value, "interval": "none needed: counted", "null": 0.0, "null_kind": "equal", "estimator": estimator,
     }  # fmt: skip
 
 

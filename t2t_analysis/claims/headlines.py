@@ -6,7 +6,7 @@ of the study (`measure_runs`), where the unit is the seed.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,15 +32,16 @@ class Headline:
     ----------
     measure : name of the result that holds it.
     where : columns and values that pick its one row for a model.
-    choose : which of several rows: of a curve the "first" point, of layers the "last".
-    paired : whether two models are compared by the difference of that row, paired over images.
-    group : what it is measured with when one model is asked alone, see `premise.GROUPS`; empty if it is not.
+    choose : of a curve the "first" point; or what `premise` makes of many rows.
+    study : whether it is taken of the study's runs, where it is a headline: "paired" if two models are compared by the
+        difference of that row, paired over images, else "alone".
+    group : what it is measured with when one model is asked alone; empty if it is not.
     """
 
     measure: str
     where: Mapping[str, str]
     choose: str = ""
-    paired: bool = True
+    study: str = ""
     group: str = ""
 
     def row(self, frame: pd.DataFrame, model: str | None = None) -> pd.Series | None:
@@ -60,8 +61,8 @@ class Headline:
 def _pick(frame: pd.DataFrame, wanted: Mapping[str, str], choose: str = "") -> pd.Series | None:
     for column, value in wanted.items():
         frame = frame[(frame[column] == value).fillna(False)]
-    if choose and len(frame):
-        frame = frame.sort_values("at").head(1) if choose == "first" else frame.sort_values("layer").tail(1)
+    if choose == "first" and len(frame):
+        frame = frame.sort_values("at").head(1)
     return frame.iloc[0] if len(frame) == 1 else None
 
 
@@ -71,43 +72,46 @@ def as_dict(row: pd.Series) -> dict[str, Any]:
 
 
 def _read() -> dict[str, Headline]:
-    rows = csv_rows(Path(__file__).with_suffix(".csv"))
-    where = [{name: row[name] for name in ("quantity", "place", "tokens") if row[name]} for row in rows]
+    rows = csv_rows(Path(__file__).parents[1] / "endpoints.csv")
+    about = ("quantity", "place", "place_b", "tokens")
+    where = [{name: row[name] for name in about if row[name]} for row in rows]
     return {
-        row["name"]: Headline(row["measure"], picked, row["choose"], row["paired"] == "yes", row["group"])
+        row["name"]: Headline(row["measure"], picked, row["choose"], row["study"], row["group"])
         for row, picked in zip(rows, where, strict=True)
     }
 
 
-#: name of a headline -> where it comes from, one line each in ``headlines.csv``
-HEADLINES = _read()
+#: name of a number -> where it comes from, one line each in ``endpoints.csv``
+ALL = _read()
+#: those of the study's runs
+HEADLINES = {name: one for name, one in ALL.items() if one.study}
 
 
-def effects_alone() -> Any:
-    """Head ablation for its effects by head alone: correlations with them need neither nulls nor importances."""
-    from ..measures import HeadAblation
-
-    return HeadAblation(importance=False, subspaces=0)
-
-
-def models_headlines(
-    models: Mapping[str, Any], images: Any, *, seed: int = 0, progress: bool = True
+def measured(
+    models: Mapping[str, Any],
+    images: Any,
+    wanted: Iterable[Headline],
+    *,
+    seed: int = 0,
+    progress: bool = True,
 ) -> tuple[dict[str, Result], list[str]]:
-    """Every result that a headline needs, of all models in one pass over the images.
+    """Every result that some numbers need, of all models in one pass over the images.
 
-    A measure that does not fit a model (a performer backbone, another tokeniser) is left out with a note.
+    A measure that does not fit a model (a performer backbone, another tokeniser) is left out with a note. Correlations
+    with what heads do need neither nulls nor importances of it.
     """
     from .. import measures as m
 
-    asked: list[Any] = [m.HeadSimilarity(), m.HeadOutputCKA(seed=seed), m.EdgeDecodability()]
-    asked += [m.RectifiedEdgeDecodability(), m.BoundaryBlindness(), m.InvalidChannels(), m.EffectiveRank()]
-    asked.append(effects_alone())
-    found = m.measure(models, images, asked, progress=progress)
-    results = {name: found[name] for name in found}
-    notes = list(found.notes)
-    heads, loss = results["head_similarity"], results["head_ablation"]
-    results["similarity_redundancy"] = m.similarity_is_redundancy(heads, loss, list(models), seed=seed)
-    return results, notes
+    asked: dict[str, Any] = {one.measure: one.measure for one in wanted}
+    related = asked.pop("similarity_redundancy", None)
+    if related:
+        asked |= {"head_similarity": "head_similarity", "": m.HeadAblation(importance=False, subspaces=0)}
+    found = m.measure(models, images, list(asked.values()), progress=progress)
+    results = dict(found)
+    if related:
+        heads, loss = results["head_similarity"], results["head_ablation"]
+        results[related] = m.similarity_is_redundancy(heads, loss, list(models), seed=seed)
+    return results, list(found.notes)
 
 
 def pair_order(models: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -129,7 +133,7 @@ def pair_differences(results: Mapping[str, Result], model: str, baseline: str) -
     rows = {
         name: headline.difference(results[headline.measure], model, baseline)
         for name, headline in HEADLINES.items()
-        if headline.paired and headline.measure in results
+        if headline.study == "paired" and headline.measure in results
     }
     return [as_dict(row) | {"quantity": name} for name, row in rows.items() if row is not None]
 
@@ -180,7 +184,7 @@ def _headlines_of(
 
     network = load_model(model, str(weights))
     images = load_images(data, model=network, n_images=n_images, seed=seed, batch_size=16)
-    results, _ = models_headlines({run: network}, images, seed=seed, progress=False)
+    results, _ = measured({run: network}, images, HEADLINES.values(), seed=seed, progress=False)
     rows = []
     for name, headline in HEADLINES.items():
         row = headline.row(results[headline.measure].frame, run)

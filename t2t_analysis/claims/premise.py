@@ -6,6 +6,7 @@ The bounds that turn them into verdicts stand in ``entries/`` and were fixed bef
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,111 +16,75 @@ from ..data.boundaries import find_boundaries
 from ..errors import DataError, T2TError
 from ..estimates import Estimate
 from ..results import Result
-from .headlines import HEADLINES, Headline, as_dict, effects_alone
+from .headlines import ALL, Headline, as_dict, measured
 
-#: what is measured together: name -> names of the measures. A killed run loses the one at work, no more.
-GROUPS: dict[str, tuple[str, ...]] = {
-    "heads": ("HeadSimilarity", "HeadOutputCKA"),
-    "edges": ("EdgeDecodability", "RectifiedEdgeDecodability"),
-    "channels": ("InvalidChannels",),
-    "rank": ("EffectiveRank",),
-    "sinks": ("Sinks",),
-    "redundancy": ("HeadSimilarity", "HeadAblation"),
-    "boundaries": (),  # no measure of a pass: read from what people drew, see `groups_for`
-}
+#: what is measured together; a killed run loses the one at work, no more
+GROUPS = tuple(dict.fromkeys(one.group for one in ALL.values() if one.group))
 #: groups that are measured of the untrained control too
 _WITH_CONTROL = ("heads",)
 
 Results = Mapping[str, Result]
 Row = dict[str, Any]
-#: finds the row of a model, by its label, in results
-Endpoint = Callable[[Results, str], Row | None]
+#: makes the row of a model, by its label, from results
+Endpoint = Callable[[Headline, Results, str], Row | None]
 
 
-def _late(results: Results, label: str, measure: str, quantity: str, tokens: str) -> Estimate | None:
+def _row(one: Headline, results: Results, label: str) -> Row | None:
+    found = one.row(results[one.measure].frame, label)
+    return None if found is None else as_dict(found)
+
+
+def _late_mean(one: Headline, results: Results, label: str) -> Estimate | None:
     """Similarity of the heads within a layer, mean over the last third of the layers."""
     from ..measures.head_maps import thirds
 
-    whole = results[measure].where(model=label, quantity=quantity, tokens=tokens)
+    whole = results[one.measure].where(model=label, **one.where)
     frame = whole.frame
     same = (frame["layer"] == frame["layer_b"]) & frame["head"].isna()
     within = np.flatnonzero(same & frame["value"].notna())
     layers = frame["layer"].iloc[within].to_numpy()
     if len(layers) < 2:
         return None
-    last = thirds(len(layers))[1]
     order = within[np.argsort(layers)]
-    return whole.rows(order[list(last)]).estimates().mean()
+    return whole.rows(order[list(thirds(len(layers))[1])]).estimates().mean()
 
 
-def _likeness(measure: str, quantity: str, tokens: str, trained: bool) -> Endpoint:
-    def row(results: Results, label: str) -> Row | None:
-        if not {label, label + TWIN * trained} <= set(results[measure].frame["model"]):
-            return None  # batches too small for CKA, or no control
-        late = _late(results, label, measure, quantity, tokens)
-        words: Row = {"place": "last third of blocks", "tokens": tokens, "value_unit": "none"}
-        if late is None or not trained:
-            return None if late is None else words | {"estimate": late, "estimator": "mean over layers"}
-        control = _late(results, label + TWIN, measure, quantity, tokens)
-        assert control is not None  # the same architecture
-        words |= {"null": 0.0, "null_kind": "untrained control"}
-        words["estimator"] = "mean over layers less the control's"
-        return words | {"estimate": late - control}
-
-    return row
+def _late(one: Headline, results: Results, label: str, trained: bool = False) -> Row | None:
+    if not {label, label + TWIN * trained} <= set(results[one.measure].frame["model"]):
+        return None  # batches too small for CKA, or no control
+    late = _late_mean(one, results, label)
+    words: Row = {"place": "last third of blocks", "tokens": one.where["tokens"], "value_unit": "none"}
+    if late is None or not trained:
+        return None if late is None else words | {"estimate": late, "estimator": "mean over layers"}
+    control = _late_mean(one, results, label + TWIN)
+    assert control is not None  # the same architecture
+    words |= {"null": 0.0, "null_kind": "untrained control"}
+    words["estimator"] = "mean over layers less the control's"
+    return words | {"estimate": late - control}
 
 
-def _by_sinks(subtract: bool) -> Endpoint:
+def _without_sinks(one: Headline, results: Results, label: str) -> Row:
     """Similarity of maps without sinks, or how far it lies below that without random columns."""
+    from ..measures.sinks import KEYS
 
-    def row(results: Results, label: str) -> Row | None:
-        from ..measures.sinks import KEYS, LAST_THIRD
-
-        late = results["sinks"].where(model=label, place=LAST_THIRD, quantity="cosine_centred")
-        without, random = (late.where(variant=variant).estimates()[0] for variant in KEYS[2:])
-        words: Row = {"place": LAST_THIRD, "tokens": "patch", "value_unit": "none"}
-        words |= {"estimator": "mean over layers, sinks by image and layer"}
-        null: Row = {"null": 0.0, "null_kind": "as many random columns"} if subtract else {"null": random}
-        return words | {"null_kind": "without random columns"} | null | {
-            "estimate": random - without if subtract else without
-        }  # fmt: skip
-
-    return row
+    place = one.where["place"]
+    late = results[one.measure].where(model=label, place=place, quantity="cosine_centred")
+    without, random = (late.where(variant=variant).estimates()[0] for variant in KEYS[2:])
+    words: Row = {"place": place, "tokens": "patch", "value_unit": "none"}
+    words |= {"estimator": "mean over layers, sinks by image and layer"}
+    if one.choose == "by sinks":
+        return words | {"estimate": random - without, "null": 0.0, "null_kind": "as many random columns"}
+    return words | {"estimate": without, "null": random, "null_kind": "without random columns"}
 
 
-def _sink_writes(results: Results, label: str) -> Row | None:
-    from ..measures.sinks import LAST_THIRD
-
-    late = results["sinks"].where(model=label, place=LAST_THIRD, quantity="sink_value_ratio")
-    return as_dict(late.frame.iloc[0])
-
-
-def _headline(headline: Headline) -> Endpoint:
-    def row(results: Results, label: str) -> Row | None:
-        found = headline.row(results[headline.measure].frame, label)
-        return None if found is None else as_dict(found)
-
-    return row
-
-
-_COSINE = ("head_similarity", "cosine_centred", "patch")
-_CKA = ("head_output_cka", "head_output_cka", "pooled")
-_OVER_PIXELS = Headline(
-    "rectified_edge_decodability", {"quantity": "edge_r2_own_over_reference", "place_b": "pixels.cell"}
-)
-_DRAWN = Headline("boundaries", {"quantity": "boundary_precision_over_reference", "place_b": "pixels.cell"})
+_MADE: dict[str, Endpoint] = {"late": _late, "without sinks": _without_sinks, "by sinks": _without_sinks}
 #: name of an endpoint -> the group that it is measured with, and its row
-ENDPOINTS: dict[str, tuple[str, Endpoint]] = {
-    "late_cosine": ("heads", _likeness(*_COSINE, trained=False)),
-    "late_cosine_trained": ("heads", _likeness(*_COSINE, trained=True)),
-    "late_cka": ("heads", _likeness(*_CKA, trained=False)),
-    "late_cka_trained": ("heads", _likeness(*_CKA, trained=True)),
-    "late_cosine_without_sinks": ("sinks", _by_sinks(subtract=False)),
-    "late_cosine_by_sinks": ("sinks", _by_sinks(subtract=True)),
-    "late_sink_writes": ("sinks", _sink_writes),
-    "edges_over_pixels": ("edges", _headline(_OVER_PIXELS)),
-    "boundaries_over_pixels": ("boundaries", _headline(_DRAWN)),
-    **{name: (one.group, _headline(one)) for name, one in HEADLINES.items() if one.group},
+ENDPOINTS: dict[str, tuple[str, Callable[[Results, str], Row | None]]] = {
+    name: (one.group, partial(_MADE.get(one.choose, _row), one)) for name, one in ALL.items() if one.group
+} | {
+    f"{name}_trained": (one.group, partial(_late, one, trained=True))
+    for name, one in ALL.items()
+    if one.choose == "late"
 }
 
 
@@ -139,7 +104,7 @@ def measure_endpoints(
     label
         What the model is called.
     group
-        Key of `GROUPS`.
+        One of `GROUPS`.
     seed
         Of nulls; the untrained control has the next one.
 
@@ -159,14 +124,11 @@ def measure_endpoints(
             raise DataError(f"{about.name} holds no boundaries that people drew")
         found = {"boundaries": m.boundaries({label: model}, drawn, seed=seed, progress=progress)}
         return endpoint_rows(label, model, found, group)
-    made = [effects_alone() if name == "HeadAblation" else getattr(m, name)() for name in GROUPS[group]]
     models = {label: model}
     if group in _WITH_CONTROL:
         models |= m.random_twins(models, seed=seed + 1)
-    results = dict(m.measure(models, images, made, progress=progress))
-    if group == "redundancy":
-        heads, loss = results["head_similarity"], results["head_ablation"]
-        results["similarity_redundancy"] = m.similarity_is_redundancy(heads, loss, model=label, seed=seed)
+    wanted = [one for one in ALL.values() if one.group == group]
+    results, _ = measured(models, images, wanted, seed=seed, progress=progress)
     return endpoint_rows(label, model, results, group)
 
 
