@@ -323,7 +323,12 @@ def test_effects_of_an_image():
     torch.testing.assert_close(found[:, 0], (p * (p / q).log()).sum(-1))
     torch.testing.assert_close(found[:, 1], torch.tensor([8.0, 0, 9]).double())
     assert found[0, 2] == pytest.approx(math.log(p[0, 0] / q[0, 0]))
-    assert found[1:, 2:].abs().max() == 0
+    assert found[1, 2:].abs().max() == 0
+    assert found[2, 2:].isnan().all()  # without a label
+    bad = effects(
+        full, changed / torch.tensor([[1.0], [0.0], [1.0]]), torch.zeros(3).long(), torch.ones(3).bool()
+    )
+    assert bad.isnan().all(1).tolist() == [False, True, False]
     assert found[0, 3:].tolist() == [1, 0]
     won = effects(full[:1], changed[:1], torch.tensor([1]), torch.tensor([True]))
     assert won[0, 3:].tolist() == [0, 1]

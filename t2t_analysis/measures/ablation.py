@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -179,14 +180,10 @@ def ablated(
     """
     known = sites(model)
     _check(known, heads)
-    changes: dict[int, dict[int, Change]] = {}
-    for (layer, head), change in heads.items():
-        if isinstance(change, str):
-            change = _known_mode(change, means)
-        changes.setdefault(layer, {})[head] = change
     with ExitStack() as stack:
-        for layer, of_layer in changes.items():
-            edit = _changing(of_layer, means.mean[layer] if means is not None else None, seed)
+        for (layer, head), change in heads.items():
+            how = _known_mode(change, means) if isinstance(change, str) else change
+            edit = partial(_change, head, how, None if means is None else means.mean[layer], seed)
             stack.callback(known[layer].hook(_editing(known[layer], [edit])).remove)
         yield model
 
@@ -199,12 +196,8 @@ def _known_mode(mode: str, means: HeadMeans | None) -> str:
     return mode
 
 
-def _changing(changes: Mapping[int, Change], mean: Tensor | None, seed: int) -> Edit:
-    def edit(z: Tensor) -> None:  # (B, N, H, d); no head is changed twice
-        for head, how in changes.items():
-            z[:, :, head] = _changed(z[:, :, head].clone(), how, mean, head, seed)
-
-    return edit
+def _change(head: int, how: Change, mean: Tensor | None, seed: int, z: Tensor) -> None:
+    z[:, :, head] = _changed(z[:, :, head].clone(), how, mean, head, seed)  # (B, N, H, d)
 
 
 def _changed(z: Tensor, how: Change, mean: Tensor | None, head: int, seed: int) -> Tensor:

@@ -13,12 +13,11 @@ from .. import capture
 from ..data.loading import first_images
 from ..errors import DataError, T2TError, UnknownNameError
 from .ablation import MODES, Edit, HeadMeans, Replay, Site, Start
-from .base import Measure, MeasureBatch, View
+from .base import ImageMeans, MeasureBatch, View
 from .head_measure import HeadIndex
 
-#: What is known of an image whose output changed, in the order of a state's last axis.
+#: What is known of an image whose output changed, in the order of `effects`.
 QUANTITIES = ("kl", "output_shift", "loss_change", "lost", "gained")
-LABELLED = ("loss_change", "lost", "gained")
 
 
 def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
@@ -37,21 +36,18 @@ def effects(full: Tensor, changed: Tensor, labels: Tensor, labelled: Tensor) -> 
     """What a change did to each image: (B, K) outputs before and after -> (B, 5), see ``QUANTITIES``.
 
     ``loss_change`` is that of the cross-entropy (nats), ``lost`` and ``gained`` say whether the right class
-    was lost or won, all 0 where not ``labelled`` (B,); ``output_shift`` is the squared distance.
+    was lost or won, all NaN where not ``labelled`` (B,); ``output_shift`` is the squared distance. An image whose
+    changed output is not finite has none of them.
     """
     shift = (changed.double() - full.double()).square().sum(-1)
     target = labels.clamp_min(0).clamp_max(full.shape[-1] - 1)
     loss = [-o.double().log_softmax(-1).gather(-1, target[:, None])[:, 0] for o in (full, changed)]
-    before, after = full.argmax(-1), changed.argmax(-1)
-    right = [(guess == labels) & labelled for guess in (before, after)]
-    rows = [
-        kl_divergence(full, changed),
-        shift,
-        torch.where(labelled, loss[1] - loss[0], 0.0),
-        right[0] & ~right[1],
-        right[1] & ~right[0],
-    ]
-    return torch.stack([row.double() for row in rows], dim=-1)
+    before, after = (o.argmax(-1) == labels for o in (full, changed))
+    rows = [kl_divergence(full, changed), shift, loss[1] - loss[0], before & ~after, after & ~before]
+    found = torch.stack([row.double() for row in rows], dim=-1)
+    found[~labelled, 2:] = torch.nan
+    found[~changed.isfinite().all(-1)] = torch.nan
+    return found
 
 
 def random_subspaces(count: int, dim: int, width: int, seed: int) -> Tensor:
@@ -146,8 +142,8 @@ def subspace_scores(z: Tensor, gradients: Tensor, site: Site, bases: Tensor) -> 
 # ------------------------------------------------------------------------------------------ the measure
 
 
-class AblationMeasure(Measure):
-    """Takes heads out of one model, in one of the ``MODES``.
+class AblationMeasure(ImageMeans):
+    """Takes heads out of one model, in one of the ``MODES``: means over images of what that does to the output.
 
     Parameters
     ----------
@@ -181,7 +177,7 @@ class AblationMeasure(Measure):
             raise UnknownNameError("kind of ablation", mode, MODES)
         self.mode, self.calibration, self.limit, self.seed = mode, calibration, limit, seed
         self.bank: Tensor | None = None
-        self.means: HeadMeans | None = None
+        self.head_means: HeadMeans | None = None
 
     def find_heads(self, view: View) -> None:
         """Find the heads, and check that the model can be run from its blocks on."""
@@ -228,8 +224,8 @@ class AblationMeasure(Measure):
         if len(self.bank) < 2:  # the mean over one image is that image: nothing would be taken out of it
             raise DataError(f"{self.mode} ablation needs at least 2 calibration images, got {len(self.bank)}")
         if self.mode == "mean":
-            self.means = HeadMeans.of(view.model, self.bank.split(len(images)), self.limit)
-            bad = [layer for layer, mean in self.means.mean.items() if not mean.isfinite().all()]
+            self.head_means = HeadMeans.of(view.model, self.bank.split(len(images)), self.limit)
+            bad = [layer for layer, mean in self.head_means.mean.items() if not mean.isfinite().all()]
             if bad:
                 raise DataError(f"head outputs of layer {bad[0]} are not finite for the calibration images")
 
@@ -250,7 +246,9 @@ class AblationMeasure(Measure):
         for i in range(len(self.replay.steps)):
             reference = None
             if i in self.replay.sites:
-                reference = torch.zeros((), device=x.device) if self.means is None else self.means.mean[i]
+                reference = (
+                    torch.zeros((), device=x.device) if self.head_means is None else self.head_means.mean[i]
+                )
             if donor is not None and y is not None:
                 if reference is None:
                     y = self.replay.step(i, y, donor)

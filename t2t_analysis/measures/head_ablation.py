@@ -18,7 +18,6 @@ from ..results import Result
 from ..stats import holm, mcnemar
 from .ablation import Edit, Start
 from .ablation_measure import (
-    LABELLED,
     QUANTITIES,
     AblationMeasure,
     effects,
@@ -29,12 +28,18 @@ from .ablation_measure import (
     remove_subspace,
     subspace_scores,
 )
-from .base import Estimate, MeasureBatch, View, add_by_group, grouped_estimate, mean_estimate
+from .base import Estimate, MeasureBatch, View, add_by_group, add_finite, grouped_estimate
 from .head_measure import head_rows
 
+#: What is taken out: every head by itself, a random subspace for every head, all heads of a layer (at its first).
 KINDS = ("single", "subspace", "layer")
-SUBSPACE = (
-    "random subspace of the layer's head outputs, as wide as a head, the same norm removed at every token"
+SINGLE, SUBSPACES, LAYER = range(3)
+#: Numbers of an image: effects of all kinds, and importances of the first two.
+IMPORTANCES = ("importance", "importance_label_free")
+NUMBERS = (*QUANTITIES, *IMPORTANCES)
+_SUBSPACE = (
+    "random subspace of the layer's head outputs, as wide as a head, the same norm removed at every token; "
+    "95 % interval of its mean"
 )
 
 
@@ -72,11 +77,6 @@ class HeadAblation(AblationMeasure):
     name = "head_ablation"
     invariances = frozenset({"permute_heads", "permute_images"})
 
-    effects: Tensor  # (G, 3, M, 5) sums over images, see KINDS and QUANTITIES
-    counts: Tensor  # (G, 3, M) images
-    labelled: Tensor  # (G, 3, M) labelled images
-    scores: Tensor  # (G, 2, 2, M): loss with labels or without, head or subspace
-    score_counts: Tensor  # (G, 2)
     output: Tensor  # (G, K)
     output_square: Tensor  # (G,)
 
@@ -101,12 +101,7 @@ class HeadAblation(AblationMeasure):
         self.find_heads(view)
         self.where = dict(self.index.slices)
         self.bases = {layer: self._bases(view, layer) for layer in self.where}
-        shape = (self.groups, len(KINDS), self.index.total)
-        self.add_sum("effects", *shape, len(QUANTITIES))
-        self.add_sum("counts", *shape)
-        self.add_sum("labelled", *shape)
-        self.add_sum("scores", self.groups, 2, 2, self.index.total)
-        self.add_sum("score_counts", self.groups, 2)
+        self.add_means(KINDS, self.index.total, len(NUMBERS))
         self.add_sum("output", self.groups, self.width)
         self.add_sum("output_square", self.groups)
 
@@ -121,10 +116,16 @@ class HeadAblation(AblationMeasure):
         labels, labelled = self.labels(batch)
         add_by_group(self.output, groups, start.output)
         add_by_group(self.output_square, groups, start.output.double().square().sum(-1))
+        found = torch.full(
+            (len(groups), *self.total.shape[1:]), torch.nan, dtype=torch.float64
+        )  # (B, 3, M, 7)
+        full = start.output.cpu()
         for layer, outputs in self._outputs(start, batch):
-            self._add(layer, start.output.cpu(), outputs.cpu(), groups, labels, labelled)
+            changes = torch.stack([effects(full, o, labels, labelled) for o in outputs.cpu()], 1)
+            self._put_effects(found[..., : len(QUANTITIES)], layer, changes)
         if self.importance and self.classifier:
-            self._add_scores(start, batch.index, groups, labels, labelled)
+            self._put_scores(found[..., len(QUANTITIES) :], start, batch.index, labels, labelled)
+        add_finite(self.total, self.count, groups, found)
 
     def _outputs(self, start: Start, batch: MeasureBatch) -> Iterator[tuple[int, Tensor]]:
         """For every layer, the outputs (V, B, K) of its variants, in the order of `_variants`."""
@@ -142,29 +143,21 @@ class HeadAblation(AblationMeasure):
             edits += [remove_subspace(h, reference, bases) for h in heads]
         return [*edits, put(list(heads), reference)]
 
-    def _add(
-        self, layer: int, full: Tensor, outputs: Tensor, groups: Tensor, labels: Tensor, labelled: Tensor
-    ) -> None:
-        heads = self.replay.sites[layer].num_heads
-        sizes = [heads, heads if self.subspaces else 0, 1]
-        finite = outputs.isfinite().all(-1)  # (V, B)
-        if self.subspaces:
-            finite[: 2 * heads] &= finite[: 2 * heads].roll(heads, 0)  # a head and its null, both or neither
-        found = torch.stack([effects(full, o, labels, labelled) for o in outputs.nan_to_num()])  # (V, B, 5)
-        first = self.where[layer].start
-        kinds = torch.arange(len(KINDS)).repeat_interleave(torch.tensor(sizes))
-        at = torch.cat([first + torch.arange(size) for size in sizes])
-        for group in groups.unique():
-            mine = groups == group
-            used = (finite & mine).double()
-            total = (found * used[..., None]).sum(1).to(self.effects)
-            self.effects[group, kinds, at] += total
-            self.counts[group, kinds, at] += used.sum(1).to(self.counts)
-            self.labelled[group, kinds, at] += (used * labelled).sum(1).to(self.labelled)
+    def _put_effects(self, found: Tensor, layer: int, changes: Tensor) -> None:
+        """Effects (B, V, 5) of a layer's variants into their places of ``found`` (B, 3, M, 5)."""
+        at, first = self.where[layer], self.where[layer].start
+        heads = at.stop - first
+        single, rest = changes[:, :heads], changes[:, heads:-1]
+        if self.subspaces:  # a head and its null, both or neither
+            lost = (single + rest).isnan()
+            single[lost] = rest[lost] = torch.nan
+            found[:, SUBSPACES, at] = rest
+        found[:, SINGLE, at], found[:, LAYER, first] = single, changes[:, -1]
 
-    def _add_scores(
-        self, start: Start, index: Tensor, groups: Tensor, labels: Tensor, labelled: Tensor
+    def _put_scores(
+        self, found: Tensor, start: Start, index: Tensor, labels: Tensor, labelled: Tensor
     ) -> None:
+        """Importances of all heads and of their subspaces into ``found`` (B, 3, M, 2)."""
         predicted = start.output.argmax(-1)
         known = labelled.to(predicted.device)
         wanted = torch.where(known, labels.to(predicted.device), predicted)
@@ -173,15 +166,14 @@ class HeadAblation(AblationMeasure):
         def losses(output: Tensor) -> Tensor:
             return -output.log_softmax(-1)[None].expand(2, -1, -1).gather(-1, targets[..., None])[..., 0]
 
-        weight = torch.stack([labelled, torch.ones_like(labelled)]).double()  # (T, B)
-        add_by_group(self.score_counts, groups, weight.T)
         for layer, (z, grads) in head_gradients(self.replay, start, losses).items():
-            site, where = self.replay.sites[layer], self.where[layer]
+            site, at = self.replay.sites[layer], self.where[layer]
             bases = self.bases[layer][index % self.subspaces].to(z.device)
-            both = (head_scores(z, grads, site), subspace_scores(z, grads, site, bases))
-            for kind, score in enumerate(both):
-                value = (score.abs().cpu().double() * weight[..., None]).transpose(0, 1)  # (B, T, H)
-                add_by_group(self.scores[:, :, kind, where], groups, value)
+            found[:, SINGLE, at] = head_scores(z, grads, site).abs().permute(1, 2, 0).cpu().double()
+            found[:, SUBSPACES, at] = (
+                subspace_scores(z, grads, site, bases).abs().permute(1, 2, 0).cpu().double()
+            )
+        found[~labelled, ..., 0] = torch.nan
 
     # rows
 
@@ -189,46 +181,35 @@ class HeadAblation(AblationMeasure):
         """Rows for heads and layers, corrected p, importances."""
         self.add_notes()
         self._note_nonfinite()
-        rows = [*self._effect_rows(), *self._importance_rows(), *self._layer_rows()]
-        return self.result(rows, mode=self.mode)
+        found = self.means()  # (3, M, 7)
+        rows = [*self._shift_rows(), *self._effect_rows(found)]
+        for quantity, loss in zip(IMPORTANCES, ("label", "predicted class"), strict=True):
+            rows += self._importance_rows(found[..., NUMBERS.index(quantity)], quantity, loss)
+        return self.result([*rows, *self._layer_rows(found[..., 0])], mode=self.mode)
 
     def _note_nonfinite(self) -> None:
-        lost = float((self.counts[:, 0].amax(-1) - self.counts[:, 0].amin(-1)).sum())
-        if lost:
+        images = self.count[:, SINGLE, :, 0]
+        if lost := float((images.amax(-1) - images.amin(-1)).sum()):
             label = self.views[0].label
             self.note(f"{label}: without some heads the output of up to {lost:.0f} images is not finite")
 
-    def _sums(self, kind: int, quantity: str) -> tuple[Tensor, Tensor]:
-        """Sums and counts (G, M) of one quantity, of ``gained - lost`` for the change of accuracy."""
-        counts = self.labelled if quantity in (*LABELLED, "accuracy_change") else self.counts
-        of = self.effects[:, kind]
-        if quantity == "accuracy_change":
-            return of[..., QUANTITIES.index("gained")] - of[..., QUANTITIES.index("lost")], counts[:, kind]
-        return of[..., QUANTITIES.index(quantity)], counts[:, kind]
-
-    def _effect_rows(self) -> list[dict[str, Any]]:
-        rows = self._shift_rows()
+    def _effect_rows(self, found: Estimate) -> Iterator[dict[str, Any]]:
+        """Changes of output, loss and accuracy, as far as there are a classifier and labels."""
+        kl, loss, lost, gained = (found[..., NUMBERS.index(q)] for q in ("kl", *QUANTITIES[2:]))
         if self.classifier:
-            rows += self._tested("kl", "nats", against_null=True)
-        if bool(self.labelled[:, 0].any()):
-            rows += [*self._tested("loss_change", "nats", against_null=False), *self._accuracy_rows()]
-        return rows
+            row = self._effect("kl", "nats", "p: against the null, paired")
+            value, null = kl[SINGLE], kl[SUBSPACES]
+            yield from self._rows_of(row, value.positive(), null.positive(), self._beyond(value, null))
+        if (loss.n > 0).any():
+            row = self._effect("loss_change", "nats", "p: no change, paired")
+            yield from self._rows_of(row, loss[SINGLE], loss[SUBSPACES], loss[SINGLE])
+            yield from self._accuracy_rows(gained - lost)
 
-    def _means(self, quantity: str) -> tuple[Estimate, Estimate]:
-        """Per head: the value and its null."""
-        value, null = (mean_estimate(*self._sums(kind, quantity)) for kind in (0, 1))
-        return value, null
-
-    def _tested(self, quantity: str, unit: str, *, against_null: bool) -> list[dict[str, Any]]:
-        value, null = self._means(quantity)
-        tested = self._beyond(value, null) if against_null else value
-        test = "p: against the null, paired" if against_null else "p: no change, paired"
-        row = self.base(
-            quantity, unit, variant=self.mode, estimator=f"{self.mode} ablation of one head; {test}"
+    def _effect(self, quantity: str, unit: str, how: str) -> dict[str, Any]:
+        """Columns of the rows of one effect of single heads."""
+        return self.base(
+            quantity, unit, variant=self.mode, estimator=f"{self.mode} ablation of one head; {how}"
         )
-        if quantity == "kl":
-            value, null = value.positive(), null.positive()
-        return self._rows_of(row, value, null, tested)
 
     def _rows_of(
         self, row: dict[str, Any], value: Estimate, null: Estimate, tested: Estimate | None
@@ -255,23 +236,21 @@ class HeadAblation(AblationMeasure):
             "estimator": f"Holm over {len(h)} heads; {row['estimator']}",
         }  # fmt: skip
 
-    def _accuracy_rows(self) -> list[dict[str, Any]]:
-        lost, gained = (self.effects[:, 0, :, QUANTITIES.index(q)].sum(0).long() for q in ("lost", "gained"))
-        n = self.labelled[:, 0].sum(0).long()
-        tests = [mcnemar(*_pairs(*x)) for x in zip(gained.tolist(), lost.tolist(), n.tolist(), strict=True)]
+    def _accuracy_rows(self, change: Estimate) -> list[dict[str, Any]]:
+        """Changes of accuracy (3, M), single heads by McNemar's test."""
+        lost, gained = (self.total[:, SINGLE, :, NUMBERS.index(q)].sum(0).long() for q in ("lost", "gained"))
+        n = change.n[SINGLE].tolist()
+        tests = [mcnemar(*_pairs(*x)) for x in zip(gained.tolist(), lost.tolist(), n, strict=True)]
         low, high = (np.array([getattr(t.interval, k) for t in tests]) for k in ("low", "high"))
         p = np.array([test.p for test in tests])
-        value, null = self._means("accuracy_change")
-        row = self.base(
-            "accuracy_change", "fraction", variant=self.mode,
-            estimator=f"{self.mode} ablation of one head; p: exact McNemar",
-        )  # fmt: skip
+        row = self._effect("accuracy_change", "fraction", "p: exact McNemar")
         columns = {"low": low, "high": high, "p": p, "interval": "Agresti-Min", "se": None, "df": None}
-        columns |= self._beside(null)
-        return [head_rows(row, self.index, value, **columns), self._holm(row, p)]
+        columns |= self._beside(change[SUBSPACES])
+        return [head_rows(row, self.index, change[SINGLE], **columns), self._holm(row, p)]
 
     def _shift_rows(self) -> list[dict[str, Any]]:
-        counts = self.counts[:, 0]
+        at = NUMBERS.index("output_shift")
+        counts = self.count[:, SINGLE, :, at]
         n = counts.amax(-1)
 
         def relative(total: Tensor, count: Tensor, mean: Tensor, square: Tensor, n: Tensor) -> Tensor:
@@ -280,8 +259,8 @@ class HeadAblation(AblationMeasure):
 
         spread = (self.output, self.output_square, n)
         value, null = (
-            grouped_estimate(relative, (self._sums(kind, "output_shift")[0], counts, *spread), counts)
-            for kind in (0, 1)
+            grouped_estimate(relative, (self.total[:, kind, :, at], counts, *spread), counts)
+            for kind in (SINGLE, SUBSPACES)
         )
         if not np.isfinite(value.value).any():
             self.note(
@@ -290,44 +269,30 @@ class HeadAblation(AblationMeasure):
             return []
         of = "logits" if self.classifier else "pooled features"
         how = f"E|o' - o|^2 / E|o - mean o|^2 of the {of} o; p: against the null, paired"
-        row = self.base(
-            "output_shift", "fraction of variance", variant=self.mode,
-            estimator=f"{self.mode} ablation of one head; {how}",
-        )  # fmt: skip
+        row = self._effect("output_shift", "fraction of variance", how)
         return self._rows_of(row, value.positive(), null.positive(), self._beyond(value, null))
 
-    def _importance_rows(self) -> list[dict[str, Any]]:
-        names = ("importance", "importance_label_free")
-        losses = ("cross-entropy of the label", "cross-entropy of the predicted class")
-        return [
-            self._importance_row(t, name, loss)
-            for t, (name, loss) in enumerate(zip(names, losses, strict=True))
-            if self.score_counts[:, t].any()
-        ]
+    def _importance_rows(self, scores: Estimate, quantity: str, loss: str) -> Iterator[dict[str, Any]]:
+        """Mean scores (3, M) over their l2 norm in the layer."""
+        if not scores.n.any():
+            return
+        member = self.index.member.numpy()
 
-    def _importance_row(self, t: int, name: str, loss: str) -> dict[str, Any]:
-        counts, scores = self.score_counts[:, t], self.scores[:, t]  # (G,), (G, 2, M)
-        member = self.index.member.to(scores.device)
+        def normalised(mean: np.ndarray) -> np.ndarray:
+            return mean / (np.sqrt(mean[:, :1] ** 2 @ member.T) @ member)  # (1 + G, 2, M)
 
-        def normalised(s: Tensor, n: Tensor) -> Tensor:
-            mean = s / n[:, None, None]
-            size = (mean[:, :1].square() @ member.T).sqrt() @ member  # (1 + G, 1, M), l2 norm of the layer
-            return mean / size
+        found = scores[[SINGLE, SUBSPACES]].map(normalised)
+        how = f"E|dL/dxi|, L the cross-entropy of the {loss}, divided by the l2 norm over the layer's heads"
+        row = self.base(quantity, "none", estimator=how)
+        yield head_rows(row, self.index, found[0], **self._beside(found[1]))
 
-        found = grouped_estimate(normalised, (scores, counts), counts)
-        estimator = f"E|dL/dxi|, L the {loss}, divided by the l2 norm over the layer's heads"
-        row = self.base(name, "none", estimator=estimator)
-        return head_rows(row, self.index, found[0], **self._beside(found[1]))
-
-    def _layer_rows(self) -> list[dict[str, Any]]:
-        """All heads of a layer out, against the sum over its heads one by one."""
+    def _layer_rows(self, kl: Estimate) -> list[dict[str, Any]]:
+        """All heads of a layer out, against the sum over its heads one by one; kl (3, M)."""
         if not self.classifier:
             return []
-        member = self.index.member.to(self.effects.device)
-        firsts = [where.start for where in self.where.values()]
-        sums, counts = (x[:, firsts] for x in self._sums(2, "kl"))
-        single = self._sums(0, "kl")[0] @ member.T  # (G, L)
-        value, null = (mean_estimate(s, counts) for s in (sums, single))
+        member = self.index.member.numpy()
+        value = kl[LAYER, [where.start for where in self.where.values()]]
+        null = kl[SINGLE].map(lambda x: x @ member.T, value.sizes)
         layers = np.array([f"blocks.{i}.attn" for i in self.index.layers], dtype=object)
         return [
             self.row(layers) | self.base(
@@ -336,9 +301,6 @@ class HeadAblation(AblationMeasure):
                 estimator=f"{self.mode} ablation of all heads of a layer; p: against the null",
             )
         ]  # fmt: skip
-
-
-_SUBSPACE = f"{SUBSPACE}; 95 % interval of its mean"
 
 
 def _pairs(gained: int, lost: int, n: int) -> tuple[np.ndarray, np.ndarray]:

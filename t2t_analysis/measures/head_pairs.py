@@ -16,7 +16,7 @@ from ..errors import T2TError
 from ..results import Result
 from .ablation import Start
 from .ablation_measure import AblationMeasure, kl_divergence, put
-from .base import MeasureBatch, View, add_by_group, mean_estimate
+from .base import MeasureBatch, View
 from .pruning import similarity_matrix
 
 
@@ -40,9 +40,6 @@ class HeadPairs(AblationMeasure):
     invariances = frozenset({"permute_images"})
     by_logits = True
 
-    effects: Tensor  # (G, M + pairs + L) sums of KL over images
-    images: Tensor  # (G,)
-
     def __init__(self, mode: str = "mean", *, most: int = 15, **kwargs: Any) -> None:
         super().__init__(mode, **kwargs)
         self.most = most
@@ -58,8 +55,7 @@ class HeadPairs(AblationMeasure):
             kept = np.sort(rng.permutation(len(every))[: self.most])
             self.pairs[layer] = [every[i] for i in kept]
         size = self.index.total + sum(map(len, self.pairs.values())) + len(self.pairs)
-        self.add_sum("effects", self.groups, size)
-        self.add_sum("images", self.groups)
+        self.add_means(["kl"], size)
 
     def take_out(self, start: Start, batch: MeasureBatch, groups: Tensor) -> None:
         """Run every layer's variants from its door on, and the blocks behind it from its input."""
@@ -75,13 +71,12 @@ class HeadPairs(AblationMeasure):
             singles += found[: len(heads)]
             pairs += found[len(heads) : -1]
             skips.append(found[-1])
-        add_by_group(self.effects, groups, torch.stack([*singles, *pairs, *skips], 1))
-        add_by_group(self.images, groups, torch.ones(len(groups)))
+        self.add(0, groups, torch.stack([*singles, *pairs, *skips], 1))
 
     def compute(self) -> Result:
         """Rows for pairs and layers."""
         self.add_notes()
-        found = mean_estimate(self.effects, self.images)
+        found = self.means()[0]
         where = {layer: at.start for layer, at in self.index.slices}
         both = [(layer, h, g) for layer, pairs in self.pairs.items() for h, g in pairs]
         first, second = (np.array([where[p[0]] + p[k] for p in both], dtype=int) for k in (1, 2))

@@ -21,7 +21,7 @@ from ..results import Result
 from ..stats import null_columns, permutation_p
 from .ablation import Edit, Head, Start
 from .ablation_measure import AblationMeasure, kl_divergence, put
-from .base import Estimate, MeasureBatch, View, add_by_group, grouped_estimate, mean_estimate
+from .base import Estimate, MeasureBatch, View, add_finite
 
 Array = np.ndarray
 #: Values of all heads (M,) when image group g counts weights[g] times.
@@ -301,19 +301,20 @@ def _association(alike: Result, single: Result, resamples: int, seed: int) -> li
 
 
 def by_weight(found: Estimate) -> tuple[HeadValues, Array]:
-    """Means (R,) as functions of how often each group of images counts, and images in each group (G,).
+    """Means (...) as functions of how often each group of images counts, and images in each group (G,).
 
     What a mean loses when a group is left out is that group's sum.
     """
     counts = found.sizes
-    left = np.where(counts > 0, (counts.sum(0) - counts) * found.leave_out, 0.0)
+    rest = counts.sum(0) - counts
+    left = np.where(rest > 0, rest * found.leave_out, 0.0)
     sums = np.where(counts > 0, counts.sum(0) * found.value - left, 0.0)
 
     def values(weights: Array) -> Array:
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.tensordot(weights, sums, 1) / np.tensordot(weights, counts, 1)
 
-    return values, counts.max(1)
+    return values, counts.reshape(len(counts), -1).max(1)
 
 
 # ------------------------------------------------------------------------------------------- pruning curves
@@ -357,12 +358,6 @@ class PruningCurves(AblationMeasure):
     invariances = frozenset({"permute_images"})
     by_logits = True
 
-    kl: Tensor  # (G, O, F) sums over images
-    right: Tensor  # (G, O, F) labelled images that the pruned model gets right
-    counts: Tensor  # (G, O, F)
-    labelled: Tensor  # (G, O, F)
-    right_before: Tensor  # (G, 2) right, labelled
-
     def __init__(
         self,
         orders: Mapping[str, Any],
@@ -395,24 +390,19 @@ class PruningCurves(AblationMeasure):
         drawn = [_named(self.index.table, rng.permutation(len(heads))) for _ in range(self.random)]
         self.all_orders = [*self.named.values(), *drawn]
         self.sizes = sorted({max(1, round(f * len(heads))) for f in self.fractions})
-        shape = (self.groups, len(self.all_orders), len(self.sizes))
-        for name in ("kl", "right", "counts", "labelled"):
-            self.add_sum(name, *shape)
-        self.add_sum("right_before", self.groups, 2)
+        self.add_means(("pruned_kl", "pruned_accuracy"), len(self.all_orders), 1 + len(self.sizes))
 
     def take_out(self, start: Start, batch: MeasureBatch, groups: Tensor) -> None:
-        """Run every pruned model over the batch, from its first block on."""
+        """Run every pruned model over the batch, from its first block on; curves start with the whole model."""
         labels, labelled = self.labels(batch)
-        before = (start.output.argmax(-1).cpu() == labels) & labelled
-        add_by_group(self.right_before, groups, torch.stack([before, labelled], 1).double())
-        outputs = self._outputs(start, batch)
-        finite = outputs.isfinite().all(-1)  # (O F, B)
-        right = (outputs.argmax(-1) == labels) & labelled & finite
-        kl = torch.stack([kl_divergence(start.output.cpu(), o) for o in outputs.nan_to_num()]) * finite
-        found = {"kl": kl, "right": right, "counts": finite, "labelled": finite & labelled}
-        for name, value in found.items():
-            state = getattr(self, name)
-            add_by_group(state, groups, value.double().T.unflatten(1, state.shape[1:]))
+        full, outputs = start.output.cpu(), self._outputs(start, batch)
+        right = torch.stack([full, *outputs]).argmax(-1) == labels  # (1 + O F, B)
+        found = torch.stack([torch.stack([kl_divergence(full, o) for o in (full, *outputs)]), right.double()])
+        found[:, 1:].masked_fill_(~outputs.isfinite().all(-1), torch.nan)
+        found[1].masked_fill_(~labelled, torch.nan)
+        curves = found[:, 1:].unflatten(1, (len(self.all_orders), -1))  # (2, O, F, B)
+        whole = found[:, :1, None].expand(-1, curves.shape[1], -1, -1)
+        add_finite(self.total, self.count, groups, torch.cat([whole, curves], 2).movedim(-1, 0))
 
     def _outputs(self, start: Start, batch: MeasureBatch) -> Tensor:
         """(O F, B, K) outputs of all orders and sizes, on the CPU."""
@@ -434,28 +424,18 @@ class PruningCurves(AblationMeasure):
     def compute(self) -> Result:
         """Curves, areas and redundancy indices of the named orders, each against the random ones."""
         self.add_notes()
-        rows = self._rows("pruned_kl", "nats", self.kl, self.counts, self.nats)
-        if self.labelled.any():
-            rows += self._rows("pruned_accuracy", "fraction", self.right, self.labelled, self.points)
+        found = self.means()  # (2, O, 1 + F)
+        kl, accuracy = found[0].positive(), found[1]
+        rows = self._rows("pruned_kl", "nats", kl, self.nats)
+        if accuracy.n.any():
+            rows += self._rows("pruned_accuracy", "fraction", accuracy, self.points)
         return self.result(rows, orders={self.views[0].label: self.named})
 
-    def _rows(
-        self, quantity: str, unit: str, sums: Tensor, counts: Tensor, limit: float
-    ) -> list[dict[str, Any]]:
-        """Everything that one quantity tells; curves start with the whole model at fraction 0."""
-        whole = torch.zeros_like(sums[..., :1])
-        whole_count = counts[..., :1].clone()
-        if quantity == "pruned_accuracy":
-            whole, whole_count = (
-                self.right_before[:, i, None, None].expand_as(whole).clone() for i in (0, 1)
-            )
-        sums, counts = torch.cat([whole, sums], -1), torch.cat([whole_count, counts], -1)  # (G, O, 1 + F)
+    def _rows(self, quantity: str, unit: str, value: Estimate, limit: float) -> list[dict[str, Any]]:
+        """Everything that one quantity tells."""
         at = np.array([0, *self.sizes]) / self.index.total
-        value = mean_estimate(sums, counts)
-        if quantity == "pruned_kl":
-            value = value.positive()
-        area, falls = self._areas(sums, counts, at), quantity == "pruned_accuracy"
-        kept, low, high = _removable(sums, counts, at, limit, falls=falls, seed=self.seed)
+        area, falls = self._areas(value, at), quantity == "pruned_accuracy"
+        kept, low, high = _removable(value, at, limit, falls=falls, seed=self.seed)
         named, k = np.array(list(self.named), dtype=object), len(self.named)
         how = np.array(
             [f"{self.mode} ablation, heads removed in order of {name}" for name in named], dtype=object
@@ -481,20 +461,18 @@ class PruningCurves(AblationMeasure):
             },
         ]  # fmt: skip
 
-    def _areas(self, sums: Tensor, counts: Tensor, at: Array) -> Estimate:
+    def _areas(self, curves: Estimate, at: Array) -> Estimate:
         """Area between every order's curve and the mean of the random ones (the others, for a random one)."""
         named, random = len(self.named), self.random
-        widths = torch.from_numpy(np.diff(at)).to(sums)
 
-        def area(s: Tensor, n: Tensor) -> Tensor:
-            curve = s / n  # (1 + G, O, 1 + F)
-            under = ((curve[..., 1:] + curve[..., :-1]) / 2 * widths).sum(-1)  # (1 + G, O)
+        def area(curve: Array) -> Array:
+            under = np.trapezoid(curve, at)  # (1 + G, O)
             drawn = under[:, named:]
-            mean = drawn.mean(1, keepdim=True)
+            mean = drawn.mean(1, keepdims=True)
             others = (random * mean - drawn) / (random - 1)
-            return torch.cat([under[:, :named] - mean, drawn - others], 1)
+            return np.concatenate([under[:, :named] - mean, drawn - others], 1)
 
-        return grouped_estimate(area, (sums, counts), counts[..., 0])
+        return curves.map(area, curves.sizes[..., 0])
 
 
 def _complete(name: str, order: Sequence[Head], heads: Sequence[Head]) -> list[Head]:
@@ -521,20 +499,22 @@ def one_more_p(value: float, drawn: Array) -> float:
 
 
 def _removable(
-    sums: Tensor, counts: Tensor, at: Array, limit: float, *, falls: bool, seed: int, resamples: int = 999
+    curves: Estimate, at: Array, limit: float, *, falls: bool, seed: int, resamples: int = 999
 ) -> tuple[Array, Array, Array]:
     """Fraction of heads that can go, of every order, and its percentile interval: (O,) each."""
-    s, n = (x.cpu().numpy()[counts[:, 0, 0].cpu().numpy() > 0] for x in (sums, counts))
-    sign = -1 if falls else 1
+    of_images, images = by_weight(curves)
+    sign, groups = -1 if falls else 1, np.flatnonzero(images)
 
     def index(weights: Array) -> Array:
-        curve = sign * np.tensordot(weights, s, 1) / np.tensordot(weights, n, 1)  # (O, 1 + F)
+        every = np.zeros(len(images))
+        every[groups] = weights
+        curve = sign * of_images(every)  # (O, 1 + F)
         return crossing(at, curve - curve[:, :1], limit)
 
-    rng = np.random.default_rng(seed)
-    value = index(np.ones(len(s)))
-    if len(s) < 2:
+    rng, n = np.random.default_rng(seed), len(groups)
+    value = index(np.ones(n))
+    if n < 2:
         return value, np.full_like(value, np.nan), np.full_like(value, np.nan)
-    draws = np.array([index(w) for w in rng.multinomial(len(s), np.full(len(s), 1 / len(s)), resamples)])
+    draws = np.array([index(w) for w in rng.multinomial(n, np.full(n, 1 / n), resamples)])
     low, high = np.quantile(draws, [0.025, 0.975], axis=0)
     return value, low, high
