@@ -367,7 +367,7 @@ def test_null_and_interval_accompany_every_value():
         .any()
         .any()
     )
-    assert set(frame.quantity) >= {"cka_without_top_images", "cka_without_top_pcs", "cka_largest_influence"}
+    assert set(frame.quantity) >= {"cka_without_top_images", "cka_without_top_pcs"}
 
 
 @pytest.mark.parametrize("retain", [1024, 8])

@@ -150,9 +150,10 @@ class LayerCKA(Measure):
             "quantity": "cka_unbiased", "p": max_statistic_p(cells, null), "null": np.where(alone, 0.0, drawn["null"]),
             "null_kind": np.where(alone, "independent representations", kind).astype(object),
         }  # fmt: skip
-        count = {"n": value.n[looked_at], "unit": value.unit}
-        yield self.cells(beyond, looked_at) | count | top | {
-            "quantity": "cka_calibrated", "null": 0.0, "null_kind": kind,
+        place, place_b = self._places()
+        yield self.row(place[looked_at], place_b[looked_at], **self._columns()) | top | {
+            "quantity": "cka_calibrated", "value": beyond[looked_at], "n": value.n[looked_at], "unit": value.unit,
+            "null": 0.0, "null_kind": kind,
         }  # fmt: skip
 
     def compared(self) -> np.ndarray:
@@ -162,24 +163,19 @@ class LayerCKA(Measure):
             found &= ~np.eye(len(found), dtype=bool)
         return found
 
-    def cells(self, value: Estimate | np.ndarray, which: np.ndarray | None = None) -> dict[str, Any]:
-        """Rows of the cells (La, Lb), or of some; values of places that were not finite are missing."""
+    def cells(self, value: Estimate) -> dict[str, Any]:
+        """Rows of all cells (La, Lb); values of places that were not finite are missing."""
         finite = np.outer(self.finite(0), self.finite(-1))
-        places = (
-            np.array(self.names[0], dtype=object)[:, None],
-            np.array(self.names[-1], dtype=object)[None],
+        return self.row(
+            *self._places(), estimate=value.map(lambda x: np.where(finite, x, np.nan)), **self._columns()
         )
-        place, place_b = (np.broadcast_to(names, finite.shape) for names in places)
-        row = {"tokens": self.tokens, "value_unit": "none", "estimator": self.how.estimator}
-        known: Any
-        if isinstance(value, Estimate):
-            known = {"estimate": value.map(lambda x: np.where(finite, x, np.nan))}
-        else:
-            known = {"value": np.where(finite, value, np.nan)}
-        if which is not None:
-            place, place_b = place[which], place_b[which]
-            known = {name: part[which] for name, part in known.items()}
-        return self.row(place, place_b, **row, **known)
+
+    def _places(self) -> list[np.ndarray]:
+        """Names of first and second place of every cell, (La, Lb) each."""
+        return np.meshgrid(*(np.array(self.names[i], dtype=object) for i in (0, -1)), indexing="ij")
+
+    def _columns(self) -> dict[str, Any]:
+        return {"tokens": self.tokens, "value_unit": "none", "estimator": self.how.estimator}
 
 
 class CrossLayerCKA(LayerCKA):
@@ -257,7 +253,6 @@ class _Kept:
             which = "the first" if m.n_expected is None else "evenly spread"
             m.note(f"CKA: from {int(used.sum())} of {int(m.n_images)} images, {which}")
         yield from m.map_rows(kept, null)
-        yield from self._influence_rows(kept)
         yield from self._mean_rows(kept, "cka_mean", null)
         if m.robust:
             yield from self._robust_rows(features)
@@ -303,16 +298,6 @@ class _Kept:
             estimator=f"{self.estimator}; mean over {int(cells.sum())} cells", ceiling=1.0,
             ceiling_kind="a representation with itself", **columns,
         )  # fmt: skip
-
-    def _influence_rows(self, kept: Estimate) -> Iterator[dict[str, Any]]:
-        """The largest change of each cell when a single image is left out."""
-        if kept.groups.flat[0] <= LEAST:
-            return
-        change = np.abs(kept.leave_out - kept.value).max(0)
-        yield self.m.cells(change) | {
-            "quantity": "cka_largest_influence", "n": kept.n, "unit": "image", "null": 0.0,
-            "null_kind": "no single image carries the value",
-        }  # fmt: skip
 
     def _robust_rows(self, features: list[Tensor]) -> Iterator[dict[str, Any]]:
         n = features[0].shape[1]
