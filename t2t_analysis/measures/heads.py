@@ -19,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .. import capture
 from ..results import Result
 from .base import MeasureBatch, View, add_by_group, grouped_estimate
 from .cka import correlation
@@ -29,13 +28,11 @@ from .head_maps import (
     logit_variance,
     pairwise_js_divergence,
     query_products,
-    renormalised,
     row_scales,
     scaled_sum,
 )
 from .head_measure import (
     OTHER_IMAGE,
-    HeadMeasure,
     PairedImagesMeasure,
     head_rows,
     layer_rows,
@@ -247,7 +244,7 @@ def _pearson(a: Tensor, b: Tensor) -> Tensor:
 # -------------------------------------------------------------------------------------------- divergence
 
 
-class HeadDivergence(HeadMeasure):
+class HeadDivergence(PairedImagesMeasure):
     """Jensen-Shannon divergence between the attention maps of the heads of a layer, in nats.
 
     ``js_divergence`` = H((P+Q)/2) - (H(P)+H(Q))/2 for every two heads of a layer, 0 (equal) to ln 2 (disjoint),
@@ -262,36 +259,26 @@ class HeadDivergence(HeadMeasure):
     name = "head_divergence"
     invariances = frozenset({"permute_heads", "permute_keys"})
 
-    pairs: Tensor  # (G, L, L) pairs of images
     divergence: Tensor  # (G, M, M) sums over images
     divergence_other: Tensor  # over pairs of images
 
     def make_states(self, view: View, heads: int) -> None:
         """Sums by image group; across layers they stay empty."""
-        layers = len(self.index.layers)
-        self.add_sum("pairs", self.groups, layers, layers)
+        super().make_states(view, heads)
         self.add_sum("divergence", self.groups, heads, heads)
         self.add_sum("divergence_other", self.groups, heads, heads)
 
-    def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
-        """Divergences (B, H, H) of one layer, image by image and for the pairs of images."""
-        maps = renormalised(obs.value, obs.layout.prefix if obs.layout else 0)  # (B, H, P, P)
-        own = [pairwise_js_divergence(m) for m in maps]
-        other = [pairwise_js_divergence(*two) for two in zip(maps[0::2], maps[1::2], strict=False)]
-        return torch.stack(own), torch.stack(other) if other else own[0].new_empty(0, *own[0].shape)
-
-    def update(self, batch: MeasureBatch) -> None:
-        """Add what the hooks made of each layer."""
-        images = self.group(batch)
-        pairs = images[0 : len(images) - 1 : 2]
-        for i, (layer, where) in enumerate(self.index.slices):
-            if made := batch.seen[0].get(self.sources[layer][0]):
-                for count, total, groups, values in (
-                    (self.images, self.divergence, images, made[0]),
-                    (self.pairs, self.divergence_other, pairs, made[1]),
-                ):
-                    add_by_group(count[:, i, i], groups, torch.ones(len(groups)))
-                    add_by_group(total[:, where, where], groups, values)
+    def add_images(self, seen: dict[str, Tensor], images: range, groups: list[int]) -> None:
+        """Add divergences of one or two images, and across them, layer by layer."""
+        maps = [self.maps(seen, image) for image in images]
+        for layer, where in self.index.slices:
+            if self.tensors(seen, layer):
+                own = [m[where] for m in maps]
+                for group, m in zip(groups, own, strict=True):
+                    self.divergence[group, where, where] += pairwise_js_divergence(m).to(self.divergence)
+                if len(own) == 2:
+                    other = pairwise_js_divergence(*own)
+                    self.divergence_other[groups[0], where, where] += other.to(self.divergence)
 
     def compute(self) -> Result:
         """Rows for pairs of heads within layers, layers, and the change over depth."""
@@ -301,7 +288,9 @@ class HeadDivergence(HeadMeasure):
                    "null_kind": OTHER_IMAGE,
                    "estimator": "Jensen-Shannon per query, patch keys renormalised",
                    "ceiling": float(np.log(2)), "ceiling_kind": "disjoint maps"}  # fmt: skip
-        sums = (self.divergence, self.index.spread(self.images))
-        other = (self.divergence_other, self.index.spread(self.pairs))
-        nulls = [{"null": part} for part in self.estimate_all(mean_of, other, self.pairs)]
-        return self.result(self.report(self.estimate_all(mean_of, sums, self.images), nulls, **columns))
+        found, null = (
+            self.estimate_all(mean_of, (sums, self.index.spread(own)), own)
+            for sums, count in ((self.divergence, self.images), (self.divergence_other, self.pairs))
+            for own in [count * torch.eye(count.shape[-1]).to(count)]  # within layers
+        )
+        return self.result(self.report(found, [{"null": part} for part in null], **columns))
