@@ -149,9 +149,7 @@ class EffectiveRank(Measure):
         self.add_sum("images", self.groups, len(self.names))
         for i, width in enumerate(self.widths):
             for level in LEVELS:
-                self.add_sum(f"count_{level}_{i}", self.groups)
-                self.add_sum(f"total_{level}_{i}", self.groups, width)
-                self.add_sum(f"cross_{level}_{i}", self.groups, width, width)
+                self.add_sum(f"{level}_{i}", self.groups, 1 + width, 1 + width)  # sums of [1, x]' [1, x]
 
     def reduce(self, obs: capture.Observation) -> Tensor:
         """Patch tokens in float64, (B, N, d)."""
@@ -166,16 +164,16 @@ class EffectiveRank(Measure):
             add_by_group(self.images[:, i], group, torch.ones(len(group)))
             x = batch.seen[0][name]
             for level in LEVELS:
-                self._add(f"{level}_{i}", group, x.mean(1, keepdim=True) if level == "pooled" else x)
+                samples = x.mean(1, keepdim=True) if level == "pooled" else x
+                self._add(getattr(self, f"{level}_{i}"), group, samples)
 
-    def _add(self, key: str, group: Tensor, x: Tensor) -> None:
+    @staticmethod
+    def _add(state: Tensor, group: Tensor, x: Tensor) -> None:
         """Add samples x (B, n, d) under their image's group, one product for each group."""
-        count, total, cross = (getattr(self, f"{state}_{key}") for state in ("count", "total", "cross"))
+        x = torch.cat([torch.ones_like(x[..., :1]), x], -1)
         for g in group.unique().tolist():
-            rows = x[(group == g).to(x.device)].flatten(0, 1)  # (n, d)
-            count[g] += len(rows)
-            total[g] += rows.sum(0).to(total.device)
-            cross[g] += (rows.T @ rows).to(cross.device)
+            rows = x[(group == g).to(x.device)].flatten(0, 1)  # (n, 1 + d)
+            state[g] += (rows.T @ rows).to(state.device)
 
     def compute(self) -> Result:
         """Rows of every level and place, and of the mean over layers."""
@@ -188,10 +186,13 @@ class EffectiveRank(Measure):
         return self.result(rows, groups=self.groups, levels=list(LEVELS))
 
     def _null(self, level: str, i: int) -> GaussianNull:
-        return gaussian_null(int(getattr(self, f"count_{level}_{i}").sum()), self.widths[i])
+        return gaussian_null(self._samples(level, i), self.widths[i])
+
+    def _samples(self, level: str, i: int) -> int:
+        return int(getattr(self, f"{level}_{i}")[:, 0, 0].sum())
 
     def _rows(self, level: str, i: int, rank: Estimate) -> Iterator[dict[str, Any]]:
-        null, samples = self._null(level, i), int(getattr(self, f"count_{level}_{i}").sum())
+        null, samples = self._null(level, i), self._samples(level, i)
         if not np.isfinite(rank.value):
             self.note(
                 f"{self.views[0].label}: {self.names[i]} is the same for all images, so it has no rank ({level})"
@@ -211,8 +212,8 @@ class EffectiveRank(Measure):
         """
         sizes = self.images[:, i].cpu()
         used = sizes > 0
-        rest = [left_out(getattr(self, f"{s}_{level}_{i}")[used]) for s in ("cross", "total", "count")]
-        found = torch.stack([effective_rank(spectrum(*sums)) for sums in zip(*rest, strict=True)]).cpu()
+        rest = left_out(getattr(self, f"{level}_{i}")[used])
+        found = torch.stack([effective_rank(spectrum(s[1:, 1:], s[0, 1:], s[0, 0])) for s in rest]).cpu()
         out = found[:1].repeat(self.groups)
         out[used] = found[1:]
         return Estimate(found[0].numpy(), out.numpy(), sizes.numpy())
