@@ -27,6 +27,7 @@ from t2t_analysis.measures import attention as A
 from t2t_analysis.measures import collapse as C
 from t2t_analysis.measures import redundancy as R
 from t2t_analysis.measures import rollout as ro
+from t2t_analysis.measures.feature_maps import correlation
 from t2t_analysis.measures.head_measure import LAYERS
 from t2t_analysis.plots import rollout_examples
 
@@ -265,7 +266,7 @@ def test_rollout_measures_every_image():
     found = measure(model, [x[:4], x[4:]], AttentionRollout(), progress=False)["attention_rollout"]
     last = {q: one(found, quantity=q, layer=2) for q in set(found.frame["quantity"])}
     assert last["rollout_entropy"]["n"] == 5
-    between = ro.pearson(row[[0, 2]], row[[1, 3]])
+    between = correlation(row[[0, 2]], row[[1, 3]])
     assert last["rollout_between_images"]["value"] == pytest.approx(between.mean().item(), abs=1e-5)
     assert (last["rollout_between_images"]["n"], last["rollout_between_images"]["unit"]) == (2, "image pair")
 

@@ -21,7 +21,7 @@ from ..capture.layout import tokeniser
 from ..results import Result
 from .base import Estimate, ImageMeans, MeasureBatch, View
 from .head_maps import entropy
-from .head_measure import LAYERS, nanmean, over_depth
+from .head_measure import LAYERS, HeadIndex, nanmean, over_depth
 
 Pair = tuple[float, float]
 
@@ -284,7 +284,7 @@ class AttentionGeometry(ImageMeans):
         """By quantity: the mean over the heads of every layer, then every head."""
         uniform = np.array([nulls(site.layout, self.pitch[site.place]) for site in self.sites])
         places = np.array([site.place for site in self.sites], dtype=object)
-        of, head = (np.array(x) for x in zip(*_heads_of(self.sites), strict=True))
+        of, head = HeadIndex(tuple(range(len(self.sites))), tuple(s.heads for s in self.sites)).table.T
         for q, quantity in enumerate(QUANTITIES):
             there = np.flatnonzero(layers.n[:, q])
             row = _columns(quantity)
@@ -320,11 +320,6 @@ class AttentionGeometry(ImageMeans):
             stage = name.removesuffix(".attn.pattern")
             if stage.startswith("tokens.") and f"{stage}.attn.z" in view.names:
                 self.note(f"{view.label}: {stage}.attn: {reason}")
-
-
-def _heads_of(sites: Sequence[Site]) -> Iterator[tuple[int, int]]:
-    """Number of its site, and number in it, of every head."""
-    return ((s, h) for s, site in enumerate(sites) for h in range(site.heads))
 
 
 def _columns(quantity: Quantity) -> dict[str, Any]:

@@ -356,6 +356,30 @@ class ImageMeans(Measure):
         )
 
 
+class RunAgain(ImageMeans):
+    """Means over the first ``max_images`` images of the data, for which the model is run again."""
+
+    def __init__(self, max_images: int, groups: int) -> None:
+        super().__init__(groups=groups)
+        if max_images < 1:
+            raise T2TError(f"expected max_images above 0, got {max_images}")
+        self.max_images = max_images
+
+    def wants(self, view: View) -> Sequence[str]:
+        """Nothing: the model is run again."""
+        return ()
+
+    def update(self, batch: MeasureBatch) -> None:
+        """Run the model, if the batch has images that are to be used."""
+        use = batch.index < self.max_images
+        if bool(use.any()):
+            self.run_again(batch.views[0], batch.images[use.to(batch.images.device)], batch.index[use])
+
+    def run_again(self, view: View, images: Tensor, index: Tensor) -> None:
+        """Add what is to be known of images (B, C, H, W) of these numbers (B,)."""
+        raise NotImplementedError
+
+
 def _layers(place: Any) -> Any:
     if isinstance(place, str):
         return layer_of(place)

@@ -25,6 +25,7 @@ from .base import Estimate, ImageMeans, MeasureBatch, View, add_by_group, groupe
 from .channels import FeatureMapView, channel_places
 from .edges import ImageBefore
 from .feature_maps import correlation, gradient_size
+from .head_measure import with_mean
 from .token_pixels import pixels_to_tokens, windows_to
 from .view import FIRST_THIRD, first_third
 
@@ -243,10 +244,7 @@ class EdgeChannels(ImageMeans):
 
         images = self.count[..., :1].expand(-1, -1, len(KINDS) + len(NUMBERS))
         found = grouped_estimate(values, (self.histogram, self.total, self.count), images)
-        if not first:
-            return found
-        sizes = np.concatenate([found.sizes, found.sizes[:, first].max(1, keepdims=True)], 1)
-        return found.map(lambda x: np.concatenate([x, x[:, first].mean(1, keepdims=True)], 1), sizes)
+        return with_mean(found, first) if first else found
 
     def _rows(self, found: Estimate, with_first: bool) -> Iterator[dict[str, Any]]:
         """Rows of all places at once."""

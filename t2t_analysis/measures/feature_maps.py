@@ -137,8 +137,8 @@ def gradient_size(x: Tensor) -> Tensor:
     return (down.square() + across.square()).sqrt()
 
 
-def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation over the last axis, in [-1, 1]: (..., N) and (..., N) -> (...); 0 where one is constant.
+def correlation(a: Tensor, b: Tensor, constant: float = 0.0) -> Tensor:
+    """Pearson's correlation over the last axis, in [-1, 1]: (..., N) twice -> (...); ``constant`` where one of them is.
 
     >>> x = torch.tensor([1.0, 2.0, 4.0])
     >>> correlation(torch.stack([x, -x, x * 0 + 3]), x).round(decimals=6).tolist()
@@ -146,7 +146,7 @@ def correlation(a: Tensor, b: Tensor) -> Tensor:
     """
     a, b = (x - x.mean(-1, keepdim=True) for x in (a, b))
     scale = a.norm(dim=-1) * b.norm(dim=-1)
-    return torch.where(scale > 0, (a * b).sum(-1) / scale, 0.0).clamp(-1, 1)
+    return torch.where(scale > 0, (a * b).sum(-1) / scale, constant).clamp(-1, 1)
 
 
 def edge_strength(maps: Tensor, image: Tensor, windows: Sequence[Window] = ()) -> Tensor:

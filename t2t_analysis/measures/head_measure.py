@@ -108,6 +108,15 @@ def nanmean(x: np.ndarray) -> np.ndarray:
         return np.nanmean(x, axis=-1)
 
 
+def with_mean(found: Estimate, which: list[int]) -> Estimate:
+    """Estimates (P, ...) of places, and behind them the mean over ``which`` of them: (P + 1, ...)."""
+
+    def joined(x: np.ndarray) -> np.ndarray:
+        return np.concatenate([x, nanmean(np.moveaxis(x[:, which], 1, -1))[:, None]], 1)
+
+    return found.map(joined, np.concatenate([found.sizes, found.sizes[:, which].max(1, keepdims=True)], 1))
+
+
 def over_depth(layers: Estimate) -> dict[str, Estimate]:
     """Mean over the layers (..., L) (key ``""``), and last third minus first third of them.
 

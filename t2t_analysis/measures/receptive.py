@@ -20,7 +20,7 @@ from .. import capture
 from ..capture.layout import flatten_patches, tokeniser
 from ..errors import T2TError
 from ..results import Result
-from .base import Estimate, ImageMeans, MeasureBatch, View
+from .base import Estimate, RunAgain, View
 
 #: of `BoundaryBlindness`, in cells
 DISTANCES = (0, 0.125, 0.25, 0.5, 0.75, 1, 1.5, 2, 3, 4, 6, 8)
@@ -141,32 +141,22 @@ def _size_of(view: View) -> tuple[int, int]:
     return int(height), int(width)
 
 
-class _InputGradients(ImageMeans):
-    """Means over the first ``max_images`` images of the data, which are run again with a graph to be differentiated."""
+class _InputGradients(RunAgain):
+    """Means over images that are run again with a graph, to be differentiated."""
 
     def __init__(self, max_images: int, seed: int, groups: int) -> None:
-        super().__init__(groups=groups)
-        if max_images < 1:
-            raise T2TError(f"expected max_images above 0, got {max_images}")
-        self.max_images, self.seed = max_images, seed
-
-    def wants(self, view: View) -> Sequence[str]:
-        """Nothing: the model is run again with a graph."""
-        return ()
+        super().__init__(max_images, groups)
+        self.seed = seed
 
     def numbers(self, view: View, images: Tensor, index: Tensor) -> Iterator[Tensor]:
         """Numbers (B, ...) of every place, of images that can be differentiated by; NaN without a gradient."""
         raise NotImplementedError
 
-    def update(self, batch: MeasureBatch) -> None:
-        """Differentiate, if the batch has images that are to be used."""
-        use = batch.index < self.max_images
-        if not bool(use.any()):
-            return
-        index, images = batch.index[use], batch.images[use.to(batch.images.device)]
+    def run_again(self, view: View, images: Tensor, index: Tensor) -> None:
+        """Differentiate."""
         with torch.enable_grad():
             images = images.detach().clone().requires_grad_()
-            for i, values in enumerate(self.numbers(batch.views[0], images, index)):
+            for i, values in enumerate(self.numbers(view, images, index)):
                 self.add(i, index % self.groups, values)
 
 

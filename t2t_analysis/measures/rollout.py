@@ -21,7 +21,7 @@ from ..data.loading import first_images
 from ..errors import T2TError
 from ..results import Result
 from .base import ImageMeans, MeasureBatch, View, at_first
-from .feature_maps import stretched
+from .feature_maps import correlation, stretched
 
 # ---------------------------------------------------------------------------------------- pure functions
 
@@ -42,17 +42,6 @@ def rollout_step(rolled: Tensor | None, pattern: Tensor) -> Tensor:
     mixed = (mixed + torch.eye(mixed.shape[-1], dtype=mixed.dtype, device=mixed.device)) / 2
     mixed = mixed / mixed.sum(-1, keepdim=True)
     return mixed if rolled is None else mixed @ rolled
-
-
-def pearson(a: Tensor, b: Tensor) -> Tensor:
-    """Pearson's correlation over the last axis; NaN where one side is constant.
-
-    >>> round(pearson(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 4.0, 6.0])).item(), 4)
-    1.0
-    """
-    a, b = (x - x.mean(-1, keepdim=True) for x in (a, b))
-    size = a.norm(dim=-1) * b.norm(dim=-1)
-    return torch.where(size > 0, (a * b).sum(-1) / size, math.nan)
 
 
 def reader_row(rolled: Tensor, prefix: int, has_class: bool) -> Tensor:
@@ -170,7 +159,7 @@ class AttentionRollout(ImageMeans):
             return None
         row = reader_row(rolled, self.running.layout.prefix if self.running.layout else 0, self.has_class)
         row = row / row.sum(-1, keepdim=True)
-        alike = pearson(row[0 : len(row) - 1 : 2], row[1::2])
+        alike = correlation(row[0 : len(row) - 1 : 2], row[1::2], constant=math.nan)
         return torch.stack([at_first(alike, len(row)), torch.special.entr(row).sum(-1)], dim=-1)
 
     def update(self, batch: MeasureBatch) -> None:

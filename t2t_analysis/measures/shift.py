@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import capture
 from ..errors import T2TError, UnknownNameError
 from ..results import Result
-from .base import Estimate, ImageMeans, MeasureBatch, View
+from .base import Estimate, RunAgain, View
 from .edges import cell_size
 
 PIXELS = "pixels.mean"
@@ -103,7 +103,7 @@ def default_shifts(cell: int, cells: int) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------ the measure
 
 
-class ShiftConsistency(ImageMeans):
+class ShiftConsistency(RunAgain):
     """Correlation of the token map of a shifted image with the interpolated map of the original, by shift.
 
     The view moves by so many pixels down and, separately, right; missing pixels are mirrored and the tokens that see
@@ -133,8 +133,8 @@ class ShiftConsistency(ImageMeans):
         max_images: int = 64,
         groups: int = 32,
     ) -> None:
-        super().__init__(groups=groups)
-        self.shifts, self.places, self.max_images = shifts, tuple(places), max_images
+        super().__init__(max_images, groups)
+        self.shifts, self.places = shifts, tuple(places)
 
     def bind(self, views: Sequence[View]) -> None:
         """Sums of correlations, per place, shift and axis."""
@@ -157,18 +157,11 @@ class ShiftConsistency(ImageMeans):
         self.add_means([*self.observed, PIXELS], len(self.used))
         self.add_sum("left_out", dtype=torch.int64)
 
-    def wants(self, view: View) -> Sequence[str]:
-        """Nothing: the model is run again for every shift."""
-        return ()
-
-    def update(self, batch: MeasureBatch) -> None:
+    def run_again(self, view: View, images: Tensor, index: Tensor) -> None:
         """Run the images and their shifted versions."""
-        use = batch.index < self.max_images
-        if int(use.sum()) < 2:
-            self.left_out += use.sum().to(self.left_out.device)
+        if len(images) < 2:
+            self.left_out += len(images)
             return
-        view, group = batch.views[0], self.group(batch)[use]
-        images = batch.images[use.to(batch.images.device)]
         original = self._maps(view, images)
         scale = {name: maps.double().std((0, 2, 3)) for name, maps in original.items()}
 
@@ -182,7 +175,7 @@ class ShiftConsistency(ImageMeans):
         both = torch.stack(found, -1)  # (B, places, shifts)
         self.left_out += (~both.isfinite().any(-1).any(-1)).sum().to(self.left_out.device)
         for i in range(len(self.names)):
-            self.add(i, group, both[:, i])
+            self.add(i, index % self.groups, both[:, i])
 
     def _maps(self, view: View, images: Tensor) -> dict[str, Tensor]:
         """(B, C, h, w) of every place, then of the pixels' means."""

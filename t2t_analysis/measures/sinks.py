@@ -22,7 +22,7 @@ from ..estimates import Estimate
 from ..results import Result
 from .base import ImageMeans, MeasureBatch, View, at_first
 from .head_maps import off_diagonal_mean, thirds
-from .head_measure import OTHER_IMAGE, HeadIndex, nanmean
+from .head_measure import OTHER_IMAGE, HeadIndex, with_mean
 from .head_outputs import head_output_weights
 
 #: Which columns of a map are compared.
@@ -38,6 +38,7 @@ _COSINES = ("cosine_centred", "cosine_raw")
 _LAYER: tuple[Any, ...] = (
     *product(_COSINES, KEYS), *product(_COSINES, KEYS, ("other",)),
     "sink_columns", "sink_attention", "random_attention", "sink_value_ratio", "random_value_ratio", "prefix_mass",
+    "fall", "random fall", "difference",
 )  # fmt: skip
 _HEAD = (
     "dominant_mass", "dominant_queries", "column_peak", "dominant_prefix", "dominant_value_ratio",
@@ -279,13 +280,15 @@ class Sinks(ImageMeans):
                 self.add(i, self.group(batch), torch.cat([layer, heads, room, made["sinks"].to(layer)], -1))
 
     def _of_layer(self, made: dict[str, Tensor], norms: Tensor | None) -> Tensor:
-        """(B, 22) in the order of ``_LAYER``."""
+        """(B, 25) in the order of ``_LAYER``: last how far the cosine falls without either columns, and the rest."""
         count = made["sinks"].sum(-1)
         ratios = [torch.full_like(made["prefix"], math.nan)] * 2
         if norms is not None:
             patches = norms[..., self.prefix :]
             ratios = [value_ratio(patches, made[c].unsqueeze(1)).mean(-1) for c in ("sinks", "others")]
-        numbers = torch.stack([count, *made["mass"].unbind(-1), *ratios, made["prefix"]], -1)
+        patch, without, random = made["alike"][:, 1:4].unbind(-1)
+        falls = [patch - without, patch - random, random - without]
+        numbers = torch.stack([count, *made["mass"].unbind(-1), *ratios, made["prefix"], *falls], -1)
         return torch.cat([made["alike"], numbers], -1)
 
     def _of_heads(self, made: dict[str, Tensor], norms: Tensor | None, rank: Tensor | None) -> Tensor:
@@ -321,21 +324,11 @@ class Sinks(ImageMeans):
         return self.result(rows, grids={self.views[0].label: list(self.grid)})
 
     def _layer_rows(self, layers: Estimate) -> Iterator[dict[str, Any]]:
-        """Rows of all layers (L, 22), and of the mean over the last third of them."""
-        last = list(thirds(len(self.names))[1])
-
-        def with_falls(mean: np.ndarray) -> np.ndarray:
-            """The fall without sinks, without random columns, and the one minus the other; last third below."""
-            patch, without, random = (mean[..., i : i + 1] for i in (1, 2, 3))
-            mean = np.concatenate([mean, patch - without, patch - random, random - without], -1)
-            return np.concatenate([mean, nanmean(np.moveaxis(mean[:, last], 1, -1))[:, None]], 1)
-
-        n = np.concatenate([layers.sizes, layers.sizes[..., :1].repeat(3, -1)], -1)
-        n = np.concatenate([n, n[:, last].max(1, keepdims=True)], 1)
-        of = layers.map(with_falls, n)
+        """Rows of all layers (L, 25), and of the mean over the last third of them."""
+        of = with_mean(layers, list(thirds(len(self.names))[1]))
         places = np.array([*self.names, LAST_THIRD], dtype=object)
         shared = self.row(places, tokens="patch", value_unit="none")
-        at = {name: of[:, i] for i, name in enumerate((*_LAYER, "fall", "random fall", "difference"))}
+        at = {name: of[:, i] for i, name in enumerate(_LAYER)}
         for quantity, variant in product(_COSINES, KEYS):
             yield shared | {
                 "quantity": quantity, "variant": variant, "estimate": at[quantity, variant],
@@ -362,7 +355,7 @@ class Sinks(ImageMeans):
         tokens = self.prefix + len(self.ring)
         nulls = {"dominant_mass": 1 / tokens, "column_peak": 1.0, "dominant_prefix": self.prefix / tokens,
                  "dominant_value_ratio": 1.0, "dominant_same": 1 / tokens}  # fmt: skip
-        layer, head = (np.array(x) for x in zip(*self._heads(), strict=True))
+        layer, head = HeadIndex(tuple(range(len(self.names))), self.index.heads).table.T
         place = np.array(self.names, dtype=object)[layer]
         for j, quantity in enumerate(_HEAD):
             own = found[layer, self.parts[0] + head * len(_HEAD) + j]
@@ -373,10 +366,6 @@ class Sinks(ImageMeans):
                 null=nulls.get(quantity, 0.0), null_kind="uniform attention, equal values",
                 value_unit=_UNITS.get(quantity, "none"), estimator="patch queries, all keys",
             )  # fmt: skip
-
-    def _heads(self) -> Iterator[tuple[int, int]]:
-        """Position of its layer, and number in it, of every head."""
-        return ((i, h) for i, heads in enumerate(self.index.heads) for h in range(heads))
 
     def _position_rows(self, found: Estimate) -> Iterator[dict[str, Any]]:
         for i, place in enumerate(self.names):
