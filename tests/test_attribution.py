@@ -265,8 +265,8 @@ def test_explain_names_what_is_missing():
         explain(model, loader_of(IMAGES), ["occlusion"], n_images=5, progress=False)
     with pytest.raises(DataError, match="without a label"):
         explain(model, loader_of(IMAGES), ["occlusion"], n_images=2, target="label", progress=False)
-    with pytest.raises(T2TError, match="same name"):
-        explain([model, model], loader_of(IMAGES), ["occlusion"], n_images=2, progress=False)
+    twice = explain([model, model], loader_of(IMAGES), ["occlusion"], n_images=2, progress=False)
+    assert twice[1].label == f"{twice[0].label} (2)"
 
 
 def test_a_map_that_is_not_finite_is_named_and_the_others_come_out():
@@ -277,7 +277,7 @@ def test_a_map_that_is_not_finite_is_named_and_the_others_come_out():
     )[0]
     assert one.usable("occlusion").tolist() == [True, True, False, True, True]
     assert any("not finite for 1 of 5" in note for note in one.notes)
-    frame = deletion_insertion(one, steps=2, draws=2).frame
+    frame = deletion_insertion([one], steps=2, draws=2).frame
     assert frame[frame.variant == "occlusion"]["n"].unique().tolist() == [4]
     assert frame["value"].notna().all()
 
@@ -382,7 +382,7 @@ def test_true_contributions_delete_and_insert_best_and_inverted_ones_worst():
     target = model(images).argmax(1)
     truth = contributions(model, images, target)
     one = readout_maps({"occlusion": truth, "integrated_gradients": -truth}, images, model, target)
-    result = deletion_insertion(one, cells=(8, 8), draws=4)
+    result = deletion_insertion([one], cells=(8, 8), draws=4)
     area = result.frame.set_index(["variant", "quantity"])
     for name, kind, below in [
         ("occlusion", "deletion_area", True), ("occlusion", "insertion_area", False),
@@ -413,7 +413,7 @@ def test_maps_that_know_nothing_are_not_called_faithful():
     for seed in range(100):
         maps = torch.rand(8, 8, 8, generator=torch.Generator().manual_seed(seed))
         one = readout_maps({"occlusion": maps}, images, model, target)
-        frame = deletion_insertion(one, cells=(4, 4), steps=2, draws=3, resamples=99, seed=seed).frame
+        frame = deletion_insertion([one], cells=(4, 4), steps=2, draws=3, resamples=99, seed=seed).frame
         p_values.append(frame.query("quantity == 'faithfulness'")["p"].item())
     share, most = rejections(p_values)
     assert share <= most
@@ -449,7 +449,7 @@ def explained(model, n=6, methods=SOME, label="model"):
 
 def test_completeness_row():
     one = explained(vit(), methods=SOME)
-    row = completeness(one).frame.squeeze()
+    row = completeness([one]).frame.squeeze()
     error, change = one.errors["integrated_gradients"]
     assert row["value"] == pytest.approx(float(error.abs().sum() / change.abs().sum()))
     assert row["low"] <= row["value"] <= row["high"]
@@ -459,7 +459,7 @@ def test_completeness_row():
 def test_cascade_ends_at_the_twin_and_leaves_the_model_alone():
     model, twin = vit(), vit(seed=1)
     one, before = explained(model), state(model)
-    result = weight_randomisation(one, twin)
+    result = weight_randomisation([one], [twin])
     assert same_state(before, state(model))
     frame = result.frame.set_index(["variant", "at"])
     keys = [key for _, part in cascade_stages(model) for key in part]
@@ -476,15 +476,15 @@ def test_a_twin_that_is_no_other_is_refused():
     model = vit()
     one = explained(model, methods=["occlusion"])
     with pytest.raises(T2TError, match="same weights"):
-        weight_randomisation(one, copy.deepcopy(model))
+        weight_randomisation([one], [copy.deepcopy(model)])
     with pytest.raises(T2TError, match="1 models but 2 twins"):
-        weight_randomisation(one, [vit(1), vit(2)])
+        weight_randomisation([one], [vit(1), vit(2)])
 
 
 def test_default_twin_of_an_untrained_model_is_another_one():
     model = models.load_model("small_hard_wide", "random", seed=0, num_classes=4)
     one = explained(model, methods=["occlusion"], n=3)
-    frame = weight_randomisation(one, stages=1).frame
+    frame = weight_randomisation([one], stages=1).frame
     assert frame.query("at > 0")["value"].item() < 0.999
     assert frame["place"].dropna().unique().tolist() == ["embed"]  # a single look is one at the end
     assert any("UNTRAINED" in note for note in one.notes)

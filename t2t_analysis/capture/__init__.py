@@ -13,15 +13,3 @@ TokenLayout(prefix=1, grid=(2, 3))
 from .hooks import Captured, Handler, Observation, capture, observe
 from .layout import TokenLayout
 from .view import ModelView, names, view
-
-__all__ = [
-    "Captured",
-    "Handler",
-    "ModelView",
-    "Observation",
-    "TokenLayout",
-    "capture",
-    "names",
-    "observe",
-    "view",
-]

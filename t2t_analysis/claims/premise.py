@@ -79,7 +79,7 @@ def _without_sinks(one: Headline, results: Results, label: str) -> Row:
 
 _MADE: dict[str, Endpoint] = {"late": _late, "without sinks": _without_sinks, "by sinks": _without_sinks}
 #: name of an endpoint -> the group that it is measured with, and its row
-ENDPOINTS: dict[str, tuple[str, Callable[[Results, str], Row | None]]] = {
+ENDPOINTS: Mapping[str, tuple[str, Callable[[Results, str], Row | None]]] = {
     name: (one.group, partial(_MADE.get(one.choose, _row), one)) for name, one in ALL.items() if one.group
 } | {
     f"{name}_trained": (one.group, partial(_late, one, trained=True))

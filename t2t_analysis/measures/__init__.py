@@ -34,18 +34,3 @@ from .sinks import Sinks
 from .spectrum import Spectrum
 from .token_components import pca_result, token_pca
 from .untrained import random_twin, random_twins
-
-__all__ = [
-    "AttentionGeometry", "AttentionRollout", "BoundaryBlindness", "ChannelMaps", "ChannelOutliers",
-    "CrossLayerCKA", "EdgeChannels", "EdgeDecodability", "EffectiveRank", "EffectiveReceptiveField",
-    "Explained", "FeatureMapView", "HeadAblation", "HeadDivergence", "HeadMeans", "HeadOutputCKA",
-    "HeadPairs", "HeadSimilarity", "InvalidChannels", "LayerCKA", "LayerCollapse", "Measure",
-    "MeasureBatch", "PruningCurves", "RectifiedEdgeDecodability", "Redundancy", "ShiftConsistency",
-    "ShortcutShare", "Sinks", "Spectrum", "ablated", "accumulate", "attribute", "behaviour", "boundaries",
-    "chainable", "channel_maps", "check_attribution", "collect", "costs", "count", "difference",
-    "distorted", "example_image", "example_rollouts", "explain", "image_for", "latencies", "measure",
-    "paired", "path_maps", "pca_result", "printed_costs", "probe", "pruning_orders", "random_twin",
-    "random_twins", "read_categories", "shortcut_features", "similar_pairs_stand_in",
-    "similarity_is_redundancy", "skips_beside_cka", "token_geometry", "token_pca", "token_stages",
-    "twin_differences",
-]  # fmt: skip

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import DataError, T2TError
 from ..results import Result, Results
-from ..stats import null_columns
+from ..stats import null_columns, permutation_p
 from .attribution import METHODS, Explained, maps_of, ranks_something, reference_images
 from .base import grouped_estimate
 from .clusters import cluster_mean, paired_against_others, permute_clusters
@@ -28,11 +28,6 @@ from .view import evaluating
 
 #: what an image turns into while its cells are deleted, and from what it is brought back
 DELETED, BLANK = "mean", "blurred"
-
-
-def several(explained: Explained | Sequence[Explained]) -> list[Explained]:
-    """Maps of one model or of several as a list."""
-    return [explained] if isinstance(explained, Explained) else list(explained)
 
 
 def _result(
@@ -117,20 +112,18 @@ def exchange_null(
     rng = np.random.default_rng(seed)
     n = len(observed)
     pool = np.concatenate([observed[None], draws])
-    means = pool[rng.integers(0, len(pool), (resamples, n)), np.arange(n)].mean(1)
-    alone = draws[rng.integers(0, len(draws), (resamples, n)), np.arange(n)].mean(1)
-    value, slack = observed.mean(), 1e-12
-    above = (1 + (means >= value - slack).sum()) / (resamples + 1)
-    below = (1 + (means <= value + slack).sum()) / (resamples + 1)
+    means, alone = (
+        some[rng.integers(0, len(some), (resamples, n)), np.arange(n)].mean(1) for some in (pool, draws)
+    )
     return null_columns(alone) | {
         "null": draws.mean(),
         "null_kind": f"cells in random order, {len(draws)} orders per image",
-        "p": float(min(1.0, 2 * min(above, below))),
+        "p": float(permutation_p(observed.mean(), means, "two-sided")),
     }
 
 
 def deletion_insertion(
-    explained: Explained | Sequence[Explained],
+    models: Sequence[Explained],
     *,
     steps: int = 10,
     draws: int = 8,
@@ -164,7 +157,6 @@ def deletion_insertion(
     fractions = np.linspace(0, 1, steps + 1)
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
-    models = several(explained)
     for one in models:
         found = _Curves(one, cells or one.grid, fractions, draws, seed)
         for method in one.maps:
@@ -275,13 +267,13 @@ def _likeness(
 # ------------------------------------------------------------------------------------------ completeness
 
 
-def completeness(explained: Explained | Sequence[Explained]) -> Result:
+def completeness(models: Sequence[Explained]) -> Result:
     """Compare what integrated gradients add up to with the change of the logit (Sundararajan et al. 2017).
 
     Row ``completeness_error``: sum over images of |sum of the map - (f(x) - f(baseline))|, over the sum of
     |f(x) - f(baseline)|; 0 for an exact integral. Null: sums of other images' maps.
     """
-    rows, models = [], several(explained)
+    rows = []
     for one in models:
         for method, (error, change) in one.errors.items():
             usable = one.usable(method)
@@ -326,8 +318,8 @@ def cascade_stages(model: nn.Module) -> list[tuple[str, list[str]]]:
 
 
 def weight_randomisation(
-    explained: Explained | Sequence[Explained],
-    twins: nn.Module | Sequence[nn.Module] | None = None,
+    models: Sequence[Explained],
+    twins: Sequence[nn.Module] | None = None,
     *,
     stages: int | None = None,
     seed: int = 0,
@@ -350,9 +342,7 @@ def weight_randomisation(
 
     The models themselves are not touched: parts are replaced in a copy.
     """
-    models = several(explained)
-    given = [twins] if isinstance(twins, nn.Module) else list(twins or [])
-    given = given or [_unlike(one.model, seed) for one in models]
+    given = twins or [_unlike(one.model, seed) for one in models]
     if len(given) != len(models):
         raise T2TError(f"{len(models)} models but {len(given)} twins")
     rows: list[dict[str, Any]] = []
@@ -485,11 +475,10 @@ def check_attribution(
     twins, stages : of `weight_randomisation`.
     same_class : of `map_agreement`.
     """
-    models = list(explained)
-    results = [
-        completeness(models),
-        deletion_insertion(models, steps=steps, draws=draws, seed=seed),
-        weight_randomisation(models, twins, stages=stages, seed=seed),
-    ]
-    results += [map_agreement(models[0], other, same_class=same_class, seed=seed) for other in models[1:]]
-    return Results(tuple(results))
+    first, *others = explained
+    return Results((
+        completeness(explained),
+        deletion_insertion(explained, steps=steps, draws=draws, seed=seed),
+        weight_randomisation(explained, twins, stages=stages, seed=seed),
+        *(map_agreement(first, other, same_class=same_class, seed=seed) for other in others),
+    ))  # fmt: skip

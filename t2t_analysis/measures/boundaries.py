@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
@@ -143,7 +142,7 @@ def _gather(
     layout = view.layout_of("embed")
     if layout is None or min(layout.grid) < 3:
         raise T2TError(f"{view.label}: boundaries need at least 3x3 tokens, got {layout and layout.grid}")
-    grid, names = layout.grid, [n for n in view.names if any(fnmatchcase(n, place) for place in places)]
+    grid, names = layout.grid, view.offered(places)
     foot = token_footprint(view, "embed", (size[0], size[1]), grid, config["input_size"][0])
     seen: dict[str, list[Tensor]] = {name: [] for name in (*names, *REFERENCES)}
     width: dict[str, str] = {}

@@ -9,51 +9,36 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from .attention import AttentionGeometry
+from .. import measures as m
 from .base import Measure
-from .channels import ChannelOutliers, InvalidChannels
-from .collapse import LayerCollapse
-from .edge_channels import EdgeChannels
-from .head_ablation import HeadAblation
-from .head_outputs import HeadOutputCKA
-from .heads import HeadDivergence, HeadSimilarity
-from .layer_cka import CrossLayerCKA, LayerCKA
-from .locality import EdgeDecodability, RectifiedEdgeDecodability
-from .rank import EffectiveRank
-from .receptive import BoundaryBlindness, EffectiveReceptiveField
-from .redundancy import Redundancy
-from .rollout import AttentionRollout
-from .shift import ShiftConsistency
-from .sinks import Sinks
-from .spectrum import Spectrum
 
 __all__ = ["ALL", "COMPARISONS", "page"]
 
 #: One of each measure of a single model, with its defaults.
 ALL: tuple[Measure, ...] = (
-    HeadSimilarity(),
-    Sinks(),
-    HeadDivergence(),
-    HeadOutputCKA(),
-    LayerCKA(),
-    AttentionGeometry(),
-    AttentionRollout(),
-    LayerCollapse(),
-    Redundancy(),
-    InvalidChannels(),
-    ChannelOutliers(),
-    EdgeChannels(),
-    EffectiveRank(),
-    EdgeDecodability(),
-    RectifiedEdgeDecodability(),
-    BoundaryBlindness(),
-    EffectiveReceptiveField(),
-    Spectrum(),
-    ShiftConsistency(),
-    HeadAblation(),
+    m.HeadSimilarity(),
+    m.Sinks(),
+    m.HeadDivergence(),
+    m.HeadOutputCKA(),
+    m.LayerCKA(),
+    m.AttentionGeometry(),
+    m.AttentionRollout(),
+    m.LayerCollapse(),
+    m.Redundancy(),
+    m.InvalidChannels(),
+    m.ChannelOutliers(),
+    m.EdgeChannels(),
+    m.EffectiveRank(),
+    m.EdgeDecodability(),
+    m.RectifiedEdgeDecodability(),
+    m.BoundaryBlindness(),
+    m.EffectiveReceptiveField(),
+    m.Spectrum(),
+    m.ShiftConsistency(),
+    m.HeadAblation(),
 )
 #: Measures of two models.
-COMPARISONS: tuple[Measure, ...] = (CrossLayerCKA(),)
+COMPARISONS: tuple[Measure, ...] = (m.CrossLayerCKA(),)
 #: What is no sum over images, by question: functions of ``t2t_analysis.measures``.
 FUNCTIONS: dict[str, tuple[str, ...]] = {
     "Two models over the same images": ("difference", "twin_differences"),
@@ -96,13 +81,11 @@ def _section(measure: Measure) -> str:
 
 def _functions() -> str:
     """What the functions do, by question: first line of each docstring."""
-    from .. import measures
-
     parts = ["## Functions", "Of `t2t_analysis.measures`; `help(name)` has arguments, units and errors."]
     for question, names in FUNCTIONS.items():
         lines = [f"**{question}**", ""]
         for name in names:
-            text = inspect.cleandoc(getattr(measures, name).__doc__ or "").split("\n\n")[0]
+            text = inspect.cleandoc(getattr(m, name).__doc__ or "").split("\n\n")[0]
             lines.append(f"- `{name}`: {' '.join(text.split())}")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
@@ -111,7 +94,8 @@ def _functions() -> str:
 def page() -> str:
     """The text of ``docs/measures.md``."""
     rows = [
-        f"| [{type(m).__name__}](#{type(m).__name__.lower()}) | {_title(m)} |" for m in (*ALL, *COMPARISONS)
+        f"| [{type(one).__name__}](#{type(one).__name__.lower()}) | {_title(one)} |"
+        for one in (*ALL, *COMPARISONS)
     ]
     table = "\n".join(["| measure | what it says |", "| --- | --- |", *rows])
     sections = "\n\n".join(map(_section, (*ALL, *COMPARISONS)))

@@ -303,8 +303,13 @@ def token_stages(models: Mapping[str, nn.Module], img_size: Size | Mapping[str, 
 # ------------------------------------------------------------------------------------------ as a result
 
 
-_EXACT = {"interval": "none: counted, not sampled", "n": 1, "unit": "model", "variant": "counted"}
-_UNITS = {
+#: columns of every number that is counted
+EXACT = {
+    "weights": "no weights: counted on shapes", "interval": "none: counted, not sampled", "n": 1, "unit": "model",
+    "variant": "counted",
+}  # fmt: skip
+#: unit and estimator by quantity
+UNITS = {
     "parameters": ("parameters", "all, the frozen position table included"),
     "trainable": ("parameters", "those that need a gradient"),
     "macs_all": ("multiply-accumulates", "all products, one image"),
@@ -349,13 +354,10 @@ def costs(
     }
     reference = found[first]
     rows = [
-        {
-            "measure": "cost", "model": name, "weights": "no weights: counted on shapes", "quantity": quantity,
-            "value": value, "value_unit": _UNITS[quantity][0], "estimator": _UNITS[quantity][1], **_EXACT,
-            "null": reference.get(quantity), "null_kind": f"the same as {first}",
-            "at": batch if _UNITS[quantity][0] == "bytes" else None,
-            "at_unit": "batch size" if _UNITS[quantity][0] == "bytes" else None,
-        }
+        EXACT | {
+            "measure": "cost", "model": name, "quantity": quantity, "value": value, "value_unit": UNITS[quantity][0],
+            "estimator": UNITS[quantity][1], "null": reference.get(quantity), "null_kind": f"the same as {first}",
+        } | ({"at": batch, "at_unit": "batch size"} if UNITS[quantity][0] == "bytes" else {})
         for name, values in found.items()
         for quantity, value in values.items()
     ]  # fmt: skip

@@ -22,7 +22,7 @@ from ..data.loading import batches_of, seen_by, told
 from ..errors import DataError, T2TError, UnknownNameError
 from ..results import Result, Results, as_json, joined
 from .base import Measure, MeasureBatch
-from .view import View
+from .view import View, views_of
 
 __all__ = ["accumulate", "collect", "measure"]
 
@@ -85,20 +85,20 @@ def accumulate(
 
     Those of other shares of the images merge with ``a.merge_state(b)``; `collect` then makes results of them.
     """
-    named = _labelled(models, labels)
+    views = views_of(models, labels)
     prototypes = _prototypes(measures)
     loader = [loader] if isinstance(loader, Tensor) else loader
-    loader, which = seen_by(loader, [view.model for view in named.values()])
+    loader, which = seen_by(loader, [view.model for view in views])
     with (
         torch.inference_mode(False),  # some measures need gradients by the images
         torch.no_grad(),
-        _ready((view.model for view in named.values()), device) as target,
+        _ready((view.model for view in views), device) as target,
     ):
         batches = _numbered(loader)
         first = next(batches)
         views = [
-            view.showing(label, _for(view, first.images[i][:1], target))
-            for i, (label, view) in zip(which, named.items(), strict=True)
+            view.showing(view.label, _for(view, first.images[i][:1], target))
+            for i, view in zip(which, views, strict=True)
         ]
         accumulators = _bound(prototypes, views, loader, target)
         passes = (
@@ -168,22 +168,6 @@ def _joined(name: str, results: list[Result]) -> Result:
     notes = dict.fromkeys(note for result in results for note in result.notes)
     frame, kept = joined(results)
     return Result(name, frame, {**shared, "models": unique, "parts": parts}, tuple(notes), kept)
-
-
-def _labelled(models: Any, labels: Sequence[str] | None) -> dict[str, View]:
-    """Label -> view of the model; the same label twice gets a number."""
-    if isinstance(models, Mapping):
-        models, labels = list(models.values()), labels or list(models)
-    models = [models] if isinstance(models, Model) else list(models or ())
-    views = [model if isinstance(model, View) else View(model) for model in models]
-    given = list(labels) if labels is not None else [view.label for view in views]
-    if len(given) != len(views) or not views:
-        raise T2TError(f"{len(views)} models, but {len(given)} labels {given}")
-    named: dict[str, View] = {}
-    for label, view in zip(given, views, strict=True):
-        count = sum(g == label for g in given[: len(named)])
-        named[f"{label} ({count + 1})" if count else label] = view
-    return named
 
 
 def _bound(prototypes: list[Measure], views: list[View], loader: Any, device: torch.device) -> list[Measure]:

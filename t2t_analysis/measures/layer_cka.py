@@ -170,7 +170,7 @@ class LayerCKA(Measure):
             *self._places(), estimate=value.map(lambda x: np.where(finite, x, np.nan)), **self._columns()
         )
 
-    def _places(self) -> list[np.ndarray]:
+    def _places(self) -> Sequence[np.ndarray]:
         """Names of first and second place of every cell, (La, Lb) each."""
         return np.meshgrid(*(np.array(self.names[i], dtype=object) for i in (0, -1)), indexing="ij")
 

@@ -16,7 +16,7 @@ import pandas as pd
 
 from .._files import csv_rows
 from ..results import Result
-from .cost import Counts, Shapes, count
+from .cost import EXACT, UNITS, Counts, Shapes, count
 
 #: all tables print one decimal
 _ROUNDING = 0.05 + 1e-9
@@ -99,20 +99,13 @@ _SAID = {"parameters": "parameters (10⁶)", "macs_all": "multiply-accumulates, 
 
 
 def _tidy(line: Printed, counts: Counts) -> Iterator[dict[str, Any]]:
-    million, billion = "million parameters", "10^9 multiply-accumulates"
-    columns = (
-        (line.millions, million, 1e6, "all, the frozen position table included"),
-        (line.millions, million, 1e6, "those that need a gradient"),
-        (line.billions, billion, 1e9, "all products"),
-        (line.billions, billion, 1e9, "linear layers and 2-D convolutions only"),
-    )
-    for (quantity, value), (printed, unit, scale, estimator) in zip(
-        counts._asdict().items(), columns, strict=True
-    ):
-        yield {
-            "measure": "paper_costs", "model": line.name, "weights": "no weights: counted on shapes",
-            "place": f"{line.table}: {line.label}", "quantity": quantity, "value": value / scale,
-            "value_unit": unit, "estimator": estimator, "interval": "none: counted, not sampled", "n": 1,
-            "variant": "counted",
-            "unit": "model", "null": printed, "null_kind": f"printed in {line.table}" if printed else "not printed",
+    for quantity, value in counts._asdict().items():
+        unit, estimator = UNITS[quantity]
+        printed, scale, many = (
+            (line.millions, 1e6, "million") if unit == "parameters" else (line.billions, 1e9, "10^9")
+        )
+        yield EXACT | {
+            "measure": "paper_costs", "model": line.name, "place": f"{line.table}: {line.label}", "quantity": quantity,
+            "value": value / scale, "value_unit": f"{many} {unit}", "estimator": estimator, "null": printed,
+            "null_kind": f"printed in {line.table}" if printed else "not printed",
         }  # fmt: skip

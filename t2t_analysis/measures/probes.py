@@ -104,7 +104,6 @@ def whole_clusters(
 
 def _linear(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed: int) -> tuple[Any, str]:
     """Standardise, then logistic regression; its penalty by cross-validation over whole clusters."""
-    from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV
     from sklearn.pipeline import make_pipeline
@@ -115,18 +114,10 @@ def _linear(features: np.ndarray, labels: np.ndarray, clusters: np.ndarray, seed
         {"logisticregression__C": STRENGTHS},
         cv=whole_clusters(labels, clusters, seed),
         scoring="accuracy",
-    )
-    with (
-        warnings.catch_warnings()
-    ):  # a candidate that is not chosen need not converge; the chosen one is asked
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        search.fit(features, labels)
-    chosen = search.best_params_["logisticregression__C"]
-    stopped = ", not converged" if max(search.best_estimator_[-1].n_iter_) >= ITERATIONS else ""
-    return (
-        search.best_estimator_,
-        f"logistic regression, C={chosen:g} of {len(STRENGTHS)} by {FOLDS}-fold CV{stopped}",
-    )
+    ).fit(features, labels)
+    chosen, best = search.best_params_["logisticregression__C"], search.best_estimator_
+    stopped = ", not converged" if max(best[-1].n_iter_) >= ITERATIONS else ""
+    return best, f"logistic regression, C={chosen:g} of {len(STRENGTHS)} by {FOLDS}-fold CV{stopped}"
 
 
 def _knn(neighbours: int) -> Any:
@@ -209,6 +200,8 @@ def probe(
     ------
     DataError : labels are missing, a test class was not trained on, or classes are too small.
     """
+    from sklearn.exceptions import ConvergenceWarning
+
     rows: list[dict[str, Any]] = []
     notes: list[str] = []
     views = views_of(models)
@@ -225,7 +218,9 @@ def probe(
         base = {"measure": "probes", "model": view.label, "weights": view.weights, "tokens": tokens}
         for place in counted(good, f"probing {view.label}", unit="layer", shown=progress):
             for kind in kinds:
-                found = _probe_one(train, test, place, kind, neighbours, shuffles, seed)
+                with warnings.catch_warnings():  # shuffled labels take long; of others the estimator says it
+                    warnings.simplefilter("ignore", ConvergenceWarning)
+                    found = _probe_one(train, test, place, kind, neighbours, shuffles, seed)
                 rows.append(base | {"place": place, "layer": layer_of(place)} | found)
     meta = {
         "models": [view.describe() for view in views],
@@ -242,7 +237,6 @@ def _probe_one(
 ) -> dict[str, Any]:
     """Columns of one probe: fitted, tested, and refitted on shuffled labels with the same settings."""
     from sklearn.base import clone
-    from sklearn.exceptions import ConvergenceWarning
 
     x, y = train.values[place], train.labels
     if kind == "linear":
@@ -253,11 +247,7 @@ def _probe_one(
     rng = np.random.default_rng(seed)
     null = []
     for _ in range(shuffles):
-        with (
-            warnings.catch_warnings()
-        ):  # labels without rhyme or reason take long, and longer would change nothing
-            warnings.simplefilter("ignore", ConvergenceWarning)
-            wrong = clone(fitted).fit(x, shuffled_labels(y, train.clusters, rng))
+        wrong = clone(fitted).fit(x, shuffled_labels(y, train.clusters, rng))
         null.append(float((wrong.predict(test.values[place]) == test.labels).mean()))
     correct = fitted.predict(test.values[place]) == test.labels
     return (

@@ -95,7 +95,7 @@ class View(capture.ModelView):
         label = str(self.provenance.label)
         return f"UNTRAINED, {label}" if self.untrained and "UNTRAINED" not in label else label
 
-    def showing(self, label: str, example: Tensor) -> View:
+    def showing(self, label: str, example: Tensor | None) -> View:
         """Return the same view under another label, for images like ``example``."""
         twin = copy.copy(self)
         twin.label, twin.example, twin._probed = label, example, {}
@@ -153,17 +153,22 @@ class View(capture.ModelView):
             self.model(self.example)
 
 
-def views_of(models: Any) -> list[View]:
-    """Views of one model, of several, or of a mapping label -> model.
+def views_of(models: Any, labels: Sequence[str] | None = None) -> list[View]:
+    """Views of one model, of several, or of a mapping label -> model; the same label twice gets a number.
 
     Raises
     ------
-    T2TError : two models of one name.
+    T2TError : no models, or as many labels as there are not.
     """
     if isinstance(models, Mapping):
-        return [View(model, label) for label, model in models.items()]
-    views = [View(model) for model in ([models] if isinstance(models, nn.Module) else models)]
-    labels = [view.label for view in views]
-    if len(set(labels)) < len(labels):
-        raise T2TError(f"two models have the same name {labels}; pass them as {{label: model}}")
-    return views
+        models, labels = list(models.values()), labels or list(models)
+    several = [models] if isinstance(models, nn.Module | View) else list(models or ())
+    views = [model if isinstance(model, View) else View(model) for model in several]
+    given = [view.label for view in views] if labels is None else list(labels)
+    if len(given) != len(views) or not views:
+        raise T2TError(f"{len(views)} models, but {len(given)} labels {given}")
+    before = [given[:i].count(label) for i, label in enumerate(given)]
+    return [
+        view.showing(f"{label} ({count + 1})" if count else label, view.example)
+        for view, label, count in zip(views, given, before, strict=True)
+    ]
