@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from .. import capture
-from ..capture.attention import stage_attention
-from ..capture.layout import tokeniser
+from ..capture.places import Inside
 from ..results import Result
 from .base import Estimate, ImageMeans, MeasureBatch, View
 from .head_maps import entropy
@@ -142,23 +141,15 @@ class Site(NamedTuple):
     scale: float
 
 
-class Quantity(NamedTuple):
-    """One number per head and image."""
-
-    name: str
-    tokens: str
-    value_unit: str
-    estimator: str
-
-
 _RENORMALISED = "patch keys only, rows renormalised"
+#: Numbers per head and image: quantity, tokens, unit, estimator.
 QUANTITIES = (
-    Quantity("attention_distance", "patch", "fraction of image side", _RENORMALISED),
-    Quantity("attention_entropy", "patch", "nats", _RENORMALISED),
-    Quantity("attention_entropy", "class", "nats", f"class query; {_RENORMALISED}"),
-    Quantity("class_mass", "patch", "fraction", "attention of patch queries to the class token"),
-    Quantity("prefix_mass", "patch", "fraction", "attention of patch queries to all prefix tokens"),
-    Quantity("sink_mass", "patch", "fraction", "attention of patch queries to the key that gets most"),
+    ("attention_distance", "patch", "fraction of image side", _RENORMALISED),
+    ("attention_entropy", "patch", "nats", _RENORMALISED),
+    ("attention_entropy", "class", "nats", f"class query; {_RENORMALISED}"),
+    ("class_mass", "patch", "fraction", "attention of patch queries to the class token"),
+    ("prefix_mass", "patch", "fraction", "attention of patch queries to all prefix tokens"),
+    ("sink_mass", "patch", "fraction", "attention of patch queries to the key that gets most"),
 )
 
 
@@ -285,9 +276,9 @@ class AttentionGeometry(ImageMeans):
         uniform = np.array([nulls(site.layout, self.pitch[site.place]) for site in self.sites])
         places = np.array([site.place for site in self.sites], dtype=object)
         of, head = HeadIndex(tuple(range(len(self.sites))), tuple(s.heads for s in self.sites)).table.T
-        for q, quantity in enumerate(QUANTITIES):
+        for q in range(len(QUANTITIES)):
             there = np.flatnonzero(layers.n[:, q])
-            row = _columns(quantity)
+            row = _columns(q)
             how = f"{row['estimator']}; mean over heads"
             null, estimate = uniform[there, q], layers[there, q]
             yield self.row(places[there], **row) | {"estimator": how, "null": null, "estimate": estimate}
@@ -302,16 +293,16 @@ class AttentionGeometry(ImageMeans):
         if not blocks:
             return
         null = nulls(self.sites[blocks[0]].layout, self.pitch[self.sites[blocks[0]].place])
-        for q, quantity in enumerate(QUANTITIES):
+        for q in range(len(QUANTITIES)):
             for (end, found), reference in zip(
                 over_depth(layers[blocks, q]).items(), (null[q], 0.0), strict=True
             ):
                 if not np.isfinite(found.value):  # one layer has no first and last third
                     continue
                 words = "last third - first third of layers" if end else "mean over layers"
-                row = self.row(LAYERS, null=reference, estimate=found, **_columns(quantity))
+                row = self.row(LAYERS, null=reference, estimate=found, **_columns(q))
                 row["estimator"] += f"; mean over heads; {words}"
-                yield row | {"quantity": quantity.name + end}
+                yield row | {"quantity": row["quantity"] + end}
 
     def _note_stages(self) -> None:
         """Say which token transformers are left out, and why."""
@@ -322,9 +313,9 @@ class AttentionGeometry(ImageMeans):
                 self.note(f"{view.label}: {stage}.attn: {reason}")
 
 
-def _columns(quantity: Quantity) -> dict[str, Any]:
-    columns = quantity._asdict()
-    return {"quantity": columns.pop("name"), "null_kind": "uniform attention", **columns}
+def _columns(q: int) -> dict[str, Any]:
+    columns = dict(zip(("quantity", "tokens", "value_unit", "estimator"), QUANTITIES[q], strict=True))
+    return {"null_kind": "uniform attention", **columns}
 
 
 def _sites(view: View) -> list[Site]:
@@ -338,16 +329,9 @@ def _sites(view: View) -> list[Site]:
     view.probe([sources[0] for sources in wanted.values()])  # all of them in one forward pass
     sites = []
     for place, sources in wanted.items():
-        layout = view.layout_of(sources[0])
+        layout, inside = view.layout_of(sources[0]), view.places.found[sources[0]].source
         assert layout is not None  # every attention place has tokens
-        sites.append(Site(place, sources, layout, view.shape_of(sources[0])[0], _scale(view, place)))
+        assert isinstance(inside, Inside)
+        heads, scale = inside.attention.num_heads, inside.attention.scale
+        sites.append(Site(place, sources, layout, heads, scale or math.nan))
     return sites
-
-
-def _scale(view: View, place: str) -> float:
-    """Factor of the product of a token transformer; blocks hand out finished patterns."""
-    if not place.startswith("tokens."):
-        return math.nan
-    module: Any = tokeniser(view.model)
-    stage = getattr(module, f"attention{int(place.split('.')[1]) + 1}")
-    return float(stage_attention(stage).scale or math.nan)

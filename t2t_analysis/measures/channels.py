@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ from ..capture.places import OutOf, Place, Places
 from ..errors import UnknownNameError
 from ..estimates import Estimate
 from ..results import Result
-from .base import ImageMeans, MeasureBatch, View, add_finite
+from .base import ImageMeans, MeasureBatch, View
 from .feature_maps import (
     EPS,
     TOO_LARGE,
@@ -96,9 +95,7 @@ def channel_places(view: View, places: str | Sequence[str] | None = None) -> lis
         return view.select(places)
     if isinstance(view, FeatureMapView):
         return view.names
-    return view.select(
-        [p for p in PLACES if any(re.fullmatch(p.replace("*", r"\d+"), n) for n in view.names)]
-    )
+    return view.offered(PLACES)
 
 
 def num_channels(view: View, name: str) -> int:
@@ -148,42 +145,30 @@ class InvalidChannels(ImageMeans):
         names = channel_places(views[0], self.places)
         views[0].probe(names)  # all of them in one forward pass
         self.widths = [num_channels(views[0], name) for name in names]
-        self.points = len(curve_points()["at"])
-        self.add_means(names, 2, len(AREAS) + self.points + 1)
+        self.add_means(names, 2, len(AREAS) + len(curve_points()["at"]) + 1)
         # Largest ratio that a channel ever reached, and for "too large" minus the smallest peak.
         empty = torch.full((len(names), 2, len(KINDS), max(self.widths)), -torch.inf, dtype=torch.float64)
         self.add_state("extreme", empty, dist_reduce_fx=dim_zero_max, persistent=True)
 
     def reduce(self, obs: capture.Observation) -> tuple[Tensor, Tensor]:
-        """Moments of the channels, of all images and then of the shuffled ones (B + b, 3, C); exact zeros (B,)."""
-        x = positions(obs)
-        zeros = 1 - torch.stack([image.count_nonzero() for image in x]).double() / x[0].numel()
-        return torch.cat([channel_moments(x), channel_moments(mixed(x[::EVERY]))]), zeros
+        """Numbers of each image and of its shuffled values (B, 2, 5 + T + 1); extremes over images (2, 4, C)."""
+        x, images = positions(obs), len(obs.value)
+        moments = torch.cat([channel_moments(x), channel_moments(mixed(x[::EVERY]))])
+        ratios = Ratios(*(ratio.double() for ratio in ratios_of(moments)))  # (B + b, C) each
+        numbers = moments.new_full((images, *self.total.shape[2:]), torch.nan, dtype=torch.float64)
+        means = torch.cat([stacked_areas(ratios).mean(-1), stacked_curves(ratios)], dim=-1)
+        numbers[:, 0, :-1], numbers[::EVERY, 1, :-1] = means[:images], means[images:]
+        numbers[:, 0, -1] = 1 - torch.stack([image.count_nonzero() for image in x]).double() / x[0].numel()
+        extremes = torch.stack([*ratios, -ratios.peak], dim=1)  # (B + b, 4, C)
+        return numbers, torch.stack([extremes[:images].amax(0), extremes[images:].amax(0)])
 
     def update(self, batch: MeasureBatch) -> None:
-        """Add areas, curves and zeros; keep extremes. Places of one width are asked together."""
-        seen, images = batch.seen[0], len(batch.index)
-        numbers = self.total.new_full((images, *self.total.shape[1:]), torch.nan)  # (B, L, 2, 5 + T + 1)
-        for width in set(self.widths):
-            same = [i for i, name in enumerate(self.names) if self.widths[i] == width and name in seen]
-            if not same:
-                continue
-            moments = torch.stack([seen[self.names[i]][0] for i in same])  # (P, B + b, 3, C)
-            ratios = Ratios(*(ratio.to(self.extreme) for ratio in ratios_of(moments)))
-            means = torch.cat([stacked_areas(ratios).mean(-1), stacked_curves(ratios)], dim=-1).transpose(
-                0, 1
-            )
-            numbers[:, same, 0, :-1] = means[:images]
-            numbers[::EVERY, same, 1, :-1] = means[images:]
-            extremes = torch.stack([*ratios, -ratios.peak], dim=2)  # (P, B + b, 4, C)
-            largest = torch.stack(
-                [part.amax(1) for part in (extremes[:, :images], extremes[:, images:])], dim=1
-            )
-            self.extreme[same, ..., :width] = self.extreme[same, ..., :width].maximum(largest)
-        for i, name in enumerate(self.names):
-            if name in seen:
-                numbers[:, i, 0, -1] = seen[name][1]
-        add_finite(self.total, self.count, self.group(batch), numbers)
+        """Add the numbers of every finite place; keep extremes."""
+        for i, (name, width) in enumerate(zip(self.names, self.widths, strict=True)):
+            if name in batch.seen[0]:
+                numbers, largest = batch.seen[0][name]
+                self.add(i, self.group(batch), numbers)
+                self.extreme[i, ..., :width] = self.extreme[i, ..., :width].maximum(largest.to(self.extreme))
 
     def compute(self) -> Result:
         """Headlines first, then zeros, curves and what holds in every image; for places and for means over layers."""

@@ -49,8 +49,7 @@ class Shapes:
         if not timm.is_model(name):
             raise UnknownNameError("model", name, timm.list_models())
         config: Any = timm.get_pretrained_cfg(name)
-        size = config.input_size[1:] if img_size is None else img_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = as_pair(config.input_size[1:] if img_size is None else img_size)
         # The family of this package takes any size; its position table is made for this one.
         fixed = (height, width) != tuple(config.input_size[1:]) and config.fixed_input_size
         if fixed or name.startswith(("t2t_", "small_")):
@@ -65,8 +64,7 @@ class Shapes:
         if img_size is None:
             config: Any = getattr(model, "pretrained_cfg", None) or {}
             img_size = tuple(config.get("input_size", (3, 224, 224))[1:])
-        height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-        return cls(name, copy.deepcopy(model).eval().to("meta"), (height, width))
+        return cls(name, copy.deepcopy(model).eval().to("meta"), as_pair(img_size))
 
     def images(self, batch: int = 1, device: str = "cpu") -> Tensor:
         """A batch of images; its numbers are never looked at."""
@@ -349,9 +347,12 @@ def costs(
     if first not in names:
         raise UnknownNameError("baseline", first, names)
     made = models if isinstance(models, Mapping) else {}
-    found = {
-        name: _costs(_shapes(name, made.get(name), _size_of(name, img_size)), batch, memory) for name in names
+    sizes = {name: _size_of(name, img_size) for name in names}
+    shapes = {
+        name: Shapes.like(name, made[name], size) if name in made else Shapes.of(name, size)
+        for name, size in sizes.items()
     }
+    found = {name: _costs(shape, batch, memory) for name, shape in shapes.items()}
     reference = found[first]
     rows = [
         EXACT | {
@@ -361,12 +362,8 @@ def costs(
         for name, values in found.items()
         for quantity, value in values.items()
     ]  # fmt: skip
-    sizes = {name: list(size) if (size := _size_of(name, img_size)) else None for name in names}
-    return Result("cost", pd.DataFrame(rows), {"img_size": sizes, "batch": batch, "torch": torch.__version__})
-
-
-def _shapes(name: str, model: nn.Module | None, img_size: int | tuple[int, int] | None) -> Shapes:
-    return Shapes.of(name, img_size) if model is None else Shapes.like(name, model, img_size)
+    told = {name: size and list(size) for name, size in sizes.items()}
+    return Result("cost", pd.DataFrame(rows), {"img_size": told, "batch": batch, "torch": torch.__version__})
 
 
 def _costs(shapes: Shapes, batch: int, memory: bool) -> dict[str, int]:

@@ -14,7 +14,7 @@ from ..results import Result
 from ..stats import max_statistic_p, null_columns
 from .base import MeasureBatch, View
 from .cka import LEAST, add_inner, correlation, gram, permutations, permuted_inner, u_centred
-from .head_measure import HeadMeasure, contrast
+from .head_measure import HeadMeasure, contrast, layer_table
 
 
 def head_outputs(z: Tensor, weights: Tensor) -> Tensor:
@@ -158,11 +158,10 @@ class HeadOutputCKA(HeadMeasure):
     def _rows(self, tokens: str, counts: Tensor) -> list[dict[str, Any]]:
         sums = self._finite(getattr(self, tokens))
         pairs, means, change = self.estimate_all(correlation, (sums,), counts)
-        null, layers = (x.cpu().numpy() for x in self._null(tokens, sums.sum(0)))
-        upper = np.triu_indices(self.index.total, k=1)
-        of_pairs = permutation_null(pairs.value[upper], null, np.isfinite(pairs.value[upper]))
+        null = self._null(tokens, sums.sum(0).diagonal().cpu().sqrt().numpy())
+        layers = layer_table(null, self.index)  # (K, L, L), a layer with itself and with later ones
         nulls = [
-            {name: _placed(column, upper, self.index.total) for name, column in of_pairs.items()},
+            permutation_null(pairs.value, null, np.triu(np.isfinite(pairs.value), 1)),
             permutation_null(means.value, layers, np.triu(np.isfinite(means.value))),
             null_columns(contrast(np.diagonal(layers, axis1=-2, axis2=-1))),
         ]
@@ -182,20 +181,9 @@ class HeadOutputCKA(HeadMeasure):
                 state[:, where] = state[:, :, where] = torch.nan
         return state
 
-    def _null(self, tokens: str, total: Tensor) -> tuple[Tensor, Tensor]:
-        """CKA of permuted images: pairs of heads h < g (K, M (M - 1) / 2), and means over layers l <= m (K, L, L)."""
-        h, g = torch.triu_indices(len(total), len(total), offset=1, device=total.device)
-        deviation = total.diagonal().sqrt()
-        values = getattr(self, f"null_{tokens}") / (deviation[h] * deviation[g])
-        layer, depth = self.index.member.argmax(0).to(total.device), len(self.index.layers)
-        exists = values.isfinite().all(0)
-        cell = (layer[h] * depth + layer[g])[exists]
-        sums = values.new_zeros(len(values), depth**2).index_add_(1, cell, values[:, exists])
-        return values, (sums / torch.bincount(cell, minlength=depth**2)).unflatten(1, (depth, depth))
-
-
-def _placed(values: np.ndarray, where: tuple[np.ndarray, ...], size: int) -> np.ndarray:
-    """``values`` at these places of a table (size, size) that is NaN elsewhere."""
-    table = np.full((size, size), np.nan)
-    table[where] = values
-    return table
+    def _null(self, tokens: str, deviation: np.ndarray) -> np.ndarray:
+        """CKA of permuted images for pairs of heads h < g, NaN elsewhere: (K, M, M)."""
+        h, g = np.triu_indices(len(deviation), 1)
+        null = np.full((self.permutations, *[len(deviation)] * 2), np.nan)
+        null[:, h, g] = getattr(self, f"null_{tokens}").cpu().numpy() / (deviation[h] * deviation[g])
+        return null

@@ -18,7 +18,7 @@ import torch
 from scipy import stats as sps
 from torch import Tensor, nn
 
-from ..data.loading import channels_of
+from ..data.loading import as_pair, channels_of
 from ..errors import ParameterError, UnknownNameError
 from ..results import Result
 
@@ -149,11 +149,9 @@ def _load() -> float | None:
 
 
 def _images(batch: int, label: str, model: nn.Module, img_size: Any, device: str) -> Tensor:
-    size = img_size[label] if isinstance(img_size, Mapping) else img_size
-    height, width = (size, size) if isinstance(size, int) else size
-    return torch.randn(
-        batch, channels_of(model), height, width, generator=torch.Generator().manual_seed(0)
-    ).to(device)
+    size = as_pair(img_size[label] if isinstance(img_size, Mapping) else img_size)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(batch, channels_of(model), *size, generator=generator).to(device)
 
 
 def _work(model: nn.Module, images: Tensor, training: bool, dtype: torch.dtype) -> Callable[[], None]:
