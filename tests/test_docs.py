@@ -99,7 +99,7 @@ def test_commands_are_understood(document: str, line: str) -> None:
         return
     chosen, *rest = words[2:]
     assert chosen in cli.COMMANDS
-    given = cli.parsers(chosen)[0].parse_args([chosen, *rest])
+    given = cli.parsers()[0].parse_args([chosen, *rest])
     for notebook in getattr(given, "notebooks", []):
         assert (ROOT / "notebooks" / f"{notebook}.ipynb").is_file(), notebook
     if chosen == "report" and given.models:
