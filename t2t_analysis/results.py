@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from ._files import whole_file, write_whole
+from ._files import whole_file, writable_folder, write_whole
 from ._repr import MOST_ROWS, html_table, readable
 from .errors import T2TError, UnknownNameError
 from .estimates import Estimate
@@ -199,7 +199,7 @@ class Result:
     def save(self, path: str | Path) -> Path:
         """Write ``path`` (.parquet or .csv), beside it ``path``.json (``meta``, ``notes``) and .npz (replicates)."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        writable_folder(path.parent)
         if path.suffix not in (".csv", ".parquet"):
             raise T2TError(f"results go to .parquet or .csv, not {path.suffix!r} ({path})")
         with whole_file(path) as temporary:

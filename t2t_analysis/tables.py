@@ -14,7 +14,7 @@ from typing import Any
 
 import pandas as pd
 
-from ._files import csv_rows, whole_file
+from ._files import csv_rows, whole_file, writable_folder
 from .errors import DataError
 
 Rows = Iterable[Mapping[str, Any]] | pd.DataFrame
@@ -69,7 +69,7 @@ def add(path: str | Path, table: str, rows: Rows, about: Callable[[pd.DataFrame]
     Raises
     ------
     DataError
-        A column that the table does not have.
+        A column that the table does not have, or a folder that cannot be written into.
     """
     from filelock import FileLock
 
@@ -78,7 +78,7 @@ def add(path: str | Path, table: str, rows: Rows, about: Callable[[pd.DataFrame]
 
     path, new = Path(path), typed(rows, table)
     gone = set(keys(new))
-    path.parent.mkdir(parents=True, exist_ok=True)
+    writable_folder(path.parent)
     with FileLock(path.parent / ".lock"):
         old = read(path, table)
         kept = old[[key not in gone for key in keys(old)]]

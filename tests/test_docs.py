@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,9 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 SKETCHES, PIECES = {"architecture.md"}, {"measures.md", "study.md"}
 
 
+@cache
 def blocks(path: Path) -> list[tuple[str, str]]:
-    """Language and text of every fenced block."""
+    """Language and text of every fenced block, as they were when tests were collected."""
     return [(found[1], found[2]) for found in FENCE.finditer(path.read_text(encoding="utf-8"))]
 
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from t2t_analysis import cli, quantities, tables
 from t2t_analysis._paths import data_dir
+from t2t_analysis.claims import recorded
 from t2t_analysis.data import load_images, train_data
 from t2t_analysis.errors import DataError, ParameterError
 from t2t_analysis.models import load_model
@@ -303,6 +304,20 @@ def _at_leg(leg, dies):
         before(self)
 
     return hook
+
+
+def test_a_folder_that_cannot_be_written_into_is_named_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    nowhere, run = tmp_path / "file" / "out", Run("small_hard_wide", "digits", Recipe())
+    monkeypatch.setattr(runner, "_images", lambda *_: pytest.fail("began to work"))
+    monkeypatch.setattr(runner, "_train", lambda *_: pytest.fail("began to work"))
+    for place in (runner.Place(nowhere, tmp_path), runner.Place(tmp_path, nowhere)):
+        with pytest.raises(DataError, match=r"cannot write into .*file/out.*: Not a directory"):
+            runner.execute(run, place)
+    with pytest.raises(DataError, match="cannot write into"):
+        runner.trial("small_hard_wide", "digits", Recipe(), runner.Place(nowhere, tmp_path))
+    with pytest.raises(DataError, match="cannot write into"):
+        next(recorded.record("small_hard_wide", "auto", "photos", folder=nowhere))
 
 
 def test_two_processes_never_do_the_same_run(tmp_path):

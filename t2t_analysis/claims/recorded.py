@@ -17,6 +17,7 @@ import pandas as pd
 
 from .. import tables
 from .._commit import commit, versions
+from .._files import writable_folder
 from .._names import has_soft_split
 from .._paths import Folder, data_dir
 from ..errors import T2TError
@@ -81,10 +82,12 @@ def record(
     ------
     T2TError
         If the weights are random: there would be nothing to learn from them.
+    DataError
+        The folder cannot be written into.
     """
     from .. import load_images, load_model
 
-    out = Path(folder or data_dir() / "evidence")
+    out = writable_folder(folder or data_dir() / "evidence")
     model = load_model(name, weights, device=device)
     if model.provenance.untrained:
         raise T2TError(

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from .._files import writable_folder
 from ..data import load_images, train_data
 from ..data.loading import SMALL
 from ..errors import DataError, T2TError
@@ -166,8 +167,8 @@ def execute(run: Run, place: Place) -> dict[str, Any]:
     from filelock import FileLock, Timeout
 
     demand_rate(run)
-    folder = place.runs / run.name
-    folder.mkdir(parents=True, exist_ok=True)
+    writable_folder(place.out)
+    folder = writable_folder(place.runs / run.name)
     try:
         with FileLock(folder / ".lock", timeout=0):
             make = _trained_row if run.task == "train" else _transferred_row
@@ -181,6 +182,7 @@ def execute(run: Run, place: Place) -> dict[str, Any]:
 
 def trial(model: str, data: str, recipe: Recipe, place: Place) -> dict[str, Any]:
     """Train on a share of the training images, evaluate on the rest of them, and add the row to ``rates.csv``."""
+    writable_folder(place.out)
     run = Run(model, data, replace(recipe, epochs=rates.EPOCHS, fraction=rates.SHARE))
     blank = on_paper(model)
     size = blank.default_cfg["input_size"][-1]

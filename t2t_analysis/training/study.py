@@ -21,6 +21,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
+from .._files import writable_folder
 from ..cli import LABELLED
 from ..errors import ParameterError, UnknownNameError
 from . import rates
@@ -237,7 +238,7 @@ def work(
     def do(one: Run) -> int:
         slot = free.get()
         try:
-            (folder / one.name).mkdir(parents=True, exist_ok=True)
+            writable_folder(folder / one.name)
             with (folder / one.name / "log.txt").open("a", encoding="utf-8") as log:
                 processes.append(process := launch(one, slot, log))
                 return process.wait()
