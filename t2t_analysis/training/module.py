@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -220,13 +220,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class History(L.Callback):
-    """The learning curve as CSV, and one line an epoch on stderr with the time that is left.
+    """The learning curve as CSV, and one line an epoch on stderr with the time that is left."""
 
-    ``test``, if given, tells the test accuracy of a module after each epoch.
-    """
-
-    def __init__(self, path: Path, test: Callable[[Classifier], float] | None = None) -> None:
-        self.path, self.test = path, test
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._began = 0.0
         self._first: int | None = None
 
@@ -241,8 +238,6 @@ class History(L.Callback):
         assert self._first is not None
         if not module.end_leg():
             return
-        if self.test:
-            module.history[-1]["test_accuracy"] = self.test(module)
         if not trainer.is_global_zero:
             return
         with whole_file(self.path) as temporary:

@@ -39,7 +39,6 @@ class Place(NamedTuple):
     out: Path
     runs: Path
     device: str = "cpu"
-    test_curve: bool = False
     compile: bool | None = None
 
     @property
@@ -128,8 +127,6 @@ def _trained_row(
     more: dict[str, Any] = {"init": init}
     if init is None:
         more["trunks"] = place.runs / "trunks" / about["data_hash"]
-    if place.test_curve:
-        more["test"] = lambda module: float(score(module.averaged(), images.test, place.device).top1.mean())
     module = _train(run, place, images.train, folder, **more)
     model = rounded(module.averaged())
     length, size = module.length, run.recipe.batch_size

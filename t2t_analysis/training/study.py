@@ -50,7 +50,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--weights", help="finetune, probe: weights to start from instead, as load_model takes them")
     add("--devices", default="auto", help="cpu, cuda, cuda:0,cuda:1; auto takes all GPUs, else the CPU")
     add("--jobs", type=int, default=1, help="runs at a time on each device (default: 1)")
-    add("--test-curve", action="store_true", help="test accuracy after every epoch")
     add("--dry-run", action="store_true", help="print the plan and what it costs, and end")
     add("--out", type=Path, help="folder of the table (default: the study's own, data/study)")
     add("--runs", type=Path, default=Path("runs/study"), help="run folders: checkpoints, logs, weights")
@@ -206,7 +205,6 @@ def _launcher(arguments: argparse.Namespace, out: Path) -> Launch:
 
     def launch(one: Run, device: str, log: Any) -> subprocess.Popen:
         words = [*one.words(), "--devices", device, "--out", str(out), "--runs", str(arguments.runs)]
-        words += ["--test-curve"] if arguments.test_curve else []
         command = [sys.executable, "-m", "t2t_analysis", "study", *words]
         return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
 
@@ -288,7 +286,7 @@ def _one(one: Run, arguments: argparse.Namespace, out: Path, device: str) -> int
     from .runner import BusyError, Place, execute
 
     try:
-        row = execute(one, Place(out, arguments.runs, device, arguments.test_curve))
+        row = execute(one, Place(out, arguments.runs, device))
     except BusyError as error:
         print(f"t2t-analysis: {error}", file=sys.stderr)
         return BUSY

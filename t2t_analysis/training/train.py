@@ -107,7 +107,6 @@ def train(
     restart: bool = False,
     compile: bool = False,
     callbacks: tuple[L.Callback, ...] = (),
-    test: Callable[[Classifier], float] | None = None,
     trunks: Path | None = None,
     init: torch.nn.Module | None = None,
     dataset: Callable[..., Any] = train_data,
@@ -124,7 +123,6 @@ def train(
     precision : Lightning's name, or "bf16-linear" (see ``precision``); default is "bf16-mixed" on CUDA, "bf16-linear"
         on a CPU that has bfloat16, "32-true" elsewhere.
     devices, accelerator : more than one device means DDP; ``recipe.batch_size`` is shared out.
-    test : test accuracy of the module, for the learning curve.
     trunks : folder of checkpoints that runs of other lengths left where they began to decay: the run starts from the
         longest that is also its own beginning, and ends with the same weights as without.
     init : start from the weights of this model, which has the same parts and a head for these classes; every
@@ -161,7 +159,7 @@ def train(
             default_root_dir=out,
             plugins=[AtomicCheckpointIO()],
             callbacks=[
-                History(out / "curve.csv", test),
+                History(out / "curve.csv"),
                 *([trunk] if trunk else []),
                 *callbacks,
                 last,
