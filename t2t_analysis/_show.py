@@ -91,17 +91,11 @@ def table_data(frame: pd.DataFrame, caption: str) -> dict[str, Any]:
     return {"text/html": html, "text/plain": f"{caption}\n{frame.to_string(index=False)}"}
 
 
-def table(frame: pd.DataFrame, caption: str, *, folded: bool = False) -> None:
-    """Show a table with a caption, without the index, floats to three significant digits; nothing of an empty one.
-
-    A ``folded`` one is seen on a click on its caption.
-    """
+def table(frame: pd.DataFrame, caption: str) -> None:
+    """Show a table with a caption, without the index, floats to three significant digits; nothing of an empty one."""
     if frame.empty:
         return
-    data = table_data(frame, caption)
-    if folded:
-        data["text/html"] = f"<details><summary>{escape(caption)}</summary>{data['text/html']}</details>"
-    _publish(data, "table")
+    _publish(table_data(frame, caption), "table")
 
 
 def verdicts(rows: Sequence[dict[str, Any]], about: str) -> None:

@@ -78,7 +78,7 @@ class Quantity:
         text = number(float(value) * self.scale, self.digits)
         return f"{text} {self.unit}" if unit and self.unit else text
 
-    def interval(self, row: Mapping[str, Any] | pd.Series, *, unit: bool = True) -> str:
+    def interval(self, row: Mapping[str, Any] | pd.Series) -> str:
         """Value and interval of a row in one precision, finer where one would read as 0, or both ends as the same.
 
         >>> quantity("cosine_centred").interval({"value": 0.1234, "low": 0.1, "high": 0.15})
@@ -96,7 +96,7 @@ class Quantity:
         """
         ends = [row[name] for name in ("value", "low", "high")]
         if pd.isna(ends[0]) or pd.isna(ends[1]) or pd.isna(ends[2]):
-            text = self.number(ends[0], unit=unit)
+            text = self.number(ends[0])
             return text if pd.isna(ends[0]) else f"{text} (no interval)"
         shown = [float(x) * self.scale for x in ends]
         first = _digits(self.digits, *shown)
@@ -104,7 +104,7 @@ class Quantity:
             value, low, high = (_text(x, digits) for x in shown)
             if low != high or math.isclose(shown[1], shown[2], rel_tol=1e-9):
                 break
-        return f"{value}{f' {self.unit}' if unit and self.unit else ''} [{low}, {high}]"
+        return f"{value}{f' {self.unit}' if self.unit else ''} [{low}, {high}]"
 
 
 def number(value: Any, digits: int = 3) -> str:

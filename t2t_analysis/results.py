@@ -264,9 +264,9 @@ class Results(Mapping[str, Result]):
         """All notes, each once, in order."""
         return tuple(dict.fromkeys(note for r in self.results for note in r.notes))
 
-    def save(self, folder: str | Path, suffix: str = ".parquet") -> list[Path]:
+    def save(self, folder: str | Path) -> list[Path]:
         """Write one file per measure into ``folder``."""
-        return [r.save(Path(folder) / f"{r.measure}{suffix}") for r in self.results]
+        return [r.save(Path(folder) / f"{r.measure}.parquet") for r in self.results]
 
 
 def as_json(value: Any) -> Any:

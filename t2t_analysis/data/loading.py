@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -90,23 +90,25 @@ def _choose_readable(source: Source, n_images: int | None, seed: int) -> tuple[n
 
     Done before the first batch, so that batches, shards and counts do not depend on who meets a damaged file.
     """
-    good: set[int] = set()
     bad: dict[int, str] = {}
-    while True:
-        if len(bad) == len(source.labels):
-            raise DataError(
-                f"none of the {len(bad)} images of {source.name!r} can be read; {next(iter(bad.values()))}"
-            )
+
+    @cache
+    def problem(number: int) -> str:
+        try:
+            source.image(number)
+        except DataError as error:
+            return str(error)
+        return ""
+
+    while len(bad) < len(source.labels):
         chosen = _choose(source.labels, n_images, seed, source.name, bad)
-        unseen = [int(number) for number in chosen if number not in good]
-        if not unseen:
+        found = {number: problem(number) for number in chosen.tolist() if problem(number)}
+        if not found:
             return chosen, tuple(bad[number] for number in sorted(bad))
-        for number in unseen:
-            try:
-                source.image(number)
-                good.add(number)
-            except DataError as error:
-                bad[number] = str(error)
+        bad |= found
+    raise DataError(
+        f"none of the {len(bad)} images of {source.name!r} can be read; {next(iter(bad.values()))}"
+    )
 
 
 def _each(ways: Sequence[Callable[[Any], Tensor]], pixels: Any) -> tuple[Tensor, ...]:
@@ -448,28 +450,18 @@ def must_tell(loader: Any) -> DataInfo:
 
 
 def first_images(model: nn.Module, loader: Any, most: int) -> Tensor:
-    """The first ``most`` images (n, C, H, W), or all if there are fewer, as the model takes them.
-
-    Raises
-    ------
-    DataError : there are none.
-    """
-    found: list[Tensor] = []
-    for images, _, _ in batches_for(model, loader):
-        found.append(images[: most - sum(map(len, found))].cpu())
-        if sum(map(len, found)) >= most:
-            break
-    return torch.cat(found)
+    """The first ``most`` images (n, C, H, W), or all if there are fewer, as the model takes them."""
+    return gather_images(model, loader, most, fewer=True)[0]
 
 
 def gather_images(
-    model: nn.Module | None, loader: Any, n_images: int | None
+    model: nn.Module | None, loader: Any, n_images: int | None, *, fewer: bool = False
 ) -> tuple[Tensor, Tensor, np.ndarray]:
     """The first ``n_images`` as the model, if any, takes them; their labels (n,) and clusters (n,) of related ones.
 
     Raises
     ------
-    DataError : the loader has fewer, or none.
+    DataError : the loader has none, or less than that and ``fewer`` will not do.
     """
     batches, count = [], 0
     for batch in batches_of(loader) if model is None else batches_for(model, loader):
@@ -477,7 +469,7 @@ def gather_images(
         count += len(batch.images)
         if n_images is not None and count >= n_images:
             break
-    if n_images is not None and (n_images < 1 or count < n_images):
+    if n_images is not None and not fewer and (n_images < 1 or count < n_images):
         raise DataError(f"n_images={n_images}: the loader gave {count} images")
     images, labels, index = (torch.cat(parts)[:n_images] for parts in zip(*batches, strict=True))
     clusters = getattr(getattr(loader, "dataset", None), "clusters", None)
