@@ -74,7 +74,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if not isinstance(content, Mapping):
         kind = type(content).__name__
         raise CheckpointError(f"{path} holds a {kind}; expected a state dict or a mapping with one")
-    entry, state = _find_state(content, path)
+    entry, state = find_state(content, path)
     _check_plain(state, path)
     return Checkpoint(path, state, entry, _meta(content), sha256)
 
@@ -222,7 +222,8 @@ def _stack_globals(path: Path) -> set[str]:
     return found
 
 
-def _find_state(content: Mapping[str, Any], path: Path) -> tuple[str, dict[str, Tensor]]:
+def find_state(content: Mapping[str, Any], path: str | Path) -> tuple[str, dict[str, Tensor]]:
+    """The entry of a file that holds weights, the moving average first, and those without prefixes of wrappers."""
     for entry in _ENTRIES:
         if isinstance(content.get(entry), Mapping) and (state := _tensors(content[entry])):
             return _pick_copy(entry, clean_state_dict(state))
@@ -366,7 +367,7 @@ def _adapt(
     model: nn.Module, state: dict[str, Tensor], replace_head: bool, old_img_size: tuple[int, int] | None
 ) -> tuple[dict[str, Tensor], list[str], bool]:
     state, own = dict(state), model.state_dict()
-    notes = _resize_positions(model, state, old_img_size) + _adapt_channels(state, own)
+    notes = resize_positions(model, state, old_img_size) + _adapt_channels(state, own)
     head = _replace_head(model, state, own) if replace_head else []
     return state, notes + head, bool(head) and bool(_head_keys(model, own))
 
@@ -390,9 +391,10 @@ def _replace_head(model: nn.Module, state: dict[str, Tensor], own: dict[str, Ten
     return [f"{was} an UNTRAINED one of {max(own[key].shape[0] for key in in_model)}"]
 
 
-def _resize_positions(
-    model: nn.Module, state: dict[str, Tensor], old_img_size: tuple[int, int] | None
+def resize_positions(
+    model: nn.Module, state: dict[str, Tensor], old_img_size: tuple[int, int] | None = None
 ) -> list[str]:
+    """Resize the position table in ``state`` to the model's grid, in place; what was done or guessed, in words."""
     if (table := _table(model, state)) is None:
         return []
     said = old_img_size and _grid_at(model, old_img_size)

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 
 from ..errors import T2TError
 from .blocks import DenseBlock, GhostAttention, GhostMlp, SEAttention, Transition
+from .checkpoint import find_state, resize_positions
 from .releases import PUBLISHED, RELEASES
 from .tokens import WINDOWS, T2TModule, Window
 
@@ -203,7 +204,8 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
             return
         old = self.tokens_to_token.grid_size
         self.tokens_to_token.set_img_size(to_2tuple(img_size))
-        table = resize_table(self.pos_embed, self.tokens_to_token.grid_size, old)
+        new = self.tokens_to_token.grid_size
+        table = resample_abs_pos_embed(self.pos_embed, new_size=list(new), old_size=list(old))
         self.pos_embed = nn.Parameter(table, requires_grad=self.pos_embed.requires_grad)
 
 
@@ -249,22 +251,11 @@ def _init_linear(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-def resize_table(table: Tensor, new: tuple[int, int], old: tuple[int, int] | None = None) -> Tensor:
-    """Resize a position table (1, 1 + N, D) to another grid: bicubic, class token kept; ``old`` None means square."""
-    return resample_abs_pos_embed(table, new_size=list(new), old_size=None if old is None else list(old))
-
-
 def checkpoint_filter_fn(state_dict: dict[str, Any], model: T2T_ViT) -> dict[str, Tensor]:
     """Unwrap a checkpoint of the authors (``state_dict_ema`` first) and fit its position table to ``model``."""
-    for key in ("state_dict_ema", "state_dict", "net", "model"):
-        if key in state_dict:
-            state_dict = state_dict[key]
-            break
-    weights = {name.removeprefix("module."): value for name, value in state_dict.items()}
-    table = weights.get("pos_embed")
-    if table is not None and table.shape[1] != model.pos_embed.shape[1]:
-        weights["pos_embed"] = resize_table(table, model.tokens_to_token.grid_size)
-    return weights
+    _, state = find_state(state_dict, "the checkpoint")
+    resize_positions(model, state)
+    return state
 
 
 def _cfg(name: str = "", **kwargs: Any) -> dict[str, Any]:
