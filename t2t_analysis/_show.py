@@ -91,11 +91,17 @@ def table_data(frame: pd.DataFrame, caption: str) -> dict[str, Any]:
     return {"text/html": html, "text/plain": f"{caption}\n{frame.to_string(index=False)}"}
 
 
-def table(frame: pd.DataFrame, caption: str) -> None:
-    """Show a table with a caption, without the index, floats to three significant digits; nothing of an empty one."""
+def table(frame: pd.DataFrame, caption: str, *, folded: bool = False) -> None:
+    """Show a table with a caption, without the index, floats to three significant digits; nothing of an empty one.
+
+    A ``folded`` one, as notebooks have them, is seen on a click on its caption.
+    """
     if frame.empty:
         return
-    _publish(table_data(frame, caption), "table")
+    data = table_data(frame, caption)
+    if folded:
+        data["text/html"] = f"<details><summary>{escape(caption)}</summary>{data['text/html']}</details>"
+    _publish({kind: called(text) for kind, text in data.items()}, "table")
 
 
 def verdicts(rows: Sequence[dict[str, Any]], about: str) -> None:

@@ -8,7 +8,7 @@ between two models or a change over depth, is resolved from its name:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -240,6 +240,16 @@ def quantity(name: str) -> Quantity:
     if found is None:
         raise UnknownNameError("quantity", name, list(QUANTITIES))
     return replace(found, name=name)
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Join words as one says them.
+
+    >>> listed(["a"]), listed(["a", "b"]), listed("abc")
+    ('a', 'a and b', 'a, b and c')
+    """
+    *first, last = list(parts) or [""]
+    return f"{', '.join(first)} and {last}" if first else last
 
 
 def plural(n: Any, unit: Any) -> str:

@@ -22,7 +22,7 @@ from t2t_analysis.measures import boundaries
 from t2t_analysis.measures.boundaries import average_precision
 from t2t_analysis.plots import by_depth
 from t2t_analysis.results import Result
-from t2t_analysis.sentences.boundaries import boundary_findings
+from t2t_analysis.sentences.local_structure import boundary_findings
 
 SIZE = (40, 48)
 

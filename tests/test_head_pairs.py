@@ -16,7 +16,7 @@ from t2t_analysis.measures import (
     skips_beside_cka,
 )
 from t2t_analysis.measures.ablation_measure import kl_divergence
-from t2t_analysis.sentences.head_pairs import pair_findings
+from t2t_analysis.sentences.head_ablation import pair_findings
 
 from .helpers import one
 

@@ -14,7 +14,7 @@ from t2t_analysis.measures.head_maps import head_cosine, off_diagonal_mean
 from t2t_analysis.models import load_model
 from t2t_analysis.results import Result
 from t2t_analysis.sentences.claims import side_by_side
-from t2t_analysis.sentences.sinks import sink_findings
+from t2t_analysis.sentences.head_redundancy import sink_findings
 from t2t_analysis.sentences.template import Facts
 
 from .helpers import one

@@ -9,10 +9,9 @@ from typing import Any
 
 #: module -> what it draws
 _MODULES = {
-    "base": ["DIVERGING", "Figure", "PALETTE", "ROLES", "SEQUENTIAL", "finish", "new_axes", "role", "title_block",
+    "base": ["DIVERGING", "Figure", "PALETTE", "SEQUENTIAL", "finish", "new_axes", "role", "title_block",
              "use_style"],
-    "depth": ["by_depth", "heads_by_depth"],
-    "curves": ["along"],
+    "lines": ["along", "by_depth", "heads_by_depth"],
     "forests": ["forest"],
     "maps": ["cka_map", "head_map"],
     "ablation": ["head_effects", "maps_against_outputs", "similarity_against_effect"],

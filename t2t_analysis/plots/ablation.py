@@ -104,14 +104,14 @@ def _map(frame: pd.DataFrame, marked: set[tuple[int, int]], title: str) -> Map:
 def _in_order(ax: Axes, frame: pd.DataFrame, marked: set[tuple[int, int]], number: int, log: bool) -> None:
     rows = frame.sort_values("value", ascending=False, kind="stable")
     value, null, null_low, null_high = floats(rows, "value", "null", "null_low", "null_high")
-    x, look = np.arange(len(rows)), role(number)
+    x = np.arange(len(rows))
     floor = ax.get_ylim()[0] if log else -np.inf
     ax.fill_between(
         x, np.maximum(null_low, floor), null_high, step="mid", color=PALETTE["grey"], alpha=0.25, linewidth=0
     )
     ax.plot(x, null, color=PALETTE["grey"], linestyle=":", drawstyle="steps-mid")
-    ax.errorbar(x, value, whiskers(rows), color=look.color, marker=look.marker, linestyle="", elinewidth=0.8,
-                markersize=3, capsize=0)  # fmt: skip
+    dots = {"linestyle": "", "elinewidth": 0.8, "markersize": 3, "capsize": 0}
+    ax.errorbar(x, value, whiskers(rows), **(role(number) | dots))
     keys = _keys(rows)
     at = [i for i, key in enumerate(keys) if key in marked]
     ax.scatter(x[at], value[at], s=40, facecolors="none", edgecolors="black", linewidths=1.0, zorder=3)

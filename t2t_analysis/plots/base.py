@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import matplotlib
 import pandas as pd
@@ -41,38 +41,23 @@ PALETTE = {
 }  # fmt: skip
 
 
-class Role(NamedTuple):
-    """How one kind of series looks everywhere; as keyword arguments of ``Axes.plot`` by ``style()``."""
-
-    color: str
-    marker: str
-    linestyle: Any
-
-    def style(self) -> dict[str, Any]:
-        """Return the keyword arguments for ``Axes.plot``."""
-        return self._asdict()
+#: colour, marker and line of the model, its baseline and what else is compared
+_LOOKS: tuple[tuple[str, str, Any], ...] = (
+    ("blue", "o", "-"), ("vermillion", "s", "--"), ("green", "^", "-."), ("purple", "D", (0, (3, 1, 1, 1))),
+    ("orange", "v", (0, (5, 1))), ("sky", "P", (0, (1, 1))),
+)  # fmt: skip
+#: look of the null
+NULL: dict[str, Any] = {"color": PALETTE["grey"], "marker": "", "linestyle": ":", "linewidth": 1.2}
 
 
-#: role in a comparison -> look
-ROLES: dict[str, Role] = {
-    "model": Role(PALETTE["blue"], "o", "-"),
-    "baseline": Role(PALETTE["vermillion"], "s", "--"),
-    "third": Role(PALETTE["green"], "^", "-."),
-    "fourth": Role(PALETTE["purple"], "D", (0, (3, 1, 1, 1))),
-    "fifth": Role(PALETTE["orange"], "v", (0, (5, 1))),
-    "sixth": Role(PALETTE["sky"], "P", (0, (1, 1))),
-    "null": Role(PALETTE["grey"], "", ":"),
-    "ceiling": Role(PALETTE["black"], "", "-."),
-}
+def role(position: int) -> dict[str, Any]:
+    """Return the look of number ``position`` of a comparison, 0 the model, as keyword arguments for ``Axes.plot``.
 
-
-def role(position: int) -> Role:
-    """Return the look of model number ``position`` in the order of a comparison: 0 the model, 1 its baseline.
-
-    >>> role(0) is ROLES["model"], role(1).marker
-    (True, 's')
+    >>> role(1)["marker"], role(0) == role(6)
+    ('s', True)
     """
-    return list(ROLES.values())[:6][position]
+    colour, marker, line = _LOOKS[position % len(_LOOKS)]
+    return {"color": PALETTE[colour], "marker": marker, "linestyle": line}
 
 
 def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -85,7 +70,7 @@ def series_styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
     (True, 'x')
     """
     owners = list(dict.fromkeys(name.removesuffix(TWIN) for name in names))
-    styles = {name: role(owners.index(name.removesuffix(TWIN)) % 6).style() for name in names}
+    styles = {name: role(owners.index(name.removesuffix(TWIN))) for name in names}
     for name in (name for name in names if name.endswith(TWIN)):
         styles[name] |= {"marker": "x", "linestyle": "-", "linewidth": 0.8, "alpha": 0.75}
     return styles

@@ -45,12 +45,12 @@ def cost_bars(result: Result, quantities: Sequence[str] = COSTS) -> Figure:
 
 def _bars(ax: Axes, frame: pd.DataFrame, names: Sequence[str], name: str) -> None:
     values = frame.set_index("model")["value"].reindex(list(names)).to_numpy(float, na_value=np.nan)
-    ax.barh(range(len(names)), values, color=[role(i % 6).color for i in range(len(names))], height=0.65)
+    ax.barh(range(len(names)), values, color=[role(i)["color"] for i in range(len(names))], height=0.65)
     null = frame["null"].astype(float).dropna()
     if len(null):
         ax.axvline(null.iloc[0], color=PALETTE["black"], linestyle=":", linewidth=1.0)
     for i, value in enumerate(values):
-        ax.text(np.nan_to_num(value), i, f" {_digits(value)}", va="center", fontsize=9)
+        ax.text(np.nan_to_num(value), i, f"  {_digits(value)}", va="center", fontsize=9)
     ax.set_xlim(0, 1.3 * np.nanmax([*values, 0]) or 1)
     ax.locator_params(axis="x", nbins=4)
     ax.set_xlabel(textwrap.fill(quantity(name).label, 26), fontsize=9)

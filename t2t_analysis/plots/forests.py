@@ -70,7 +70,7 @@ def forest(
         for number, group in enumerate(marks):
             own = rows[by].astype(str) == group if by else pd.Series(True, index=rows.index)
             off = 0.16 * ((len(marks) - 1) / 2 - number)
-            look = role(number % 6)._replace(linestyle="").style()
+            look = role(number) | {"linestyle": ""}
             drawn, at = rows[own], y[own.to_numpy()] + off
             ax.errorbar(*floats(drawn, "value"), at, xerr=whiskers(drawn), **look)
             _nulls(ax, drawn, at)
@@ -85,7 +85,7 @@ def forest(
         ax.set_xlabel(across or _across(frame))
         title_block(ax, title or looks[0].title, _band_words(smallest, looks[0]))
         if by or points:
-            names = [handle((groups or {}).get(mark, mark), **role(i % 6)._replace(linestyle="").style())
+            names = [handle((groups or {}).get(mark, mark), **(role(i) | {"linestyle": ""}))
                      for i, mark in enumerate(marks) if by]  # fmt: skip
             names += [handle(points[0], **_POINT)] if points else []
             fig.legend(handles=names, loc="outside lower center", ncols=min(3, len(names)))

@@ -17,7 +17,7 @@ from .._names import TWIN
 from ..errors import UnknownNameError
 from ..quantities import plural, quantity
 from ..results import Result
-from .base import PALETTE, ROLES, new_axes, series_styles
+from .base import NULL, PALETTE, new_axes, series_styles
 
 #: words that a caption has at most; with the figure's number and the link to its data they are 60
 MOST_WORDS = 56
@@ -195,7 +195,7 @@ def log_axis(ax: Axes, axis: str) -> None:
     one.set_minor_formatter("")
 
 
-def draw_null(ax: Axes, x: np.ndarray, rows: pd.DataFrame, color: str = ROLES["null"].color) -> None:
+def draw_null(ax: Axes, x: np.ndarray, rows: pd.DataFrame, color: str = NULL["color"]) -> None:
     """The null as a dotted line with its interval as a band."""
     null, low, high = floats(rows, "null", "null_low", "null_high")
     if np.isfinite(null).any():
@@ -221,7 +221,7 @@ def legend(fig: Any, names: Sequence[str], extra: Sequence[Line2D] = (), null: b
     if own and any(name.endswith(TWIN) for name in names):
         handles.append(handle("same networks UNTRAINED", color=PALETTE["grey"], marker="x", linewidth=0.8))
     if null:
-        handles.append(handle("null", **(ROLES["null"].style() | {"linewidth": 1.2})))
+        handles.append(handle("null", **NULL))
     handles += extra
     longest = max(len(str(one.get_label())) for one in handles) + 7
     columns = max(1, int(13 * fig.get_size_inches()[0] / longest))  # about 13 letters an inch
@@ -264,13 +264,18 @@ def untrained_words(names: Iterable[str]) -> str:
     return "Crosses: the same networks UNTRAINED." if any(name.endswith(TWIN) for name in names) else ""
 
 
+def trained(names: Iterable[str]) -> list[str]:
+    """Names without those of untrained controls; all where there are no others."""
+    every = list(names)
+    return [name for name in every if not name.endswith(TWIN)] or every
+
+
 def ends(rows: Rows, name: str) -> str:
     """First and last value of every model, controls apart."""
     look = quantity(name)
-    own = [model for model in rows if not model.endswith(TWIN)] or list(rows)
     return "; ".join(
         f"{model} {look.number(rows[model]['value'].iloc[0])} to {look.number(rows[model]['value'].iloc[-1])}"
-        for model in own
+        for model in trained(rows)
         if len(rows[model])
     )
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..quantities import quantity
 from ..results import Result, tidy
-from .base import ROLES, Figure, finish, new_axes, role, title_block, use_style
+from .base import NULL, Figure, finish, new_axes, role, title_block, use_style
 from .forests import forest
 from .series import caption, error_bars, handle, how_sure, shown
 
@@ -82,14 +82,14 @@ def effects_by_length(result: Result, smallest: float) -> Figure | None:
     with use_style():
         fig, ax = new_axes(1, 1, width=8.0, height=4.0)
         band = 100 * smallest
-        ax.axhspan(-band, band, color=ROLES["null"].color, alpha=0.2, linewidth=0)
-        ax.axhline(0, color=ROLES["null"].color, linewidth=0.8)
+        ax.axhspan(-band, band, color=NULL["color"], alpha=0.2, linewidth=0)
+        ax.axhline(0, color=NULL["color"], linewidth=0.8)
         names = list(dict.fromkeys(rows["quantity"]))
         for i, name in enumerate(names):
             one = shown(rows[rows["quantity"] == name].sort_values("at"))
             aside = 1 + 0.03 * (i - (len(names) - 1) / 2)  # lest intervals lie on one another
             words = quantity(name.removesuffix(_LENGTHS)).words
-            x, look = aside * one["at"].to_numpy(float), role(i % 6).style()
+            x, look = aside * one["at"].to_numpy(float), role(i)
             error_bars(ax, x, one, **look, capsize=3, label=words)
         ax.set(xscale="log", xlabel="length of training (epochs)", ylabel="effect on top-1 accuracy (points)")
         ticks = sorted(rows["at"].unique())
@@ -124,7 +124,7 @@ def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame, models: Sequence[s
         fig, axes = new_axes(1, 2, width=8.0, height=3.4)
         for ax, (column, (title, unit, scale)) in zip(axes, panels.items(), strict=True):
             for _, rows in drawn.groupby("run"):
-                style = role(list(models).index(str(rows["model"].iloc[0])) % 6).style()
+                style = role(list(models).index(str(rows["model"].iloc[0])))
                 ax.plot(
                     rows["epoch"] + 1,
                     scale * rows[column].astype(float),
@@ -134,7 +134,7 @@ def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame, models: Sequence[s
             ax.xaxis.get_major_locator().set_params(integer=True)
             title_block(ax, title)
         handles = [
-            handle(_short(name), **role(i % 6).style() | {"markersize": 0})
+            handle(_short(name), **role(i) | {"markersize": 0})
             for i, name in enumerate(models)
             if name in set(drawn["model"])
         ]

@@ -13,10 +13,9 @@ from ..claims.base import Effect
 from ..claims.ledger import effect_verdict
 from ..claims.rule import CONTRADICTED, EXCLUDED, SAME, SUPPORTED
 from ..measures.attribution import METHODS
-from ..quantities import quantity
+from ..quantities import listed, quantity
 from ..results import Result
 from .template import Facts, kept
-from .words import listed
 
 #: not in the ledger: the paper says nothing of attribution. The value is held against its null.
 _RANKS = Effect("Maps rank first what the answer rests on", "threshold", deciding=False)

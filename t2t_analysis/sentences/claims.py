@@ -10,8 +10,7 @@ import pandas as pd
 from ..claims.ledger import claim_named, overall, summary
 from ..claims.likeness import OPEN as NOT_CLEAR
 from ..claims.rule import NOT_TESTABLE, NOT_TESTED, OPEN, SMALLEST, VERDICTS, WIDEST
-from ..quantities import plural, quantity
-from .words import listed
+from ..quantities import listed, plural, quantity
 
 
 def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:

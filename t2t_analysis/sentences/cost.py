@@ -12,11 +12,10 @@ from ..claims.evidence import cost_rows
 from ..claims.ledger import claim_named, effect_verdict, ledger, summary
 from ..measures.latency import machine_words
 from ..measures.paper_costs import agreeing
-from ..quantities import SMALLEST, number, quantity
+from ..quantities import SMALLEST, listed, number, quantity
 from ..results import Result
 from .claims import effect_words
 from .template import Facts, Models, kept
-from .words import listed
 
 #: not in the ledger: times hold for one machine. The value is held against the ratio of multiply-accumulates.
 _LONGER = Effect("takes longer than its multiply-accumulates say", "cost", deciding=False)

@@ -7,10 +7,9 @@ from collections.abc import Iterable, Sequence
 from .._show import code
 from ..claims.base import Effect
 from ..measures.notebook_path import LARGE
-from ..quantities import quantity
+from ..quantities import listed, quantity
 from ..results import Result
 from .template import Facts, Models, kept
-from .words import listed
 
 _EARLY = {"place": "first third of blocks"}
 #: no claim of the ledger; the paper says that T2T-ViT has more of both

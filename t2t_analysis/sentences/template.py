@@ -20,10 +20,9 @@ from ..claims.ledger import claim_named, effect_verdict, ledger, summary
 from ..claims.likeness import NOT_TESTED, OPEN
 from ..claims.premise import endpoint_rows
 from ..errors import T2TError
-from ..quantities import plural, quantity
+from ..quantities import listed, plural, quantity
 from ..results import Result
 from .claims import effect_words
-from .words import listed
 
 Models = Mapping[str, Any]
 #: finds the row of a model by its label

@@ -5,11 +5,10 @@ from __future__ import annotations
 import pandas as pd
 
 from ..claims.ledger import VERDICTS, all_claims, claim_named, ledger
-from ..quantities import plural, quantity
+from ..quantities import listed, plural, quantity
 from ..results import Result
 from .claims import effect_words
 from .template import MOST
-from .words import listed
 
 
 def _effects(result: Result) -> pd.DataFrame:

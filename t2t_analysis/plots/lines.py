@@ -1,4 +1,4 @@
-"""Values by depth, for whole layers or head by head: the same axes, null and controls for every quantity."""
+"""Lines by depth or over an abscissa (threshold, distance, share removed), and dots for heads: one look for all."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
+import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
@@ -14,7 +15,17 @@ from .._names import TWIN
 from ..errors import UnknownNameError
 from ..quantities import quantity
 from ..results import Result
-from .base import PALETTE, Figure, finish, role, series_styles, title_block, use_style
+from .base import (
+    NULL,
+    PALETTE,
+    SEQUENTIAL,
+    Figure,
+    finish,
+    role,
+    series_styles,
+    title_block,
+    use_style,
+)
 from .series import (
     Panel,
     Rows,
@@ -28,6 +39,7 @@ from .series import (
     how_sure,
     legend,
     limits,
+    log_axis,
     models_of,
     null_words,
     own_models,
@@ -36,7 +48,9 @@ from .series import (
     rows_of,
     same_null,
     shown,
+    trained,
     untrained_words,
+    x_label,
     y_label,
 )
 
@@ -78,8 +92,7 @@ def by_depth(
     asked = [{"place": place, "variant": variant, **as_panel(panel)} for panel in panels]
     asked = [{k: v for k, v in panel.items() if v is not None} for panel in asked]
     drawn = [_rows(result, panel, names) for panel in asked]
-    empty = [i for i, rows in enumerate(drawn) if is_zero(rows)]
-    kept = [i for i in range(len(asked)) if i not in empty] or [i for i in range(len(asked)) if drawn[i]][:1]
+    kept, titles = _kept(drawn), [panel_title(panel, asked) for panel in asked]
     if not kept:
         rows_of(result, **asked[0])  # says what there is
     axis = DepthAxis(frame for i in kept for frame in drawn[i].values())
@@ -95,14 +108,22 @@ def by_depth(
                 _thin_lines(ax, axis, _rows(result, {**asked[i], "quantity": second}, names))
             _references(ax, result, asked[i] | {"model": names[0]}, references)
             axis.label(ax)
-            title_block(ax, panel_title(asked[i], asked))
+            title_block(ax, titles[i])
             y_label(ax, asked[i]["quantity"])
         _share_limits(axes, [asked[i] for i in kept], [drawn[i] for i in kept])
         extra = [handle(quantity(name).words, color=PALETTE["grey"], **_THIN) for name in beside.values()]
         extra += [handle(text, **look) for text, look in zip(references.values(), _LINES, strict=False)]
-        whole = pd.concat([frame for i in kept for frame in drawn[i].values()])
+        whole = _whole(drawn, kept)
         legend(fig, names, extra, null=bool(whole["null"].notna().any()))
-    return finish(fig, whole, _caption(asked, drawn, kept, whole, names, axis), _alt(asked, drawn, kept))
+    what, first = quantity(asked[kept[0]]["quantity"]), drawn[kept[0]]
+    last = "; ".join(f"`{name}` {what.interval(first[name].iloc[-1])}" for name in trained(first))
+    several = len(kept) > 1
+    text = caption(
+        f"{'By depth' if several else f'{what.title} by depth'}. "
+        f"{f'{titles[kept[0]]}, in' if several else 'In'} the last layer: {last}.",
+        how_sure(whole), untrained_words(names), left_out(titles, kept), also=[null_words(whole), axis.words],
+    )  # fmt: skip
+    return finish(fig, whole, text, _alt("Lines by depth", titles, drawn, kept))
 
 
 def _rows(result: Result, panel: Mapping[str, Any], names: Sequence[str]) -> Rows:
@@ -228,12 +249,22 @@ def is_zero(rows: Rows) -> bool:
     return not np.nan_to_num(np.stack(floats(shown(whole), "value", "low", "high"))).round(digits).any()
 
 
-def left_out(titles: Sequence[str]) -> str:
+def _kept(drawn: Sequence[Rows]) -> list[int]:
+    """Numbers of the panels in which something is to be seen; else of the first that has rows."""
+    seen = [i for i, rows in enumerate(drawn) if not is_zero(rows)]
+    return seen or [i for i, rows in enumerate(drawn) if rows][:1]
+
+
+def _whole(drawn: Sequence[Rows], kept: Sequence[int]) -> pd.DataFrame:
+    """All rows of the panels that are drawn."""
+    return pd.concat([frame for i in kept for frame in drawn[i].values()])
+
+
+def left_out(titles: Sequence[str], kept: Sequence[int]) -> str:
     """What a caption says of panels that are not drawn."""
-    if not titles:
-        return ""
-    what = ", ".join(titles) if len(titles) <= 2 else f"{len(titles)} panels"
-    return f"Not drawn, as all 0 or missing: {what}."
+    others = [title for i, title in enumerate(titles) if i not in kept]
+    what = ", ".join(others) if len(others) <= 2 else f"{len(others)} panels"
+    return f"Not drawn, as all 0 or missing: {what}." if others else ""
 
 
 def _share_limits(axes: Sequence[Axes], panels: Sequence[Mapping[str, Any]], drawn: Sequence[Rows]) -> None:
@@ -244,28 +275,139 @@ def _share_limits(axes: Sequence[Axes], panels: Sequence[Mapping[str, Any]], dra
         limits([axes[i] for i in same], [shown(frame) for i in same for frame in drawn[i].values()])
 
 
-def _caption(
-    asked: Sequence[dict[str, Any]], drawn: Sequence[Rows], kept: Sequence[int], whole: pd.DataFrame,
-    names: Sequence[str], axis: DepthAxis,
-) -> str:  # fmt: skip
-    titles = [panel_title(panel, asked) for panel in asked]
-    what = quantity(asked[kept[0]]["quantity"])
-    zero = [titles[i] for i in range(len(asked)) if i not in kept]
-    first = drawn[kept[0]]
-    own = [name for name in first if not name.endswith(TWIN)] or list(first)
-    last = "; ".join(f"`{name}` {what.interval(first[name].iloc[-1])}" for name in own)
-    where = f"{titles[kept[0]]}, in the last layer" if len(kept) > 1 else "In the last layer"
-    subject = f"{what.title} by depth" if len(kept) == 1 else "By depth"
-    return caption(
-        f"{subject}. {where}: {last}.", how_sure(whole), untrained_words(names),
-        left_out(zero),
-        also=[null_words(whole), axis.words],
-    )  # fmt: skip
+def _alt(kind: str, titles: Sequence[str], drawn: Sequence[Rows], kept: Sequence[int]) -> str:
+    parts = [f"{titles[i]}: {ends(drawn[i], str(_whole(drawn, [i])['quantity'].iloc[0]))}" for i in kept[:2]]
+    return f"{kind}, first to last. {'. '.join(parts)}."
 
 
-def _alt(asked: Sequence[dict[str, Any]], drawn: Sequence[Rows], kept: Sequence[int]) -> str:
-    parts = [f"{panel_title(asked[i], asked)}: {ends(drawn[i], asked[i]['quantity'])}" for i in kept[:2]]
-    return f"Lines by depth, first place to last. {'. '.join(parts)}."
+# ------------------------------------------------------------------------------------------------ over an abscissa
+
+
+def along(
+    result: Result,
+    panels: Sequence[Panel | tuple[str, str]],
+    models: Sequence[str] | None = None,
+    *,
+    by: str = "model",
+    words: Mapping[str, str] | None = None,
+    log: bool = False,
+    ticks: Mapping[float, str] | None = None,
+) -> Figure:
+    """Values over the column ``at``, with 95 % intervals as bands and nulls dotted.
+
+    ``by`` says what a line is. "model": a panel for each of ``panels``, a line a model. "variant": a panel for each
+    of ``panels`` and model, a line a variant, with one grey null. "layer": the same, a thin line a layer, coloured by
+    depth. Panels of one quantity share an axis; those in which all is 0 are named in the caption instead.
+
+    Parameters
+    ----------
+    result : with rows that have ``at``.
+    panels : quantities, pairs (quantity, tokens), or columns such as {"quantity": ..., "place": "embed"}.
+    models : in the order of the comparison; all of the result when left out.
+    words : names of variants as they are written.
+    log : logarithmic abscissa.
+    ticks : labels of the abscissa instead of numbers.
+
+    Raises
+    ------
+    UnknownNameError
+        what the result does not have.
+    """
+    names = models_of(result, models)
+    asked = _with_models([as_panel(panel) for panel in panels], names, by)
+    drawn = [_curves(result, panel, names, by) for panel in asked]
+    kept, titles = _kept(drawn), [panel_title(panel, asked, words) for panel in asked]
+    whole = _whole(drawn, kept)
+    with use_style():
+        fig, axes = panel_grid(len(kept), across=min(len(kept), 2 if len(kept) in (2, 4) else 3))
+        for ax, i in zip(axes, kept, strict=True):
+            _draw(ax, drawn[i], by)
+            if ticks:
+                ax.set_xticks(list(ticks), list(ticks.values()), rotation=45, ha="right")
+            x_label(ax, str(whole["at_unit"].dropna().iloc[0]))
+            y_label(ax, asked[i]["quantity"])
+            if log:
+                log_axis(ax, "x")
+            title_block(ax, titles[i])
+        _share_limits(axes, [asked[i] for i in kept], [drawn[i] for i in kept])
+        _key(fig, axes, names, [drawn[i] for i in kept], by, words or {})
+    first, unit = asked[kept[0]]["quantity"], str(whole["at_unit"].dropna().iloc[0])
+    of = "First to last" if titles[kept[0]] == quantity(first).title else titles[kept[0]]
+    text = caption(
+        f"{quantity(first).title} over the {unit.split(' (')[0].split(',')[0]}.",
+        how_sure(whole.assign(low=np.nan) if by == "layer" else whole),  # a line a layer has no interval
+        untrained_words(names if by == "model" else ()),  # lines of other kinds are of trained models
+        left_out(titles, kept),
+        also=[null_words(whole), f"{of}: {ends(drawn[kept[0]], first)}." if len(drawn[kept[0]]) <= 4 else ""],
+    )
+    return finish(fig, whole, text, _alt("Curves", titles, drawn, kept))
+
+
+def _with_models(asked: Sequence[dict[str, Any]], names: Sequence[str], by: str) -> list[dict[str, Any]]:
+    if by == "model":
+        return list(asked)
+    own = [name for name in names if not name.endswith(TWIN)]
+    return [{**panel, "model": name} for panel in asked for name in own]
+
+
+def _curves(result: Result, panel: dict[str, Any], names: Sequence[str], by: str) -> Rows:
+    """The rows of every line, in order of the abscissa."""
+    if by == "model":
+        known = result.frame["model"].isin(list(names)) & (result.frame["quantity"] == panel["quantity"])
+        found = {name: rows_of(result, **{**panel, "model": name}) for name in names
+                 if (known & (result.frame["model"] == name)).any()}  # fmt: skip
+    else:
+        whole = rows_of(result, **panel, **({by: None} if by == "variant" else {}))
+        found = {f"layer {key}" if by == "layer" else str(key): rows
+                 for key, rows in whole.groupby(by, sort=by == "layer")}  # fmt: skip
+    if not found:
+        rows_of(result, **panel)
+    return {key: rows[rows["at"].notna()].sort_values("at") for key, rows in found.items()}
+
+
+def _draw(ax: Axes, rows: Rows, by: str) -> None:
+    shared = same_null(frame for key, frame in rows.items() if not key.endswith(TWIN))
+    for number, (key, style) in enumerate(_styles(rows, by).items()):
+        frame = shown(rows[key])
+        x = frame["at"].to_numpy(float)
+        if by == "layer":
+            ax.plot(x, *floats(frame, "value"), **style)
+        elif len(frame) > 12:
+            value, low, high = floats(frame, "value", "low", "high")
+            ax.plot(x, value, **style)
+            ax.fill_between(x, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        else:
+            error_bars(ax, x, frame, **style)
+        if not key.endswith(TWIN) and not (number and (shared or by == "layer")):
+            grey = shared or by != "model"
+            draw_null(ax, x, frame, NULL["color"] if grey else style["color"])
+
+
+def _styles(rows: Rows, by: str) -> dict[str, dict[str, Any]]:
+    if by == "model":
+        return series_styles(list(rows))
+    if by == "variant":
+        return {key: role(number) for number, key in enumerate(rows)}
+    colours = matplotlib.colormaps[SEQUENTIAL](np.linspace(0, 0.92, len(rows)))
+    return {key: {"color": colour, "linewidth": 1.2} for key, colour in zip(rows, colours, strict=True)}
+
+
+def _key(
+    fig: Any, axes: Sequence[Axes], names: Sequence[str], drawn: Sequence[Rows], by: str, words: Mapping[str, str],
+) -> None:  # fmt: skip
+    """A legend of models or variants, or a colour bar of layers."""
+    null = any(frame["null"].notna().any() for rows in drawn for frame in rows.values())
+    if by == "layer":
+        layers = [int(key.split()[1]) for rows in drawn for key in rows]
+        norm = matplotlib.colors.Normalize(min(layers), max(layers) / 0.92)
+        scale = matplotlib.cm.ScalarMappable(norm, SEQUENTIAL)
+        edges, step = np.arange(min(layers), max(layers) + 2) - 0.5, max(1, len(set(layers)) // 8)
+        ticks = sorted(set(layers))[::step]
+        fig.colorbar(scale, ax=list(axes), label="layer", aspect=30, boundaries=edges, ticks=ticks)
+    variants = list(dict.fromkeys(key for rows in drawn for key in rows)) if by == "variant" else []
+    extra = [handle(words.get(key, key), **role(number)) for number, key in enumerate(variants)]
+    if by == "model" or extra or null:
+        legend(fig, names if by == "model" else [], extra, null)
 
 
 # ------------------------------------------------------------------------------------------------ head by head
@@ -306,11 +448,11 @@ def _of_heads(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _dots(ax: Axes, axis: DepthAxis, heads: pd.DataFrame, layers: pd.DataFrame, number: int) -> None:
-    look, x, heads = role(number), axis.of(heads), shown(heads)
+    x, heads = axis.of(heads), shown(heads)
     count = heads.groupby("place")["head"].transform("count").to_numpy(float)
     spread = (heads["head"].to_numpy(float) - (count - 1) / 2) / np.maximum(count, 1) * 0.6
-    error_bars(ax, x + spread, heads, marker=look.marker, linestyle="", color=look.color, markersize=3, elinewidth=0.6,
-               capsize=0, alpha=0.75)  # fmt: skip
+    dots = {"linestyle": "", "markersize": 3, "elinewidth": 0.6, "capsize": 0, "alpha": 0.75}
+    error_bars(ax, x + spread, heads, **(role(number) | dots))
     if len(layers):
         ax.plot(axis.of(layers), *floats(shown(layers), "value"), color=PALETTE["black"], linewidth=1.0)
     at = heads.assign(x=x).drop_duplicates("x").sort_values("x")
