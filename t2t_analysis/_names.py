@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -165,21 +166,35 @@ def _kind(name: str) -> str:
 def what_differs(weights: str, weights_b: str) -> tuple[str, str]:
     """Short names that tell two sets of weights of one model apart.
 
-    Files are called by the part of the path that differs, the last one if several do.
+    Files are called by the part of the path that differs, the last one if several do; long ones from the first word
+    that differs.
 
     >>> what_differs("runs/seed0/best.pt", "runs/seed1/best.pt")
+    ('seed0', 'seed1')
+    >>> what_differs("t2t_vit_14_imagenet_lr5e-4_seed0.pt", "t2t_vit_14_imagenet_lr5e-4_seed1.pt")
     ('seed0', 'seed1')
     >>> what_differs("a/before.safetensors", "b/after.pth.tar"), what_differs("x.pt", "random")
     (('before', 'after'), ('x', 'untrained'))
     """
     parts = [_path_parts(one) for one in (weights, weights_b)]
     if all(parts):
-        return next(((a, b) for a, b in zip(*parts, strict=False) if a != b), (parts[0][0], parts[1][0]))
+        pairs = list(zip(*parts, strict=False))
+        return _own_words(*next((two for two in pairs if two[0] != two[1]), pairs[0]))
     kinds = ["untrained" if one == "random" else one for one in (weights, weights_b)]
     if "untrained" in kinds:
         kinds = ["trained" if one == "auto" else one for one in kinds]
     first, second = (path[0] if path else kind for path, kind in zip(parts, kinds, strict=True))
     return first, second
+
+
+def _own_words(a: str, b: str) -> tuple[str, str]:
+    """Two names, without the words that both begin with if one has more than 24 letters."""
+    words = [re.findall(r"[^_.\-\s]+[_.\-\s]*", one) for one in (a, b)]
+    same = sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(*words, strict=False)))
+    while same and not all(re.search(r"[^\W\d]", "".join(one[same:])) for one in words):
+        same -= 1  # a number alone is no name
+    first, second = ("".join(one[same:]) for one in words)
+    return (first, second) if max(len(a), len(b)) > 24 else (a, b)
 
 
 def _path_parts(weights: str) -> list[str]:
