@@ -279,7 +279,8 @@ class HeadAblation(AblationMeasure):
         member = self.index.member.numpy()
 
         def normalised(mean: np.ndarray) -> np.ndarray:
-            return mean / (np.sqrt(mean[:, :1] ** 2 @ member.T) @ member)  # (1 + G, 2, M)
+            with np.errstate(invalid="ignore"):  # nothing depends on any head of the layer
+                return mean / (np.sqrt(mean[:, :1] ** 2 @ member.T) @ member)  # (1 + G, 2, M)
 
         found = scores[[SINGLE, SUBSPACES]].map(normalised)
         how = f"E|dL/dxi|, L the cross-entropy of the {loss}, divided by the l2 norm over the layer's heads"

@@ -158,7 +158,7 @@ class HeadOutputCKA(HeadMeasure):
     def _rows(self, tokens: str, counts: Tensor) -> list[dict[str, Any]]:
         sums = self._finite(getattr(self, tokens))
         pairs, means, change = self.estimate_all(correlation, (sums,), counts)
-        null = self._null(tokens, sums.sum(0).diagonal().cpu().sqrt().numpy())
+        null = self._null(tokens, sums.sum(0).diagonal().sqrt()).cpu().numpy()
         layers = layer_table(null, self.index)  # (K, L, L), a layer with itself and with later ones
         nulls = [
             permutation_null(pairs.value, null, np.triu(np.isfinite(pairs.value), 1)),
@@ -181,9 +181,10 @@ class HeadOutputCKA(HeadMeasure):
                 state[:, where] = state[:, :, where] = torch.nan
         return state
 
-    def _null(self, tokens: str, deviation: np.ndarray) -> np.ndarray:
+    def _null(self, tokens: str, deviation: Tensor) -> Tensor:
         """CKA of permuted images for pairs of heads h < g, NaN elsewhere: (K, M, M)."""
-        h, g = np.triu_indices(len(deviation), 1)
-        null = np.full((self.permutations, *[len(deviation)] * 2), np.nan)
-        null[:, h, g] = getattr(self, f"null_{tokens}").cpu().numpy() / (deviation[h] * deviation[g])
+        heads = len(deviation)
+        h, g = torch.triu_indices(heads, heads, offset=1, device=deviation.device)
+        null = deviation.new_full((self.permutations, heads, heads), torch.nan)
+        null[:, h, g] = getattr(self, f"null_{tokens}") / (deviation[h] * deviation[g])
         return null
