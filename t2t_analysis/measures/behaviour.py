@@ -20,7 +20,7 @@ from ..results import Result, as_json
 from .ablation_measure import kl_divergence
 from .base import View
 from .probes import accuracy_columns
-from .view import evaluating, views_of
+from .view import evaluating, result_of, views_of
 
 #: kind of distortion -> what its strength is, strengths; 0 is the image itself
 DISTORTIONS: dict[str, tuple[str, tuple[float, ...]]] = {
@@ -159,9 +159,7 @@ def behaviour(
         for view in views
         for row in _of_model(view, loader, distortions, categories, max_images, seed, progress)
     ]
-    meta = {"models": [view.describe() for view in views], "data": as_json(told(loader))}
-    meta |= {"max_images": max_images, "seed": seed}
-    return Result.of_rows("behaviour", rows, meta, tuple(note for view in views for note in view.notes))
+    return result_of("behaviour", views, rows, data=as_json(told(loader)), max_images=max_images, seed=seed)
 
 
 def _of_model(
@@ -248,7 +246,7 @@ def _rows(
         return Estimate.of_units(np.asarray(values, dtype=float), group=group)
 
     right = {key: (answers == labels).numpy().astype(float) for key, (answers, _) in found.items()}
-    base = {"measure": "behaviour", "model": view.label, "weights": view.weights, "tokens": "all"}
+    base = view.about | {"tokens": "all"}
     for (kind, strength), (answers, kl) in found.items():
         at = base | {"variant": kind, "at": strength, "at_unit": "strength"}
         how = f"; strength: {DISTORTIONS[kind][0]}" if kind in DISTORTIONS else ""

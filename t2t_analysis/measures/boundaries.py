@@ -20,7 +20,7 @@ from .base import View, layer_of
 from .edges import REFERENCES, inner_tokens, luminance, reference_windows
 from .ridge import pair_half, random_projection
 from .token_pixels import token_footprint
-from .view import FIRST_THIRD, evaluating, first_third, views_of
+from .view import FIRST_THIRD, evaluating, first_third, result_of, views_of
 
 #: candidate penalties, for standardised features
 PENALTIES = np.logspace(-1, 5, 13)
@@ -81,14 +81,9 @@ def boundaries(
         raise DataError(f"{len(drawn)} photographs with boundaries; a readout needs 8 at least")
     views = views_of(models)
     rows = [row for v in views for row in _of_model(v, drawn, places, dim, directions, seed, progress)]
-    meta = {
-        "models": [view.describe() for view in views],
-        "n_images": len(drawn),
-        "seed": seed,
-        "dim": dim,
-        "directions": directions,
-    }
-    return Result.of_rows("boundaries", rows, meta, tuple(note for view in views for note in view.notes))
+    return result_of(
+        "boundaries", views, rows, n_images=len(drawn), seed=seed, dim=dim, directions=directions
+    )
 
 
 def _of_model(
@@ -106,13 +101,7 @@ def _of_model(
         found[name] = kept
     if first := first_third(list(found)):
         found[FIRST_THIRD] = [np.mean([found[name][k] for name in first], 0) for k in (0, 1)]
-    base: dict[str, Any] = {
-        "measure": "boundaries",
-        "model": view.label,
-        "weights": view.weights,
-        "tokens": "patch",
-        "value_unit": "none",
-    }
+    base: dict[str, Any] = view.about | {"tokens": "patch", "value_unit": "none"}
     for name, (own, other) in found.items():
         how = f"ridge on {width.get(name, 'features')}, with {directions} absolute values; mean over photographs"
         yield base | {

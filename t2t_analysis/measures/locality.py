@@ -129,7 +129,6 @@ class EdgeDecodability(Measure):
             q = 2 * len(TARGETS) * ORIENTATIONS
             self.add_sum(f"products_{i}", self.groups, 2, draws, 1 + k, 1 + k + q)
             self.add_sum(f"squares_{i}", self.groups, 2, 1, q)
-            self.add_sum(f"count_{i}", self.groups)
         self.add_sum("dropped", dtype=torch.int64)
         self.add_sum("photographs", self.run.get("photographs", 0))
 
@@ -204,7 +203,6 @@ class EdgeDecodability(Measure):
         slot = group * 2 + pair_half(batch.photographs if self.halves == "photographs" else batch.index)
         add_by_group(getattr(self, f"products_{i}").flatten(0, 1), slot, products)
         add_by_group(getattr(self, f"squares_{i}").flatten(0, 1), slot, squares)
-        add_by_group(getattr(self, f"count_{i}"), group, torch.ones(len(group)))
 
     # -- after the pass
 
@@ -213,7 +211,7 @@ class EdgeDecodability(Measure):
         if int(self.dropped):
             self.note("the first image was left out: batches of one image give it no other to be paired with")
         r2 = {name: self._r2(i) for i, name in enumerate((*self.names, *REFERENCES))}
-        counts = {name: getattr(self, f"count_{i}") for i, name in enumerate((*self.names, *REFERENCES))}
+        counts = {name: self._images(i) for i, name in enumerate((*self.names, *REFERENCES))}
         first = first_third(self.names)
         if first:
             r2[FIRST_THIRD] = torch.stack([r2[name] for name in first]).mean(0)
@@ -224,6 +222,11 @@ class EdgeDecodability(Measure):
             rows += [self._over_row(name, found[FIRST_THIRD][0] - found[name][0]) for name in REFERENCES]
         asked = {"cells": list(self.grid)}
         return self.result(rows, conditions={self.views[0].label: asked}, **asked)
+
+    def _images(self, i: int) -> Tensor:
+        """Images of each group at one place, (G,): tokens over those of an image."""
+        tokens = getattr(self, f"products_{i}")[:, :, 0, 0, 0].sum(1)
+        return tokens / ((self.grid[0] - 2) * (self.grid[1] - 2))
 
     def _r2(self, i: int) -> Tensor:
         """(1 + G, 2, Q): for all images and without each group, real and null, for each of `QUANTITIES`."""

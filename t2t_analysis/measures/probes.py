@@ -19,7 +19,7 @@ from ..results import Result, as_json
 from ..stats import proportion_ci
 from .base import layer_of
 from .clusters import cluster_mean
-from .view import evaluating, views_of
+from .view import evaluating, result_of, views_of
 
 Tokens = Literal["pooled", "class"]
 KINDS = ("linear", "knn")
@@ -206,7 +206,6 @@ def probe(
     notes: list[str] = []
     views = views_of(models)
     for view in views:
-        notes += view.notes
         train, test = (
             collect_features(view, loader, places, tokens) for loader in (train_loader, test_loader)
         )
@@ -215,21 +214,17 @@ def probe(
             f"{view.label}: {name} is not finite, left out" for name in dict.fromkeys(train.bad + test.bad)
         )
         good = [name for name in train.values if name in test.values]
-        base = {"measure": "probes", "model": view.label, "weights": view.weights, "tokens": tokens}
+        base = view.about | {"tokens": tokens}
         for place in counted(good, f"probing {view.label}", unit="layer", shown=progress):
             for kind in kinds:
                 with warnings.catch_warnings():  # shuffled labels take long; of others the estimator says it
                     warnings.simplefilter("ignore", ConvergenceWarning)
                     found = _probe_one(train, test, place, kind, neighbours, shuffles, seed)
                 rows.append(base | {"place": place, "layer": layer_of(place)} | found)
-    meta = {
-        "models": [view.describe() for view in views],
-        "tokens": tokens,
-        "seed": seed,
-        "shuffles": shuffles,
-    }
-    meta |= {"data": as_json(told(test_loader)), "train": as_json(told(train_loader))}
-    return Result.of_rows("probes", rows, meta, tuple(notes))
+    return result_of(
+        "probes", views, rows, notes, tokens=tokens, seed=seed, shuffles=shuffles, data=as_json(told(test_loader)),
+        train=as_json(told(train_loader)),
+    )  # fmt: skip
 
 
 def _probe_one(

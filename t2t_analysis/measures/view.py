@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import capture
 from ..errors import T2TError, UnknownNameError
-from ..results import as_json
+from ..results import Result, as_json
 from .head_maps import thirds
 
 #: The place of a mean over them.
@@ -129,9 +129,14 @@ class View(capture.ModelView):
         """What a reader must know of its weights."""
         return [f"{self.label}: UNTRAINED weights ({self.weights})"] * bool(self.untrained)
 
+    @property
+    def about(self) -> dict[str, Any]:
+        """Columns of a row about it."""
+        return {"model": self.label, "weights": self.weights}
+
     def describe(self) -> dict[str, Any]:
         """JSON values for the metadata of a result."""
-        return {"model": self.label, "weights": self.weights, "provenance": as_json(self.provenance)}
+        return self.about | {"provenance": as_json(self.provenance)}
 
     def _probe(self, name: str) -> tuple[tuple[int, ...], capture.TokenLayout | None]:
         if name not in self._probed:  # of all layers in one pass: whoever asks for one asks for the others
@@ -172,3 +177,16 @@ def views_of(models: Any, labels: Sequence[str] | None = None) -> list[View]:
         view.showing(f"{label} ({count + 1})" if count else label, view.example)
         for view, label, count in zip(views, given, before, strict=True)
     ]
+
+
+def result_of(
+    measure: str,
+    views: Sequence[View],
+    rows: Iterable[dict[str, Any]],
+    notes: Sequence[str] = (),
+    **meta: Any,
+) -> Result:
+    """What was asked of some models one by one, with what a reader must know of them."""
+    every = dict.fromkeys((*(note for view in views for note in view.notes), *notes))
+    about = {"models": [view.describe() for view in views]} | meta
+    return Result.of_rows(measure, [{"measure": measure} | row for row in rows], about, tuple(every))
