@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -14,15 +13,12 @@ from .info import Source
 SPLITS = ("train", "test")
 
 
-@dataclass(frozen=True)
 class DigitsSource(Source):
-    """One split of the digits; ``pixels`` (n, 8, 8) in 0..255."""
-
-    pixels: np.ndarray = field(default_factory=lambda: np.empty((0, 8, 8), np.uint8))
+    """One split of the digits; ``items`` (n, 8, 8) in 0..255."""
 
     def image(self, number: int) -> Image.Image:
         """Digit ``number`` as RGB, 8x8."""
-        return Image.fromarray(self.pixels[number]).convert("RGB")
+        return Image.fromarray(self.items[number]).convert("RGB")
 
 
 @cache

@@ -43,19 +43,16 @@ Handle = Path | TarMember
 Tree = dict[PurePosixPath, Handle]
 
 
-@dataclass(frozen=True)
 class FileSource(Source):
-    """Images of a folder or tar."""
-
-    files: tuple[Handle, ...] = ()
+    """Images of a folder or tar; ``items`` are their files."""
 
     def image(self, number: int) -> Image.Image:
         """Image ``number`` as RGB; raises ``DataError`` naming it if it cannot be read."""
-        return read_rgb(_open(self.files[number]), self.label_of(number))
+        return read_rgb(_open(self.items[number]), self.label_of(number))
 
     def label_of(self, number: int) -> str:
         """Its path, in characters that can be shown."""
-        file = self.files[number]
+        file: Handle = self.items[number]
         return shown(str(file) if isinstance(file, Path) else f"{file.tar}:{file.path}")
 
 
@@ -277,4 +274,4 @@ def files_source(name: str, path: Path, split: str, strict: bool) -> FileSource:
     order = sorted(part.images)
     labels = np.array([classes.index(part.classes[one]) if part.classes else -1 for one in order])
     files = tuple(part.images[one] for one in order)
-    return FileSource(name, labels, tuple(classes) if part.classes else (), notes, files=files)
+    return FileSource(name, labels, tuple(classes) if part.classes else (), notes, items=files)

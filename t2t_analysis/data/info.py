@@ -13,13 +13,17 @@ from .._repr import Shown
 
 @dataclass(frozen=True)
 class Source:
-    """Images by number: what the user called them, labels (n,), -1 without, and class names by label."""
+    """Images by number: what the user called them, labels (n,), -1 without, and class names by label.
+
+    ``items`` is what `image` makes them of.
+    """
 
     name: str
     labels: np.ndarray
     classes: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     licence: str = "see where the files came from"
+    items: Any = None
 
     def image(self, number: int) -> Image.Image:
         """Image ``number`` as RGB; raises ``DataError`` naming it if it cannot be read."""

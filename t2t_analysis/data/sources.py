@@ -37,17 +37,14 @@ class PhotoSource(Source):
         return PHOTOS[number].name
 
 
-@dataclass(frozen=True)
 class TimmSource(Source):
-    """A map-style data set made by timm's ``create_dataset``."""
-
-    dataset: Any = None
+    """A map-style data set made by timm's ``create_dataset``, in ``items``."""
 
     def image(self, number: int) -> Image.Image:
         """Image ``number`` as RGB."""
-        reader = getattr(self.dataset, "reader", None)
+        reader = getattr(self.items, "reader", None)
         if reader is None:
-            return to_rgb(self.dataset[number][0], self.label_of(number))
+            return to_rgb(self.items[number][0], self.label_of(number))
         # Not through timm's ImageDataset: that returns the next image, silently, when one cannot be read.
         return read_rgb(reader[number][0], self.label_of(number))
 
@@ -65,7 +62,7 @@ def _from_path(data: str, path: Path, split: str, strict: bool) -> FileSource:
     if path.is_dir() or path.suffix.lower() == ".tar":
         return files_source(data, path, split, strict)
     if path.suffix.lower() in EXTENSIONS:
-        return FileSource(data, np.array([-1]), files=(path,))
+        return FileSource(data, np.array([-1]), items=(path,))
     raise DataError(f"{path} is neither a folder, nor a .tar, nor an image ({' '.join(sorted(EXTENSIONS))})")
 
 

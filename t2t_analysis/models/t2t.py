@@ -148,7 +148,9 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
         self.feature_info = [{"module": f"blocks.{i}", "num_chs": w, **about} for i, w in enumerate(widths)]
         self.apply(_init_linear)
         if qk_scale is not None:
-            self._set_qk_scale(qk_scale)
+            for module in self.blocks.modules():
+                if isinstance(module, Attention | GhostAttention):
+                    module.scale, module.fused_attn = qk_scale, False  # type: ignore[misc]
 
     def _set_timm_traits(self, global_pool: str) -> None:
         """Attributes that the inherited methods read."""
@@ -165,11 +167,6 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
         rates = calculate_drop_path_rates(drop_path_rate, depth)
         blocks = nn.Sequential(*(block(self.embed_dim, drop_path=rate) for rate in rates))
         return blocks, [self.embed_dim] * depth
-
-    def _set_qk_scale(self, qk_scale: float) -> None:
-        for module in self.blocks.modules():
-            if isinstance(module, Attention | GhostAttention):
-                module.scale, module.fused_attn = qk_scale, False  # type: ignore[misc]
 
     @property
     def patch_embed(self) -> _GridTokens:

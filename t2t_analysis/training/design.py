@@ -163,12 +163,13 @@ class Run:
     @property
     def sweep(self) -> bool:
         """Whether more than the number of epochs differs from the fixed recipe."""
-        return replace(self.recipe, epochs=self.fixed.epochs) != self.fixed
+        return bool(self.changes)
 
     @property
     def changes(self) -> dict[str, float]:
         """Numbers of the recipe, other than epochs, that differ from the fixed one."""
-        pairs = {f.name: (getattr(self.recipe, f.name), getattr(self.fixed, f.name)) for f in fields(Recipe)}
+        fixed = self.fixed
+        pairs = {f.name: (getattr(self.recipe, f.name), getattr(fixed, f.name)) for f in fields(Recipe)}
         return {name: ours for name, (ours, usual) in pairs.items() if ours != usual and name != "epochs"}
 
     @property
@@ -230,22 +231,6 @@ def choose_cells(wanted: str) -> tuple[str, ...]:
     return tuple(sorted(chosen, key=lambda name: (*GROUPS["all"], *our_models()).index(name)))
 
 
-def seeds_of(model: str) -> tuple[int, ...]:
-    """Five for the corners of the design, three elsewhere."""
-    return tuple(range(5 if model in CORNERS else 3))
-
-
-def fractions_of(model: str) -> tuple[float, ...]:
-    """All for the two cells that the question is about, the whole elsewhere."""
-    return FRACTIONS if model in FRACTION_CELLS else (1.0,)
-
-
-def lengths_of(model: str, data: str, fraction: float) -> tuple[int, ...]:
-    """All horizons for the corners and the parts on the whole data, the last elsewhere."""
-    every = horizons_of(data)
-    return every if fraction == 1 and model in (*CORNERS, *PARTS) else every[-1:]
-
-
 def _recipes(base: Recipe, sweep: Mapping[str, Sequence[float]]) -> list[Recipe]:
     """``base`` with each value of each field in turn; without a sweep just ``base``."""
     if not sweep:
@@ -270,13 +255,17 @@ def plan(
     """All runs, in the order in which they are worth having: corners first, whole data first, seed by seed, shorter
     first, since a longer run goes on where a shorter one began to decay.
 
-    With a sweep each cell gets one seed, the first.
+    Corners have five seeds, other cells three; the two cells that the question is about have all fractions; on the
+    whole data corners and parts have all lengths, else the last is run. With a sweep each cell has its first seed.
     """
     runs = []
     for model in models:
-        base, chosen = recipe_for(model, data, optimizer, task), tuple(seeds or seeds_of(model))
-        for fraction in fractions or (fractions_of(model) if task == "train" and not sweep else (1.0,)):
-            lengths = epochs or (lengths_of(model, data, fraction) if task == "train" else (base.epochs,))
+        base = recipe_for(model, data, optimizer, task)
+        chosen = tuple(seeds or range(5 if model in CORNERS else 3))
+        several = model in FRACTION_CELLS and task == "train" and not sweep
+        for fraction in fractions or (FRACTIONS if several else (1.0,)):
+            followed = task == "train" and fraction == 1 and model in (*CORNERS, *PARTS)
+            lengths = epochs or (horizons_of(data) if followed else (base.epochs,))
             for seed, length in product(chosen[:1] if sweep else chosen, lengths):
                 one = replace(base, seed=seed, fraction=fraction, epochs=length if task != "probe" else 0)
                 recipes = _recipes(one, sweep or {})

@@ -283,12 +283,6 @@ def _curves(rows: pd.DataFrame, by: str) -> dict[str, dict[Any, np.ndarray]]:
     }  # fmt: skip
 
 
-def _at(curve: np.ndarray, x: float) -> float:
-    """Accuracy where the logarithm of the cost is ``x``, interpolated; NaN outside the lengths that were run."""
-    inside = curve[0, 0] - 1e-9 <= x <= curve[-1, 0] + 1e-9
-    return float(np.interp(x, *curve.T)) if inside else np.nan
-
-
 def length_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Effects at equal epochs, multiply-accumulates and time, and their growth per doubling of the length.
 
@@ -308,9 +302,12 @@ def length_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
             ends = [sorted({x for run in runs.values() for x in run[:, 0]}) for runs in own.values()]
             effect: dict[Any, pd.Series] = {}
             for x in sorted({min(xs) for xs in zip(*ends, strict=False)}):
-                at = {c: {s: _at(run, x) for s, run in runs.items()} for c, runs in own.items()}
-                wide = pd.DataFrame(at)
-                if len(each := _within_seeds(wide, weights)):
+                inside = {"left": np.nan, "right": np.nan}  # of the lengths that were run
+                at = {
+                    c: {s: np.interp(x, *run.T, **inside) for s, run in runs.items()}
+                    for c, runs in own.items()
+                }
+                if len(each := _within_seeds(pd.DataFrame(at), weights)):
                     effect[x] = each
                     found = _over_seeds(each, f"mean over seeds of a contrast at equal {by}")
                     out.append(_row(f"{quantity}_at_{by}", found, at=float(np.exp(x)), at_unit=unit))

@@ -122,7 +122,9 @@ class Classifier(L.LightningModule):
         if precision == LINEAR:
             with_bf16_products(self.model)
         self.ema = ModelEmaV3(self.model, decay=self.recipe.ema, use_warmup=True)
-        self.mix = self._make_mix()
+        how = {"label_smoothing": self.recipe.smoothing, "num_classes": self.num_classes}
+        alphas = self.recipe.mixup, self.recipe.cutmix
+        self.mix = Mixup(*alphas, **how) if any(alphas) else None
         self.loss = SoftTargetCrossEntropy()
         self.history: list[dict[str, float]] = []
         self._sums = torch.zeros(3)  # loss, hits, images of this epoch
@@ -132,11 +134,6 @@ class Classifier(L.LightningModule):
         """Take the weights of ``model``, head included, and let the average start there too."""
         self.model.load_state_dict(model.state_dict())
         self.ema.module.load_state_dict(model.state_dict())
-
-    def _make_mix(self) -> Mixup | None:
-        recipe = self.recipe
-        how = {"label_smoothing": recipe.smoothing, "num_classes": self.num_classes}
-        return Mixup(recipe.mixup, recipe.cutmix, **how) if recipe.mixup or recipe.cutmix else None
 
     def on_train_epoch_start(self) -> None:
         """Start this epoch's sums, if it is its first leg."""

@@ -7,7 +7,6 @@ both, so that the optimum never lies at the edge. What was tried is in ``rates.c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,6 @@ SHARE = 0.8
 START = {"muon": 2e-3, "adamw": 1e-3}
 
 
-@lru_cache(maxsize=8)
-def _rows(path: Path, stamp: float) -> tuple[dict[str, str], ...]:
-    return tuple(csv_rows(path))
-
-
 def tried(model: str, data: str, optimizer: str = "muon", folder: Path | None = None) -> dict[float, float]:
     """Rate -> held-out loss of every trial of a cell.
 
@@ -38,7 +32,7 @@ def tried(model: str, data: str, optimizer: str = "muon", folder: Path | None = 
     if not path.exists():
         return {}
     wanted = {"model": model, "data": data, "optimizer": optimizer}
-    rows = [row for row in _rows(path, path.stat().st_mtime) if wanted.items() <= row.items()]
+    rows = [row for row in csv_rows(path) if wanted.items() <= row.items()]
     return {float(row["lr"]): float(row["held_out_loss"]) for row in rows}
 
 

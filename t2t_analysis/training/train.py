@@ -56,11 +56,6 @@ class _Data(L.LightningDataModule):
         )  # fmt: skip
 
 
-def model_args(model: str, num_classes: int, img_size: int | None) -> dict[str, Any]:
-    """Arguments for ``timm.create_model``."""
-    return {"num_classes": num_classes} | ({} if img_size is None else {"img_size": img_size})
-
-
 def on_paper(model: str) -> Any:
     """The model without storage: enough to read its preprocessing from."""
     import timm
@@ -135,7 +130,7 @@ def train(
     size = img_size or blank.default_cfg["input_size"][-1]
     drawn = {"fraction": recipe.fraction, "seed": recipe.seed}
     images: Any = dataset(data, split="train", img_size=size, model=blank, **drawn)
-    args = model_args(model, len(images.info.classes), img_size)
+    args = {"num_classes": len(images.info.classes)} | ({"img_size": img_size} if img_size else {})
     if precision not in (None, LINEAR, *_PRECISIONS):
         raise UnknownNameError("precision", precision, (LINEAR, *_PRECISIONS))
     cuda = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
