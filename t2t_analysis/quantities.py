@@ -203,6 +203,7 @@ def _derived(rule: Mapping[str, str], base: Quantity) -> Quantity:
     return replace(base, **changes)
 
 
+@cache
 def _resolved(name: str) -> Quantity | None:
     if name in QUANTITIES or name in ENDPOINTS:
         return QUANTITIES[name] if name in QUANTITIES else _resolved(ENDPOINTS[name])
@@ -223,7 +224,6 @@ def _resolved(name: str) -> Quantity | None:
     return None
 
 
-@cache
 def quantity(name: str) -> Quantity:
     """What is known of a quantity, by its name or by the rule that its name follows.
 
@@ -236,7 +236,7 @@ def quantity(name: str) -> Quantity:
     >>> quantity("tokeniser_effect:edge_own").smallest, quantity("zero_area_difference").unit
     (0.02, 'points')
     """
-    found = _resolved(name)
+    found = _resolved(name) if isinstance(name, str) else None
     if found is None:
         raise UnknownNameError("quantity", name, list(QUANTITIES))
     return replace(found, name=name)

@@ -182,7 +182,7 @@ def max_statistic_p(observed: ArrayLike, null: ArrayLike) -> np.ndarray:
     """
     observed, null = np.asarray(observed, dtype=float), np.asarray(null, dtype=float)
     flat = np.where(np.isnan(null), -np.inf, null).reshape(len(null), -1)
-    largest = flat.max(axis=1).reshape(-1, *(1,) * observed.ndim)
+    largest = flat.max(axis=1, initial=-np.inf).reshape(-1, *(1,) * observed.ndim)
     return permutation_p(observed, np.broadcast_to(largest, null.shape))
 
 

@@ -13,6 +13,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
@@ -25,8 +26,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from timm.models.vision_transformer import VisionTransformer
 
-from t2t_analysis import explore, stats
+from t2t_analysis import capture, explore, load_images, load_model, quantity, stats
 from t2t_analysis.claims.rule import VERDICTS, judge, overall
+from t2t_analysis.data import train_data
 from t2t_analysis.data.info import DataInfo
 from t2t_analysis.data.loading import Batch
 from t2t_analysis.errors import DataError, ParameterError, T2TError
@@ -141,6 +143,42 @@ def test_any_parameters_pass_or_are_named_in_one_error(notebook: str, data: Any)
     else:
         assert isinstance(made, CommonParams)
         assert drawn.keys() <= params.model_fields.keys()
+
+
+# ------------------------------------------------------------------------------------------ arguments of functions
+
+SMALL = st.one_of(
+    st.none(), st.booleans(), st.integers(-3, 40), st.floats(), st.text("ab 日\0<", max_size=5), st.binary(max_size=3),
+    st.lists(st.integers(-3, 40), max_size=3), st.tuples(st.integers(-3, 40), st.integers(-3, 40)),
+)  # fmt: skip
+#: function, arguments that it must have, arguments that it may have
+ARGUMENTS: dict[str, tuple[Callable[..., Any], str, str]] = {
+    "photos": (
+        partial(load_images, "photos"), "",
+        "n_images batch_size split workers device seed img_size on_error shard model"
+    ),
+    "crops": (partial(load_images, "photo_crops"), "", "n_images batch_size split seed img_size shard"),
+    "load_images": (load_images, "data", ""),
+    "train_data": (train_data, "", "split img_size fraction seed crops_per_block"),
+    "a model": (partial(load_model, "small_hard_wide"), "", "weights img_size num_classes in_chans device seed"),
+    "load_model": (load_model, "name", ""),
+    "quantity": (quantity, "name", ""),
+    "names": (capture.names, "model", ""),
+    "measure": (partial(measure, progress=False), "models loader measures", ""),
+    "explore": (explore, "model", "image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ARGUMENTS)
+@given(data=st.data())
+@quick
+def test_functions_take_any_argument_or_name_it(name: str, data: Any) -> None:
+    function, must, may = ARGUMENTS[name]
+    fixed, optional = (dict.fromkeys(names.split(), SMALL) for names in (must, may))
+    try:
+        function(**data.draw(st.fixed_dictionaries(fixed, optional=optional)))
+    except T2TError as error:
+        assert str(error)
 
 
 # ------------------------------------------------------------------------------------------ numbers

@@ -94,9 +94,9 @@ def _notebooks(folder: Path) -> None:
     for number in range(2):
         tags = {"tags": ["parameters"]}
         cells = [
-            nbformat.v4.new_markdown_cell(f"# Tiny {number}"),
-            nbformat.v4.new_code_cell("n_images = 2", metadata=tags),
-            nbformat.v4.new_code_cell("import time\ntime.sleep(0.5)"),
+            nbformat.v4.new_markdown_cell(f"# Tiny {number}", id="title"),
+            nbformat.v4.new_code_cell("n_images = 2", metadata=tags, id="parameters"),
+            nbformat.v4.new_code_cell("import time\ntime.sleep(0.5)", id="step"),
         ]
         book = nbformat.v4.new_notebook(cells=cells)
         book.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}

@@ -17,7 +17,7 @@ from torchvision import transforms
 from ..errors import DataError
 from .crops import EpochCrops, FixedCrops, choose_fraction, shared_zero
 from .info import DataInfo
-from .loading import SMALL, as_pair, preprocessing, source_info
+from .loading import SMALL, as_pair, check_types, preprocessing, source_info
 from .sources import Source, StreamSource, find_source
 
 
@@ -131,6 +131,7 @@ def train_data(
     >>> image.shape, crops.info.classes[label]
     (torch.Size([3, 32, 32]), 'astronaut')
     """
+    check_types(data, model, split, seed=seed, crops_per_block=crops_per_block)
     size, training = as_pair(img_size), split == "train"
     if str(data) == "photo_crops":
         if not training:

@@ -176,7 +176,7 @@ def choose_fraction(labels: np.ndarray, fraction: float, seed: int) -> np.ndarra
     >>> choose_fraction(np.array([0, 0, 0, 0, 1, 1]), 0.5, seed=0).size
     3
     """
-    if not 0 < fraction <= 1:
+    if not isinstance(fraction, int | float) or not 0 < fraction <= 1:
         raise DataError(f"fraction={fraction!r} must be above 0 and at most 1")
     rng = np.random.default_rng(seed)
     chosen = []

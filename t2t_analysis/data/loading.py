@@ -214,10 +214,14 @@ def _dealt_batches(n: int, batch_size: int, shard: tuple[int, int]) -> list[list
 
 def as_pair(size: int | Sequence[int]) -> tuple[int, int]:
     """(H, W) of an image size given as one number or two."""
-    height, width = (size, size) if isinstance(size, int) else size
-    if min(height, width) < 1:
+    pair = size if isinstance(size, Sequence) else (size, size)
+    if len(pair) != 2 or not all(_whole(side) and side > 0 for side in pair):
         raise DataError(f"img_size={size!r} must be a positive number of pixels, or (height, width)")
-    return int(height), int(width)
+    return int(pair[0]), int(pair[1])
+
+
+def _whole(number: object) -> bool:
+    return isinstance(number, int | np.integer) and not isinstance(number, bool)
 
 
 def _model_size(model: nn.Module | None) -> tuple[int, int] | None:
@@ -274,8 +278,10 @@ def transform_of(config: Mapping[str, Any]) -> Callable[[Any], Tensor]:
     return Compose([Grayscale(), made]) if config["input_size"][0] == 1 else made
 
 
-def _check_types(data: Any, model: Any, **counts: Any) -> None:
+def check_types(data: Any, model: Any, split: Any, **counts: Any) -> None:
     """Refuse what could only fail later, and less clearly; ``counts`` are whole numbers or None."""
+    if not isinstance(split, str):
+        raise DataError(f'split={split!r}: expected a name, as "test"')
     if not isinstance(data, str | Path) or not str(data):
         raise DataError(f'data={data!r}: expected a name or a path, as "photos"')
     if not isinstance(model, nn.Module | None):
@@ -284,19 +290,20 @@ def _check_types(data: Any, model: Any, **counts: Any) -> None:
     for name, count in counts.items():
         if count is None and name == "n_images":
             continue
-        if isinstance(count, bool) or not isinstance(count, int | np.integer):
+        if not _whole(count):
             raise DataError(f"{name}={count!r}: expected a whole number")
-        if name != "n_images" and count < (least := int(name == "batch_size")):
+        if name != "n_images" and count < (least := int(name in ("batch_size", "crops_per_block"))):
             raise DataError(f"{name}={count}: expected {least} or more")
 
 
 def _check_loader(on_error: str, shard: tuple[int, int] | None) -> tuple[int, int]:
     if on_error not in ("raise", "skip"):
         raise UnknownNameError("on_error", on_error, ("raise", "skip"))
-    rank, world = shard or (0, 1)
-    if not 0 <= rank < world:
+    pair = (0, 1) if shard is None else shard
+    fits = isinstance(pair, Sequence) and len(pair) == 2 and all(map(_whole, pair))
+    if not fits or not 0 <= pair[0] < pair[1]:
         raise DataError(f"shard={shard!r} must be (rank, world) with 0 <= rank < world")
-    return rank, world
+    return pair
 
 
 def _crops_dataset(split: str, n_images: int | None, seed: int, size: tuple[int, int]) -> _Crops:
@@ -521,7 +528,7 @@ def load_images(
     >>> batch.images.shape, batch.index.tolist()
     (torch.Size([4, 3, 64, 64]), [0, 1, 2, 3])
     """
-    _check_types(data, model, n_images=n_images, batch_size=batch_size, seed=seed, workers=workers)
+    check_types(data, model, split, n_images=n_images, batch_size=batch_size, seed=seed, workers=workers)
     shard = _check_loader(on_error, shard)
     common: dict[str, Any] = {"model": model, "img_size": img_size, "num_workers": workers}
     common["pin_memory"] = torch_device(device, here=False).type == "cuda"

@@ -63,6 +63,8 @@ def upper_part(values: Tensor) -> Tensor:
     """
     x, order = values.double().sort(-1, descending=True)
     n = x.shape[-1]
+    if n < 2:
+        return torch.zeros_like(values, dtype=torch.bool)
     x = x - x.mean(-1, keepdim=True)
     above, squares = x.cumsum(-1)[..., :-1], x.square().sum(-1, keepdim=True)
     k = torch.arange(1, n, device=x.device, dtype=x.dtype)

@@ -167,7 +167,11 @@ def views_of(models: Any, labels: Sequence[str] | None = None) -> list[View]:
     """
     if isinstance(models, Mapping):
         models, labels = list(models.values()), labels or list(models)
-    several = [models] if isinstance(models, nn.Module | View) else list(models or ())
+    alone = isinstance(models, nn.Module | View) or not isinstance(models, Iterable)
+    several = [models] if alone else list(models)
+    for model in several:
+        if not isinstance(model, nn.Module | View):
+            raise T2TError(f"model of type {type(model).__name__}: expected a model, as load_model gives it")
     views = [model if isinstance(model, View) else View(model) for model in several]
     given = [view.label for view in views] if labels is None else list(labels)
     if len(given) != len(views) or not views:
