@@ -217,7 +217,7 @@ def test_gradients_are_had_inside_inference_mode_too():
     ],
 )
 def test_arguments_of_load_images_are_checked(given, words):
-    with pytest.raises(DataError, match=words):
+    with pytest.raises((DataError, ParameterError), match=words):
         load_images(**{"data": "photos"} | given)
 
 

@@ -522,7 +522,8 @@ def load_images(
         batches as one.
     root, download : for timm's data sets; the default root is in the cache, and the disk is looked at first.
 
-    Raises ``DataError`` (missing path, no images, unreadable image, too few images) or ``UnknownNameError``.
+    Raises ``DataError`` (missing path, no images, unreadable image, too few images), ``UnknownNameError``, or
+    ``ParameterError`` for a device that torch does not know.
 
     >>> batch = next(iter(load_images("photos", n_images=4, img_size=64)))
     >>> batch.images.shape, batch.index.tolist()
