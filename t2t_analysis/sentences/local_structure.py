@@ -142,19 +142,6 @@ def behaviour_table(result: Result, models: Iterable[str]) -> tuple[pd.DataFrame
     return frame[(frame.drop(columns="images") != "").any(axis=1)], words
 
 
-def local_conclusions(
-    results: Iterable[Result | None], models: Mapping[str, Any], untrained: Iterable[Result] = ()
-) -> list[str]:
-    """What needs no training, and what would change the verdicts.
-
-    Parameters
-    ----------
-    results, models
-        As for `local_findings`.
-    untrained
-        The same measures of the untrained controls that are not among the models.
-    """
-    facts = Facts(results, models)
-    with_controls = Facts([*facts.results, *untrained], models)
-    line = with_controls.line("edge_r2_own", **_LINEAR, **_EARLY, place_b=None)
-    return kept(line, *facts.closing("local-structure"))
+def local_conclusions(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
+    """What would change the verdicts; arguments as for `local_findings`."""
+    return Facts(results, models).closing("local-structure")
