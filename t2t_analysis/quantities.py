@@ -242,6 +242,16 @@ def quantity(name: str) -> Quantity:
     return replace(found, name=name)
 
 
+def ends(name: str) -> tuple[float | None, float | None]:
+    """Smallest and largest value that a quantity can have, None where there is no end or none is known.
+
+    >>> ends("top1"), ends("edge_own"), ends("accuracy_difference"), ends("of my own")
+    ((0.0, 1.0), (None, 1.0), (None, None), (None, None))
+    """
+    found = _resolved(name)
+    return found.bounds if found else (None, None)
+
+
 def listed(parts: Iterable[str]) -> str:
     """Join words as one says them.
 

@@ -24,6 +24,7 @@ from ._files import whole_file, writable_folder, write_whole
 from ._repr import MOST_ROWS, html_table, readable
 from .errors import T2TError, UnknownNameError
 from .estimates import Estimate
+from .quantities import ends
 from .tables import Rows, columns, typed
 
 #: column -> (dtype, meaning). The order is the order in every frame and file.
@@ -31,8 +32,20 @@ COLUMNS = columns("results")
 
 
 def tidy(rows: Rows) -> pd.DataFrame:
-    """Return ``rows`` with exactly the columns of ``COLUMNS``, typed; an unknown column is an error."""
-    return typed(rows, "results")
+    """Return ``rows`` with exactly the columns of ``COLUMNS``, typed; an unknown column is an error.
+
+    Intervals end where their quantity does: no accuracy is below 0, whatever Student's t says of three seeds.
+    """
+    frame = typed(rows, "results")
+    for name, where in frame.groupby("quantity").indices.items():
+        least, most = ends(str(name))
+        for value, low, high in (("value", "low", "high"), ("null", "null_low", "null_high")):
+            middle, at = frame[value].to_numpy()[where], frame.index[where]
+            if least is not None:
+                frame.loc[at, low] = np.maximum(frame[low].to_numpy()[where], np.minimum(middle, least))
+            if most is not None:
+                frame.loc[at, high] = np.minimum(frame[high].to_numpy()[where], np.maximum(middle, most))
+    return frame
 
 
 def _tabulated(rows: Iterable[Mapping[str, Any]]) -> tuple[pd.DataFrame, Estimate]:

@@ -771,7 +771,7 @@ def trained(stripes, tmp_path_factory):
 @pytest.fixture
 def brief(monkeypatch):
     """Three steps of fine-tuning in place of the recipe's."""
-    monkeypatch.setattr(design, "tuning_recipe_for", lambda *_: Recipe(epochs=1, batch_size=4, lr=5e-4))
+    monkeypatch.setattr(design, "recipe_for", lambda *_: Recipe(epochs=1, batch_size=4, lr=5e-4))
 
 
 def read(root, task):
