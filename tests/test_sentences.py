@@ -57,7 +57,7 @@ def said_by(monkeypatch: pytest.MonkeyPatch, name: str, **parameters: Any) -> li
     ("name", "asked", "quantities"),
     [
         ("head_redundancy", {}, ["Centred cosine of attention maps, change", "CKA of head outputs, change"]),
-        ("local_structure", {"baseline": "none"}, ["R² of edges, own cell", "gradient outside the own cell"]),
+        ("local_structure", {"baseline": "none"}, ["R² of edges, own cell", "gradient outside its own cell"]),
     ],
 )
 def test_sentences_meet_real_measures_of_trained_weights(
@@ -71,7 +71,7 @@ def test_sentences_meet_real_measures_of_trained_weights(
     assert re.search(
         r"\*\*[A-Z][a-z ]+\*\* for `[^`]+` alone, over images" if alone else " against `", first[0]
     )
-    assert last[-1].startswith("What would change this")
+    assert last[-1].startswith("What would change the verdict")
     for words in quantities:
         (line,) = [
             sentence for sentence in first if sentence.startswith(words) or words in sentence.split(":")[0]
