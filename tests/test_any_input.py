@@ -6,12 +6,13 @@
 # ruff: noqa: PT017 - whether there is an error is what is tried
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import types
 import typing
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -339,12 +340,13 @@ def nothing_left_behind(model: torch.nn.Module) -> Iterator[None]:
     assert {name: before[name] for name in before if after[name] != before[name]} == {}
 
 
-CASES = [
-    (one, odd) for i, one in enumerate(EVERY) for j, odd in enumerate(ODD) if ROUNDS > 1 or (i + j) % 3 == 0
-]
+def some(first: Iterable[Any], second: Iterable[Any], every: int = 3) -> list[tuple[Any, Any]]:
+    """Pairs of both, all of them in long runs, else one of ``every`` so that each part is there."""
+    numbered = itertools.product(enumerate(first), enumerate(second))
+    return [(a, b) for (i, a), (j, b) in numbered if ROUNDS > 1 or (i + j) % every == 0]
 
 
-@pytest.mark.parametrize(("one", "odd"), CASES, ids=lambda part: getattr(part, "name", part))
+@pytest.mark.parametrize(("one", "odd"), some(EVERY, ODD), ids=lambda part: getattr(part, "name", part))
 def test_odd_images_give_a_result_or_a_named_error(one: Any, odd: str) -> None:
     model = net()
     with nothing_left_behind(model), warnings.catch_warnings():
@@ -376,9 +378,7 @@ SMALLEST = {
 
 
 @pytest.mark.parametrize(
-    ("one", "kind"),
-    [(a, b) for i, a in enumerate(EVERY) for j, b in enumerate(SMALLEST) if ROUNDS > 1 or (i + j) % 4 == 0],
-    ids=lambda part: getattr(part, "name", part),
+    ("one", "kind"), some(EVERY, SMALLEST, 4), ids=lambda part: getattr(part, "name", part)
 )
 def test_the_smallest_models_give_a_result_or_a_named_error(one: Any, kind: str) -> None:
     model = net(**SMALLEST[kind])
@@ -392,8 +392,7 @@ def test_the_smallest_models_give_a_result_or_a_named_error(one: Any, kind: str)
     check_numbers(results[one.name].frame)
 
 
-@pytest.mark.parametrize("name", FUNCTIONS_OF_IMAGES)
-@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize(("name", "odd"), some(FUNCTIONS_OF_IMAGES, ODD))
 def test_functions_of_odd_images_give_a_result_or_a_named_error(name: str, odd: str) -> None:
     model = net()
     with nothing_left_behind(model), warnings.catch_warnings():
@@ -411,8 +410,7 @@ NO_LOADERS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", FUNCTIONS_OF_IMAGES)
-@pytest.mark.parametrize("kind", NO_LOADERS)
+@pytest.mark.parametrize(("name", "kind"), some(FUNCTIONS_OF_IMAGES, NO_LOADERS))
 def test_functions_take_what_measure_takes_or_name_it(name: str, kind: str) -> None:
     model = net()
     with nothing_left_behind(model):
