@@ -86,7 +86,10 @@ def show(*figures: Figure | None) -> None:
 
 def table_data(frame: pd.DataFrame, caption: str) -> dict[str, Any]:
     """Return a table with a caption as the data of an output."""
-    body = frame.to_html(index=False, border=0, escape=True, na_rep="", float_format=lambda x: f"{x:.3g}")
+    minus = str.maketrans("-", "−")
+    body = frame.to_html(
+        index=False, border=0, escape=True, na_rep="", float_format=lambda x: f"{x:.3g}".translate(minus)
+    )
     html = body.replace("<thead>", f"<caption>{escape(caption)}</caption>\n<thead>", 1)
     return {"text/html": html, "text/plain": f"{caption}\n{frame.to_string(index=False)}"}
 

@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import nbformat
+import pandas as pd
 import papermill
 import pytest
 from pydantic import BeforeValidator, Field
 
 from t2t_analysis._names import known_models, our_models
 from t2t_analysis._paths import notebooks_dir
-from t2t_analysis._show import called
+from t2t_analysis._show import called, table_data
 from t2t_analysis.errors import ParameterError
 from t2t_analysis.notebooks import Run, check, set_up, validate
 from t2t_analysis.parameters import PARAMS, CommonParams, HeadRedundancyParams, _listed
@@ -199,6 +200,15 @@ def test_two_models_are_named_in_full_once_and_then_by_their_kinds(monkeypatch: 
     assert called("small_performer_deep, mine, small_hard_deep") == "T2T, mine, small_hard_deep"
     _set_up(monkeypatch, model="small_hard_deep", baseline="none")
     assert called("small_performer_deep small_hard_deep") == "small_performer_deep small_hard_deep"
+
+
+def test_tables_write_numbers_below_zero_with_a_minus_and_leave_out_what_is_missing() -> None:
+    html = table_data(pd.DataFrame({"a": [-0.02584, 1e-9, None], "b": ["x-y", "", ""]}), "<c>")["text/html"]
+    assert "<td>−0.0258</td>" in html
+    assert "<td>1e−09</td>" in html
+    assert "<td>x-y</td>" in html
+    assert "NaN" not in html
+    assert "<caption>&lt;c&gt;</caption>" in html
 
 
 def test_what_models_of_different_size_see_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
