@@ -234,7 +234,7 @@ def test_the_table_of_seeds_puts_each_number_under_its_cell_and_leaves_out_what_
     common = {"p": 0.5, "weights": "made", "n": 5, "unit": "seed"}
     cells = {}
     for cell, values in {
-        "one": {"cosine_centred": 0.125, "cosine_raw": -0.25},
+        "one": {"cosine_centred": 0.125, "cosine_raw": 0.5},
         "two": {"cosine_centred": 0.375},
     }.items():
         rows = [
@@ -244,7 +244,7 @@ def test_the_table_of_seeds_puts_each_number_under_its_cell_and_leaves_out_what_
     shown = seed_table(cells).set_index("effect")
     assert list(shown.index) == ["c: e0", "c: e1"]
     assert shown.loc["c: e0", "one"] == "0.125 [−0.375, 0.625], not testable"
-    assert shown.loc["c: e1", "one"] == "−0.250 [−0.750, 0.250], not testable"
+    assert shown.loc["c: e1", "one"] == "0.500 [0.000, 1.000], not testable"
     assert shown.loc["c: e0", "two"] == "0.375 [−0.125, 0.875], not testable"
     assert pd.isna(shown.loc["c: e1", "two"])
 
