@@ -243,13 +243,15 @@ def quantity(name: str) -> Quantity:
 
 
 def ends(name: str) -> tuple[float | None, float | None]:
-    """Smallest and largest value that a quantity can have, None where there is no end or none is known.
+    """Smallest and largest value that an estimate can have: of a share that was counted, else None.
 
-    >>> ends("top1"), ends("edge_own"), ends("accuracy_difference"), ends("of my own")
-    ((0.0, 1.0), (None, 1.0), (None, None), (None, None))
+    An estimate without bias may lie beyond the ends of what it estimates, as that of a CKA of 0 does half of the time.
+
+    >>> ends("top1"), ends("accuracy_difference"), ends("layer_cka"), ends("of my own")
+    ((0.0, 1.0), (None, None), (None, None), (None, None))
     """
     found = _resolved(name)
-    return found.bounds if found else (None, None)
+    return found.bounds if found and found.unit == "%" else (None, None)
 
 
 def listed(parts: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ COLUMNS = columns("results")
 def tidy(rows: Rows) -> pd.DataFrame:
     """Return ``rows`` with exactly the columns of ``COLUMNS``, typed; an unknown column is an error.
 
-    Intervals end where their quantity does: no accuracy is below 0, whatever Student's t says of three seeds.
+    Intervals of shares end at 0 and 1: no accuracy is below 0, whatever Student's t says of three seeds.
     """
     frame = typed(rows, "results")
     for name, where in frame.groupby("quantity").indices.items():

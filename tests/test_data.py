@@ -97,7 +97,7 @@ def test_photos_are_rgb_and_not_copies_of_each_other():
 def test_a_photograph_that_the_package_lacks_is_named(monkeypatch):
     gone = photos.Photo("astronaut", "scikit-image", "gone.png", "CC0")
     monkeypatch.setitem(photos._BY_NAME, "astronaut", gone)
-    with pytest.raises(DataError, match=r"astronaut.*gone\.png.*scikit-image \d"):
+    with pytest.raises(DataError, match=r"astronaut.*gone\.png.*scikit-image.* \d"):
         photos.photo_path.__wrapped__("astronaut")
     with pytest.raises(UnknownNameError, match="did you mean 'astronaut'"):
         load_photo("astronot")
