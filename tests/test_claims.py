@@ -611,7 +611,7 @@ def test_words_tables_and_figure_follow_the_ledger(tmp_path: Path) -> None:
     assert len(effects_table(frame[decide])) + len(effects_table(frame[~decide])) == len(shown)
     assert len(shown) == len(frame)
     first, caption = deciding_table(frame)
-    usual = re.search("n: (.*) if nothing is said", caption)[1]
+    usual = re.search("n: (.*) if none is given", caption)[1]
     assert list(first["n"].replace("", usual)) == list(shown[decide.to_list()]["n"])
     assert "p (Holm)" not in first
     reasons = shown["verdict"].str.strip("()").str.startswith("not tested: ")

@@ -48,7 +48,9 @@ def verdict_plot(frame: pd.DataFrame, title: str = "Effects, in the direction of
         ax.get_xaxis().set_major_formatter(lambda x, _: f"{x:g}".replace("-", "−"))
         if len(tested):
             fig.legend(*_legend(ax), loc="outside lower center", ncols=4)
-        ax.set_title(title, loc="left", fontweight="bold")  # a note would run into it on a tall figure
+        fig.suptitle(
+            title, x=0.01, ha="left", fontweight="bold", fontsize=10
+        )  # names beside the axes are long
     return Figure(fig, _caption(frame, tested), _alt(tested))
 
 

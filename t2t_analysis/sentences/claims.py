@@ -100,11 +100,13 @@ def _cells(row: pd.Series) -> dict[str, str]:
 def deciding_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
     """The effects that decide a verdict with the numbers that do, and the caption."""
     rows = effects_table(frame[decisive(frame)]).drop(columns=["p (Holm)", "p of equivalence"])
-    words = f"What decides (not testable: the 95 % interval is wider than {WIDEST} smallest effects"
+    words = f"(not testable: the 95 % interval is wider than {WIDEST} smallest effects)"
     if rows.empty:
-        return rows, f"{words})"
+        return rows, f"What decides {words}"
     usual = rows["n"].mode()[0]
-    return rows.assign(n=rows["n"].where(rows["n"] != usual, "")), f"{words}; n: {usual} if nothing is said)"
+    return rows.assign(
+        n=rows["n"].where(rows["n"] != usual, "")
+    ), f"What decides; n: {usual} if none is given {words}"
 
 
 def _with_reason(row: pd.Series) -> str:
