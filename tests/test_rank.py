@@ -10,11 +10,13 @@ import torch
 from t2t_analysis.capture import capture
 from t2t_analysis.errors import DataError, UnknownNameError
 from t2t_analysis.measures import EffectiveRank, accumulate, collect, difference, measure
-from t2t_analysis.measures.base import grouped_estimate
+from t2t_analysis.measures.base import grouped_estimate, left_out
 from t2t_analysis.measures.rank import (
     effective_rank,
     gaussian_null,
     groups_within_budget,
+    in_span,
+    rounding,
     spectrum,
 )
 
@@ -250,3 +252,18 @@ def test_equal_images_have_no_rank_and_the_reason_is_said():
     pooled = result.frame[result.frame.tokens == "pooled"]
     assert pooled.value.isna().all()
     assert any("is the same for all images, so it has no rank" in note for note in result.notes)
+
+
+def test_few_samples_are_taken_apart_in_their_span():
+    """Spectra without a group agree with those of the whole matrices, constants far from 0 included."""
+    x = normal(4, 3, 40) + 1000.0
+    x[..., 5] = 7.0  # a channel that says nothing
+    samples = torch.cat([torch.ones_like(x[..., :1]), x], -1)
+    whole = left_out(samples.mT @ samples)
+    narrow = left_out(in_span(samples.mT @ samples))
+    noise = rounding(whole[:, 1:, 1:])
+    assert narrow.shape[-1] == 1 + 12 < whole.shape[-1]
+    expected = spectrum(whole[:, 1:, 1:], whole[:, 0, 1:], whole[:, 0, 0])
+    got = spectrum(narrow[:, 1:, 1:], narrow[:, 0, 1:], narrow[:, 0, 0], noise)
+    torch.testing.assert_close(got, expected[:, -12:])
+    assert (expected[:, :-12] == 0).all()

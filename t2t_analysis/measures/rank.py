@@ -42,7 +42,7 @@ def effective_rank(singular_values: Tensor) -> Tensor:
     return torch.special.entr(p).sum(-1).exp()
 
 
-def spectrum(cross: Tensor, total: Tensor, count: Tensor) -> Tensor:
+def spectrum(cross: Tensor, total: Tensor, count: Tensor, noise: Tensor | None = None) -> Tensor:
     """Singular values of a centred sample from sums over it, largest last.
 
     Parameters
@@ -50,18 +50,39 @@ def spectrum(cross: Tensor, total: Tensor, count: Tensor) -> Tensor:
     cross : (..., d, d), sum of x x'.
     total : (..., d), sum of x.
     count : (...), number of samples.
+    noise : (...), `rounding` of the sums, if not of ``cross`` itself.
 
     Returns
     -------
     (..., d): the square roots of the eigenvalues of the scatter matrix; those below its rounding error are 0,
-    since a root would turn an eigenvalue of 1e-16 into a singular value of 1e-8. That error is relative to the sums
-    before the mean is taken off: equal samples have no spectrum, whatever their size.
+    since a root would turn an eigenvalue of 1e-16 into a singular value of 1e-8.
     """
     scatter = cross - total.unsqueeze(-1) * total.unsqueeze(-2) / count[..., None, None]
     values = torch.linalg.eigvalsh(scatter)
-    before = cross.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
-    noise = before * values.shape[-1] * torch.finfo(values.dtype).eps
-    return torch.where(values > noise, values, 0.0).sqrt()
+    noise = rounding(cross) if noise is None else noise
+    return torch.where(values > noise.unsqueeze(-1), values, 0.0).sqrt()
+
+
+def rounding(cross: Tensor) -> Tensor:
+    """Rounding error of eigenvalues of a scatter matrix: (..., d, d) sums of x x' -> (...).
+
+    Relative to the sums before the mean is taken off: equal samples have no spectrum, whatever their size.
+    """
+    return cross.diagonal(dim1=-2, dim2=-1).sum(-1) * cross.shape[-1] * torch.finfo(cross.dtype).eps
+
+
+def in_span(sums: Tensor) -> Tensor:
+    """The same sums (G, 1 + d, 1 + d) of [1, x]' [1, x] with x in coordinates of what all samples span.
+
+    A rotation, so no spectrum changes; with few samples the span is narrow, and so is each matrix that is taken
+    apart afterwards.
+    """
+    whole = sums.sum(0)
+    if 2 * (count := int(whole[0, 0])) > whole.shape[0]:
+        return sums
+    axes = torch.linalg.eigh(whole[1:, 1:]).eigenvectors[:, -count:]
+    to_span = torch.block_diag(torch.ones_like(axes[:1, :1]), axes)
+    return to_span.T @ sums @ to_span
 
 
 # ------------------------------------------------------------------------------------------ the null
@@ -212,8 +233,12 @@ class EffectiveRank(Measure):
         """
         sizes = self.images[:, i].cpu()
         used = sizes > 0
-        rest = left_out(getattr(self, f"{level}_{i}")[used])
-        found = torch.stack([effective_rank(spectrum(s[1:, 1:], s[0, 1:], s[0, 0])) for s in rest]).cpu()
+        sums = getattr(self, f"{level}_{i}")[used]
+        noise = rounding(left_out(sums)[:, 1:, 1:])
+        rest = zip(left_out(in_span(sums)), noise, strict=True)
+        found = torch.stack(
+            [effective_rank(spectrum(s[1:, 1:], s[0, 1:], s[0, 0], n)) for s, n in rest]
+        ).cpu()
         out = found[:1].repeat(self.groups)
         out[used] = found[1:]
         return Estimate(found[0].numpy(), out.numpy(), sizes.numpy())
