@@ -165,6 +165,15 @@ def test_a_figure_shows_itself_with_its_numbers_and_goes_to_a_paper(tmp_path):
         figure.save(tmp_path / "x.gif")
 
 
+def test_a_figure_knows_how_low_its_letters_let_it_be_shown():
+    fig, ax = new_axes(width=4, height=2)
+    ax.set_xlabel("words", fontsize=6)
+    ax.set_ylabel("", fontsize=1)  # no letters
+    figure = finish(fig, tidy([row("cka_mean", "one", 0, 0.5)]), "n = 8", "n = 8")
+    assert figure.least_height == 2 * 96 * 9 / 8  # 6 points are 8 pixels
+    assert '<figure style="--least: 216px">' in own_figure(figure.html())
+
+
 def test_other_names_reach_every_word_of_a_figure_and_none_of_its_numbers():
     rows = [row("parameters", m, None, 1e6) | {"null_kind": "as two"} for m in TWO]
     depth = by_depth(Result("m", [row("cosine_centred", m, 0, 0.1) for m in TWO]), ["cosine_centred"])

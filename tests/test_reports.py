@@ -495,6 +495,24 @@ def assert_good_page(html: str, folder: Path | None = None) -> Checked:
     return page
 
 
+#: CSS pixels of a page's column, and of a window of 1100 x 800 below question and answer
+COLUMN, BELOW = 768, 420
+
+
+def assert_readable_answer(html: str) -> None:
+    """The deciding figure has room beside the answer with letters of 9 pixels: it is shrunk to no less."""
+    for figure in re.findall(r'<section class="answer".*?</section>', html, flags=re.DOTALL):
+        for least, drawing in re.findall(
+            r'<figure[^>]* style="--least: (\d+)px">(.*?)</figure>', figure, flags=re.DOTALL
+        ):
+            assert int(least) <= BELOW
+            # letters are drawn with 12 pixels: so wide may it be at most to be shrunk to the column
+            assert int(re.search(r'<(?:svg|img)[^>]* width="(\d+)"', drawing)[1]) <= COLUMN * 12 / 9  # type: ignore[index]
+    assert not re.search(
+        r'<section class="answer"(?:(?!</section>).)*<figure(?![^>]*--least)', html, flags=re.DOTALL
+    )
+
+
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 EVIL = "<script>alert('x')</script>"
 
@@ -651,6 +669,8 @@ def test_the_answer_its_figure_and_its_verdict_come_first() -> None:
     assert places == sorted(places)
     assert html.index("<details", html.index("<main")) < html.index("The method")
     assert "● Supported" in html
+    assert_readable_answer(html)
+    assert "max(21rem, var(--least" in html  # however low the rest makes it, letters can be read
 
 
 def test_a_page_refuses_a_figure_without_alt_text_unless_the_run_failed() -> None:
@@ -707,6 +727,7 @@ def test_every_notebook_of_the_suite_makes_a_report(
     about = made.sidecar(side.stem)
     html = made.bytes(f"{side.stem}.html").decode()
     page = assert_good_page(html, made.folder)
+    assert_readable_answer(html)
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", html, flags=re.DOTALL)
     least = LEAST.get(name, 3)
     drawings = re.findall(r"<svg.*?</svg>", html, flags=re.DOTALL)

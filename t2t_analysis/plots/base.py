@@ -8,6 +8,7 @@ computes a result.
 from __future__ import annotations
 
 import io
+import math
 import re
 import textwrap
 import warnings
@@ -32,6 +33,8 @@ from .fonts import USUAL, fonts_for, legible, missing_letters, relabel, unusual
 
 #: pixels per inch in the saved PNG; shown at 96 per inch, so screens with small pixels stay sharp
 DPI = 150
+#: CSS pixels of the smallest letters that a reader can be asked to read
+READABLE = 9
 #: for one-sided quantities (CKA, attention, distance), and for signed ones (limits symmetric about 0)
 SEQUENTIAL, DIVERGING = "viridis", "RdBu_r"
 #: Okabe and Ito (2008), told apart by colour-blind readers; yellow is left out, it fades on white
@@ -162,6 +165,13 @@ class Figure:
         """Width in CSS pixels."""
         return round(float(self.fig.get_size_inches()[0]) * 96)
 
+    @property
+    def least_height(self) -> int:
+        """Height in CSS pixels under which its smallest letters are no longer read: they have ``READABLE`` pixels."""
+        words = (text for text in self.fig.findobj(Text) if text.get_visible() and text.get_text().strip())
+        points = min((text.get_fontsize() for text in words), default=_STYLE["font.size"])
+        return math.ceil(float(self.fig.get_size_inches()[1]) * 72 * READABLE / points)
+
     def _bytes(self, kind: str) -> bytes:
         buffer = io.BytesIO()
         about: dict[str, Any] = {
@@ -242,7 +252,8 @@ class Figure:
             table = b64encode(self.csv().encode()).decode("ascii")
             numbers = f' <a download="figure.csv" href="data:text/csv;base64,{table}">Numbers (CSV)</a>'
         return (
-            f'<figure><img src="{source}" alt="{escape(self.alt)}" width="{self.width}">'
+            f'<figure data-least-height="{self.least_height}"><img src="{source}" alt="{escape(self.alt)}" '
+            f'width="{self.width}">'
             f"<figcaption>{inline_html(self.caption)}{numbers}</figcaption></figure>"
         )
 

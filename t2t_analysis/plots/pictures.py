@@ -138,7 +138,7 @@ def rollout_examples(
 
 
 def attribution_panels(explained: Explained | Sequence[Explained], images: Sequence[int] = (0, 1)) -> Figure:
-    """Images with the maps of every model and method, a row for each image and model.
+    """A row for each image: as each model saw it, with the maps of every method beside it.
 
     Maps run from blue (against the class) over white to red (for it), every map on its own scale up to the 99 % point
     of its absolute values.
@@ -147,14 +147,17 @@ def attribution_panels(explained: Explained | Sequence[Explained], images: Seque
 
     several = list(explained) if isinstance(explained, Sequence) else [explained]
     chosen = list(several[0].maps)
-    pairs = [(index, one) for index in images for one in several]
+    across = ["image", *(METHODS[method].words for method in chosen)]
     with use_style():
-        rows = [
-            [Tile(picture(one.images[i])), *(_signed(one.maps[method][i].numpy()) for method in chosen)]
-            for i, one in pairs
-        ]
-        titles = ["image", *(METHODS[method].words for method in chosen)]
-        fig = tiles(rows, [one.label for _, one in pairs], titles, ticks=[-1, 0, 1], side=1.9,
+        rows: list[list[Tile | None]] = [[] for _ in images]
+        for row, i in zip(rows, images, strict=True):
+            for one in several:
+                row += [
+                    Tile(picture(one.images[i])),
+                    *(_signed(one.maps[method][i].numpy()) for method in chosen),
+                ]
+        titles = [f"{one.label}: {words}" for one in several for words in across]
+        fig = tiles(rows, [""] * len(rows), titles, ticks=[-1, 0, 1],
                     bar="against the class … for it (each map's own scale)")  # fmt: skip
     kinds = {"predicted": "the class that each model answers", "label": "the labelled class"}
     each = dict.fromkeys(", ".join(dict.fromkeys(_class(one, i) for one in several)) for i in images)

@@ -107,6 +107,8 @@ def own_html(html: str) -> str:
 def own_figure(html: str) -> str:
     """Return a figure of ours: an SVG becomes part of the page and follows its colours; a PNG stays as it is."""
     given = BeautifulSoup(html, "html.parser")
+    figure = given.find("figure")
+    least = str(figure.get("data-least-height", "")) if isinstance(figure, Tag) else ""
     image, words = given.find("img"), given.find("figcaption")
     if not isinstance(image, Tag) or not isinstance(words, Tag):
         return own_html(html)
@@ -121,7 +123,8 @@ def own_figure(html: str) -> str:
     picture = f'<img src="{escape(source)}" alt="{alt}" width="{_pixels(image)}">'
     if source.startswith(_SVG):
         picture = _inline(b64decode(source.removeprefix(_SVG)).decode("utf-8"), _pixels(image))
-    return f"<figure>{picture}<figcaption><p>{caption}</p></figcaption></figure>"
+    size = f' style="--least: {least}px"' if least.isdigit() else ""
+    return f"<figure{size}>{picture}<figcaption><p>{caption}</p></figcaption></figure>"
 
 
 _SVG = "data:image/svg+xml;base64,"
