@@ -242,12 +242,12 @@ def quantity(name: str) -> Quantity:
     return replace(found, name=name)
 
 
-def ends(name: str) -> tuple[float | None, float | None]:
+def possible(name: str) -> tuple[float | None, float | None]:
     """Smallest and largest value that an estimate can have: of a share that was counted, else None.
 
     An estimate without bias may lie beyond the ends of what it estimates, as that of a CKA of 0 does half of the time.
 
-    >>> ends("top1"), ends("accuracy_difference"), ends("layer_cka"), ends("of my own")
+    >>> possible("top1"), possible("accuracy_difference"), possible("layer_cka"), possible("of my own")
     ((0.0, 1.0), (None, None), (None, None), (None, None))
     """
     found = _resolved(name)

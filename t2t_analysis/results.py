@@ -24,7 +24,7 @@ from ._files import whole_file, writable_folder, write_whole
 from ._repr import MOST_ROWS, html_table, readable
 from .errors import T2TError, UnknownNameError
 from .estimates import Estimate
-from .quantities import ends
+from .quantities import possible
 from .tables import Rows, columns, typed
 
 #: column -> (dtype, meaning). The order is the order in every frame and file.
@@ -34,11 +34,13 @@ COLUMNS = columns("results")
 def tidy(rows: Rows) -> pd.DataFrame:
     """Return ``rows`` with exactly the columns of ``COLUMNS``, typed; an unknown column is an error.
 
-    Intervals of shares end at 0 and 1: no accuracy is below 0, whatever Student's t says of three seeds.
+    Intervals of shares end at 0 and 1: no accuracy is below 0, whatever Student's t says of three seeds. What stands
+    between two models may be a difference, by whatever name, and has no such ends.
     """
     frame = typed(rows, "results")
-    for name, where in frame.groupby("quantity").indices.items():
-        least, most = ends(str(name))
+    alone = frame["quantity"].where(frame["model_b"].isna())
+    for name, where in frame.groupby(alone).indices.items():
+        least, most = possible(str(name))
         for value, low, high in (("value", "low", "high"), ("null", "null_low", "null_high")):
             middle, at = frame[value].to_numpy()[where], frame.index[where]
             if least is not None:

@@ -581,6 +581,13 @@ def test_headlines_of_two_bundled_models_come_out_whole() -> None:
     assert blind["value"] > 0.5  # a hard split sees nothing outside its cell, by construction
 
 
+def test_a_difference_by_the_name_of_a_share_keeps_its_whole_interval() -> None:
+    row = {"quantity": "invalid_area", "model": "a", "value": -1e-5, "low": -2e-5, "high": 1.5}
+    alone, between = tidy([row | {"value": 0.1}]), tidy([row | {"model_b": "b"}])
+    assert (alone["low"][0], alone["high"][0]) == (0.0, 1.0)  # no share is below 0 or above 1
+    assert (between["low"][0], between["high"][0]) == (-2e-5, 1.5)
+
+
 def test_headlines_survive_a_round_trip(tmp_path: Path) -> None:
     rows = [{"quantity": "edge_own", "model": "run", "value": 0.123456, "measure": "edge_decodability"}]
     for row in (rows[0] | {"value": 0.5}, rows[0], rows[0] | {"model": "other"}):
