@@ -97,7 +97,7 @@ def table_data(frame: pd.DataFrame, caption: str) -> dict[str, Any]:
 def table(frame: pd.DataFrame, caption: str, *, folded: bool = False) -> None:
     """Show a table with a caption, without the index, floats to three significant digits; nothing of an empty one.
 
-    A ``folded`` one, as notebooks have them, is seen on a click on its caption.
+    Of a ``folded`` one the caption alone is in sight; a click on it unfolds the table.
     """
     if frame.empty:
         return

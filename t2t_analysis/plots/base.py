@@ -169,7 +169,7 @@ class Figure:
     def least_height(self) -> int:
         """Height in CSS pixels under which its smallest letters are no longer read: they have ``READABLE`` pixels."""
         words = (text for text in self.fig.findobj(Text) if text.get_visible() and text.get_text().strip())
-        points = min((text.get_fontsize() for text in words), default=_STYLE["font.size"])
+        points = min((float(text.get_fontsize()) for text in words), default=10.0)
         return math.ceil(float(self.fig.get_size_inches()[1]) * 72 * READABLE / points)
 
     def _bytes(self, kind: str) -> bytes:
@@ -293,16 +293,13 @@ def untrained_note(frame: pd.DataFrame) -> str:
 
     >>> from t2t_analysis.results import tidy
     >>> print(untrained_note(tidy([{"model": "a", "model_b": "b", "weights": "file | UNTRAINED (random)"}])))
-    UNTRAINED: b has random weights: its architecture, nothing that was learned.
+    UNTRAINED: b has random weights, nothing in it was learned.
     """
     names = list(dict.fromkeys(_untrained_names(frame)))
     if not names:
         return ""
-    verb = "has" if len(names) == 1 else "have"
-    return (
-        f"UNTRAINED: {' and '.join(names)} {verb} random weights: {'its' if len(names) == 1 else 'their'} "
-        "architecture, nothing that was learned."
-    )
+    verb, it = ("has", "it") if len(names) == 1 else ("have", "them")
+    return f"UNTRAINED: {' and '.join(names)} {verb} random weights, nothing in {it} was learned."
 
 
 def finish(fig: MplFigure, frame: pd.DataFrame, caption: str, alt: str) -> Figure:

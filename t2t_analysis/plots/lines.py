@@ -263,7 +263,8 @@ def _whole(drawn: Sequence[Rows], kept: Sequence[int]) -> pd.DataFrame:
 def left_out(titles: Sequence[str], kept: Sequence[int]) -> str:
     """What a caption says of panels that are not drawn."""
     others = [title for i, title in enumerate(titles) if i not in kept]
-    what = ", ".join(others) if len(others) <= 2 else f"{len(others)} panels"
+    what = ", ".join(others)
+    what = f"{len(others)} panels" if len(what.split()) > 10 else what
     return f"Not drawn, as all 0 or missing: {what}." if others else ""
 
 
