@@ -30,7 +30,6 @@ from t2t_analysis.plots import verdict_plot
 from t2t_analysis.results import Result, tidy
 from t2t_analysis.sentences.claims import (
     claim_findings,
-    deciding_table,
     decisive,
     effects_table,
     seed_sentences,
@@ -38,6 +37,7 @@ from t2t_analysis.sentences.claims import (
     side_by_side,
     side_by_side_tables,
     verdict_rows,
+    verdict_table,
     what_would_change,
 )
 from t2t_analysis.training import rows as study_rows
@@ -607,20 +607,22 @@ def test_words_tables_and_figure_follow_the_ledger(tmp_path: Path) -> None:
     frame = ledger(evidence)
     findings = claim_findings(frame, "made runs")
     said = summary(frame).set_index("claim")["statement"]["local-structure"].removesuffix(".")
-    assert f"supported: {said} (local-structure), " in findings[0]  # what is settled stands in words
+    assert f"**Supported**: {said} (local-structure); " in findings[0]  # what is settled stands in words
     assert "This rests on made runs." in findings[0]
     untested = list(summary(frame).query("verdict == 'not tested'")["claim"])
-    named = findings[0].partition("; not tested ")[2].partition(". ")[0]
+    named = findings[0].partition("**Not tested**: ")[2].partition(". ")[0]
     assert sorted(re.split(", | and ", named)) == sorted(untested)
     decide = decisive(frame)
     assert set(frame.loc[decide, "claim"]) | set(untested) == set(NAMES)
     shown = effects_table(frame)
     assert len(effects_table(frame[decide])) + len(effects_table(frame[~decide])) == len(shown)
     assert len(shown) == len(frame)
-    first, caption = deciding_table(frame)
-    usual = re.search("n: (.*) if none is given", caption)[1]
-    assert list(first["n"].replace("", usual)) == list(shown[decide.to_list()]["n"])
-    assert "p (Holm)" not in first
+    first = verdict_table(frame).set_index("claim")
+    assert list(first.index) == list(dict.fromkeys(frame.loc[frame["effect"] != "", "claim"]))
+    assert list(first["verdict"]) == [
+        summary(frame).set_index("claim")["verdict"][name] for name in first.index
+    ]
+    assert first["first number that decides"].str.len().min() > 0
     reasons = shown["verdict"].str.strip("()").str.startswith("not tested: ")
     assert reasons.sum() == (frame["verdict"] == "not tested").sum()
     assert (shown["verdict"].str.startswith("(") == ~frame["deciding"]).all()
@@ -633,9 +635,9 @@ def test_words_tables_and_figure_follow_the_ledger(tmp_path: Path) -> None:
     rows = side_by_side({"made runs": frame})
     assert not side_by_side_tables(rows, besides="made runs")
     (table,) = side_by_side_tables(rows, besides="").values()
-    assert list(table.columns) == ["claim", "statement", "made runs"]
     assert list(table["claim"]) == list(NAMES)
-    assert table["made runs"].str.split(": ").str[0].tolist() == list(summary(frame)["verdict"])
+    assert set(table["of"]) == {"made runs"}
+    assert list(table["verdict"]) == list(summary(frame)["verdict"])
     assert len(what_would_change(frame)) == len(NAMES)
     figure = verdict_plot(frame)
     deciding = frame[frame["deciding"] & (frame["verdict"] == "supported")]
@@ -653,6 +655,10 @@ def test_disagreement_and_alarms_are_said(tmp_path: Path) -> None:
     )
     frame = ledger(controlled_evidence(folder=folder))
     assert summary(frame).set_index("claim")["verdict"]["local-structure"] == "open"
+    why = {row["claim"]: row["why"] for row in verdict_rows(frame)}
+    assert (
+        why["local-structure"] == "1 supported, 1 contradicted"
+    )  # beside the first number, which looks clear
     assert "local-structure" in claim_findings(frame, "made runs")[0]
     assert "raises false alarms" in seed_sentences({"cell": frame})[0]  # as if both sides were seeds
     quiet = frame.assign(verdict="open")

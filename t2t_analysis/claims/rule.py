@@ -89,7 +89,7 @@ def judge(row: Row, *, direction: int, smallest: float, family: int = 1) -> Judg
     >>> [judge({"value": v, "low": v - 0.02, "high": v + 0.02}, direction=1, smallest=0.05).verdict for v in (0, -0.05)]
     ['no difference that counts', 'claimed effect excluded']
     >>> judge({"value": 0.12, "low": 0.06, "high": 0.18}, direction=1, smallest=0.05, family=9).reason
-    'supported alone, not among 9'
+    'supported by itself, not with 9 judged at once'
     """
     value, spread = number_in(row, "value"), _spread(row)
     if spread is None:
@@ -108,7 +108,7 @@ def judge(row: Row, *, direction: int, smallest: float, family: int = 1) -> Judg
     if verdict == OPEN and smallest and own[1] - own[0] > WIDEST * smallest:
         verdict, reason = NOT_TESTABLE, f"the interval is wider than {WIDEST} smallest effects"
     elif verdict != alone:
-        reason = f"{alone} alone, not among {family}"
+        reason = f"{alone} by itself, not with {family} judged at once"
     return Judgement(verdict, p, p_same, low, high, reason)
 
 

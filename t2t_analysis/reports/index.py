@@ -57,11 +57,13 @@ def _ledgers(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in done:
         for ledger in row.get("verdicts", []):
             seen = [
-                v | {"page": pages.get((v["notebook"], row["pair"])), "evidence": telling(v["evidence"])}
+                v
+                | {"page": pages.get((v["notebook"], row["pair"])), "evidence": telling(v["evidence"])}
+                | {"cells": _cells(telling(v["evidence"]), ledger["about"])}
                 for v in ledger["verdicts"]
                 if v["evidence"]  # of the others nothing is said here
             ]
-            bases = list(dict.fromkeys(one["basis"] for v in seen for one in v["evidence"]))
+            bases = list(dict.fromkeys(basis for v in seen for basis in v["cells"]))
             about = {name: row[name] for name in ("page", "pair")} | {"bases": bases}
             found.append(about | ledger | {"verdicts": seen})
     return found
@@ -76,6 +78,24 @@ def telling(evidence: list[dict[str, Any]]) -> list[dict[str, Any]]:
             bases.add(one["basis"])
             tested.append(one)
     return tested
+
+
+def _cells(evidence: list[dict[str, Any]], about: str) -> dict[str, dict[str, list[dict[str, str]]]]:
+    """Basis -> what it was asked -> verdicts: a single one with its size, of several only who got which and why."""
+    found: dict[str, dict[str, list[dict[str, str]]]] = {}
+    for basis, asked in dict.fromkeys((one["basis"], one["statement"]) for one in evidence):
+        own = [one for one in evidence if (one["basis"], one["statement"]) == (basis, asked)]
+        lines: dict[tuple[str, str], list[str]] = {}
+        for one in own:
+            lines.setdefault((one["verdict"], one["why"]), []).append(one["about"].partition(",")[0])
+        of = own[0]["compared"] if own[0]["about"] == about else own[0]["about"]
+        found.setdefault(basis, {})[asked] = [
+            {"verdict": verdict, "why": why, "size": own[0]["size"], "of": of}
+            if len(own) == 1
+            else {"verdict": verdict, "why": why, "size": "", "of": ", ".join(dict.fromkeys(names))}
+            for (verdict, why), names in lines.items()
+        ]
+    return found
 
 
 def _groups(done: list[dict[str, Any]]) -> list[dict[str, Any]]:

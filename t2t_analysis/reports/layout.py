@@ -28,7 +28,11 @@ def chip_class(verdict: str) -> str:
 
 
 def mark_verdicts(soup: BeautifulSoup) -> None:
-    """A verdict in bold becomes a chip: colour, shape and word."""
+    """A verdict in bold, or alone in a cell, becomes a chip: colour, shape and word."""
+    for cell in soup.find_all("td"):
+        if cell.get_text() in CHIPS:
+            cell.append(soup.new_tag("strong", string=cell.get_text()))
+            cell.contents[0].extract()
     for strong in soup.find_all("strong"):
         words = strong.get_text()
         if (verdict := words.lower()) in CHIPS:  # a sentence may begin with it

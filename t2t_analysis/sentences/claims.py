@@ -9,12 +9,12 @@ import pandas as pd
 
 from ..claims.ledger import claim_named, overall, summary
 from ..claims.likeness import OPEN as NOT_CLEAR
-from ..claims.rule import NOT_TESTABLE, NOT_TESTED, OPEN, SMALLEST, VERDICTS, WIDEST
+from ..claims.rule import NOT_TESTABLE, NOT_TESTED, OPEN, SMALLEST, VERDICTS
 from ..quantities import listed, plural, quantity
 
 
 def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
-    """Which claims got which verdict; the numbers that decide are in `deciding_table`.
+    """Which claims got which verdict; the numbers that decide are in `effects_table`.
 
     Parameters
     ----------
@@ -28,32 +28,32 @@ def claim_findings(frame: pd.DataFrame, about: str) -> list[str]:
     other = f" To {rest} others it cannot speak." if rest else ""
     of = {str(verdict): rows for verdict, rows in verdicts.groupby("verdict")}
     parts = [_which(verdict, of[verdict]) for verdict in VERDICTS if verdict in of]
-    return [f"Of {len(verdicts)} claims: {'; '.join(parts)}. This rests on {about}.{other}"]
+    return [f"{len(verdicts)} claims. {' '.join(parts)} This rests on {about}.{other}"]
 
 
 def _which(verdict: str, rows: pd.DataFrame) -> str:
     """The claims of one verdict: in words where it settles them, else by name."""
     if verdict in (OPEN, NOT_TESTABLE, NOT_TESTED):
-        return f"{verdict} {listed(rows['claim'])}"
+        return f"**{verdict.capitalize()}**: {listed(rows['claim'])}."
     each = [f"{row['statement'].removesuffix('.')} ({row['claim']})" for _, row in rows.iterrows()]
-    return f"{verdict}: {listed(each)}"
+    return f"**{verdict.capitalize()}**: {'; '.join(each)}."
 
 
 def _rows(frame: pd.DataFrame) -> list[pd.Series]:
     return [row for _, row in frame.iterrows()]
 
 
-def effect_words(row: pd.Series) -> str:
-    """One effect of a ledger: what is compared, value with interval, what it is held against, verdict."""
+def effect_words(row: pd.Series, judged: bool = True) -> str:
+    """One effect of a ledger: what is compared, value with interval, what it is held against, verdict if not said."""
     words = str(row["effect"])
     words = words[0].upper() + words[1:]
     if row["verdict"] == "not tested":
         return f"{words}: not tested, {row['reason']}."
     both = " minus " in row["compared"] or " over " in row["compared"]
     compared = f", {row['compared']}" if both else ""
-    why = f", {row['reason']}" if row["reason"] else ""
+    end = ", ".join(filter(None, (row["verdict"] * judged, row["reason"])))
     n = _units(row) if row["unit"] == "model" else f"n = {_units(row)}"
-    return f"{words}{compared}: {_shown(row)} ({n}; {_against(row)}): {row['verdict']}{why}."
+    return f"{words}{compared}: {_shown(row)} ({n}; {_against(row)}){': ' * bool(end)}{end}."
 
 
 def _against(row: pd.Series) -> str:
@@ -90,23 +90,25 @@ def _cells(row: pd.Series) -> dict[str, str]:
         "effect": f"{row['effect']}{': ' * bool(row['compared'])}{row['compared']}",
         "verdict": said if row["deciding"] else f"({said})",
         "claimed": _claimed(row),
-        "value [95 %]": "" if pd.isna(row["value"]) else _shown(row),
-        "p (Holm)": "" if pd.isna(row["p"]) else f"{_p(row['p'])} ({_p(row['p_holm'])})",
-        "p of equivalence": "" if pd.isna(row["p_same"]) else _p(row["p_same"]),
-        "n": _units(row) if row["n"] else "",
+        "value [95 %], n": "" if pd.isna(row["value"]) else f"{_shown(row)}, {_units(row)}",
+        "p; by Holm; of equality": ""
+        if pd.isna(row["p"])
+        else "; ".join(map(_p, row[["p", "p_holm", "p_same"]])),
     }
 
 
-def deciding_table(frame: pd.DataFrame) -> tuple[pd.DataFrame, str]:
-    """The effects that decide a verdict with the numbers that do, and the caption."""
-    rows = effects_table(frame[decisive(frame)]).drop(columns=["p (Holm)", "p of equivalence"])
-    words = f"(not testable: the 95 % interval is wider than {WIDEST} smallest effects)"
-    if rows.empty:
-        return rows, f"What decides {words}"
-    usual = rows["n"].mode()[0]
-    return rows.assign(
-        n=rows["n"].where(rows["n"] != usual, "")
-    ), f"What decides; n: {usual} if none is given {words}"
+def verdict_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """A row a claim that this kind of evidence can speak to: what it says, its verdict, and by which number first."""
+    rows = verdict_rows(frame[frame["effect"] != ""])
+    return pd.DataFrame(
+        [[row[name] for name in ("claim", "statement", "verdict")] + [_first(row)] for row in rows],
+        columns=["claim", "what it says", "verdict", "first number that decides"],
+    )
+
+
+def _first(row: Mapping[str, Any]) -> str:
+    """The first number that decides, and why the verdict is another one; or what is lacking."""
+    return "; ".join(filter(None, (row["size"], row["why"])))
 
 
 def _with_reason(row: pd.Series) -> str:
@@ -155,7 +157,7 @@ def verdict_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     said = ["claim", "statement", "said", "kind", "basis", "verdict", "notebook"]
     return [
         {name: str(row[name]) for name in said}
-        | _numbers(frame[(frame["claim"] == row["claim"]) & frame["deciding"]])
+        | _numbers(frame[(frame["claim"] == row["claim"]) & frame["deciding"]], row["votes"])
         for row in _rows(summary(frame))
     ]
 
@@ -190,30 +192,33 @@ def side_by_side(ledgers: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
 
 
 def side_by_side_tables(rows: list[dict[str, Any]], besides: str) -> dict[str, pd.DataFrame]:
-    """What each kind of evidence says, by what it rests on: a line a claim, a column for what was asked.
+    """What each kind of evidence says, by what it rests on: a line for what each claim was asked of.
 
-    A cell holds the verdict and the first number that decides it. Evidence about ``besides`` has a table of its own.
+    A line holds the verdict and the first number that decides it. Evidence about ``besides`` has a table of its own.
     """
-    said = pd.DataFrame([one for row in rows for one in row["evidence"] if one["about"] != besides])
-    if said.empty:
-        return {}
-    said["says"] = [": ".join(filter(None, (one["verdict"], one["size"]))) for _, one in said.iterrows()]
-    return {
-        str(basis): own.pivot(index=["claim", "statement"], columns="about", values="says")
-        .reindex(index=own.set_index(["claim", "statement"]).index.unique(), columns=own["about"].unique())
-        .reset_index()
-        .rename_axis(columns=None)
-        for basis, own in said.groupby("basis", sort=False)
-    }
+    said = [row | one for row in rows for one in row["evidence"] if one["about"] != besides]
+    tables: dict[str, pd.DataFrame] = {}
+    for basis in dict.fromkeys(str(one["basis"]) for one in said):
+        own = pd.DataFrame([one for one in said if one["basis"] == basis])
+        asked = own["statement"].where(
+            ~own["statement"].duplicated(), ""
+        )  # once, above those that it was asked of
+        tables[basis] = pd.DataFrame({
+            "claim": own["claim"], "what is asked": asked, "of": own["about"], "verdict": own["verdict"],
+            "first number": own["size"],
+        })  # fmt: skip
+    return tables
 
 
-def _numbers(effects: pd.DataFrame) -> dict[str, Any]:
+def _numbers(effects: pd.DataFrame, votes: str) -> dict[str, Any]:
     """The deciding effects of a claim; why one was not tested is in the report itself."""
     rows = [row for row in _rows(effects) if row["effect"]]
     tested = [row for row in rows if row["verdict"] != "not tested"]
-    reasons = dict.fromkeys(str(row["reason"]) for row in _rows(effects))
-    if tested:  # why a number that looks clear leaves it open; of the others the rule says why
-        reasons = dict.fromkeys(str(row["reason"]) for row in tested[:1] if row["verdict"] == OPEN)
+    reasons = list(dict.fromkeys(str(row["reason"]) for row in tested or _rows(effects)))
+    if len({row["verdict"] for row in tested}) > 1:  # the first number alone would mislead
+        reasons = [votes]
+    elif len(reasons) > 1:
+        reasons = [reasons[0], "" if tested else f"{len(reasons) - 1} more of the kind"]
     because = dict.fromkeys(str(row["because"]) for row in _rows(effects))
     why = [said for said in (*because, *reasons) if said not in ("", NOT_CLEAR, NOT_TESTED)]
     return {
