@@ -43,7 +43,8 @@ class Outputs:
 
         picture = figure.renamed(called)._repr_mimebundle_()
         narrow = table.rename(columns={name: "null" for name in table if str(name).endswith(": null")})
-        shown = {"figure": picture, "table": table_data(narrow, _CAPTION)}
+        data = table_data(narrow, _CAPTION)
+        shown = {"figure": picture, "table": {kind: called(text) for kind, text in data.items()}}
         for role, data in shown.items():
             about = {"raw": True, "metadata": {METADATA: {"role": role}}}
             if role in self._handles:

@@ -140,7 +140,7 @@ def test_one_model_alone_stands_beside_its_control() -> None:
     line = found.line("kl")
     assert line.startswith(
         "KL divergence from the full model: 0.500 nats [0.490, 0.510] in `ViT` (untrained 0.100 nats); "
-        "`ViT` minus `ViT, random` 0.4"
+        "`ViT` minus the untrained control 0.4"
     )
     assert found.untrained == []  # a control is no model in question
     assert found.judged([Effect("kl", "similarity", pair="kl")]) == []  # nothing is claimed of it

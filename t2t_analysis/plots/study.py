@@ -18,8 +18,18 @@ from .series import caption, error_bars, handle, how_sure, shown
 _LENGTHS = "_at_epochs"
 
 
+#: beginning of a cell's name -> how its tokens are made
+_SPLITS = {"hard": "hard split", "performer": "soft split"}
+
+
 def _short(name: Any) -> str:
-    return str(name).removeprefix("small_")
+    """A cell in words, as contrasts have it.
+
+    >>> _short("small_performer_deep"), _short("small_conv_wide")
+    ('soft split, deep', 'conv_wide')
+    """
+    kind, _, rest = str(name).removeprefix("small_").partition("_")
+    return f"{_SPLITS[kind]}, {rest}" if kind in _SPLITS else str(name).removeprefix("small_")
 
 
 def accuracy_by_cell(result: Result, runs: pd.DataFrame) -> Figure | None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import pandas as pd
 
+from .._show import code
+from ..quantities import listed
 from ..results import Result
 from .template import Facts, kept
 
@@ -27,7 +29,7 @@ def geometry_findings(results: Iterable[Result | None], models: Mapping[str, Any
     facts = Facts(results, models)
     return kept(
         *facts.no_verdict,
-        facts.line("attention_distance", tokens="patch", **_LAYERS, note="Null: uniform attention."),
+        _reach(facts),
         facts.line("attention_distance_last_minus_first", tokens="patch"),
         facts.line("attention_entropy", tokens="patch", **_LAYERS),
         facts.line("attention_entropy", tokens="class", **_LAYERS, note="Of the class token."),
@@ -36,6 +38,25 @@ def geometry_findings(results: Iterable[Result | None], models: Mapping[str, Any
         _last(facts, "rollout_between_images", "Of all layers."),
         _last(facts, "token_cosine", "In the last layer."),
     ) or ["How far attention looks cannot be said: no layer with finite attention maps."]
+
+
+def _reach(facts: Facts) -> str:
+    """Whether attention looks farther than if it were uniform, in each model, and the numbers."""
+    found: dict[str, list[str]] = {}
+    for label in facts.labels:
+        row = facts.row("attention_distance", label, tokens="patch", **_LAYERS)
+        if row is not None and pd.notna(row["null"]):
+            words = (
+                "farther than"
+                if row["low"] > row["null"]
+                else "nearer than"
+                if row["high"] < row["null"]
+                else "as far as"
+            )
+            found.setdefault(words, []).append(code(label))
+    said = listed(f"{words} uniform attention would in {listed(labels)}" for words, labels in found.items())
+    line = facts.line("attention_distance", tokens="patch", **_LAYERS)
+    return f"Attention looks {said}. {line}" if said else line
 
 
 def _last(facts: Facts, name: str, note: str) -> str:

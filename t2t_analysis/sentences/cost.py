@@ -50,10 +50,10 @@ def cost_findings(printed: Result, counted: Result, timed: Result, step: Result,
     facts = Facts([counted, timed, step], models)
     judged = _ledger()
     (claim,) = summary(judged).to_dict("records")
-    verdict = f"**{str(claim['verdict']).capitalize()}** by the models of the paper's tables"
+    verdict = f"**{str(claim['verdict']).capitalize()}** by the paper's models; those of this page are drawn"
     first, *rest = [effect_words(effect) for _, effect in judged[judged["deciding"]].iterrows()]
     return kept(
-        f"{claim['statement']} {verdict}. {first}", f"Also asked of them: {' '.join(rest)}",
+        f"{claim['statement']} {verdict}. {first}", f"Also asked of the paper's: {' '.join(rest)}",
         *(_count(facts, name) for name in ("parameters", "macs_all")),
         *(_time(facts, variant) for variant in _PASSES), _count(facts, "peak_training"),
         _halves(printed),

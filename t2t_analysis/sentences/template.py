@@ -136,7 +136,10 @@ class Facts:
         text = f"{about.title}: {each}{shown}"
         if apart is not None:
             of = quantity(str(apart["quantity"]))
-            names = f"{code(apart['model'])} minus {code(apart['model_b'])}"
+            twin = str(apart["model_b"]).endswith(TWIN)
+            names = (
+                f"{code(apart['model'])} minus {'the untrained control' if twin else code(apart['model_b'])}"
+            )
             text += f"; {'the first minus the second' if len(rows) == 2 else names} {of.interval(apart)}"
         counts = listed(dict.fromkeys(plural(row["n"], row["unit"]) for row in rows.values() if row["n"] > 0))
         return f"{text}{f', n = {counts}' if counts else ''}.{' ' * bool(note)}{note}"
@@ -170,13 +173,17 @@ class Facts:
         asked = ""
         for about, frame in self._ledgers(name).items():
             (row,) = summary(frame).to_dict("records")
-            first, *rest = [effect_words(effect) for _, effect in frame[frame["deciding"]].iterrows()]
+            votes = f" ({row['votes']})" if "," in row["votes"] else ""
+            effects = [effect for _, effect in frame[frame["deciding"]].iterrows()]
+            first, rest = (
+                effect_words(effects[0], judged=bool(votes)),
+                [effect_words(one) for one in effects[1:]],
+            )
             because = f"; {row['because']}" if row["because"] not in ("", OPEN, NOT_TESTED) else ""
             if row["statement"] == asked:
                 start, first = "The same:", first.partition(": ")[2]  # the words of the effect stand above
             else:
                 start = asked = row["statement"]
-            votes = f" ({row['votes']})" if "," in row["votes"] else ""
             verdict = f"**{row['verdict'].capitalize()}** for {about}{votes}"
             said.append(f"{start} {verdict}. {first.removesuffix('.')}{because}.")
             also += [f"Also asked of {about}: {' '.join(rest)}"] * bool(rest)
