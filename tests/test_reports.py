@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -289,6 +291,55 @@ def test_an_interrupted_run_leaves_the_good_report_and_no_kernel(
     assert made.run(tiny) == 0
     assert made.statuses() == ["done"]
     assert not list(made.folder.glob("*running*"))
+
+
+def test_ctrl_c_reaches_no_process_that_has_only_begun(write: Any, made: Made) -> None:
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "t2t_analysis",
+        "report",
+        write("one"),
+        write("two"),
+        "--jobs",
+        "2",
+    ]
+    process = subprocess.Popen(
+        [*command, "--out-dir", str(made.folder)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert b"2 at a time" in process.stdout.readline()
+    time.sleep(0.2)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert b"Traceback" not in errors
+
+
+def test_no_thread_of_the_pool_is_left_to_race_with_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "run_job", signal.sigtimedwait)
+    before = threading.enumerate(), multiprocessing.active_children()
+    with pytest.raises(TypeError):  # the first fails at once, the second would wait
+        list(runner._together([["no signal"], [signal.SIGUSR1]], 2, 60))  # type: ignore[list-item, arg-type]
+    assert (threading.enumerate(), multiprocessing.active_children()) == before
+
+
+def test_ctrl_c_stays_one_where_the_closing_of_a_kernel_fails(
+    write: Any, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        try:
+            raise KeyboardInterrupt
+        finally:
+            raise RuntimeError("Event loop stopped before Future completed.")
+
+    monkeypatch.setattr("papermill.execute_notebook", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        made.run(write("tiny"), write("other"))
+    assert not list(made.folder.glob("*running*"))
+    assert not list(made.folder.glob("*failed*"))
 
 
 def _until(happened: Callable[[], bool], seconds: float = 30) -> None:

@@ -77,6 +77,7 @@ def run_job(job: Job, force: bool = False) -> Outcome:
             return _export_again(job, fingerprint)
         return _run(job, fingerprint)
     except Exception as error:  # one report that fails must not stop the others
+        _raise_if_interrupted(error)
         return Outcome(job, "failed", f"{type(error).__name__}: {error}")
 
 
@@ -177,8 +178,17 @@ def _execute(job: Job, path: Path, results: Path) -> tuple[NotebookNode, str]:
                 execution_timeout=job.timeout,
             )
         except Exception as error:
+            _raise_if_interrupted(error)
             return _as_far_as_it_came(job, path), _reason(error, last_words(sockets))
     return nb, "" if _ran_through(nb) else "the notebook stopped before its last cell"
+
+
+def _raise_if_interrupted(error: BaseException | None) -> None:
+    """Ctrl-C stays Ctrl-C, also where the closing of a kernel failed after it."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        error = error.__context__
 
 
 def _as_far_as_it_came(job: Job, path: Path) -> NotebookNode:
@@ -245,23 +255,40 @@ def _together(jobs: Sequence[Job], workers: int, force: bool) -> Iterator[Outcom
     """Run several at a time, in processes that end when this one is interrupted or killed."""
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _end_with_parent) as pool:
-        running = {pool.submit(run_job, job, force): job for job in jobs}
         try:
+            with _interruption_blocked():
+                running = {pool.submit(run_job, job, force): job for job in jobs}
             for done in as_completed(running):
                 try:
                     yield done.result()
                 except BrokenProcessPool:
                     yield Outcome(running[done], "failed", "a process died, for example for want of memory")
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+        except (
+            BaseException
+        ):  # the pool's thread notices and ends; the pool waits for it, lest it be cut short
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
             raise
 
 
+@contextmanager
+def _interruption_blocked() -> Iterator[None]:
+    """Ctrl-C waits, and does not reach processes that are started here, not even before they can refuse it."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_with_parent() -> None:
     """Leave Ctrl-C to the process that started this one, and do not outlive it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):  # a kernel shall hear it
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     parent = multiprocessing.parent_process()
 
     def follow() -> None:
