@@ -20,6 +20,7 @@ from ._names import is_small
 from ._progress import in_kernel
 from ._show import RESULTS_VARIABLE
 from .errors import DataError, T2TError, UnknownNameError
+from .models.wrappers import check_bare
 from .quantities import quantity
 from .results import Result, tidy
 from .scene import CLASS, Look, Scene, Subject
@@ -336,6 +337,7 @@ def _loaded(model: nn.Module | str) -> nn.Module:
         return load_model(model)
     if not isinstance(model, nn.Module):
         raise T2TError(f"model of type {type(model).__name__}: expected a model, or a name for load_model")
+    check_bare(model)
     return model
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import re
 import weakref
 
 import pytest
@@ -13,6 +15,7 @@ from torch import nn
 import t2t_analysis.models  # noqa: F401 - registers our models with timm
 from t2t_analysis.capture import ModelView, TokenLayout, capture, names, observe, view
 from t2t_analysis.errors import CaptureError, T2TError, UnknownNameError
+from t2t_analysis.models.wrappers import unwrapped
 
 SIZE = (32, 48)
 TINY = {"img_size": SIZE, "depth": 2, "embed_dim": 48, "num_heads": 3, "num_classes": 7}
@@ -457,9 +460,21 @@ def test_models_without_tokens_in_blocks_are_refused(name, kwargs, lacks):
         names(model)
 
 
-def test_wrapped_models_are_refused_with_a_hint():
-    with pytest.raises(CaptureError, match=r"inside its wrapper"):
-        names(nn.DataParallel(vit()))
+def test_wrapped_and_compiled_models_are_refused_with_the_way_out():
+    model = vit()
+    for wrapped, way in (
+        (nn.DataParallel(model), ".module"),
+        (torch.optim.swa_utils.AveragedModel(model), ".module"),
+        (torch.compile(model, backend="eager"), "._orig_mod"),
+        (torch.compile(nn.DataParallel(model), backend="eager"), "._orig_mod.module"),
+    ):
+        with pytest.raises(CaptureError, match=rf"inside its wrapper \(`{re.escape(way)}`\)"):
+            names(wrapped)
+        assert unwrapped(wrapped) is (wrapped.module if way == ".module" else model)
+    model.blocks[1].compile(backend="eager")
+    with pytest.raises(CaptureError, match=r"compiled.* copy\.deepcopy\(model\)"):
+        names(model)
+    assert names(copy.deepcopy(model))
 
 
 class OtherAttention(timm.layers.Attention):

@@ -34,7 +34,7 @@ from t2t_analysis.data import (
     photos,
     train_data,
 )
-from t2t_analysis.data.loading import balanced_order, preprocessing
+from t2t_analysis.data.loading import balanced_order, preprocessing, seen_by
 from t2t_analysis.data.reading import read_rgb
 from t2t_analysis.errors import DataError, UnknownNameError
 from tests.data_tables import BEGIN, END, tables
@@ -683,6 +683,35 @@ def test_unreadable_images_are_named(flat, how):
         list(load_images(flat, img_size=32))
 
 
+def test_workers_that_are_spawned_give_the_same(flat):
+    loader = load_images(flat, img_size=32, workers=1)
+    loader.multiprocessing_context = "spawn"
+    for spawned, here in zip(_all(loader), _all(load_images(flat, img_size=32)), strict=True):
+        assert torch.equal(spawned, here)
+
+
+@pytest.mark.parametrize("name", ["photos", "photo_crops", "tree", "to train", "crops to train"])
+def test_data_sets_can_be_sent_to_workers(name, tree):
+    shutil.rmtree(tree / "val" / "owl")
+    dataset = {
+        "photos": lambda: load_images("photos", img_size=32).dataset,
+        "photo_crops": lambda: load_images("photo_crops").dataset,
+        "tree": lambda: load_images(tree, img_size=32).dataset,
+        "to train": lambda: train_data(tree),
+        "crops to train": lambda: train_data("photo_crops"),
+    }[name]()
+    sent = pickle.loads(pickle.dumps(dataset))
+    assert torch.equal(sent[1][0], dataset[1][0])
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.DataParallel, lambda model: torch.compile(model, backend="eager")])
+def test_a_wrapped_model_wants_the_images_of_the_model_inside(wrap):
+    model = timm.create_model("test_vit").eval()
+    plain = load_images("photos", model=model, n_images=2)
+    assert load_images("photos", model=wrap(model), n_images=2).config == plain.config
+    assert seen_by(load_images("photos", n_images=2), [wrap(model)])[0].dataset[0].images.shape[-1] == 160
+
+
 def test_unreadable_images_are_named_by_workers_too(flat, monkeypatch):
     monkeypatch.setattr(
         "torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1
@@ -708,6 +737,17 @@ def test_unreadable_images_are_skipped_counted_and_replaced(tree):
     assert any("2 unreadable" in note for note in info.notes)
     with pytest.raises(DataError, match=r"n_images=8 .* 7 images"):
         load_images(tree, split="train", n_images=8, on_error="skip")
+
+
+def test_links_to_nothing_and_pipes_are_named_and_counted(flat):
+    (flat / "3b.png").symlink_to(flat / "gone.png")
+    os.mkfifo(flat / "3c.png")  # who reads it waits for ever
+    with pytest.raises(DataError, match=r"3b\.png: it is a link to nothing"):
+        list(load_images(flat, img_size=32))
+    info = load_images(flat, img_size=32, on_error="skip").dataset.info
+    assert info.n == 7
+    assert [Path(line.split(": ")[0]).name for line in info.skipped] == ["3b.png", "3c.png"]
+    assert any("2 unreadable" in note for note in info.notes)
 
 
 def test_nothing_readable(tmp_path):

@@ -266,8 +266,7 @@ def _require_vit(model: Any) -> nn.Module:
     if not hasattr(model, "num_prefix_tokens"):
         lacks.append("a count of prefix tokens (`num_prefix_tokens`)")
     if lacks or start is None:
-        inner = "; pass the model inside its wrapper (`.module`)" if hasattr(model, "module") else ""
-        raise CaptureError(f"cannot observe {type(model).__name__}: it lacks {' and '.join(lacks)}{inner}")
+        raise CaptureError(f"cannot observe {type(model).__name__}: it lacks {' and '.join(lacks)}")
     return start
 
 

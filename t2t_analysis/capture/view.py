@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import UnknownNameError
+from ..models.wrappers import check_bare
 from .attention import Attention, backbone_attention
 from .layout import Grids, TokenLayout
 from .places import Places, find_places, is_layer
@@ -39,6 +40,7 @@ class ModelView:
     """
 
     def __init__(self, model: nn.Module, label: str | None = None) -> None:
+        check_bare(model)
         self.model = model
         self.places = self.find_places(model)
         self.label = label or _architecture(model)
@@ -140,7 +142,7 @@ def view(model: nn.Module | ModelView, label: str | None = None) -> ModelView:
     Raises
     ------
     CaptureError
-        The model is no vision transformer; the message names what it lacks.
+        The model is no vision transformer, compiled, or inside a wrapper; the message says what is lacking.
 
     Examples
     --------

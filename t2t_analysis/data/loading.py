@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .._device import torch_device
 from ..errors import DataError, UnknownNameError
+from ..models.wrappers import unwrapped
 from .crops import CROP, FixedCrops, as_images, crop_classes, crops_info
 from .imagenet import number_as_head
 from .info import DataInfo, chance_level
@@ -377,7 +378,7 @@ def seen_by(loader: Any, models: Sequence[nn.Module]) -> tuple[Any, list[int]]:
     """
     if not isinstance(loader, ImageLoader):
         return loader, [0] * len(models)
-    configs = [loader.config_of(model) for model in models]
+    configs = [loader.config_of(unwrapped(model)) for model in models]
     distinct = [config for i, config in enumerate(configs) if config not in configs[:i]]
     return loader.showing(distinct), [distinct.index(config) for config in configs]
 
@@ -531,6 +532,7 @@ def load_images(
     """
     check_types(data, model, split, n_images=n_images, batch_size=batch_size, seed=seed, workers=workers)
     shard = _check_loader(on_error, shard)
+    model = None if model is None else unwrapped(model)
     common: dict[str, Any] = {"model": model, "img_size": img_size, "num_workers": workers}
     common["pin_memory"] = torch_device(device, here=False).type == "cuda"
     common["generator"] = torch.Generator().manual_seed(seed)

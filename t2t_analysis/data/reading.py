@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -70,6 +71,11 @@ def read_rgb(file: str | IO[bytes] | Any, name: str) -> Image.Image:
     decode.
     """
     try:
+        if (
+            isinstance(file, str | Path) and not Path(file).is_file()
+        ):  # of a pipe, reading would wait for ever
+            what = "a link to nothing" if Path(file).is_symlink() else "no file"
+            raise DataError(f"cannot read the image {name}: it is {what}")
         with Image.open(file) as image:
             return to_rgb(image, name)
     except DataError:
