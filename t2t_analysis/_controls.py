@@ -12,6 +12,7 @@ from dataclasses import asdict, replace
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from ._names import TWIN
 from ._show import METADATA, called, table_data
 from .scene import CLASS
 
@@ -31,6 +32,15 @@ _STATIC = "Controls appear here in JupyterLab, with ipywidgets installed. Below 
 _CAPTION = "The numbers of the measures for what is shown; null: what they would be with nothing to see."
 
 
+def _heading(name: Any) -> str:
+    """A column's heading beside that of its model.
+
+    >>> _heading("a"), _heading("a, random"), _heading("a, random: null")
+    ('a', 'untrained', 'null')
+    """
+    return "null" if str(name).endswith(": null") else "untrained" if str(name).endswith(TWIN) else str(name)
+
+
 class Outputs:
     """Figure and table as outputs of the running cell that can be replaced later."""
 
@@ -42,8 +52,7 @@ class Outputs:
         from IPython.display import display
 
         picture = figure.renamed(called)._repr_mimebundle_()
-        narrow = table.rename(columns={name: "null" for name in table if str(name).endswith(": null")})
-        data = table_data(narrow, _CAPTION)
+        data = table_data(table.rename(columns=_heading), _CAPTION)
         shown = {"figure": picture, "table": {kind: called(text) for kind, text in data.items()}}
         for role, data in shown.items():
             about = {"raw": True, "metadata": {METADATA: {"role": role}}}
