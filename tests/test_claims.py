@@ -639,6 +639,8 @@ def test_words_tables_and_figure_follow_the_ledger(tmp_path: Path) -> None:
     assert set(table["of"]) == {"made runs"}
     assert list(table["verdict"]) == list(summary(frame)["verdict"])
     assert len(what_would_change(frame)) == len(NAMES)
+    most = pd.concat([frame[decide]] * 2).head(12)  # so many rows has the figure of a page's answer at most
+    assert verdict_plot(most).least_height <= 420
     figure = verdict_plot(frame)
     deciding = frame[frame["deciding"] & (frame["verdict"] == "supported")]
     assert f"{len(deciding)} supported" in figure.caption

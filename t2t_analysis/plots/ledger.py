@@ -32,7 +32,7 @@ def verdict_plot(frame: pd.DataFrame, title: str = "Effects, in the direction of
     """
     tested = frame[frame["verdict"] != "not tested"].reset_index(drop=True)
     with use_style():
-        fig, ax = new_axes(width=9.0, height=1.5 + 0.42 * max(1, len(tested)))
+        fig, ax = new_axes(width=9.0, height=1.5 + 0.36 * max(1, len(tested)))
         ax.axvline(0, color=PALETTE["black"], linewidth=0.8)
         for i, row in tested.iterrows():
             _interval(ax, len(tested) - 1 - int(str(i)), row)
