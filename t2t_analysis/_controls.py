@@ -94,7 +94,7 @@ class Controls:
         known = self.widgets | {"photograph": self.photograph}
         lines = [[known[name] for name in line] for line in _LINES]
         boxes = [widgets.HBox(line, layout={"flex_flow": "row wrap"}) for line in lines]
-        names = [escape(subject.label) for subject in exploration.subjects]
+        names = [escape(called(subject.label)) for subject in exploration.subjects]
         follows = "".join(f"; {name} follows, at the same relative depth" for name in names[1:])
         whose = widgets.HTML(f"Layer, head and channel of <b>{names[0]}</b>{follows}")
         self.box = widgets.VBox([*boxes[:-1], whose, boxes[-1], self.note])
