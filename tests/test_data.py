@@ -265,6 +265,12 @@ def test_crops_are_resized_to_a_larger_model_and_that_is_said():
 # ---- preprocessing ---------------------------------------------------------------------------------------
 
 
+def test_loaders_and_batches_show_themselves_in_a_line():
+    images = load_images("photos", n_images=3, batch_size=2, img_size=32)
+    assert repr(images).endswith("3 images, batches of 2>")
+    assert repr(next(iter(images))) == "<Batch: images 2x3x32x32, with labels and index>"
+
+
 def test_preprocessing_is_the_models_own():
     model = timm.create_model("vit_tiny_patch16_224", img_size=(64, 96), depth=1)
     config = preprocessing(model)

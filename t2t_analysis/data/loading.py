@@ -34,6 +34,9 @@ class Batch(NamedTuple):
     labels: Tensor
     index: Tensor  # type: ignore[assignment]
 
+    def __repr__(self) -> str:
+        return f"<Batch: images {'x'.join(map(str, self.images.shape))}, with labels and index>"
+
 
 def balanced_order(
     labels: np.ndarray, seed: int, bad: Collection[int] = (), clusters: np.ndarray | None = None
@@ -351,7 +354,8 @@ class ImageLoader(DataLoader):
         self.config, self.img_size, self._how = config, img_size, how
 
     def __repr__(self) -> str:
-        return f"<images: {self.dataset.info._line()}, batches of {self.batch_size}>"  # type: ignore[attr-defined]
+        size = self.batch_size or max(map(len, self.batch_sampler), default=0)  # type: ignore[arg-type]
+        return f"<images: {self.dataset.info._line()}, batches of {size}>"  # type: ignore[attr-defined]
 
     def _repr_html_(self) -> str:
         return self.dataset.info._repr_html_()  # type: ignore[attr-defined]
