@@ -89,7 +89,10 @@ def _findings(printed=None, counted=None, timed=SLOWER, step=SLOWER, models=MODE
 def test_the_claim_is_judged_by_the_ledger_first():
     first = _findings()[0]
     assert "half the parameters" in first
-    assert "**Supported** by the models of the paper's tables. Parameters, ratio less one half" in first
+    assert (
+        "**Supported** by the paper's models; those of this page are drawn. Parameters, ratio less one half"
+        in first
+    )
 
 
 def test_the_pair_is_counted_and_timed_with_interval():
