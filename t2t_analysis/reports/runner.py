@@ -263,9 +263,8 @@ def _together(jobs: Sequence[Job], workers: int, force: bool) -> Iterator[Outcom
                     yield done.result()
                 except BrokenProcessPool:
                     yield Outcome(running[done], "failed", "a process died, for example for want of memory")
-        except (
-            BaseException
-        ):  # the pool's thread notices and ends; the pool waits for it, lest it be cut short
+        except BaseException:
+            # The pool's thread notices that they end, and is waited for: cut short, it would change our status.
             for child in set(multiprocessing.active_children()) - others:
                 child.terminate()
             raise
