@@ -526,7 +526,7 @@ def test_rollouts_are_drawn_on_one_scale_about_uniform():
     faint = rollout_examples(photographs[:1], {"one": uniform[None] * [[1.02, 0.98]]})
     assert faint.fig.axes[1].images[0].get_clim()[1] == pytest.approx(1.5)
     assert not figure.caption.startswith("**UNTRAINED")
-    assert "the same networks UNTRAINED" in figure.caption
+    assert "the same, UNTRAINED" in figure.caption
     alone = rollout_examples(photographs, {"one": maps["one"]}, weights={"one": "UNTRAINED (seed 0)"})
     assert alone.caption.startswith("**UNTRAINED")
     with pytest.raises(DataError, match="2 photographs"):

@@ -271,7 +271,7 @@ def test_untrained_controls_are_thin_in_their_models_colour_and_no_warning():
     assert twin.get_linewidth() < one.get_linewidth()
     assert [t.get_text() for t in figure.fig.legends[0].get_texts()] == [
         *TWO,
-        "same networks UNTRAINED",
+        "the same, UNTRAINED",
         "null",
     ]
     assert not figure.caption.startswith("**UNTRAINED")

@@ -219,7 +219,7 @@ def legend(fig: Any, names: Sequence[str], extra: Sequence[Line2D] = (), null: b
     own = [name for name in names if not name.endswith(TWIN)]
     handles = [handle(name, **style) for name, style in series_styles(own or names).items()]
     if own and any(name.endswith(TWIN) for name in names):
-        handles.append(handle("same networks UNTRAINED", color=PALETTE["grey"], marker="x", linewidth=0.8))
+        handles.append(handle("the same, UNTRAINED", color=PALETTE["grey"], marker="x", linewidth=0.8))
     if null:
         handles.append(handle("null", **NULL))
     handles += extra
@@ -261,7 +261,7 @@ def null_words(frame: pd.DataFrame) -> str:
 
 def untrained_words(names: Iterable[str]) -> str:
     """What a caption says of untrained controls, if there are any."""
-    return "Crosses: the same networks UNTRAINED." if any(name.endswith(TWIN) for name in names) else ""
+    return "Crosses: the same, UNTRAINED." if any(name.endswith(TWIN) for name in names) else ""
 
 
 def trained(names: Iterable[str]) -> list[str]:
