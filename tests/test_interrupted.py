@@ -18,7 +18,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nbformat
 import numpy as np
@@ -34,6 +34,7 @@ PRELOADED = [
     "t2t_analysis.reports.runner",
     "lightning",
     "sklearn.linear_model",
+    __name__,
 ]
 #: Columns and fields that say when and how fast; everything else has to be the same.
 CLOCKS = re.compile(r"seconds|second$|^date$|matrix_|peak_memory|memory_kind")
@@ -50,7 +51,7 @@ class Work(NamedTuple):
     prepare: Callable[[Path], None] = lambda folder: None
 
 
-def _call(words: list[str], folder: str, most: int | None = None) -> None:
+def _call(words: list[str], folder: str, most: int | None, begun: Any) -> None:
     """In a process of its own, its output in a file, Ctrl-C as a terminal sends it; no file of ``most`` bytes."""
     if most is not None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
@@ -62,6 +63,7 @@ def _call(words: list[str], folder: str, most: int | None = None) -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     from t2t_analysis.cli import main
 
+    begun.set()
     sys.exit(main(words))
 
 
@@ -138,10 +140,11 @@ def _server() -> None:
 
 
 def _start(work: Work, folder: Path, most: int | None = None) -> multiprocessing.process.BaseProcess:
-    process = server.Process(target=_call, args=(work.words(folder), str(folder), most))
+    begun = server.Event()  # before that, a signal would end multiprocessing's own code, which says nothing
+    process = server.Process(target=_call, args=(work.words(folder), str(folder), most, begun))
     process.start()
-    while process.is_alive() and not (folder / "log.txt").exists():
-        time.sleep(0.01)
+    while process.is_alive() and not begun.wait(0.01):
+        pass
     return process
 
 
