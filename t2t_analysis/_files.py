@@ -79,3 +79,5 @@ def writable_folder(folder: str | Path) -> Path:
             return folder
     except OSError as error:
         raise DataError(f"cannot write into {folder}: {error.strerror}") from error
+    except ValueError as error:  # a name that no file can have
+        raise DataError(f"cannot write into {str(folder)!r}: {error}") from error

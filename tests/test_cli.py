@@ -74,6 +74,8 @@ def test_commands_without_a_module_are_left_out(
             "cannot write into /dev/null",
         ),
         (["report", "--out-dir", "/dev/null/x"], "cannot write into /dev/null/x"),
+        (["report", "--out-dir", "a\0b"], "cannot write into 'a\\x00b': embedded null byte"),
+        (["study", "--jobs", "0"], "'0' is not a whole number from 1 on"),
         (["bench", "nothing-like-it"], "benchmark"),
     ],
 )

@@ -22,7 +22,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from .._files import writable_folder
-from ..cli import LABELLED
+from ..cli import LABELLED, positive
 from ..errors import ParameterError, UnknownNameError
 from . import rates
 from .design import GROUPS, TASKS, Run, choose_cells, data_label, plan, rates_cell
@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--source", help="finetune, probe: data set that the study's own weights were trained on")
     add("--weights", help="finetune, probe: weights to start from instead, as load_model takes them")
     add("--devices", default="auto", help="cpu, cuda, cuda:0,cuda:1; auto takes all GPUs, else the CPU")
-    add("--jobs", type=int, default=1, help="runs at a time on each device (default: 1)")
+    add("--jobs", type=positive, default=1, help="runs at a time on each device (default: 1)")
     add("--dry-run", action="store_true", help="print the plan and what it costs, and end")
     add("--out", type=Path, help="folder of the table (default: the study's own, data/study)")
     add("--runs", type=Path, default=Path("runs/study"), help="run folders: checkpoints, logs, weights")
@@ -326,7 +326,7 @@ def run(arguments: argparse.Namespace) -> int:
     from .table import finished
 
     out = arguments.out or data_dir() / "study"
-    slots = devices_of(arguments.devices) * max(1, arguments.jobs)
+    slots = devices_of(arguments.devices) * arguments.jobs
     if arguments.rates:
         choose_rates(arguments, out, slots[0])
         return 0
