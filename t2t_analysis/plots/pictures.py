@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -55,7 +54,7 @@ def tiles(
                 drawn = image if tile.cmap else drawn
         row_label(line[0], name)
     for ax, title in zip(axes[0], across, strict=False):
-        ax.set_title(textwrap.fill(title, int(11 * side), break_on_hyphens=True), fontsize=9)
+        ax.set_title(_broken(title, int(11 * side)), fontsize=9)
     if bar and drawn is not None:
         scale = fig.colorbar(drawn, ax=axes, label=bar, shrink=0.5, aspect=30, location="bottom", **colorbar)
         scale.ax.xaxis.set_minor_formatter("")
@@ -63,13 +62,22 @@ def tiles(
 
 
 def row_label(ax: Axes, text: str) -> None:
-    """Name a row of pictures on its left, upright, broken at underscores and spaces."""
+    """Name a row of pictures on its left, upright."""
+    ax.set_ylabel(_broken(text, 12), fontsize=9, rotation=0, ha="right", va="center")
+
+
+def _broken(text: str, width: int) -> str:
+    """A text in lines of ``width`` letters, broken after spaces, dots and underscores.
+
+    >>> _broken("vit_tiny_patch16_224: image", 12).split("\\n")
+    ['vit_tiny_', 'patch16_224:', 'image']
+    """
     lines = [""]
     for word in re.findall(r"[^_ .]*[_ .]?", text):
-        if len(lines[-1] + word) > 12 and lines[-1]:
+        if len((lines[-1] + word).rstrip()) > width and lines[-1]:
             lines.append("")
         lines[-1] += word
-    ax.set_ylabel("\n".join(lines), fontsize=9, rotation=0, ha="right", va="center")
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def picture(image: Tensor) -> np.ndarray:
@@ -163,7 +171,7 @@ def attribution_panels(explained: Explained | Sequence[Explained], images: Seque
     each = dict.fromkeys(", ".join(dict.fromkeys(_class(one, i) for one in several)) for i in images)
     words = caption(
         f"Attribution of {kinds[several[0].target_kind]}: {'; '.join(each)}.",
-        "Single images show no rule: the checks of all maps stand beside this figure.",
+        "Single images show no rule: checks of the maps of all images follow.",
     )
     names = " and ".join(one.label for one in several)
     alt = f"{len(images)} images with {len(chosen)} attribution maps each, for {names}."
