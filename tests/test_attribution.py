@@ -555,6 +555,8 @@ def test_all_questions_in_one_call_and_their_drawings():
     assert len([ax for ax in panels.fig.axes if ax.images]) == 4 * 3
     assert f"class {several[0].target[0]}" in panels.caption
     titles = [ax.get_title() for ax in panels.fig.axes[:6]]
-    assert [title.split(":")[-1].strip() for title in titles].count("image") == 2  # each model may see another part
+    assert [title.split(":")[-1].strip() for title in titles].count(
+        "image"
+    ) == 2  # each model may see another part
     signed = panels.fig.axes[3 * 1 + 1].get_images()[0]
     assert (signed.get_cmap().name, signed.norm.vmin, signed.norm.vmax) == ("RdBu_r", -1, 1)
