@@ -56,7 +56,7 @@ def _reach(facts: Facts) -> str:
             found.setdefault(words, []).append(code(label))
     said = listed(f"{words} uniform attention would in {listed(labels)}" for words, labels in found.items())
     line = facts.line("attention_distance", tokens="patch", **_LAYERS)
-    return f"Attention looks {said}. {line}" if said else line
+    return f"On average attention looks {said}. {line}" if said else line
 
 
 def _last(facts: Facts, name: str, note: str) -> str:
