@@ -149,6 +149,10 @@ def test_cost_compares_with_the_first_model():
     figure = cost_bars(found)
     assert len(figure.fig.axes) == 4
     assert "batch of 2" in figure.caption
+    alone = cost_bars(K.costs(["small_hard_wide"], batch=2))
+    assert len(alone.fig.axes) == 3  # a hard split keeps nothing for training
+    assert "Not drawn" in alone.caption
+    assert "Dotted" not in alone.caption  # the model would be beside itself
 
 
 # ------------------------------------------------------------------------------------------ token geometry

@@ -19,6 +19,7 @@ from t2t_analysis.claims.ledger import effect_verdict
 from t2t_analysis.errors import T2TError, UnknownNameError
 from t2t_analysis.models.provenance import Kind, Provenance
 from t2t_analysis.results import Result
+from t2t_analysis.sentences.attention_geometry import geometry_findings
 from t2t_analysis.sentences.template import MOST, Facts, kept
 from t2t_analysis.sentences.training_from_scratch import study_conclusions, study_findings
 
@@ -176,6 +177,17 @@ def test_differences_without_a_claim_are_judged_by_the_same_rule() -> None:
     assert facts(row("outline_channels_difference", "a", 0.1, model_b="b"),
                  models={"a": PAIR["ViT"], "b": PAIR["ViT"]}).judged([effect]) == []  # fmt: skip
     assert effect_verdict(effect, "pair", found.difference("outline_channels")).verdict == "supported"
+
+
+def test_how_far_attention_looks_is_said_in_words_first() -> None:
+    where = {"null": 0.5, "tokens": "patch", "place": "blocks.*.attn"}
+    rows = [row("attention_distance", name, value, **where) for name, value in (("T2T", 0.55), ("ViT", 0.45))]
+    first = geometry_findings([Result("attention_geometry", pd.DataFrame(rows))], PAIR)[0]
+    near = "farther than uniform attention would in `T2T` and nearer than uniform attention would in `ViT`"
+    assert first.startswith(f"On average attention looks {near}. Attention distance")
+    rows = [row("attention_distance", "ViT", 0.505, **where)]
+    (alone,) = geometry_findings([Result("attention_geometry", pd.DataFrame(rows))], {"ViT": PAIR["ViT"]})
+    assert "as far as uniform attention would in `ViT`" in alone
 
 
 def test_no_page_says_more_than_eight_things() -> None:
