@@ -485,3 +485,16 @@ def test_a_batch_with_an_image_that_is_not_finite_is_left_out_and_the_rest_is_us
     )
     assert ours.to_numpy() == pytest.approx(theirs.to_numpy(), abs=1e-9)
     assert any("their batches are left out" in note for note in found.notes)
+
+
+def test_leaving_out_a_group_of_a_batch_is_leaving_out_a_row():
+    x, y = related(n=20)
+    grams = torch.stack([x @ x.T, y @ y.T])
+    groups = torch.arange(20) % 3
+    state = torch.zeros(4, 2, 2, dtype=torch.float64)
+    C.add_inner(state, grams, groups)
+    whole = C.u_centred(grams)
+    torch.testing.assert_close(state.sum(0), C.inner(whole, whole))
+    for group in range(3):
+        left = C.u_centred(grams[:, groups != group][:, :, groups != group])
+        torch.testing.assert_close(state.sum(0) - state[group], C.inner(left, left))

@@ -161,6 +161,7 @@ def test_an_effect_without_a_rule_is_refused() -> None:
         (-0.12, 0.02, 1, "contradicted"),
         (-0.12, 0.02, -1, "supported"),
         (0.08, 0.02, 1, "open"),  # leaves out 0, and reaches across the smallest effect
+        (-0.08, 0.02, -1, "open"),
         (0.01, 0.01, 1, "no difference that counts"),
         (0.03, 0.001, 1, "no difference that counts"),  # far from 0, too small to matter
         (-0.05, 0.01, 1, "claimed effect excluded"),  # below what is claimed, perhaps the contrary
@@ -190,6 +191,9 @@ def test_what_decides_agrees_with_the_tests_in_use() -> None:
     of_ends = judge({"value": 0.12, "low": 0.02, "high": 0.42}, direction=1, smallest=0.05)
     assert of_ends.low == pytest.approx(0.02)  # skewed: each side has its own error
     assert of_ends.high == pytest.approx(0.42)
+    assert (
+        judge({"value": 0.0, "se": 0.0, "df": 9}, direction=1, smallest=0.0).p == 1
+    )  # exact: both tails hold all
 
 
 @pytest.mark.parametrize("family", [1, 5, 30])
