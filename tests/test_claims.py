@@ -663,7 +663,7 @@ def test_disagreement_and_alarms_are_said(tmp_path: Path) -> None:
     assert summary(frame).set_index("claim")["verdict"]["local-structure"] == "open"
     why = {row["claim"]: row["why"] for row in verdict_rows(frame)}
     assert (
-        why["local-structure"] == "1 supported, 1 contradicted"
+        why["local-structure"] == "effects: 1 supported, 1 contradicted"
     )  # beside the first number, which looks clear
     assert "local-structure" in claim_findings(frame, "made runs")[0]
     assert "raises false alarms" in seed_sentences({"cell": frame})[0]  # as if both sides were seeds

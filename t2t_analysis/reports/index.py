@@ -87,7 +87,9 @@ def _cells(evidence: list[dict[str, Any]], about: str) -> dict[str, dict[str, li
         own = [one for one in evidence if (one["basis"], one["statement"]) == (basis, asked)]
         lines: dict[tuple[str, str], list[str]] = {}
         for one in own:
-            lines.setdefault((one["verdict"], one["why"]), []).append(one["about"].partition(",")[0])
+            lines.setdefault((one["verdict"], one["why"]), []).append(
+                one["about"].partition(",")[0].removesuffix(" alone")
+            )
         of = own[0]["compared"] if own[0]["about"] == about else own[0]["about"]
         found.setdefault(basis, {})[asked] = [
             {"verdict": verdict, "why": why, "size": own[0]["size"], "of": of}

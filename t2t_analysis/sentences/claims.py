@@ -216,7 +216,7 @@ def _numbers(effects: pd.DataFrame, votes: str) -> dict[str, Any]:
     tested = [row for row in rows if row["verdict"] != "not tested"]
     reasons = list(dict.fromkeys(str(row["reason"]) for row in tested or _rows(effects)))
     if len({row["verdict"] for row in tested}) > 1:  # the first number alone would mislead
-        reasons = [votes]
+        reasons = [f"effects: {votes}"]
     elif len(reasons) > 1:
         reasons = [reasons[0], "" if tested else f"{len(reasons) - 1} more of the kind"]
     because = dict.fromkeys(str(row["because"]) for row in _rows(effects))
