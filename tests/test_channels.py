@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from t2t_analysis import load_model
-from t2t_analysis.capture import capture
+from t2t_analysis.capture import Observation, TokenLayout, capture
 from t2t_analysis.differences import difference
 from t2t_analysis.errors import T2TError, UnknownNameError
 from t2t_analysis.estimates import Estimate
@@ -398,6 +398,15 @@ def test_massive_activations_need_both_thresholds():
     x[2] *= 0.01
     x[2, 2, 3] = 50.0  # 5,000 medians, but not over 100
     assert channels.massive_activations(x).tolist() == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_a_massive_activation_of_the_class_token_counts_and_is_no_outlier_of_the_patches():
+    x = normal(2, 17, 8, seed=4)
+    x[1, 0, 3] = -1e5
+    found = ChannelOutliers().reduce(Observation("blocks.0.resid_post", x, TokenLayout(1, (4, 4))))
+    assert found[:, 0].tolist() == [0.0, 1.0]
+    patches = ChannelOutliers().reduce(Observation("blocks.0.resid_post", x[:, 1:], TokenLayout(0, (4, 4))))
+    torch.testing.assert_close(found[:, 1:], patches[:, 1:], equal_nan=True)
 
 
 def test_kurtosis_of_normal_values_is_its_null():
