@@ -325,6 +325,21 @@ def test_batches_of_one_image_say_what_is_missing():
     assert summary(result, "cosine_centred")["null"].isna().all()
 
 
+@pytest.mark.parametrize(("size", "said"), [(1, True), (2, False)])
+def test_only_divergences_of_single_images_lack_their_null(size, said):
+    result = run(vit(depth=2), list(images(4).split(size)), HeadDivergence())
+    assert any("every batch held one image" in note for note in result.notes) == said
+
+
+def test_the_share_of_uniform_rows_is_said():
+    model, batch = vit(depth=1), images(4)
+    with torch.no_grad():
+        model.pos_embed.zero_()
+    batch[0] = 0.5  # patches that are all alike get as much attention each
+    (note,) = [n for n in run(model, batch, HeadSimilarity()).notes if "uniform rows" in n]
+    assert note.endswith("layer 0, head 0: 25.0%")
+
+
 def test_single_head_layers_have_no_pairs_within():
     result = run(vit(depth=3, embed_dim=64, num_heads=1), images(4), HeadSimilarity())
     within = summary(result, "cosine_centred")
