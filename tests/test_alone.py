@@ -42,7 +42,7 @@ def test_a_model_alone_is_judged_beside_its_control(monkeypatch: pytest.MonkeyPa
     said = "\n".join(shown["findings"])
     assert "The heads of this model's later layers are nearly identical. **" in said
     assert "for `small_hard_deep` alone, over images" in said
-    assert "`small_hard_deep, random`" in said
+    assert "`small_hard_deep` minus the untrained control" in said
     assert "No verdict" not in said
     assert not any(text.startswith("Untrained weights") for text in shown["figure"])
 
