@@ -31,9 +31,11 @@ def check_bare(model: nn.Module) -> None:
     Raises
     ------
     CaptureError
-        With the way to the model that can be observed.
+        With the way to the model that can be observed; or for what is no model at all.
     """
     about = f"cannot observe {type(model).__name__}"
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"{about}: expected a model, as load_model gives it")
     if way := way_inside(model):
         raise CaptureError(f"{about}: it is a wrapper; pass the model inside its wrapper (`{way}`)")
     if any(getattr(part, "_compiled_call_impl", None) is not None for part in model.modules()):
