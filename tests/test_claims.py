@@ -681,7 +681,7 @@ def test_the_smallest_effects_are_those_of_the_protocol() -> None:
         "rank_correlation": 0.1,
         "gradient_share": 0.05,
         "accuracy": 0.005,
-        "backbone_accuracy": 0.01,
+        "study_accuracy": 0.01,
         "convolution_accuracy": 0.003,
         "cost": 0.01,
         "threshold": 0.0,
