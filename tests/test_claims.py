@@ -315,7 +315,7 @@ def test_no_effect_is_hardly_ever_found_and_three_smallest_effects_nearly_always
         alarms += _alarm(ledger(controlled_evidence(folder=folder), claims=claims))
         folder = write_study(
             tmp_path / f"real{k}",
-            lambda m: 0.5 + 0.015 * soft(m),
+            lambda m: 0.5 + 3 * SMALLEST["study_accuracy"] * soft(m),
             lambda n, m: 0.06 * soft(m),
             noise=0.004,
             draw=k,
