@@ -71,9 +71,8 @@ def read_rgb(file: str | IO[bytes] | Any, name: str) -> Image.Image:
     decode.
     """
     try:
-        if (
-            isinstance(file, str | Path) and not Path(file).is_file()
-        ):  # of a pipe, reading would wait for ever
+        if isinstance(file, str | Path) and not Path(file).is_file():
+            # Opened, a pipe would be waited for without end.
             what = "a link to nothing" if Path(file).is_symlink() else "no file"
             raise DataError(f"cannot read the image {name}: it is {what}")
         with Image.open(file) as image:
