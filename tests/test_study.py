@@ -18,6 +18,7 @@ from t2t_analysis.claims import recorded
 from t2t_analysis.data import load_images, train_data
 from t2t_analysis.errors import DataError, ParameterError
 from t2t_analysis.models import load_model
+from t2t_analysis.sentences.training_from_scratch import adamw_table
 from t2t_analysis.training import Recipe, design, effects, rates, rows, runner, study, table
 from t2t_analysis.training.design import CORNERS, Run, plan, recipe_for
 from t2t_analysis.training.resident import PAD, resident_loader, resident_train
@@ -688,9 +689,16 @@ def test_adamw_and_single_seeds_stand_beside():
     other = made_table(Truth(), seeds=1, noise=0, optimizer="adamw")
     other.loc[other["model"] == CORNERS[1], "test_accuracy"] -= 0.1
     found = by_quantity(effects.effects(pd.concat([made, other], ignore_index=True)))
-    assert found.loc["t2t_minus_vit_adamw", "value"] == pytest.approx(
-        found.loc["t2t_minus_vit", "value"] + 0.1
+    assert found.loc["t2t_minus_vit_adamw", ["value", "at"]].tolist() == pytest.approx(
+        [found.loc["t2t_minus_vit", "value"] + 0.1, 24]
     )
+    shown = adamw_table(effects.effects(pd.concat([made, other], ignore_index=True))).set_index("effect")
+    line = shown.loc[quantities.quantity("t2t_minus_vit").words]
+    assert [line["epochs"], line["AdamW"], line["Muon"]] == [
+        24,
+        "12.0 points (no interval)",
+        "2.0 points (no interval)",
+    ]
     # One seed per cell: the effect has a value, and says why it has no interval.
     assert found.loc["tokeniser_effect", "value"] == pytest.approx(0.035)
     assert pd.isna(found.loc["tokeniser_effect", "low"])

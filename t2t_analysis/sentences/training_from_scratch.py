@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from ..claims.ledger import VERDICTS, all_claims, claim_named, ledger
@@ -66,11 +67,29 @@ def recipe_sentences(result: Result) -> list[str]:
         return ["No learning rate was chosen on held-out images, so the recipe may have favoured one side."]
     each = listed(f"{row['model']} {row['value']:g}" for _, row in best.iterrows())
     lines = [f"Each cell has the rate that served it best on held-out training images: {each}."]
-    found = result.frame[result.frame["quantity"] == "t2t_minus_vit_adamw"]
-    if len(found) == 1:
-        shown = quantity("t2t_minus_vit").interval(found.iloc[0])
-        lines.append(f"Under AdamW, the paper's optimiser, T2T minus ViT is {shown}.")
+    found = result.frame[result.frame["quantity"] == "t2t_minus_vit_adamw"].sort_values("at")
+    if len(found):
+        last = found.iloc[-1]
+        shown = quantity("t2t_minus_vit").interval(last)
+        lines.append(
+            f"Under AdamW, the paper's optimiser, T2T minus ViT is {shown} after {last['at']:g} epochs."
+        )
     return lines
+
+
+def adamw_table(result: Result) -> pd.DataFrame:
+    """Effects under AdamW beside those of the study's own optimiser, by length; empty where there are none."""
+    frame = result.frame
+    rows = frame[frame["quantity"].str.endswith("_adamw")]
+    lines = []
+    for _, row in rows.iterrows():
+        name = str(row["quantity"]).removesuffix("_adamw")
+        about = quantity(name)
+        line = {"effect": about.words, "epochs": int(row["at"])}
+        line |= {"AdamW": about.interval(row), "seeds of AdamW": int(row["n"])}
+        own = frame[(frame["quantity"] == f"{name}_at_epochs") & np.isclose(frame["at"], row["at"])]
+        lines.append(line | {"Muon": about.interval(own.iloc[0]) if len(own) else ""})
+    return pd.DataFrame(lines)
 
 
 def study_conclusions(result: Result) -> list[str]:

@@ -331,14 +331,14 @@ def rate_rows(data: str, folder: Path | None = None) -> list[dict[str, Any]]:
     return out
 
 
-def adamw_rows(table: pd.DataFrame, data: str, epochs: int) -> list[dict[str, Any]]:
-    """The followed effects under AdamW, the paper's optimiser, at the same length."""
+def adamw_rows(table: pd.DataFrame, data: str) -> list[dict[str, Any]]:
+    """The followed effects under AdamW, the paper's optimiser, at every length that was run."""
     rows = whole(_all_lengths(table, data, "train", "", "adamw"))
-    rows = rows[rows["epochs"] == epochs]
     return [
-        _row(f"{quantity}_adamw", contrast(rows, CONTRASTS[quantity]))
+        _row(f"{quantity}_adamw", contrast(some, CONTRASTS[quantity]), at=float(epochs), at_unit="epochs")
         for quantity in FOLLOWED
-        if set(CONTRASTS[quantity]) <= set(rows["model"])
+        for epochs, some in rows.groupby("epochs")
+        if set(CONTRASTS[quantity]) <= set(some["model"])
     ]
 
 
@@ -383,7 +383,7 @@ def effects(
     if task == "train" and len(rows):
         every = _all_lengths(table, data, task, source, "muon")
         found += length_rows(every[every["data_hash"] == rows["data_hash"].iloc[0]])
-        found += adamw_rows(table, data, int(rows["epochs"].iloc[0]))
+        found += adamw_rows(table, data)
     found += (rate_rows(data) if task == "train" else []) + published_rows(task, data)
     notes = absent or [*missing, *too_few]
     if rows["reduced"].any():
