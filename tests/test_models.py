@@ -2,6 +2,7 @@
 
 import copy
 import math
+import re
 
 import pytest
 import timm
@@ -135,6 +136,21 @@ COUNTS = {
     "t2t_vit_dense": (23_647_062, 23_617_750),
     "t2t_vit_16_ghost": (16_253_262, 16_173_518),
 }
+
+
+#: heads of every block, of which the number of parameters tells nothing
+HEADS = {7: 4, 10: 4, 12: 4, 14: 6, 16: 6, 19: 7, 24: 8}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_numbers_of_heads_and_the_images_they_were_made_for(name):
+    with torch.device("meta"):
+        model = timm.create_model(name)
+    special = {"t2t_vit_14_resnext": 32, "t2t_vit_14_wide": 12, "t2t_vit_dense": 8}
+    heads = special[name] if name in special else HEADS[int(re.findall(r"_(\d+)", name)[0])]
+    assert {m.num_heads for m in model.blocks.modules() if hasattr(m, "num_heads")} == {heads}
+    assert model.tokens_to_token.img_size == (224, 224)
+    assert (model.pretrained_cfg["input_size"], model.pretrained_cfg["crop_pct"]) == ((3, 224, 224), 0.9)
 
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name != "t2t_vit_c_14"])

@@ -335,9 +335,9 @@ def adamw_rows(table: pd.DataFrame, data: str) -> list[dict[str, Any]]:
     """The followed effects under AdamW, the paper's optimiser, at every length that was run."""
     rows = whole(_all_lengths(table, data, "train", "", "adamw"))
     return [
-        _row(f"{quantity}_adamw", contrast(some, CONTRASTS[quantity]), at=float(epochs), at_unit="epochs")
+        _row(f"{quantity}_adamw", contrast(some, CONTRASTS[quantity]), at=at, at_unit="epochs")
         for quantity in FOLLOWED
-        for epochs, some in rows.groupby("epochs")
+        for at, some in rows.astype({"epochs": float}).groupby("epochs")
         if set(CONTRASTS[quantity]) <= set(some["model"])
     ]
 
