@@ -511,6 +511,11 @@ def test_effects_by_length_has_a_line_an_effect_and_none_for_a_single_length() -
     assert figure is not None
     assert "soft split minus hard split 2.0 points [−1.0, 5.0] after 3 epochs" in figure.caption
     assert len(figure.fig.axes[0].containers) == 2
+    other = row | {"quantity": "tokeniser_effect_adamw", "at": 6.0, "low": np.nan, "high": np.nan, "n": 1}
+    both = effects_by_length(Result("study_effects", [*lengths, other]), 0.005)
+    assert both is not None
+    assert len(both.fig.axes) == 2
+    assert "Points without a bar are of one seed." in both.caption
     single = Result("study_effects", [r for r in lengths if r["at"] == 3.0])
     assert effects_by_length(single, 0.005) is None
     drawn = effect_plot(result)

@@ -14,8 +14,8 @@ from .base import NULL, Figure, finish, new_axes, role, title_block, use_style
 from .forests import forest
 from .series import caption, error_bars, handle, how_sure, shown
 
-#: ending of the effects that are given for each length
-_LENGTHS = "_at_epochs"
+#: ending of the effects that are given for each length -> the optimiser of the runs
+_LENGTHS = {"_at_epochs": "Muon, the study's own", "_adamw": "AdamW, the paper's"}
 
 
 #: beginning of a cell's name -> how its tokens are made
@@ -79,43 +79,59 @@ def effect_plot(result: Result, smallest: float | None = None) -> Figure | None:
 
 
 def effects_by_length(result: Result, smallest: float) -> Figure | None:
-    """Effects on accuracy over the length of training, at equal epochs; nothing where there is a single length.
+    """Effects on accuracy over the length of training, at equal epochs, a panel for each optimiser.
+
+    Nothing where there is a single length.
 
     Parameters
     ----------
     result : of `training.effects.effects`.
     smallest : smallest effect that counts, as a fraction; drawn as a grey band.
     """
-    rows = result.frame[result.frame["quantity"].str.endswith(_LENGTHS)]
+    parts = result.frame["quantity"].str.extract(f"^(?P<of>.*)(?P<how>{'|'.join(_LENGTHS)})$")
+    rows = result.frame.join(parts)[parts["how"].notna()]
     if rows["at"].nunique() < 2:
         return None
+    panels = {how: rows[rows["how"] == how] for how in _LENGTHS if (rows["how"] == how).any()}
+    names = list(dict.fromkeys(rows["of"]))
+    ticks = sorted(rows["at"].unique())
     with use_style():
-        fig, ax = new_axes(1, 1, width=8.0, height=4.0)
-        band = 100 * smallest
-        ax.axhspan(-band, band, color=NULL["color"], alpha=0.2, linewidth=0)
-        ax.axhline(0, color=NULL["color"], linewidth=0.8)
-        names = list(dict.fromkeys(rows["quantity"]))
-        for i, name in enumerate(names):
-            one = shown(rows[rows["quantity"] == name].sort_values("at"))
-            aside = 1 + 0.03 * (i - (len(names) - 1) / 2)  # lest intervals lie on one another
-            words = quantity(name.removesuffix(_LENGTHS)).words
-            x, look = aside * one["at"].to_numpy(float), role(i)
-            error_bars(ax, x, one, **look, capsize=3, label=words)
-        ax.set(xscale="log", xlabel="length of training (epochs)", ylabel="effect on top-1 accuracy (points)")
-        ticks = sorted(rows["at"].unique())
-        ax.set_xticks(ticks, [f"{at:g}" for at in ticks])
-        ax.minorticks_off()
-        title_block(ax, "Effects over the length of training")
-        fig.legend(*ax.get_legend_handles_labels(), loc="outside lower center", ncols=2)
-    first = rows[rows["quantity"] == names[0]].sort_values("at").iloc[[0, -1]]
-    about = quantity(names[0].removesuffix(_LENGTHS))
-    ends = [f"{about.interval(row)} after {row['at']:g} epochs" for _, row in first.iterrows()]
+        fig, axes = new_axes(1, len(panels), width=8.0, height=4.0, sharex=True, sharey=True, squeeze=False)
+        for ax, (how, drawn) in zip(axes.flat, panels.items(), strict=True):
+            ax.axhspan(-100 * smallest, 100 * smallest, color=NULL["color"], alpha=0.2, linewidth=0)
+            ax.axhline(0, color=NULL["color"], linewidth=0.8)
+            for i, name in enumerate(names):
+                one = shown(drawn[drawn["of"] == name].sort_values("at"))
+                aside = 1 + 0.03 * (i - (len(names) - 1) / 2)  # lest intervals lie on one another
+                x = aside * one["at"].to_numpy(float)
+                error_bars(ax, x, one, **role(i), capsize=3, label=quantity(name).words)
+            ax.set(xscale="log", xlabel="length of training (epochs)")
+            ax.set_xticks(ticks, [f"{at:g}" for at in ticks])
+            ax.minorticks_off()
+            title_block(ax, _LENGTHS[how])
+        axes[0, 0].set_ylabel("effect on top-1 accuracy (points)")
+        fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     words = caption(
-        f"At equal epochs: {about.words} {', '.join(ends)}.",
+        " ".join(_ends(drawn, names[0], _LENGTHS[how]) for how, drawn in panels.items()),
         f"{how_sure(rows)} Grey: too small to count.",
-        also=["Points are set aside a little, to be told apart."],
+        also=["Points are set aside a little, to be told apart.", *_single(rows)],
     )
-    return finish(fig, rows, words, f"Effects of {len(names)} contrasts at {len(ticks)} lengths of training.")
+    alt = (
+        f"Effects of {len(names)} contrasts at {len(ticks)} lengths of training, a panel for each optimiser."
+    )
+    return finish(fig, rows.drop(columns=["how", "of"]), words, alt)
+
+
+def _ends(rows: pd.DataFrame, name: str, how: str) -> str:
+    """An effect after the shortest and the longest training."""
+    about, ends = quantity(name), rows[rows["of"] == name].sort_values("at").iloc[[0, -1]]
+    each = [f"{about.interval(row)} after {row['at']:g} epochs" for _, row in ends.iterrows()]
+    return f"{how}: {about.words} {', '.join(each)}."
+
+
+def _single(rows: pd.DataFrame) -> list[str]:
+    alone = rows[rows["low"].isna()]
+    return ["Points without a bar are of one seed."] if len(alone) and rows["low"].notna().any() else []
 
 
 def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame, models: Sequence[str]) -> Figure:

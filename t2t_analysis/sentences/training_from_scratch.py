@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pandas as pd
 
 from ..claims.ledger import VERDICTS, all_claims, claim_named, ledger
@@ -67,14 +66,23 @@ def recipe_sentences(result: Result) -> list[str]:
         return ["No learning rate was chosen on held-out images, so the recipe may have favoured one side."]
     each = listed(f"{row['model']} {row['value']:g}" for _, row in best.iterrows())
     lines = [f"Each cell has the rate that served it best on held-out training images: {each}."]
-    found = result.frame[result.frame["quantity"] == "t2t_minus_vit_adamw"].sort_values("at")
-    if len(found):
-        last = found.iloc[-1]
-        shown = quantity("t2t_minus_vit").interval(last)
-        lines.append(
-            f"Under AdamW, the paper's optimiser, T2T minus ViT is {shown} after {last['at']:g} epochs."
-        )
-    return lines
+    return [*lines, *_under_adamw(result.frame)]
+
+
+def _under_adamw(frame: pd.DataFrame) -> list[str]:
+    """What T2T minus ViT is under AdamW after the longest training, and how many effects point the other way."""
+    rows = frame[frame["quantity"].str.endswith("_adamw")]
+    rows = rows[rows["at"] == rows["at"].max()]
+    both = rows.assign(own=rows["quantity"].str.replace("_adamw", "_at_epochs")).merge(
+        frame, left_on=["own", "at"], right_on=["quantity", "at"], suffixes=("", "_own")
+    )
+    turned = int((both["value"] * both["value_own"] < 0).sum())
+    return [
+        f"Under AdamW, the paper's optimiser, T2T minus ViT is {quantity('t2t_minus_vit').interval(row)} after "
+        f"{row['at']:g} epochs ({plural(row['n'], 'seed')}); {turned} of {plural(len(both), 'effect')} have the other "
+        "sign than under Muon there."
+        for _, row in rows[rows["quantity"] == "t2t_minus_vit_adamw"].iterrows()
+    ]
 
 
 def adamw_table(result: Result) -> pd.DataFrame:
@@ -87,7 +95,7 @@ def adamw_table(result: Result) -> pd.DataFrame:
         about = quantity(name)
         line = {"effect": about.words, "epochs": int(row["at"])}
         line |= {"AdamW": about.interval(row), "seeds of AdamW": int(row["n"])}
-        own = frame[(frame["quantity"] == f"{name}_at_epochs") & np.isclose(frame["at"], row["at"])]
+        own = frame[(frame["quantity"] == f"{name}_at_epochs") & (frame["at"] == row["at"])]
         lines.append(line | {"Muon": about.interval(own.iloc[0]) if len(own) else ""})
     return pd.DataFrame(lines)
 

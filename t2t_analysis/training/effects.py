@@ -308,7 +308,8 @@ def length_rows(rows: pd.DataFrame) -> list[dict[str, Any]]:
                 if len(each := _within_seeds(pd.DataFrame(at), weights)):
                     effect[x] = each
                     found = _over_seeds(each, f"mean over seeds of a contrast at equal {by}")
-                    out.append(_row(f"{quantity}_at_{by}", found, at=float(np.exp(x)), at_unit=unit))
+                    at_cost = round(float(np.exp(x)), 6)  # logarithm and back: 24 epochs are 24 again
+                    out.append(_row(f"{quantity}_at_{by}", found, at=at_cost, at_unit=unit))
             if by == "epochs" and len(effect) > 1:
                 words = "mean over seeds of the slope of the effect in log2(epochs)"
                 out += _slope_row(f"{quantity}_growth_per_doubling", effect, np.log(2), words)
