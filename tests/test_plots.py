@@ -515,7 +515,7 @@ def test_effects_by_length_has_a_line_an_effect_and_none_for_a_single_length() -
     both = effects_by_length(Result("study_effects", [*lengths, other]), 0.005)
     assert both is not None
     assert len(both.fig.axes) == 2
-    assert "Points without a bar are of one seed." in both.caption
+    assert "Without a bar: one seed." in both.caption
     single = Result("study_effects", [r for r in lengths if r["at"] == 3.0])
     assert effects_by_length(single, 0.005) is None
     drawn = effect_plot(result)

@@ -113,8 +113,8 @@ def effects_by_length(result: Result, smallest: float) -> Figure | None:
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     words = caption(
         " ".join(_ends(drawn, names[0], _LENGTHS[how]) for how, drawn in panels.items()),
-        f"{how_sure(rows)} Grey: too small to count.",
-        also=["Points are set aside a little, to be told apart.", *_single(rows)],
+        f"{how_sure(rows)}{' Without a bar: one seed.' * bool(rows['low'].isna().any())} Grey: too small to count.",
+        also=["Points are set aside a little, to be told apart."],
     )
     alt = (
         f"Effects of {len(names)} contrasts at {len(ticks)} lengths of training, a panel for each optimiser."
@@ -127,11 +127,6 @@ def _ends(rows: pd.DataFrame, name: str, how: str) -> str:
     about, ends = quantity(name), rows[rows["of"] == name].sort_values("at").iloc[[0, -1]]
     each = [f"{about.interval(row)} after {row['at']:g} epochs" for _, row in ends.iterrows()]
     return f"{how}: {about.words} {', '.join(each)}."
-
-
-def _single(rows: pd.DataFrame) -> list[str]:
-    alone = rows[rows["low"].isna()]
-    return ["Points without a bar are of one seed."] if len(alone) and rows["low"].notna().any() else []
 
 
 def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame, models: Sequence[str]) -> Figure:
