@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -11,8 +10,6 @@ from typing import TypeVar
 
 T = TypeVar("T")
 KERNEL_EVERY, LOG_EVERY = 0.5, 10.0  # seconds
-#: Set to 1 to end a notebook's line with its seconds; without them a report is the same every time.
-SECONDS = "T2T_ANALYSIS_PROGRESS_SECONDS"
 
 
 def in_kernel() -> bool:
@@ -66,17 +63,14 @@ def _reported(
 
 
 def _in_kernel(desc: str) -> Callable[[str, float | None], None]:
-    """One display that is updated in place, so that a saved notebook keeps its last text only."""
+    """One display that is updated in place, so that a saved notebook keeps its last text only.
+
+    That text holds no seconds, so that a report is the same every time.
+    """
     from IPython.display import display
 
     handle = display({"text/plain": f"{desc}: starting"}, raw=True, display_id=True)
-    timed = os.environ.get(SECONDS) == "1"
-
-    def say(text: str, took: float | None) -> None:
-        ending = f" in {took:.1f} s" if timed and took is not None else ""
-        handle.update({"text/plain": f"{desc}: {text}{ending}"}, raw=True)
-
-    return say
+    return lambda text, took: handle.update({"text/plain": f"{desc}: {text}"}, raw=True)
 
 
 def _on_stderr(desc: str) -> Callable[[str, float | None], None]:

@@ -44,7 +44,6 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> _Handle:
 
     monkeypatch.setattr("IPython.display.display", display)
     monkeypatch.setattr(_progress, "in_kernel", lambda: True)
-    monkeypatch.delenv(_progress.SECONDS, raising=False)
     return handle
 
 
@@ -56,13 +55,6 @@ def test_kernel_updates_at_most_every_half_second(kernel, monkeypatch):
     assert kernel.texts[-1] == "measuring: 20 images"
     assert 5 <= len(kernel.texts) <= 6
     assert kernel.texts[1].startswith("measuring: 5 of 20 images")
-
-
-def test_kernel_says_seconds_when_asked(kernel, monkeypatch):
-    monkeypatch.setattr(_progress, "time", _Clock(0.4))
-    monkeypatch.setenv(_progress.SECONDS, "1")
-    list(progress(range(7), "reading", unit="image"))
-    assert kernel.texts[-1] == "reading: 7 images in 3.2 s"
 
 
 def test_kernel_says_where_it_stopped(kernel):

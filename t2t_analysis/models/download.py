@@ -91,6 +91,8 @@ def fetch(url: str, path: str | Path, sha256_prefix: str | None = None, *, timeo
         with FileLock(f"{path}.lock"):
             if not _is_good(path, prefix):  # another process may have been quicker
                 _download(url, path, prefix, timeout)
+    except DownloadError:
+        raise
     except HTTPError as error:
         raise DownloadError(f"{url} answered {error.code} {error.reason}; expected the file") from error
     except (URLError, TimeoutError, HTTPException, ValueError) as error:
