@@ -98,7 +98,7 @@ import sys
 for name in {absent!r}:
     sys.modules[name] = None
 import t2t_analysis.models, t2t_analysis.data, t2t_analysis.capture, t2t_analysis.measures
-import t2t_analysis.training.train, t2t_analysis.training.export, t2t_analysis.training.cli
+import t2t_analysis.training.train, t2t_analysis.training.rows, t2t_analysis.training.cli
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-2000:]

@@ -17,11 +17,11 @@ from t2t_analysis.errors import DataError, T2TError
 from t2t_analysis.models import Provenance, load_model
 from t2t_analysis.training import Recipe
 from t2t_analysis.training.accuracy import accuracy, calibration_error
-from t2t_analysis.training.export import rounded
 from t2t_analysis.training.module import AtomicCheckpointIO, Classifier, LegSampler, Length, Trunk
 from t2t_analysis.training.optimiser import Muon, make_optimiser
 from t2t_analysis.training.precision import LINEAR, native_bf16, usual, with_bf16_products
 from t2t_analysis.training.recipe import rate_at
+from t2t_analysis.training.rows import rounded
 from t2t_analysis.training.train import train
 
 RECIPE = Recipe(epochs=3, batch_size=8, drop_path=0.2, ema=0.9)
@@ -373,8 +373,8 @@ def test_an_interrupted_training_says_so(tmp_path, monkeypatch, capsys):
     assert "interrupted" in capsys.readouterr().err
 
 
-def test_train_command_exports_weights_that_load_with_a_true_card(tmp_path, capsys):
-    file = tmp_path / "small_hard_wide.safetensors"
+def test_train_command_leaves_weights_that_load_with_a_true_card(tmp_path, capsys):
+    file = tmp_path / "run" / "weights.safetensors"
     words = [
         "train",
         "--model",
@@ -388,7 +388,7 @@ def test_train_command_exports_weights_that_load_with_a_true_card(tmp_path, caps
         "--fraction",
         "0.02",
     ]
-    assert cli.main([*words, "--out", str(tmp_path / "run"), "--export", str(file)]) == 0
+    assert cli.main([*words, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().out
     card = json.loads(file.with_suffix(".json").read_text())
     assert f"test accuracy {100 * card['test_accuracy']['value']:.1f} % [" in said

@@ -1,4 +1,4 @@
-"""Training on Lightning with timm's recipe parts, evaluation, and export of weights with a card."""
+"""Training on Lightning with timm's recipe parts, evaluation."""
 
 from .recipe import Recipe
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--model", default="small_performer_deep", help="name of a model (default: %(default)s)")
     add("--data", default="photo_crops", help=LABELLED)
-    add("--out", type=Path, metavar="FOLDER", help="run folder; a run that was killed goes on from there")
+    add("--out", type=Path, metavar="FOLDER", help="run folder: weights; a killed run goes on from there")
     add("--img-size", type=int, metavar="PX", help="image side; default: the model's own")
     add("--devices", default="auto", help="number of devices; more than one trains by DDP")
     add("--precision", help="Lightning's name or bf16-linear; default: what suits the device")
     add("--workers", type=int, default=0, help="processes that load images")
     add("--compile", action="store_true", help="torch.compile the model")
     add("--restart", action="store_true", help="throw away a checkpoint in the run folder")
-    words = "write half-precision weights with a card; default: data/weights"
-    add("--export", nargs="?", const="", metavar="FILE", help=words)
     recipe = parser.add_argument_group("recipe")
     for field in fields(Recipe):
         kind: Any = type(field.default)
@@ -36,23 +33,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def command_line(arguments: argparse.Namespace) -> str:
     """What to type to train the same again: only what differs from the defaults."""
-    words = ["python", "-m", "t2t_analysis", "train", "--model", arguments.model]
-    if arguments.data != "photo_crops":
-        words += ["--data", str(arguments.data)]
-    if arguments.img_size:
-        words += ["--img-size", str(arguments.img_size)]
-    for field in fields(Recipe):
-        value = getattr(arguments, field.name)
-        if value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    usual = vars(parser.parse_args([]))
+    words = ["python", "-m", "t2t_analysis", "train"]
+    for name in ("model", "data", "img_size", *(field.name for field in fields(Recipe))):
+        if (value := getattr(arguments, name)) != usual[name]:
+            words += [f"--{name.replace('_', '-')}", str(value)]
     return shlex.join(words)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Train, say how good the result is, and export it if asked."""
+    """Train, say how good the result is, and leave its weights with a card in the run folder."""
     from ..data import load_images
-    from .accuracy import accuracy, in_words
-    from .export import export, rounded
+    from ..models import save_weights
+    from . import rows
+    from .accuracy import score
+    from .design import WEIGHTS
     from .train import train
 
     recipe = Recipe(**{field.name: getattr(arguments, field.name) for field in fields(Recipe)})
@@ -64,13 +61,20 @@ def run(arguments: argparse.Namespace) -> int:
     module = train(arguments.model, arguments.data, recipe=recipe, out=out, devices=devices, **how)
     if module.global_rank != 0:
         return 0
-    model = rounded(module.averaged())
+    model: Any = rows.rounded(module.averaged())
     device = "cuda" if next(module.parameters()).is_cuda else "cpu"
-    loader = load_images(arguments.data, model=model, batch_size=256, workers=how["workers"], device=device)
-    top1, *_ = accuracy(model, loader, device).frame.to_dict("records")
-    print(f"{arguments.model} on {arguments.data}: test {in_words(top1)}; run folder {out}")
-    if arguments.export is not None:
-        target, command = arguments.export or None, command_line(arguments)
-        path = export(module, arguments.data, command=command, path=target, device=device)
-        print(f"weights and card: {path}", file=sys.stderr)
+    loader: Any = load_images(
+        arguments.data, model=model, batch_size=256, workers=how["workers"], device=device
+    )
+    scores, info = score(model, loader, device), loader.dataset.info
+    row = rows.quality(scores, scores) | rows.made() | rows.effort(module, model) | {"chance": info.chance}
+    row |= {
+        "model": arguments.model,
+        "data": arguments.data,
+        "seed": recipe.seed,
+        "recipe": recipe.describe(),
+    }
+    row["command"] = command_line(arguments)
+    path = save_weights(model.state_dict(), out / WEIGHTS, rows.card(row, model, info))
+    print(f"{arguments.model} on {arguments.data}: {rows.said(row)}; weights and card: {path}")
     return 0

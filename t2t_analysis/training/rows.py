@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import platform
 import sys
 import time
@@ -15,8 +16,9 @@ import torch
 from torch import nn
 
 from .. import _commit
-from .accuracy import Scores, calibration, proportion
+from .accuracy import Scores, calibration, in_words, proportion
 from .design import Run, cell_of, data_label, design_hash
+from .module import Classifier
 
 
 def macs(model: nn.Module, size: int) -> int:
@@ -86,6 +88,33 @@ def quality(scores: Scores, seen: Scores) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def said(row: Mapping[str, Any]) -> str:
+    """The test accuracy of a row, with interval, n and chance."""
+    about = {
+        "quantity": "test_accuracy",
+        "value": row["test_accuracy"],
+        "null": row["chance"],
+        "interval": "95 %",
+    }
+    return in_words(about | {name: row[f"test_{name}"] for name in ("low", "high", "n", "unit")})
+
+
+def rounded(model: Any) -> nn.Module:
+    """The model as half precision keeps it, computing in float32: what a reader of the file will have."""
+    return copy.deepcopy(model).half().float().eval()
+
+
+def effort(module: Classifier, model: nn.Module) -> dict[str, Any]:
+    """Columns that say how much a training took in, and how many parameters it moved."""
+    length = module.length
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return {
+        "steps": length.total,
+        "images_seen": length.total * module.recipe.batch_size,
+        "parameters": parameters,
+    }
+
+
 def identity(run: Run) -> dict[str, Any]:
     """Columns that say which run it is."""
     recipe = run.recipe
@@ -107,8 +136,7 @@ def cost(
     speed, rate = (median(speeds) if speeds else None), matrix_rate(device)
     memory, kind = _peak_memory(device)
     return {
-        "parameters": sum(p.numel() for p in model.parameters() if p.requires_grad), "macs": products,
-        "images_per_second": speed, "matrix_rate": rate,
+        "macs": products, "images_per_second": speed, "matrix_rate": rate,
         "matrix_share": 6 * products * speed / rate if speed else None,
         "peak_memory": memory, "memory_kind": kind,
         "wall_seconds": sum(per_epoch / s for s in speeds) if speeds else None,

@@ -18,7 +18,6 @@ from ..models import save_weights
 from . import precision, rates, rows, table
 from .accuracy import score
 from .design import WEIGHTS, Run, data_label, demand_rate, design_hash
-from .export import rounded
 from .module import Classifier
 from .recipe import Recipe
 from .resident import fingerprint, resident_loader, resident_train
@@ -128,12 +127,12 @@ def _trained_row(
     if init is None:
         more["trunks"] = place.runs / "trunks" / about["data_hash"]
     module = _train(run, place, images.train, folder, **more)
-    model = rounded(module.averaged())
-    length, size = module.length, run.recipe.batch_size
+    model = rows.rounded(module.averaged())
     row = rows.identity(run) | about
     row |= rows.quality(score(model, images.test, place.device), score(model, images.seen, place.device))
-    row |= {"steps": length.total, "images_seen": length.total * size, "compiled": place.compiled}
-    row |= rows.cost(model, module.history, length.per_epoch * size, place.device)
+    row |= rows.effort(module, model) | {"compiled": place.compiled}
+    per_epoch = module.length.per_epoch * run.recipe.batch_size
+    row |= rows.cost(model, module.history, per_epoch, place.device)
     row["precision"] = precision.describe(module.hparams["precision"], place.cuda)
     save_weights(model.state_dict(), folder / WEIGHTS, rows.card(row, model, images.test.dataset.info))
     return row, module.history
@@ -188,7 +187,7 @@ def trial(model: str, data: str, recipe: Recipe, place: Place) -> dict[str, Any]
 
     folder = place.runs / f"rate__{run.name}"
     module = _train(run, place, partial(resident_train, device=place.device), folder)
-    net = rounded(module.averaged())
+    net = rows.rounded(module.averaged())
     held_out = score(net, resident_loader(data, rest=True, **common), place.device)
     seen = score(net, resident_loader(data, most=MOST_TRAIN, **common), place.device)
     row = {

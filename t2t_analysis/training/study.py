@@ -264,7 +264,7 @@ def _all(todo: Sequence[Run], slots: Sequence[str], folder: Path, launch: Launch
 
 
 def _one(one: Run, arguments: argparse.Namespace, out: Path, device: str) -> int:
-    from .accuracy import in_words
+    from .rows import said
     from .runner import BusyError, Place, execute
 
     try:
@@ -272,15 +272,7 @@ def _one(one: Run, arguments: argparse.Namespace, out: Path, device: str) -> int
     except BusyError as error:
         print(f"t2t-analysis: {error}", file=sys.stderr)
         return BUSY
-    about = {
-        "value": row["test_accuracy"],
-        "null": row["chance"],
-        "quantity": "test_accuracy",
-        "interval": "95 %",
-    }
-    print(
-        f"{one.name}: {in_words(about | {name: row[f'test_{name}'] for name in ('low', 'high', 'n', 'unit')})}"
-    )
+    print(f"{one.name}: {said(row)}")
     return 0
 
 
