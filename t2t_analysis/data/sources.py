@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,15 +46,6 @@ class TimmSource(Source):
             return to_rgb(self.items[number][0], self.label_of(number))
         # Not through timm's ImageDataset: that returns the next image, silently, when one cannot be read.
         return read_rgb(reader[number][0], self.label_of(number))
-
-
-@dataclass(frozen=True)
-class StreamSource:
-    """A timm data set that can only be read from its beginning; ``dataset`` yields (image, label)."""
-
-    name: str
-    dataset: Any
-    notes: tuple[str, ...] = ()
 
 
 def _from_path(data: str, path: Path, split: str, strict: bool) -> FileSource:
@@ -127,9 +117,12 @@ def open_timm(data: str, split: str, root: str | Path | None, download: bool) ->
         raise DataError(f"timm could not open {data!r} ({split}) in {folder}: {error}{how}") from error
 
 
-def _from_timm(data: str, dataset: Any, notes: tuple[str, ...]) -> TimmSource | StreamSource:
+def _from_timm(data: str, dataset: Any, notes: tuple[str, ...]) -> TimmSource:
     if isinstance(dataset, IterableDataset):
-        return StreamSource(data, dataset, notes)
+        raise DataError(
+            f"{data!r} can only be read in its own order, and a choice of images needs them by number: save those "
+            "that are wanted in a folder"
+        )
     labels = _timm_labels(dataset)
     if labels is None:
         notes = (*notes, f"{data} does not list its labels: none are given, n_images is not balanced")
@@ -149,7 +142,7 @@ def _not_found(data: str, path: Path) -> DataError | UnknownNameError:
         guess = f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
         missing = "" if path.parent.is_dir() else f" (the folder {path.parent} does not exist either)"
         return DataError(f"no such file or folder: {data!r}{missing}{guess}")
-    hint = "or a folder, a .tar, or a name for timm such as torch/cifar10, hfds/NAME, wds/NAME"
+    hint = "or a folder, a .tar, or a name for timm such as torch/cifar10, hfds/NAME"
     return UnknownNameError("data", data, [*EMBEDDED, *nearest(path.name, siblings)], hint)
 
 
@@ -160,7 +153,7 @@ def find_source(
     strict: bool = False,
     root: str | Path | None = None,
     download: bool = True,
-) -> Source | StreamSource:
+) -> Source:
     """Return the images that ``data`` names.
 
     ``strict`` demands split folders of a folder or tar (training may not borrow its test images).
