@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -139,8 +139,8 @@ class Subject:
         self.view = View(model, label, self.images[:1])
         self.places = _places(self.view)
         self.has_class_token = getattr(model, "cls_token", None) is not None
-        self._passes: OrderedDict[int, _Pass] = OrderedDict()
-        self._energy: tuple[Any, Tensor | None] = (None, None)
+        self.run = lru_cache(_KEPT)(self._run)
+        self.energy = lru_cache(1)(self._energy)
         if not self.images.isfinite().all():
             raise DataError("the images hold pixels that are not finite")
         try:
@@ -207,8 +207,8 @@ class Subject:
 
     # -------------------------------------------------------------------------------- running the model
 
-    def run(self, image: int) -> _Pass:
-        """What the forward pass of an image shows; the last passes are kept.
+    def _run(self, image: int) -> _Pass:
+        """What the forward pass of an image shows.
 
         Raises
         ------
@@ -216,32 +216,24 @@ class Subject:
         """
         if not 0 <= image < len(self.images):
             raise DataError(f"image {image}: there are {len(self.images)}, numbered from 0")
-        if image not in self._passes:
-            pixels = self.images[image : image + 1].detach().clone().requires_grad_()
-            with (
-                evaluating(self.view.model),
-                capture.capture(self.view, [p.pattern for p in self.places.values() if p.pattern]) as maps,
-                capture.capture(self.view, [p.tokens for p in self.places.values()], graph=True) as tokens,
-            ):
-                self.view.model(pixels)
-            self._passes[image] = _Pass(pixels, dict(tokens), {n: x.detach() for n, x in maps.items()})
-        self._passes.move_to_end(image)
-        while len(self._passes) > _KEPT:
-            self._passes.popitem(last=False)
-        return self._passes[image]
+        pixels = self.images[image : image + 1].detach().clone().requires_grad_()
+        with (
+            evaluating(self.view.model),
+            capture.capture(self.view, [p.pattern for p in self.places.values() if p.pattern]) as maps,
+            capture.capture(self.view, [p.tokens for p in self.places.values()], graph=True) as tokens,
+        ):
+            self.view.model(pixels)
+        return _Pass(pixels, dict(tokens), {n: x.detach() for n, x in maps.items()})
 
-    def energy(self, image: int, place: str, token: int) -> Tensor | None:
+    def _energy(self, image: int, place: str, token: int) -> Tensor | None:
         """Squared input gradient (H, W) of a token, mean over random directions; None where it has no graph."""
-        if self._energy[0] != (image, place, token):
-            seen, chosen = self.run(image), torch.tensor([token])
-            tokens = seen.tokens[self._at(place).tokens]
-            found = None
-            if tokens.requires_grad:
-                with torch.enable_grad():
-                    draws = [pixel_energy(tokens, seen.pixels, chosen, _seed(n)) for n in range(_DIRECTIONS)]
-                found = torch.stack(draws).mean(0)[0].cpu()
-            self._energy = (image, place, token), found
-        return self._energy[1]
+        seen, chosen = self.run(image), torch.tensor([token])
+        tokens = seen.tokens[self._at(place).tokens]
+        if not tokens.requires_grad:
+            return None
+        with torch.enable_grad():
+            draws = [pixel_energy(tokens, seen.pixels, chosen, _seed(n)) for n in range(_DIRECTIONS)]
+        return torch.stack(draws).mean(0)[0].cpu()
 
     # -------------------------------------------------------------------------------- what there is to see
 
