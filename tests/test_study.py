@@ -21,7 +21,7 @@ from t2t_analysis.models import load_model
 from t2t_analysis.sentences.training_from_scratch import adamw_table
 from t2t_analysis.training import Recipe, design, effects, rates, rows, runner, study, table
 from t2t_analysis.training.design import CORNERS, Run, plan, recipe_for
-from t2t_analysis.training.resident import PAD, resident_loader, resident_train
+from t2t_analysis.training.resident import PAD, fixed_images, resident_train
 from tests.data_tables import study_columns
 
 # --- what is planned -----------------------------------------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_evaluation_images_are_those_of_load_images(stripes):
     model = torch.nn.Conv2d(3, 4, 1)
     model.pretrained_cfg = {"mean": (0.5,) * 3, "std": (0.25,) * 3, "input_size": (3, 32, 32)}
     for data in ("photo_crops", str(stripes)):
-        ours = resident_loader(data, model=model)
+        ours = fixed_images(data, model=model)
         loaded = load_images(data, model=model, img_size=32, batch_size=4096)
         theirs = next(iter(loaded))
         images = torch.cat([batch.images for batch in ours])
@@ -191,13 +191,14 @@ def test_evaluation_images_are_those_of_load_images(stripes):
             theirs.images.double().square().sum((1, 2, 3)).sort().values,
             rtol=1e-5,
         )
-    assert len(np.unique(resident_loader("photo_crops").dataset.clusters)) * 4 == len(
+    assert len(np.unique(fixed_images("photo_crops").dataset.clusters)) * 4 == len(
         load_images("photo_crops").dataset
     )
 
 
 def test_evaluation_on_the_images_that_were_trained_on(stripes):
-    some = resident_loader(str(stripes), split="train", fraction=0.25, seed=4, most=6)
+    loader = fixed_images(str(stripes), split="train", fraction=0.25, seed=4, most=6, img_size=32)
+    (some,) = loader
     chosen = resident_train(str(stripes), fraction=0.25, seed=4)
     raw = chosen._pixels[:, :, PAD:-PAD, PAD:-PAD].float() / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
@@ -208,7 +209,8 @@ def test_evaluation_on_the_images_that_were_trained_on(stripes):
 
 
 def test_digits_are_pictures_like_any_others():
-    train, test = (resident_loader("digits", split=split) for split in ("train", "test"))
+    whole = {"img_size": 32, "batch_size": 2000}
+    train, test = (next(iter(fixed_images("digits", split=split, **whole))) for split in ("train", "test"))
     assert (len(train.labels), len(test.labels)) == (1198, 599)
     assert train.images.shape[1:] == (3, 32, 32)
     counts = train.labels.bincount(minlength=10), test.labels.bincount(minlength=10)
@@ -217,7 +219,7 @@ def test_digits_are_pictures_like_any_others():
     noughts = train.images[train.labels == 0].mean((0, 1))
     assert noughts[14:18, 14:18].mean() < noughts[14:18, 4:14].amax()
     with pytest.raises(ValueError, match="split of digits"):
-        resident_loader("digits", split="validation")
+        fixed_images("digits", split="validation")
 
 
 def test_what_cannot_be_held_is_refused(tmp_path, stripes):
@@ -343,10 +345,10 @@ def test_rates_are_tried_until_the_best_has_both_neighbours_and_never_on_test_im
 
     def loader(data, **kwargs):
         assert kwargs["split"] == "train"
-        seen.append(resident_loader(data, **kwargs))
+        seen.append(fixed_images(data, **kwargs))
         return seen[-1]
 
-    monkeypatch.setattr(runner, "resident_loader", loader)
+    monkeypatch.setattr(runner, "fixed_images", loader)
     words = ["study", "--rates", "--data", str(stripes), "--cells", "hard_wide", "--devices", "cpu"]
     words += ["--out", str(tmp_path / "table"), "--runs", str(tmp_path / "runs")]
     assert cli.main(words) == 0
@@ -354,7 +356,7 @@ def test_rates_are_tried_until_the_best_has_both_neighbours_and_never_on_test_im
     best = rates.chosen("small_hard_wide", "stripes", folder=tmp_path / "table")
     assert losses[best] == min(losses.values())
     assert {best / 2, best * 2} <= set(losses)
-    held_out, used = seen[0], resident_train(str(stripes), fraction=rates.SHARE, seed=0)
+    (held_out,), used = seen[0], resident_train(str(stripes), fraction=rates.SHARE, seed=0)
     assert (len(held_out.labels), used.different) == (10, 38)
     raw = used._pixels[:, :, PAD:-PAD, PAD:-PAD].float().flatten(1) / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)))
@@ -895,11 +897,11 @@ def test_the_probe_is_scikit_learns(trained, stripes):
     from t2t_analysis.training.transfer import features, linear_probe
 
     model = load_model("small_hard_wide", next((trained / "runs").glob("*/weights.safetensors")))
-    train, test = (resident_loader(str(stripes), split=s, model=model) for s in ("train", "test"))
+    train, test = (fixed_images(str(stripes), split=s, model=model) for s in ("train", "test"))
     x, y = features(model, train)
     assert x.shape == (48, 192)
     with torch.no_grad():
-        logits = model(train.images)
+        logits = model(next(iter(train)).images)
     assert torch.allclose(model.head(torch.tensor(x, dtype=torch.float32)), logits, atol=1e-5)
     found, seen = linear_probe(model, train, test)
     mean, std = x.mean(0), x.std(0)

@@ -189,7 +189,7 @@ class _Crops(_Prepared, Dataset):
         return [Batch(x, y, i) for x, y, i in zip(images, labels, indices, strict=True)]  # type: ignore[arg-type]
 
 
-def _dealt_batches(n: int, batch_size: int, shard: tuple[int, int]) -> list[list[int]]:
+def dealt_batches(n: int, batch_size: int, shard: tuple[int, int]) -> list[list[int]]:
     """Every ``world``-th batch of consecutive indices, from ``rank`` on."""
     rank, world = shard
     starts = range(rank * batch_size, n, world * batch_size)
@@ -292,9 +292,13 @@ def _check_loader(on_error: str, shard: tuple[int, int] | None) -> tuple[int, in
 
 def _crops_dataset(split: str, n_images: int | None, seed: int, size: tuple[int, int]) -> _Crops:
     crops = FixedCrops(split)
-    every = crops.labels.numpy()
-    chosen = _choose(every, n_images, seed, "photo_crops", clusters=crops.clusters)
-    labels = every[chosen]
+    chosen = _choose(crops.labels.numpy(), n_images, seed, "photo_crops", clusters=crops.clusters)
+    return crops_of(crops, chosen, split, size)
+
+
+def crops_of(crops: FixedCrops, chosen: np.ndarray, split: str, size: tuple[int, int]) -> _Crops:
+    """Chosen crops as a loader takes them."""
+    labels = crops.labels.numpy()[chosen]
     names = tuple(f"{crop_classes()[label]}, crop {i}" for label, i in zip(labels, chosen, strict=True))
     n_blocks = len(np.unique(crops.clusters[chosen]))
     return _Crops(crops, chosen, crops_info(split, labels, size, names, n_blocks))
@@ -313,9 +317,12 @@ def source_info(source: Source, split: str, chosen: np.ndarray, skipped: tuple[s
 
 def _images_dataset(source: Source, split: str, n_images: int | None, seed: int, on_error: str) -> _Images:
     if on_error == "skip":
-        chosen, skipped = _choose_readable(source, n_images, seed)
-    else:
-        chosen, skipped = _choose(source.labels, n_images, seed, source.name), ()
+        return images_of(source, *_choose_readable(source, n_images, seed), split=split)
+    return images_of(source, _choose(source.labels, n_images, seed, source.name), split=split)
+
+
+def images_of(source: Source, chosen: np.ndarray, skipped: tuple[str, ...] = (), *, split: str) -> _Images:
+    """Chosen images of a source as a loader takes them."""
     return _Images(source, chosen, source_info(source, split, chosen, skipped))
 
 
@@ -520,4 +527,4 @@ def load_images(
     else:
         source = number_as_head(find_source(data, split=split, root=root, download=download), model)
         dataset = _images_dataset(source, split, n_images, seed, on_error)
-    return ImageLoader(dataset, batch_sampler=_dealt_batches(len(dataset), batch_size, shard), **common)
+    return ImageLoader(dataset, batch_sampler=dealt_batches(len(dataset), batch_size, shard), **common)

@@ -1,4 +1,4 @@
-"""Training and test images that stay on the device: batches are cut, flipped and normalised there, all at once.
+"""Training images that stay on the device: batches are cut, flipped and normalised there, all at once.
 
 The same on a CPU and on a GPU. What a sample looks like is a function of (seed, epoch, index) only, so that a run that
 was killed replays its epochs exactly. An epoch always has as many images as one of the whole training set: a
@@ -8,11 +8,9 @@ was killed replays its epochs exactly. An epoch always has as many images as one
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..data import Batch, DataInfo
+from ..data import DataInfo
 from ..data.augmenting import labelled_source
 from ..data.crops import (
     CROP,
@@ -31,8 +29,17 @@ from ..data.crops import (
     choose_fraction,
     crop_classes,
 )  # fmt: skip
-from ..data.info import chance_level
-from ..data.loading import SMALL, as_pair, balanced_order, preprocessing, source_info
+from ..data.loading import (
+    SMALL,
+    ImageLoader,
+    as_pair,
+    balanced_order,
+    crops_of,
+    dealt_batches,
+    images_of,
+    preprocessing,
+    source_info,
+)
 from ..errors import DataError
 
 PAD = 4  # pixels on every side before the random crop (He et al., 2016, section 4.2)
@@ -121,24 +128,6 @@ def _crop(pixels: Tensor, image: Tensor, top: Tensor, left: Tensor, flip: Tensor
     ]
 
 
-class ResidentLoader:
-    """Test batches on the device, in a fixed order; labels stay on the CPU, where they are compared."""
-
-    def __init__(
-        self, images: Tensor, labels: Tensor, info: DataInfo, clusters: np.ndarray, batch_size: int = 256
-    ) -> None:
-        self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.dataset = SimpleNamespace(info=info, clusters=clusters)
-
-    def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for start in range(0, len(self.labels), self.batch_size):
-            stop = min(start + self.batch_size, len(self.labels))
-            yield Batch(self.images[start:stop], self.labels[start:stop], torch.arange(start, stop))
-
-
 @lru_cache(maxsize=4)
 def _decoded(data: str, split: str, size: tuple[int, int]) -> tuple[Tensor, np.ndarray, Any]:
     """All images of a split, (N, 3, H, W) in 0..255, their labels, and the source; decoded once in a process."""
@@ -189,48 +178,40 @@ def resident_train(
     return ResidentImages(pixels, labels, info, normalise=_normaliser(model, size, device), **chosen)
 
 
-def _fixed_crops(split: str, kept: np.ndarray, device: str | torch.device) -> ResidentLoader:
-    """The four quarters of the ``kept`` blocks of a split."""
-    crops = FixedCrops(split)
-    chosen = np.concatenate([np.flatnonzero(crops.clusters == block) for block in kept])
-    images = torch.stack([image for image, _ in crops.__getitems__(chosen.tolist())]).to(device)
-    labels = crops.labels[chosen]
-    info = replace(crops.info, n=len(chosen), chance=chance_level(labels.numpy()))
-    return ResidentLoader(images, labels, info, crops.clusters[chosen])
-
-
-def resident_loader(
+def fixed_images(
     data: str | Path = "photo_crops",
     *,
     split: str = "test",
-    img_size: int | tuple[int, int] = 32,
     fraction: float = 1.0,
     seed: int = 0,
     model: torch.nn.Module | None = None,
-    device: str | torch.device = "cpu",
+    img_size: int | None = None,
     most: int | None = None,
     rest: bool = False,
-) -> ResidentLoader:
-    """Images to evaluate on, not augmented, on ``device``.
+    batch_size: int = 256,
+) -> ImageLoader:
+    """Images to evaluate on, not augmented.
 
     ``fraction`` and ``seed`` choose the training images that ``resident_train`` trains on; ``most`` keeps at most about
     so many, balanced over classes; ``rest`` takes the training images that were not chosen in place of those.
     """
-    size = as_pair(img_size)
-    crops = str(data) == "photo_crops"
-    all_labels = blocks(split).labels.numpy() if crops else _decoded(str(data), split, size)[1]
-    kept = choose_fraction(all_labels, fraction, seed)
+    crops = FixedCrops(split) if str(data) == "photo_crops" else None
+    source = None if crops else labelled_source(data, split)
+    labels = source.labels if source else blocks(split).labels.numpy()
+    kept = choose_fraction(labels, fraction, seed)
     if rest:
-        kept = np.setdiff1d(np.arange(len(all_labels)), kept)
+        kept = np.setdiff1d(np.arange(len(labels)), kept)
     if most is not None:
         most = most // CROPS_PER_BLOCK if crops else most
-        kept = np.sort(kept[balanced_order(all_labels[kept], 0)[:most]])
-    if crops:
-        return _fixed_crops(split, kept, device)
-    pixels, labels, source = _decoded(str(data), split, size)
-    images = _normaliser(model, size, device)(pixels[kept].to(device))
-    info = source_info(source, split, kept)
-    return ResidentLoader(images, torch.from_numpy(labels[kept]), info, np.arange(len(kept)))
+        kept = np.sort(kept[balanced_order(labels[kept], 0)[:most]])
+    dataset: Any
+    if source:
+        dataset = images_of(source, kept, split=split)
+    else:
+        assert crops is not None
+        dataset = crops_of(crops, np.flatnonzero(np.isin(crops.clusters, kept)), split, (CROP, CROP))
+    batches = dealt_batches(len(dataset), batch_size, (0, 1))
+    return ImageLoader(dataset, model, img_size, batch_sampler=batches)
 
 
 def fingerprint(data: str | Path, img_size: int | tuple[int, int] = 32) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 
 from .._files import writable_folder
-from ..data import load_images, train_data
+from ..data import train_data
 from ..data.loading import SMALL
 from ..errors import DataError, T2TError
 from ..models import save_weights
@@ -20,7 +20,7 @@ from .accuracy import score
 from .design import WEIGHTS, Run, data_label, demand_rate, design_hash
 from .module import Classifier
 from .recipe import Recipe
-from .resident import fingerprint, resident_loader, resident_train
+from .resident import fingerprint, fixed_images, resident_train
 from .train import on_paper, train
 from .transfer import PENALTY, linear_probe, start, weights_of
 
@@ -61,35 +61,15 @@ class Images(NamedTuple):
 
 
 def _images(run: Run, place: Place) -> Images:
-    """On the device for small images, streamed from where they are for others."""
+    """Small images are trained on from the device, others are streamed from where they are."""
     blank = on_paper(run.model)
-    size = blank.default_cfg["input_size"][-1]
-    if size >= SMALL:
-        return _streamed(run, place, blank)
-    common: dict[str, Any] = {"img_size": size, "model": blank, "device": place.device}
-    chosen: dict[str, Any] = {"fraction": run.recipe.fraction, "seed": run.recipe.seed}
-
-    training = partial(resident_train, device=place.device)
-
-    def seen(most: int | None = None) -> Any:
-        return resident_loader(run.data, split="train", most=most, **chosen, **common)
-
-    return Images(training, resident_loader(run.data, split="test", **common), seen(MOST_TRAIN), seen)
-
-
-def _streamed(run: Run, place: Place, blank: Any) -> Images:
-    if (share := run.recipe.fraction) < 1:
+    large, share = blank.default_cfg["input_size"][-1] >= SMALL, run.recipe.fraction
+    if large and share < 1:
         raise DataError(f"fraction={share}: {run.model} is too large for images in memory, it takes all")
-    common: dict[str, Any] = {"model": blank, "batch_size": 64, "device": place.device}
-
-    def seen() -> Any:
-        return load_images(run.data, split="train", **common)
-
-    everything = seen()
-    some = everything
-    if len(everything.dataset) > MOST_TRAIN:
-        some = load_images(run.data, split="train", n_images=MOST_TRAIN, **common)
-    return Images(train_data, load_images(run.data, split="test", **common), some, seen)
+    fixed = partial(fixed_images, run.data, model=blank, batch_size=64 if large else 256)
+    seen = partial(fixed, split="train", fraction=share, seed=run.recipe.seed)
+    training = train_data if large else partial(resident_train, device=place.device)
+    return Images(training, fixed(split="test"), seen(most=MOST_TRAIN), seen)
 
 
 def _train(run: Run, place: Place, dataset: Any, folder: Path, **more: Any) -> Classifier:
@@ -182,14 +162,12 @@ def trial(model: str, data: str, recipe: Recipe, place: Place) -> dict[str, Any]
     run = Run(model, data, replace(recipe, epochs=rates.EPOCHS, fraction=rates.SHARE))
     blank = on_paper(model)
     size = blank.default_cfg["input_size"][-1]
-    common: dict[str, Any] = {"split": "train", "img_size": size, "model": blank, "device": place.device}
-    common |= {"fraction": rates.SHARE, "seed": recipe.seed}
-
+    held = partial(fixed_images, data, split="train", model=blank, fraction=rates.SHARE, seed=recipe.seed)
     folder = place.runs / f"rate__{run.name}"
     module = _train(run, place, partial(resident_train, device=place.device), folder)
     net = rows.rounded(module.averaged())
-    held_out = score(net, resident_loader(data, rest=True, **common), place.device)
-    seen = score(net, resident_loader(data, most=MOST_TRAIN, **common), place.device)
+    held_out = score(net, held(rest=True), place.device)
+    seen = score(net, held(most=MOST_TRAIN), place.device)
     row = {
         "data": data_label(data), "data_hash": fingerprint(data, size), "model": model,
         "optimizer": recipe.optimizer, "lr": f"{recipe.lr:g}", "seed": recipe.seed, "epochs": rates.EPOCHS,
