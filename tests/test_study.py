@@ -121,7 +121,7 @@ def test_resident_crops_equal_the_ordinary_ones():
     for epoch in (0, 5):
         ordinary.set_epoch(epoch)
         resident.set_epoch(epoch)
-        images, labels = resident.__getitems__([0, 77, 401])
+        images, labels = resident.batch([0, 77, 401])
         expected = ordinary.__getitems__([0, 77, 401])
         assert torch.equal(images, torch.stack([image for image, _ in expected]))
         assert labels.tolist() == [label for _, label in expected]
@@ -153,13 +153,13 @@ def test_resident_images_are_cropped_flipped_and_replayed(stripes):
     data = resident_train(str(stripes), seed=1)
     assert (len(data), data.different) == (48, 48)
     data.set_epoch(2)
-    first, labels = data.__getitems__(range(48))
+    first, labels = data.batch(range(48))
     assert first.shape == (48, 3, 32, 32)
     assert sorted(labels.tolist()) == [0] * 24 + [1] * 24
     data.set_epoch(3)
-    assert not torch.equal(data.__getitems__(range(48))[0], first)
+    assert not torch.equal(data.batch(range(48))[0], first)
     data.set_epoch(2)
-    assert torch.equal(data.__getitems__(range(48))[0], first)
+    assert torch.equal(data.batch(range(48))[0], first)
     # By hand: sample 5, from the pixels.
     turn, top, left, flip = data._draws[5].tolist()
     pixels = torch.tensor(np.asarray(Image.open(sorted(stripes.glob("train/*/*.png"))[turn]))).float() / 255

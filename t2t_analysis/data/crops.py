@@ -209,6 +209,8 @@ class EpochCrops(Dataset):
     device : where the blocks lie and crops are cut; a whole batch at once, see `batch`.
     """
 
+    unit = "block of 64x64 pixels"
+
     def __init__(
         self, *, fraction: float = 1.0, seed: int = 0, augment: bool = True, crops_per_block: float = 12,
         img_size: tuple[int, int] = (CROP, CROP), device: str | torch.device = "cpu",
@@ -218,7 +220,7 @@ class EpochCrops(Dataset):
         self.pixels = pixels.to(device)
         chosen = torch.from_numpy(choose_fraction(labels.numpy(), fraction, seed))
         self.block_index, kept = chosen.to(device), labels[chosen].to(device)
-        self.num_classes = len(crop_classes())
+        self.num_classes, self.different = len(crop_classes()), len(chosen)
         self._count = torch.bincount(kept, minlength=self.num_classes)  # blocks of each class
         self._first = self._count.cumsum(0) - self._count
         self.per_class = max(1, round(len(kept) * crops_per_block / self.num_classes))
@@ -260,7 +262,9 @@ class EpochCrops(Dataset):
         else:
             top = left = torch.full_like(index, (BLOCK - CROP) // 2)
             flip = torch.zeros_like(index)
-        return as_images(cut_crops(self.pixels, block, top, left, flip.bool()), self.img_size), label
+        return as_images(
+            cut_crops(self.pixels, block, top, left, flip.bool()), self.img_size
+        ).contiguous(), label
 
     def __getitems__(self, indices: Sequence[int]) -> list[tuple[Tensor, int]]:
         images, labels = self.batch(indices)

@@ -45,47 +45,19 @@ from ..errors import DataError
 PAD = 4  # pixels on every side before the random crop (He et al., 2016, section 4.2)
 
 
-def as_it_is(batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """What a loader makes of batches that come ready from the device."""
-    return batch
-
-
-class ResidentCrops(EpochCrops):
-    """``photo_crops`` for training, sample by sample those of ``EpochCrops``; batches are (images, labels).
-
-    Parameters
-    ----------
-    fraction : share of the training blocks of every class.
-    seed : of the draws and of the fraction.
-    device : where blocks live and crops are cut.
-    """
-
-    collate = staticmethod(as_it_is)
-    unit = "block of 64x64 pixels"
-
-    def __init__(self, *, fraction: float = 1.0, seed: int = 0, device: str | torch.device = "cpu") -> None:
-        labels = blocks("train").labels.numpy()
-        self.different = len(choose_fraction(labels, fraction, seed))
-        often = 12 * len(labels) / self.different
-        super().__init__(fraction=fraction, seed=seed, crops_per_block=often, device=device)
-
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        images, labels = self.batch(indices)
-        return images.contiguous(), labels
-
-
 class ResidentImages:
-    """Images of a small data set for training: padded by 4, cropped, flipped; batches are (images, labels).
+    """Images of a small data set for training: padded by 4, cropped, flipped.
 
     Parameters
     ----------
     pixels : (N, 3, H, W) in 0..255, all training images at the size of the model.
     labels : (N,).
     normalise : makes of bytes what the model wants.
-    fraction, seed, device : as for ``ResidentCrops``.
+    fraction : share of the images of every class.
+    seed : of the draws and of the fraction.
+    device : where images live and are cropped.
     """
 
-    collate = staticmethod(as_it_is)
     unit = "image"
 
     def __init__(
@@ -110,7 +82,7 @@ class ResidentImages:
         turn = np.arange(len(self)) % self.different  # a fraction is gone through several times
         self._draws = torch.from_numpy(np.column_stack((turn, table))).to(self.device)
 
-    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
+    def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) and labels (B,)."""
         image, top, left, flip = self._draws[torch.as_tensor(indices).to(self.device)].unbind(1)
         return self._normalise(_crop(self._pixels, image, top, left, flip.bool())), self._labels[image]
@@ -162,7 +134,7 @@ def resident_train(
     seed: int = 0,
     model: torch.nn.Module | None = None,
     device: str | torch.device = "cpu",
-) -> ResidentCrops | ResidentImages:
+) -> EpochCrops | ResidentImages:
     """Training images on ``device``; arguments as for ``train_data``, which it stands in for.
 
     Raises ``DataError`` for data without labels, without split folders, or of 64 pixels and more.
@@ -171,7 +143,9 @@ def resident_train(
     if str(data) == "photo_crops":
         if size != (CROP, CROP):
             raise DataError(f"img_size={size} of photo_crops: on the device they are {CROP}x{CROP}")
-        return ResidentCrops(fraction=fraction, seed=seed, device=device)
+        labels = blocks("train").labels.numpy()
+        often = 12 * len(labels) / len(choose_fraction(labels, fraction, seed))
+        return EpochCrops(fraction=fraction, seed=seed, crops_per_block=often, device=device)
     pixels, labels, source = _decoded(str(data), split, size)
     info = source_info(source, split, np.arange(len(labels)))
     chosen: dict[str, Any] = {"fraction": fraction, "seed": seed, "device": device}

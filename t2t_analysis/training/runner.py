@@ -90,7 +90,7 @@ def _about_data(run: Run, images: Images) -> dict[str, Any]:
     chosen = images.train(run.data, img_size=size, model=blank, **drawn)
     names = hashlib.sha256(repr((chosen.info.names, info.names)).encode()).hexdigest()[:12]
     return {
-        "data_hash": fingerprint(run.data, size) if hasattr(chosen, "collate") else f"names-{names}",
+        "data_hash": fingerprint(run.data, size) if hasattr(chosen, "batch") else f"names-{names}",
         "classes": len(info.classes),
         "chance": info.chance,
         "train_images": getattr(chosen, "different", len(chosen)),

@@ -48,9 +48,10 @@ class _Data(L.LightningDataModule):
         recipe, length = self.module.recipe, self.module.length
         leg = length.legs, length.steps * recipe.batch_size
         sampler = LegSampler(self.dataset, recipe.seed, *leg, trainer.global_rank, trainer.world_size)
-        ready = getattr(self.dataset, "collate", None)  # of images that live on the device
+        ready: Any = getattr(self.dataset, "batch", None)  # makes whole batches of indices, on its device
+        images: Any = range(len(self.dataset)) if ready else self.dataset
         return DataLoader(
-            self.dataset, batch_size=recipe.batch_size // trainer.world_size, sampler=sampler, drop_last=True,
+            images, batch_size=recipe.batch_size // trainer.world_size, sampler=sampler, drop_last=True,
             num_workers=self.workers, persistent_workers=self.workers > 0, collate_fn=ready,
             pin_memory=torch.cuda.is_available() and ready is None,
         )  # fmt: skip
