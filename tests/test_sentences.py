@@ -187,7 +187,7 @@ def test_how_far_attention_looks_is_said_in_words_first() -> None:
     assert first.startswith(f"On average attention looks {near}. Attention distance")
     rows = [row("attention_distance", "ViT", 0.505, **where)]
     (alone,) = geometry_findings([Result("attention_geometry", pd.DataFrame(rows))], {"ViT": PAIR["ViT"]})
-    assert "as far as uniform attention would in `ViT`" in alone
+    assert "neither clearly nearer nor clearly farther than uniform attention would in `ViT`" in alone
 
 
 def test_no_page_says_more_than_eight_things() -> None:

@@ -48,9 +48,8 @@ def verdict_plot(frame: pd.DataFrame, title: str = "Effects, in the direction of
         ax.get_xaxis().set_major_formatter(lambda x, _: f"{x:g}".replace("-", "−"))
         if len(tested):
             fig.legend(*_legend(ax), loc="outside lower center", ncols=4)
-        fig.suptitle(
-            title, x=0.01, ha="left", fontweight="bold", fontsize=10
-        )  # names beside the axes are long
+        # of the figure, not of the axes, which names beside them push to the right
+        fig.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10)
     return Figure(fig, _caption(frame, tested), _alt(tested))
 
 

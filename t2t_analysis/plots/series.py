@@ -163,9 +163,8 @@ def limits(
     if log is None:
         log = bool(len(values) and values.min() > 0 and values.max() > SQUASHED * np.median(values))
     if log:
-        ends = np.maximum(
-            ends[ends > 0], values[values > 0].min() / 10
-        )  # an interval down to 0 has no end there
+        # an interval down to 0 has no end there
+        ends = np.maximum(ends[ends > 0], values[values > 0].min() / 10)
     low, high = (ends.min(), ends.max()) if len(ends) else (0.0, 1.0)
     if log:
         low, high = low / 1.3, high * 1.3

@@ -10,9 +10,11 @@ import pandas as pd
 from .._show import code
 from ..quantities import listed
 from ..results import Result
-from .template import Facts, kept
+from .template import Facts, beyond, kept
 
 _LAYERS: dict[str, Any] = {"place": "blocks.*.attn", "head": None}
+#: on which side of uniform attention the interval of a distance lies -> how far attention looks
+_REACH = {1: "farther than", -1: "nearer than", 0: "neither clearly nearer nor clearly farther than"}
 
 
 def geometry_findings(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:
@@ -46,14 +48,7 @@ def _reach(facts: Facts) -> str:
     for label in facts.labels:
         row = facts.row("attention_distance", label, tokens="patch", **_LAYERS)
         if row is not None and pd.notna(row["null"]):
-            words = (
-                "farther than"
-                if row["low"] > row["null"]
-                else "nearer than"
-                if row["high"] < row["null"]
-                else "as far as"
-            )
-            found.setdefault(words, []).append(code(label))
+            found.setdefault(_REACH[beyond(row, row["null"])], []).append(code(label))
     said = listed(f"{words} uniform attention would in {listed(labels)}" for words, labels in found.items())
     line = facts.line("attention_distance", tokens="patch", **_LAYERS)
     return f"On average attention looks {said}. {line}" if said else line

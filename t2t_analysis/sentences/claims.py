@@ -177,18 +177,11 @@ def side_by_side(ledgers: Mapping[str, pd.DataFrame]) -> list[dict[str, Any]]:
         with about, kind, basis, statement, verdict, size, compared, why and numbers.
     """
     entries = [(about, {row["claim"]: row for row in verdict_rows(one)}) for about, one in ledgers.items()]
-    first = entries[0][1]
-    return [
-        row
-        | {
-            "evidence": [  # of what can speak to the claim at all
-                {"about": about} | rows[name]
-                for about, rows in entries
-                if name in rows and rows[name]["numbers"]
-            ]
-        }
-        for name, row in first.items()
-    ]
+    spoken = {  # evidence that can speak to a claim at all
+        name: [{"about": about} | rows[name] for about, rows in entries if rows.get(name, {}).get("numbers")]
+        for name in entries[0][1]
+    }
+    return [row | {"evidence": spoken[name]} for name, row in entries[0][1].items()]
 
 
 def side_by_side_tables(rows: list[dict[str, Any]], besides: str) -> dict[str, pd.DataFrame]:
@@ -200,9 +193,8 @@ def side_by_side_tables(rows: list[dict[str, Any]], besides: str) -> dict[str, p
     tables: dict[str, pd.DataFrame] = {}
     for basis in dict.fromkeys(str(one["basis"]) for one in said):
         own = pd.DataFrame([one for one in said if one["basis"] == basis])
-        asked = own["statement"].where(
-            ~own["statement"].duplicated(), ""
-        )  # once, above those that it was asked of
+        # once, above those that it was asked of
+        asked = own["statement"].where(~own["statement"].duplicated(), "")
         tables[basis] = pd.DataFrame({
             "claim": own["claim"], "what is asked": asked, "of": own["about"], "verdict": own["verdict"],
             "first number": own["size"],

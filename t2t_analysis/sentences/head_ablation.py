@@ -14,7 +14,7 @@ from ..errors import T2TError
 from ..measures.head_pairs import similar_pairs_stand_in, skips_beside_cka
 from ..quantities import listed, p_words, plural, quantity
 from ..results import Result
-from .template import Facts, kept
+from .template import Facts, beyond, kept
 
 #: KL divergence in nats below which no event changes its probability by more than SMALLEST["accuracy"], on average over
 #: images: by Pinsker's inequality a total variation of v needs a divergence of 2 v^2 at least.
@@ -108,13 +108,11 @@ def _pairs(pairs: Result, similarity: Result, model: str) -> str:
         return f"Pairs of heads are not compared: {error}."
     row = found.where(quantity="pair_interaction_contrast").frame.iloc[0]
     words = quantity("pair_interaction_contrast")
-    stand = "stand in for each other more than dissimilar ones" if row["low"] > 0 else (
-        "stand in for each other less than dissimilar ones" if row["high"] < 0 else
-        "stand in for each other neither clearly more nor clearly less than dissimilar ones"
-    )  # fmt: skip
+    more = {1: "more", -1: "less", 0: "neither clearly more nor clearly less"}[beyond(row)]
     return (
-        f"In {code(model)} similar heads of a layer {stand}: the loss without both, less that without each, differs "
-        f"by {words.interval(row)} ({p_words(row['p'])}, n = {plural(row['n'], row['unit'])})."
+        f"In {code(model)} similar heads of a layer stand in for each other {more} than dissimilar ones: the loss "
+        f"without both, less that without each, differs by {words.interval(row)} ({p_words(row['p'])}, n = "
+        f"{plural(row['n'], row['unit'])})."
     )
 
 

@@ -19,6 +19,7 @@ from ..claims.headlines import pair_differences, pair_order
 from ..claims.ledger import claim_named, effect_verdict, ledger, summary
 from ..claims.likeness import NOT_TESTED, OPEN
 from ..claims.premise import endpoint_rows
+from ..claims.rule import number_in
 from ..errors import T2TError
 from ..quantities import listed, plural, quantity
 from ..results import Result
@@ -39,6 +40,17 @@ def kept(*sentences: str) -> list[str]:
 def largest(rows: pd.DataFrame) -> pd.Series:
     """The row with the largest value."""
     return rows.iloc[int(rows["value"].to_numpy(float).argmax())]
+
+
+def beyond(row: Mapping[str, Any] | pd.Series, of: float = 0.0) -> int:
+    """+1 where the whole interval of a row lies above a number, -1 where below; 0 where that is not clear.
+
+    >>> beyond({"low": 0.1, "high": 0.3}), beyond({"low": 0.1, "high": 0.3}, 0.4), beyond({"low": -0.1, "high": 0.3})
+    (1, -1, 0)
+    >>> beyond({"low": None, "high": None})
+    0
+    """
+    return int(number_in(row, "low") > of) - int(number_in(row, "high") < of)
 
 
 class Facts:
