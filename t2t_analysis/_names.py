@@ -17,26 +17,6 @@ from .errors import UnknownNameError
 TWIN = ", random"
 
 
-class Label(str):
-    """What a model is called in results, which also tells its registered name.
-
-    >>> Label("after", "t2t_vit_14"), Label("after", "t2t_vit_14").architecture, has_soft_split(Label("a", "t2t_vit_7"))
-    ('after', 't2t_vit_14', True)
-    """
-
-    architecture: str
-
-    def __new__(cls, label: str, architecture: str) -> Label:
-        """Call the model of this registered name ``label``."""
-        made = super().__new__(cls, label)
-        made.architecture = architecture
-        return made
-
-    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
-        """What a copy is made from."""
-        return str(self), self.architecture
-
-
 _REGISTERED = re.compile(r"^@register_model\s*\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
 _KINDS = re.compile(r"^(auto|random|(bundled|published)(/\S+)?)$")
 _ENDING = re.compile(r"(\.(safetensors|pth|pt|ckpt|bin|tar))+$")
@@ -117,7 +97,6 @@ def has_soft_split(name: str) -> bool:
     >>> has_soft_split("t2t_vit_14"), has_soft_split("small_conv_deep")
     (True, False)
     """
-    name = getattr(name, "architecture", name)
     soft = ("t2t_vit_", "small_performer_", "small_transformer_")
     return name.startswith(soft) and not name.startswith("t2t_vit_c_")
 

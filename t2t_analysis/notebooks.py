@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._files import writable_folder
-from ._names import TWIN, Label
+from ._names import TWIN
 from ._show import code, findings, plain, reproduce, save, say, show, table, title_block, verdicts
 from .errors import ParameterError
 from .parameters import CommonParams, P, unknown_parameter, validate
@@ -123,10 +123,7 @@ def set_up(params: CommonParams) -> Run:
             f"baseline_weights={params.baseline_weights!r}: these are the weights of the model, "
             f"{loaded[0].provenance.label}; give others, or baseline=none for the model alone"
         )
-    models: dict[str, Any] = {
-        Label(label, name): model
-        for label, name, model in zip(params.labels, params.names, loaded, strict=True)
-    }
+    models: dict[str, Any] = dict(zip(params.labels, loaded, strict=True))
     if len(loaded) == 1:
         from .measures import random_twin
 
