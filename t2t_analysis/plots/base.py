@@ -266,26 +266,20 @@ class Figure:
         return replace(self, caption=called(self.caption), alt=called(self.alt))
 
     def close(self) -> None:
-        """Let go of the drawing, also when it was made by pyplot."""
-        import sys
-
-        if (pyplot := sys.modules.get("matplotlib.pyplot")) is not None:
-            pyplot.close(self.fig)
+        """Let go of the drawing."""
         self.fig.clear()
 
 
 def _untrained_names(frame: pd.DataFrame) -> Iterator[str]:
-    """Models whose weights say UNTRAINED, but for controls drawn beside their own model.
+    """Models whose weights say UNTRAINED, but for controls.
 
     A comparison of two names both weights, with a bar between.
     """
-    drawn = {*frame["model"].dropna(), *frame["model_b"].dropna()}
-    controls = {name + TWIN for name in drawn}
     for row in frame[["model", "model_b", "weights"]].drop_duplicates().itertuples(index=False):
         names = [name for name in (row.model, row.model_b) if isinstance(name, str)]
         labels = str(row.weights).split(" | ") if len(names) == 2 else [str(row.weights)]
-        random = (n for n, label in zip(names, labels, strict=False) if "UNTRAINED" in label)
-        yield from (name for name in random if name not in controls)
+        known = zip(names, labels, strict=False)
+        yield from (n for n, label in known if "UNTRAINED" in label and not n.endswith(TWIN))
 
 
 def untrained_note(frame: pd.DataFrame) -> str:
@@ -308,10 +302,9 @@ def finish(fig: MplFigure, frame: pd.DataFrame, caption: str, alt: str) -> Figur
     ``frame`` holds the tidy rows that were drawn; their weights say whether the warning applies. Untrained controls
     (labels that end as those of `random_twins`) are no reason for one. Of ``alt`` 240 letters are kept, as plain text.
     """
-    own = frame[~frame["model"].astype("string").str.endswith(TWIN).fillna(False)]
     caption = " ".join(caption.split())
     alt = textwrap.shorten(alt.replace("`", ""), 240, placeholder=" …")  # never inside a number
-    if note := untrained_note(own):
+    if note := untrained_note(frame):
         caption, alt = f"**{note}** {caption}", f"Untrained weights. {alt}"
     return Figure(fig, caption, alt, frame if "value" in frame and frame["value"].notna().any() else None)
 

@@ -13,7 +13,7 @@ from ..errors import UnknownNameError
 from ..quantities import Quantity, quantity
 from ..results import COLUMNS, Result
 from .base import PALETTE, Figure, finish, new_axes, role, title_block, use_style
-from .series import TOKENS, caption, floats, handle, how_sure, limits, shown, whiskers
+from .series import TOKENS, caption, floats, handle, how_sure, limits, null_kind, shown, whiskers
 
 
 def forest(
@@ -171,10 +171,8 @@ def _caption(frame: pd.DataFrame, labels: Sequence[str], title: str) -> str:
     compared = f"`{first['model']}` minus `{first['model_b']}`"
     subject = compared if _compares(frame) else (title or look.title).rstrip("?.")
     several = "Not corrected for several quantities." if len(frame) > 1 and frame["p"].notna().any() else ""
-    kinds = frame.loc[frame["null"].notna() & (frame["null"] != 0), "null_kind"].dropna()
-    null = "Null: 0." * _compares(frame)
-    if len(kinds):
-        null = f"Null (dotted): {str(kinds.iloc[0]).split(';')[0]}."
+    apart = frame[frame["null_kind"].notna() & frame["null"].notna() & (frame["null"] != 0)]
+    null = f"Null (dotted): {null_kind(apart.iloc[0])}." if len(apart) else "Null: 0." * _compares(frame)
     plain = " ".join(labels[0].split())
     return caption(f"{subject}: {plain} {look.interval(first)}.", how_sure(frame), null, also=[several])
 

@@ -270,8 +270,8 @@ def _cka_words(frames: Sequence[pd.DataFrame], drawn: Sequence[Map], look: Quant
     cells = sum(one.cells.size for one in drawn)
     sample = TOKENS.get(str(row["tokens"]), str(row["tokens"]))
     ranges = f"Two different layers: {'; '.join(parts)}." if parts else ""
-    kinds = pd.concat(frames).loc[lambda f: f["p"].notna(), "null_kind"]
-    null = f"Null: {str(kinds.iloc[0]).split(';')[0]}." if len(kinds) else ""
+    tested = pd.concat(frames).dropna(subset="p")
+    null = f"Null: {null_kind(tested.iloc[0])}." if len(tested) else ""
     words = caption(
         f"{look.title}, of the {sample}. {ranges}", f"{marked} of {cells} cells within chance (p ≥ {ALPHA}).",
         f"n = {plural(row['n'], row['unit'])}.",

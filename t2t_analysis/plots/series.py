@@ -251,11 +251,11 @@ def null_kind(row: Mapping[str, Any] | pd.Series) -> str:
 
 def null_words(frame: pd.DataFrame) -> str:
     """What the dotted null is, in the words of the rows."""
-    kinds = [str(kind).split(";")[0] for kind in frame.loc[frame["null"].notna(), "null_kind"].dropna()]
-    if not kinds:
+    known = frame[frame["null"].notna() & frame["null_kind"].notna()]
+    several = {null_kind(row) for _, row in known[["null_kind"]].drop_duplicates().iterrows()}
+    if not several:
         return ""
-    several = list(dict.fromkeys(kinds))
-    return f"Dotted: null, {several[0] if len(several) == 1 else 'see the table'}."
+    return f"Dotted: null, {several.pop() if len(several) == 1 else 'see the table'}."
 
 
 def untrained_words(names: Iterable[str]) -> str:
