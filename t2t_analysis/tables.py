@@ -49,14 +49,8 @@ def read(path: str | Path, table: str) -> pd.DataFrame:
     """The CSV of a table, typed; without rows where there is no file. An empty cell is a missing value."""
     if not Path(path).exists():
         return typed([], table)
-    # as text first: a column that the table does not have is an error, not a guess
-    found = pd.read_csv(path, dtype="string", keep_default_na=False, na_values=[""])
-    for name in found.columns.intersection(list(columns(table))):
-        if (dtype := columns(table)[name][0]) == "boolean":
-            found[name] = found[name].map({"True": True, "False": False})
-        elif dtype != "string":
-            found[name] = pd.to_numeric(found[name])
-    return typed(found, table)
+    dtypes = {name: dtype for name, (dtype, _) in columns(table).items()}
+    return typed(pd.read_csv(path, dtype=dtypes, keep_default_na=False, na_values=[""]), table)
 
 
 def add(path: str | Path, table: str, rows: Rows, about: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
