@@ -28,11 +28,12 @@ from t2t_analysis._paths import notebooks_dir
 from t2t_analysis.errors import ParameterError, T2TError, UnknownNameError
 from t2t_analysis.parameters import CommonParams
 from t2t_analysis.plots.base import Figure
-from t2t_analysis.reports import fingerprint, run_report, runner, stem
+from t2t_analysis.reports import fingerprint, runner
 from t2t_analysis.reports.export import Page, to_html
 from t2t_analysis.reports.index import write_index
 from t2t_analysis.reports.mathml import to_mathml
-from t2t_analysis.reports.plan import available, papermill_line, plan
+from t2t_analysis.reports.plan import available, papermill_line, plan, stem
+from t2t_analysis.reports.runner import run_report
 
 from .helpers import execute_here
 

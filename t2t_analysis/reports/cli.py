@@ -56,8 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _release(out_dir: str | None, to: str | None) -> int:
     from pathlib import Path
 
-    from .._paths import notebooks_dir
-    from . import default_reports_dir
+    from .._paths import default_reports_dir, notebooks_dir
     from .digest import results_markdown
     from .index import write_index
     from .release import release

@@ -34,18 +34,21 @@ def stem(notebook: str, params: CommonParams) -> str:
     'head_redundancy__small_performer_deep'
     """
     given = params.resolve()
-    usual = type(params)(model=given.model).resolve()
     named = given.labels == given.names and max(map(len, given.names)) <= _LONGEST
     ignored = _NOT_IN_HASH | (_SPELLED if named else frozenset())
-    changed = {
-        name: value
-        for name, value in json.loads(given.model_dump_json()).items()
-        if name not in ignored and (getattr(given, name) != getattr(usual, name) or name == "model")
-    }
-    digits = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()[:6]
+    unusual = {"model": given.model} | _unusual(given)
+    hashed = {name: value for name, value in unusual.items() if name not in ignored}
+    digits = hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()[:6]
     first, *others = (re.sub(r"[^\w.+-]+", "-", label)[:_LONGEST] for label in given.labels)
     words = [word for other in others for word in ("vs", other)]
-    return "__".join([notebook, first, *words, *([digits] if changed else [])])
+    return "__".join([notebook, first, *words, *([digits] if hashed else [])])
+
+
+def _unusual(params: CommonParams) -> dict[str, Any]:
+    """Parameters that are not what the notebook takes for this model when nothing else is said."""
+    usual = type(params)(model=params.model).resolve()
+    values, others = (json.loads(one.model_dump_json()) for one in (params, usual))
+    return {name: value for name, value in values.items() if value != others[name]}
 
 
 @dataclass(frozen=True)
@@ -137,14 +140,9 @@ def _said_once(problems: Mapping[str, Sequence[str]]) -> list[str]:
 
 def changed(job: Job) -> dict[str, Any]:
     """Parameters that are not the notebook's defaults; model and baseline always."""
-    usual = params_for(job.notebook.stem)()
-    values = json.loads(job.params.model_dump_json())
-    resolved = json.loads(usual.model_copy(update={"model": job.params.model}).resolve().model_dump_json())
-    return {
-        name: value
-        for name, value in values.items()
-        if name in ("model", "baseline") or (value != resolved[name] and value != getattr(usual, name))
-    }
+    params, default = job.params, type(job.params)()
+    unusual = {name: value for name, value in _unusual(params).items() if value != getattr(default, name)}
+    return {"model": params.model, "baseline": params.baseline} | unusual
 
 
 def _words(name: str, value: Any) -> list[str]:

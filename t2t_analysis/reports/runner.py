@@ -26,9 +26,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._files import scratch_folder, writable_folder, write_whole
+from .._paths import default_reports_dir
 from .._show import RESULTS_VARIABLE
 from ..errors import DataError, ParameterError, T2TError
-from . import default_reports_dir
 from .fingerprint import page_fingerprint, run_fingerprint, sha
 from .plan import Job, changed, papermill_line, plan, without_braces
 
