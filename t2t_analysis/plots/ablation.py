@@ -52,56 +52,51 @@ def head_effects(result: Result, name: str = "kl", *, variant: str | None = None
         what the result does not have.
     """
     names = own_models(result)
-    drawn = {model: _heads(result, name, model, variant) for model in names}
-    marked = {model: _marks(result, f"{name}_p_holm", model, variant) for model in names}
+    drawn = {model: _marked(result, _heads(result, name, model, variant), name, variant) for model in names}
+    whole = pd.concat(drawn.values())
     look = quantity(name)
     with use_style():
         fig, axes = new_axes(
             len(names), 2, width=8.6, height=3.0 * len(names) + 0.6, squeeze=False, width_ratios=(1, 1.7)
         )
-        maps = [_map(frame, marked[model], model) for model, frame in drawn.items()]
+        maps = [_map(frame, model) for model, frame in drawn.items()]
         log = limits(axes[:, 1], [shown(frame) for frame in drawn.values()])
         draw_maps(fig, axes[:, 0], maps, look.label, log=log)
-        for number, (ax, (model, frame)) in enumerate(zip(axes[:, 1], drawn.items(), strict=True)):
-            _in_order(ax, shown(frame), marked[model], number, log)
+        for number, (ax, frame) in enumerate(zip(axes[:, 1], drawn.values(), strict=True)):
+            _in_order(ax, shown(frame), number, log)
             ax.set_xlabel(f"{len(frame)} heads, the largest effect first (layer.head)")
         ring = {"marker": "o", "linestyle": "", "markerfacecolor": "none", "markersize": 7}
         words = f"Holm p < {ALPHA:g}"
-        legend(fig, [], [handle(words, color=PALETTE["black"], **ring)] if any(marked.values()) else [])
-    whole = pd.concat(drawn.values())
-    return finish(fig, whole, *_effect_words(drawn, marked, look, whole))
+        legend(fig, [], [handle(words, color=PALETTE["black"], **ring)] if whole["marked"].any() else [])
+    return finish(fig, whole.drop(columns="marked"), *_effect_words(drawn, look, whole))
 
 
 def _heads(result: Result, name: str, model: str, variant: str | None) -> pd.DataFrame:
     return rows_of(result, quantity=name, model=model, variant=variant).drop_duplicates(["layer", "head"])
 
 
-def _marks(result: Result, name: str, model: str, variant: str | None) -> set[tuple[int, int]]:
-    """Heads with a corrected p below 0.05; none where there is no test."""
-    if not ((result.frame["quantity"] == name) & (result.frame["model"] == model)).any():
-        return set()
-    rows = rows_of(result, quantity=name, model=model, variant=variant)
-    return set(_keys(rows[rows["value"] < ALPHA]))
+def _marked(result: Result, heads: pd.DataFrame, name: str, variant: str | None) -> pd.DataFrame:
+    """Heads with a column that marks those with a corrected p below 0.05; none where there is no test."""
+    tests = result.frame[result.frame["quantity"] == f"{name}_p_holm"]
+    tests = tests[tests["variant"] == variant] if variant else tests
+    small = tests[tests["value"] < ALPHA]
+    key = ["model", "layer", "head"]
+    return heads.assign(
+        marked=pd.MultiIndex.from_frame(heads[key]).isin(pd.MultiIndex.from_frame(small[key]))
+    )
 
 
-def _keys(rows: pd.DataFrame) -> list[tuple[int, int]]:
-    """Layer and head of each row."""
-    return [(int(layer), int(head)) for layer, head in rows[["layer", "head"]].to_numpy()]
-
-
-def _map(frame: pd.DataFrame, marked: set[tuple[int, int]], title: str) -> Map:
+def _map(frame: pd.DataFrame, title: str) -> Map:
     """(L, H) of the values, NaN where a layer has fewer heads."""
-    layers = sorted(frame["layer"].astype(int).unique())
-    cells = np.full((len(layers), int(frame["head"].max()) + 1), np.nan)
-    rows = frame["layer"].astype(int).map({layer: i for i, layer in enumerate(layers)})
-    cells[rows, frame["head"].astype(int)] = shown(frame)["value"].to_numpy(float, na_value=np.nan)
-    at = np.zeros(cells.shape, dtype=bool)
-    for layer, head in marked:
-        at[layers.index(layer), head] = True
-    return Map(cells, layers, range(cells.shape[1]), title, at, across="head")
+    wide = shown(frame).pivot(index="layer", columns="head", values=["value", "marked"])
+    cells, marked = (
+        wide["value"].to_numpy(float, na_value=np.nan),
+        wide["marked"].fillna(False).to_numpy(bool),
+    )
+    return Map(cells, list(wide.index), list(wide["value"]), title, marked, across="head")
 
 
-def _in_order(ax: Axes, frame: pd.DataFrame, marked: set[tuple[int, int]], number: int, log: bool) -> None:
+def _in_order(ax: Axes, frame: pd.DataFrame, number: int, log: bool) -> None:
     rows = frame.sort_values("value", ascending=False, kind="stable")
     value, null, null_low, null_high = floats(rows, "value", "null", "null_low", "null_high")
     x = np.arange(len(rows))
@@ -112,27 +107,21 @@ def _in_order(ax: Axes, frame: pd.DataFrame, marked: set[tuple[int, int]], numbe
     ax.plot(x, null, color=PALETTE["grey"], linestyle=":", drawstyle="steps-mid")
     dots = {"linestyle": "", "elinewidth": 0.8, "markersize": 3, "capsize": 0}
     ax.errorbar(x, value, whiskers(rows), **(role(number) | dots))
-    keys = _keys(rows)
-    at = [i for i, key in enumerate(keys) if key in marked]
+    at = rows["marked"].to_numpy()
     ax.scatter(x[at], value[at], s=40, facecolors="none", edgecolors="black", linewidths=1.0, zorder=3)
     near: Any = {"xytext": (6, 2), "textcoords": "offset points", "fontsize": 9}
-    ax.annotate("{}.{}".format(*keys[0]), (0, value[0]), **near)
+    ax.annotate(f"{rows['layer'].iloc[0]}.{rows['head'].iloc[0]}", (0, value[0]), **near)
     ax.set_xticks([])
 
 
-def _effect_words(
-    drawn: Mapping[str, pd.DataFrame],
-    marked: Mapping[str, set[tuple[int, int]]],
-    look: Quantity,
-    whole: pd.DataFrame,
-) -> tuple[str, str]:
+def _effect_words(drawn: Mapping[str, pd.DataFrame], look: Quantity, whole: pd.DataFrame) -> tuple[str, str]:
     tops = {model: frame.iloc[int(frame["value"].astype(float).argmax())] for model, frame in drawn.items()}
     each = "; ".join(
         f"`{m}` layer {int(row['layer'])}, head {int(row['head'])}, {look.interval(row)}"
         for m, row in tops.items()
     )
-    counts = ", ".join(f"{len(marked[m])} of {len(frame)} in `{m}`" for m, frame in drawn.items())
-    tested = f"Marked: p < {ALPHA:g} after Holm, {counts}." if any(marked.values()) else ""
+    counts = ", ".join(f"{f['marked'].sum()} of {len(f)} in `{m}`" for m, f in drawn.items())
+    tested = f"Marked: p < {ALPHA:g} after Holm, {counts}." if whole["marked"].any() else ""
     words = caption(
         f"{look.title} without one head. Largest: {each}.", tested, also=[how_sure(whole), null_words(whole)]
     )

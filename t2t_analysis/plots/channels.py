@@ -10,6 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as MplFigure
 from matplotlib.patches import Rectangle
+from skimage.util import montage
 
 from ..errors import T2TError, UnknownNameError
 from ..measures.feature_maps import ChannelMaps
@@ -121,16 +122,11 @@ def _scaled(maps: ChannelMaps, chosen: list[int], scale: Scale) -> np.ndarray:
 
 def _mosaic(maps: ChannelMaps, chosen: list[int], scale: Scale) -> tuple[np.ndarray, tuple[int, int]]:
     """All pictures side by side with a white gap, and the rows and columns that each takes with its gap."""
-    pictures, count = _scaled(maps, chosen, scale), len(chosen)
-    gap = max(1, pictures.shape[2] // 8)
-    columns = _columns(count)
-    rows, (h, w) = math.ceil(count / columns), pictures.shape[1:]
-    cell = (h + gap, w + gap)
-    out = np.full((rows * cell[0], columns * cell[1]), np.nan)
-    for i, one in enumerate(pictures):
-        y, x = (i // columns) * cell[0], (i % columns) * cell[1]
-        out[y : y + h, x : x + w] = one
-    return out, cell
+    pictures, columns = _scaled(maps, chosen, scale), _columns(len(chosen))
+    height, width = pictures.shape[1:]
+    gap, shape = max(1, width // 8), (math.ceil(len(chosen) / columns), columns)
+    framed = montage(pictures, fill=np.nan, padding_width=gap, grid_shape=shape)
+    return framed[gap:, gap:], (height + gap, width + gap)
 
 
 def _frame(ax: Axes, frames: dict[int, dict[str, Any]], cell: tuple[int, int], columns: int) -> None:

@@ -123,7 +123,8 @@ def head_map(result: Result, name: str = "cosine_centred", *, tokens: str | None
         what the result does not have.
     """
     names = own_models(result)
-    found = {model: rows_of(result, quantity=name, model=model, tokens=tokens) for model in names}
+    asked = {"quantity": name} | ({"tokens": tokens} if tokens else {})
+    found = {model: rows_of(result, model=model, **asked) for model in names}
     sizes = {model: _head_counts(frame[frame["head"].notna()]) for model, frame in found.items()}
     one_by_one = max(sum(counts.values()) for counts in sizes.values()) <= HEADS
     drawn = {m: f[f["head"].notna() == one_by_one] for m, f in found.items()}
@@ -140,25 +141,20 @@ def head_map(result: Result, name: str = "cosine_centred", *, tokens: str | None
 
 
 def _heads(pairs: pd.DataFrame, sizes: Mapping[int, int], title: str) -> Map:
-    starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
-    at, at_b = (pairs[f"layer{s}"].map(starts) + pairs[f"head{s}"] for s in ("", "_b"))
+    at, at_b = (pairs[f"layer{s}"].astype(str) + "." + pairs[f"head{s}"].astype(str) for s in ("", "_b"))
     names = [f"{layer}.{head}" for layer, count in sizes.items() for head in range(count)]
-    return Map(_symmetric(pairs, len(names), at, at_b), names, names, title)
+    return _symmetric(pairs.assign(at=at, at_b=at_b), names, title)
 
 
 def _layers(frame: pd.DataFrame, title: str) -> Map:
     numbers = sorted({int(n) for n in [*frame["layer"], *frame["layer_b"]]})
-    place = {n: i for i, n in enumerate(numbers)}
-    cells = _symmetric(frame, len(numbers), frame["layer"].map(place), frame["layer_b"].map(place))
-    return Map(cells, numbers, numbers, title)
+    return _symmetric(frame.assign(at=frame["layer"], at_b=frame["layer_b"]), numbers, title)
 
 
-def _symmetric(frame: pd.DataFrame, size: int, at: pd.Series, at_b: pd.Series) -> np.ndarray:
-    """(size, size) from rows for the upper triangle; cells without a row are NaN."""
-    matrix = np.full((size, size), np.nan)
-    i, j = at.to_numpy(int), at_b.to_numpy(int)
-    matrix[i, j] = matrix[j, i] = shown(frame)["value"].to_numpy(float)
-    return matrix
+def _symmetric(frame: pd.DataFrame, names: Sequence[Any], title: str) -> Map:
+    """Cells from rows for the upper triangle, by their columns ``at`` and ``at_b``; NaN where there is no row."""
+    half = shown(frame).pivot(index="at", columns="at_b", values="value").reindex(index=names, columns=names)
+    return Map(half.fillna(half.T).to_numpy(float, na_value=np.nan), names, names, title)
 
 
 def _head_counts(pairs: pd.DataFrame) -> dict[int, int]:
