@@ -221,12 +221,12 @@ class Figure:
         said = [n for n in frame if n in _SAID or (len(frame) > 1 and frame[n].nunique(dropna=False) == 1)]
         if "layer" in frame and frame["layer"].notna().all():
             said += [name for name in ("place", "place_b") if name in frame and name not in said]
-        about = {name: " | ".join(map(str, frame[name].dropna().unique()[:4])) for name in said}
-        lines = [
-            f"# {name}: {text}\n".replace("\r", " ")
-            for name, text in about.items()
+        about = {
+            name: " | ".join(map(str, frame[name].dropna().unique()[:4]))
+            for name in said
             if "place" not in str(name)
-        ]
+        }
+        lines = [f"# {name}: {text}\n".replace("\r", " ") for name, text in about.items()]
         return "".join(lines) + frame.drop(columns=said).to_csv(index=False, float_format="%.5g")
 
     def save(self, path: str | Path) -> Path:
@@ -309,12 +309,16 @@ def finish(fig: MplFigure, frame: pd.DataFrame, caption: str, alt: str) -> Figur
     return Figure(fig, caption, alt, frame if "value" in frame and frame["value"].notna().any() else None)
 
 
+def inches(ax: Axes) -> tuple[float, float]:
+    """Width and height that each panel has in a figure of equal ones."""
+    figure: Any = ax.get_figure()
+    (across, down), spec = figure.get_size_inches(), ax.get_subplotspec()
+    return (across / spec.get_gridspec().ncols, down / spec.get_gridspec().nrows) if spec else (across, down)
+
+
 def title_block(ax: Axes, title: str, note: str = "") -> None:
     """Title an axes: what is shown in bold on the left, and below it, in grey, how to read it."""
-    spec = ax.get_subplotspec()
-    columns = spec.get_gridspec().ncols if spec is not None else 1
-    figure: Any = ax.get_figure()
-    title = textwrap.fill(title, max(16, int(9 * figure.get_size_inches()[0] / columns)))
+    title = textwrap.fill(title, max(16, int(9 * inches(ax)[0])))
     ax.set_title(f"{title}\n" if note else title, loc="left", fontweight="bold")
     if note:
         # In points: a fraction of the axes would run into the title of a tall figure.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any
 
@@ -21,6 +22,7 @@ from .base import (
     SEQUENTIAL,
     Figure,
     finish,
+    inches,
     role,
     series_styles,
     title_block,
@@ -128,15 +130,18 @@ def by_depth(
 
 def _rows(result: Result, panel: Mapping[str, Any], names: Sequence[str]) -> Rows:
     """Rows of whole layers of every model in order of depth; none for a model that has no such quantity."""
+    found = _by_model(result, panel, names)
+    return {name: _by_layer(frame[frame["head"].isna()]) for name, frame in found.items()}
+
+
+def _by_model(result: Result, panel: Mapping[str, Any], names: Sequence[str]) -> Rows:
+    """Rows of every model that has such."""
     if panel["quantity"] not in set(result.frame["quantity"]):
         rows_of(result, **panel)  # says what there is
     found: Rows = {}
     for name in names:
-        try:
-            frame = rows_of(result, model=name, **panel)
-        except UnknownNameError:  # a model without a class token has no attention to one
-            continue
-        found[name] = _by_layer(frame[frame["head"].isna()])
+        with suppress(UnknownNameError):  # a model without a class token has no attention to one
+            found[name] = rows_of(result, model=name, **panel)
     return found
 
 
@@ -198,9 +203,7 @@ class DepthAxis:
             ax.set_xticks([*at, *ticks], [*self.marks.values(), "1/3", "2/3", "1"])
             ax.set_xlabel("depth (share of the layers)")
             return
-        spec: Any = ax.get_subplotspec()
-        figure: Any = ax.get_figure()
-        room = int(3.4 * figure.get_size_inches()[0] / spec.get_gridspec().ncols) - len(self.marks)
+        room = int(3.4 * inches(ax)[0]) - len(self.marks)
         layers = range(0, self.depth, max(1, -(-self.depth // max(room, 1))))
         marks = {x: mark for x, mark in self.marks.items() if mark != "T2"}
         ax.set_xticks([*marks, *layers], [*marks.values(), *map(str, layers)])
@@ -232,12 +235,10 @@ def _thin_lines(ax: Axes, axis: DepthAxis, rows: Rows) -> None:
 
 def _references(ax: Axes, result: Result, panel: Mapping[str, Any], places: Iterable[str]) -> None:
     for place, look in zip(places, _LINES, strict=False):
-        try:
+        with suppress(UnknownNameError):
             value = float(rows_of(result, **{**panel, "place": place}).iloc[0]["value"])
-        except UnknownNameError:
-            continue
-        if abs(value - 1) > 1e-6:  # else the target itself
-            ax.axhline(quantity(panel["quantity"]).shown(value), **look)
+            if abs(value - 1) > 1e-6:  # else the target itself
+                ax.axhline(quantity(panel["quantity"]).shown(value), **look)
 
 
 def is_zero(rows: Rows) -> bool:
@@ -354,9 +355,7 @@ def _with_models(asked: Sequence[dict[str, Any]], names: Sequence[str], by: str)
 def _curves(result: Result, panel: dict[str, Any], names: Sequence[str], by: str) -> Rows:
     """The rows of every line, in order of the abscissa."""
     if by == "model":
-        known = result.frame["model"].isin(list(names)) & (result.frame["quantity"] == panel["quantity"])
-        found = {name: rows_of(result, **{**panel, "model": name}) for name in names
-                 if (known & (result.frame["model"] == name)).any()}  # fmt: skip
+        found = _by_model(result, panel, names)
     else:
         whole = rows_of(result, **panel, **({by: None} if by == "variant" else {}))
         found = {f"layer {key}" if by == "layer" else str(key): rows

@@ -151,7 +151,7 @@ def _layers(frame: pd.DataFrame, title: str) -> Map:
     return _symmetric(frame.assign(at=frame["layer"], at_b=frame["layer_b"]), numbers, title)
 
 
-def _symmetric(frame: pd.DataFrame, names: Sequence[Any], title: str) -> Map:
+def _symmetric(frame: pd.DataFrame, names: list[Any], title: str) -> Map:
     """Cells from rows for the upper triangle, by their columns ``at`` and ``at_b``; NaN where there is no row."""
     half = shown(frame).pivot(index="at", columns="at_b", values="value").reindex(index=names, columns=names)
     return Map(half.fillna(half.T).to_numpy(float, na_value=np.nan), names, names, title)

@@ -17,7 +17,7 @@ from .._names import TWIN
 from ..errors import UnknownNameError
 from ..quantities import plural, quantity
 from ..results import Result
-from .base import NULL, PALETTE, new_axes, series_styles
+from .base import NULL, PALETTE, inches, new_axes, series_styles
 
 #: words that a caption has at most; with the figure's number and the link to its data they are 60
 MOST_WORDS = 56
@@ -232,16 +232,14 @@ def legend(fig: Any, names: Sequence[str], extra: Sequence[Line2D] = (), null: b
 
 def how_sure(frame: pd.DataFrame) -> str:
     """What the bars are, with n; that there are none where there are none."""
-    with_n = frame[frame["n"].notna()]
-    if not len(with_n) or frame["low"].isna().all():
-        return "No intervals" + (
-            f" (n = {plural(with_n['n'].iloc[0], with_n['unit'].iloc[0])})." if len(with_n) else "."
-        )
-    known = with_n[with_n["low"].notna()]
-    counts = sorted({int(n) for n in known["n"]})
-    unit = known["unit"].iloc[0]
-    n = plural(counts[0], unit) if len(counts) == 1 else f"{counts[0]} to {plural(counts[-1], unit)}"
-    return f"Bars: 95 % interval (n = {n})."
+    counted = frame[frame["n"].notna()]
+    known = counted[counted["low"].notna()]
+    if counted.empty:
+        return "No intervals."
+    if known.empty:
+        return f"No intervals (n = {plural(counted['n'].iloc[0], counted['unit'].iloc[0])})."
+    least, most = int(known["n"].min()), plural(known["n"].max(), known["unit"].iloc[0])
+    return f"Bars: 95 % interval (n = {most if least == known['n'].max() else f'{least} to {most}'})."
 
 
 def null_kind(row: Mapping[str, Any] | pd.Series) -> str:
@@ -281,24 +279,20 @@ def ends(rows: Rows, name: str) -> str:
 
 def x_label(ax: Axes, text: str) -> None:
     """Label the abscissa, broken to the width of the panel."""
-    spec: Any = ax.get_subplotspec()
-    figure: Any = ax.get_figure()
-    ax.set_xlabel(textwrap.fill(text, int(9 * figure.get_size_inches()[0] / spec.get_gridspec().ncols)))
+    ax.set_xlabel(textwrap.fill(text, int(9 * inches(ax)[0])))
 
 
 def y_label(ax: Axes, name: str) -> None:
     """Label the ordinate with a quantity and its unit, broken to fit; panels further right repeat no label."""
     spec: Any = ax.get_subplotspec()
     figure: Any = ax.get_figure()
-    room = int(10 * figure.get_size_inches()[1] / spec.get_gridspec().nrows) - 10
-    label = quantity(name).label
     specs = {other: other.get_subplotspec() for other in figure.axes if other.get_subplotspec()}
     left = [
         other.get_ylabel()
         for other, its in specs.items()
         if its.rowspan == spec.rowspan and its.colspan.start < spec.colspan.start
     ]
-    wrapped = textwrap.fill(label, max(room, 14))
+    wrapped = textwrap.fill(quantity(name).label, max(int(10 * inches(ax)[1]) - 10, 14))
     ax.set_ylabel("" if wrapped in left else wrapped)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+import pandas as pd
+
 from .._show import code
 from ..claims.base import Effect
 from ..measures.notebook_path import LARGE
@@ -39,10 +41,8 @@ def path_words(paths: Result | None, where: str, models: Sequence[str]) -> str:
 
     ``paths`` is of `ShortcutShare`, None where no model has such a path.
     """
-    frame = None if paths is None else paths.frame[paths.frame["quantity"] == "map_correlation"]
-    rows = {} if frame is None else {
-        str(row["model"]): row for _, row in frame[frame["place"] == where].iterrows() if row["value"] == row["value"]
-    }  # fmt: skip
+    found = Facts([paths], {}).rows("map_correlation", place=where) if paths else pd.DataFrame()
+    rows = {str(row["model"]): row for _, row in found.iterrows()}
     without = no_path([name for name in models if name not in rows])
     if not rows:
         return without
