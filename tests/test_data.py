@@ -896,11 +896,23 @@ class _Reader:
         return ((picture, number % 2) for number, picture in enumerate(self.pictures))
 
 
-def test_streams_are_refused(monkeypatch):
-    stream = IterableImageDataset(None, reader=_Reader([_noise()]))
+def test_streams_are_read_in_their_own_order(monkeypatch):
+    stream = IterableImageDataset(None, reader=_Reader([_noise() for _ in range(7)]))
     monkeypatch.setattr("timm.data.create_dataset", lambda *args, **kwargs: stream)
-    with pytest.raises(DataError, match=r"wds/thing.* needs them by number"):
-        load_images("wds/thing")
+    loader = load_images("wds/thing", img_size=32, n_images=5, batch_size=2)
+    assert _all(loader)[2].tolist() == [0, 1, 2, 3, 4]
+    assert "not balanced" in loader.dataset.info.notes[0]
+    shard = load_images("wds/thing", img_size=32, batch_size=2, shard=(1, 2))
+    assert [batch.index.tolist() for batch in shard] == [[2, 3], [6]]
+    with pytest.raises(DataError, match="images by number"):
+        train_data("wds/thing")
+
+
+def test_a_stream_that_ends_too_soon(monkeypatch):
+    stream = IterableImageDataset(None, reader=_Reader([_noise() for _ in range(3)]))
+    monkeypatch.setattr("timm.data.create_dataset", lambda *args, **kwargs: stream)
+    with pytest.raises(DataError, match=r"n_images=4 .* ended after 3"):
+        list(load_images("wds/thing", img_size=32, n_images=4))
 
 
 class _Table:

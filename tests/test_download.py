@@ -24,6 +24,9 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
+    def do_HEAD(self):
+        self.do_GET()
+
     def do_GET(self):
         told = self.server.told
         told.requests.append(self.command)
@@ -40,16 +43,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(200)
         self.send_header("Content-Length", str(len(CONTENT)))
         self.end_headers()
-        self.wfile.write(CONTENT[:1_000_000])
-        time.sleep(told.pause)
-        self.wfile.write(CONTENT[1_000_000 : told.cut])
+        if self.command == "GET":
+            self.wfile.write(CONTENT[: told.cut])
 
 
 @pytest.fixture
 def server():
     with ThreadingHTTPServer(("0.0.0.0", 0), Handler) as http:
         http.handle_error = lambda *_: None  # clients that hang up are part of these tests
-        http.told = SimpleNamespace(cut=None, moved="", status=None, wait=0, pause=0, requests=[])
+        http.told = SimpleNamespace(cut=None, moved="", status=None, wait=0, requests=[])
         http.told.url = f"http://127.0.0.1:{http.server_port}/a.pth"
         threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
         yield http.told
@@ -64,7 +66,7 @@ def test_a_whole_file_arrives_once(server, tmp_path):
     path = fetch(server.url, tmp_path / "new" / "a.pth")
     assert path.read_bytes() == CONTENT
     assert fetch(server.url, path) == path
-    assert server.requests == ["GET"]
+    assert server.requests == ["HEAD", "GET"]
     assert left_overs(path.parent) == ["a.pth"]
 
 
@@ -142,7 +144,7 @@ def test_a_full_disk_is_said(server, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(download, "whole_file", full)
+    monkeypatch.setattr(download, "download_url_to_file", full)
     with pytest.raises(DownloadError, match=r"No space left on device.*T2T_ANALYSIS_CACHE"):
         fetch(server.url, tmp_path / "a.pth")
     assert left_overs(tmp_path) == []
@@ -181,9 +183,19 @@ def test_concurrent_processes_share_one_download(server, tmp_path):
     assert server.requests.count("GET") == 1
 
 
+def test_who_waits_for_a_download_notices_that_there_is_no_network(server, tmp_path):
+    with download.FileLock(tmp_path / "a.pth.lock"):
+        server.wait = 1.0
+        start = time.monotonic()
+        with pytest.raises(DownloadError, match=r"no answer within|timed out"):
+            fetch(server.url, tmp_path / "a.pth", timeout=0.3)
+        assert time.monotonic() - start < 0.8
+
+
 def test_a_server_that_falls_silent_is_not_waited_for_without_end(server, tmp_path, monkeypatch):
+    monkeypatch.setattr(download, "_length", lambda *_: 0)
     monkeypatch.setattr(download, "_STALL", 0.3)
-    server.pause = 1.5
+    server.wait = 1.5
     start = time.monotonic()
     with pytest.raises(DownloadError, match="timed out"):
         fetch(server.url, tmp_path / "a.pth")

@@ -283,6 +283,7 @@ RAW = {
     "stack": b"\x80\x04\x8c\x02os\x8c\x05mkdir\x93\x8c\x04harm\x85R.",
     "deep list": b"\x80\x02" + b"]" * 9999 + b"a" * 9998 + b".",
     "deep key": b"\x80\x02})" + b"\x85" * 9999 + b"K\x01s.", "huge": b"\x80\x02\x8b\xff\xff\xff\x7f.",
+    "endless key": b"\x80\x02})q\x00" + b"".join(b"h%c\x86q%c" % (i, i + 1) for i in range(60)) + b"K\x01s.",
     "endless lists": b"\x80\x02]q\x00" + b"".join(b"]q%ch%cah%ca" % (i + 1, i, i) for i in range(60)) + b".",
 }  # fmt: skip
 

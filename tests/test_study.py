@@ -58,7 +58,7 @@ def test_the_whole_plan_is_the_design():
 
 def test_a_run_plans_itself_and_no_other():
     runs = [
-        *plan(["small_hard_deep"], "photo_crops", epochs=[4, 5], seeds=[1], fractions=[1]),
+        *plan(["small_hard_deep"], "photo_crops", epochs=[4], seeds=[1], sweep={"lr": [5e-4, 3e-3]}),
         *plan(["small_conv_wide"], "torch/cifar10", fractions=[0.25], seeds=[2]),
         *plan(["small_hard_wide"], "photo_crops", epochs=[24], seeds=[2], optimizer="adamw"),
         *plan(["small_hard_deep"], "digits", seeds=[0], task="probe", source="photo_crops"),
@@ -68,6 +68,7 @@ def test_a_run_plans_itself_and_no_other():
         assert run.command().startswith(
             f"python -m t2t_analysis study --data {run.data} --cells {run.model} "
         )
+    assert [run.sweep for run in runs] == [True, True, False, False, False]
     assert [run.reduced for run in runs] == [True, True, False, False, False]
 
 
@@ -79,13 +80,10 @@ def test_what_identifies_a_run():
     ]
     others += [dataclasses.replace(run, model="small_hard_wide"), dataclasses.replace(run, data="digits")]
     assert len({r.name for r in [run, *others]}) == 8
-    usual = Run(run.model, run.data, recipe_for(run.model, run.data))
-    longer, faster = ({"epochs": 99}, {"lr": 99.0})
-    swept = [
-        dataclasses.replace(usual, recipe=dataclasses.replace(usual.recipe, **c)).sweep
-        for c in (longer, faster)
-    ]
-    assert [usual.sweep, *swept] == [False, False, True]
+    # The fixed recipe of a data set with one learning rate of a sweep is the study's own run.
+    usual = recipe_for(run.model, run.data)
+    swept = plan([run.model], run.data, sweep={"lr": [usual.lr]}, epochs=[usual.epochs])
+    assert [r.name for r in swept] == [Run(run.model, run.data, usual).name]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +93,7 @@ def test_what_identifies_a_run():
         (["--seeds", "0-x"], "no number"),
         (["--seeds", "0.5"], "seed=0.5: expected a whole number"),
         (["--fractions", "0,1"], "fraction=0.0: expected a number from 1e-09 to 1"),
+        (["--sweep", "rl=1"], "unknown field of the recipe 'rl'"),
         (["--task", "probe"], "needs --source"),
         (["--source", "photo_crops"], "takes no weights"),
         (["--epochs", "0"], "at least 1"),
@@ -238,6 +237,8 @@ WORDS = [
     "0",
     "--fractions",
     "1",
+    "--sweep",
+    "batch_size=16",
     "--devices",
     "cpu",
 ]
@@ -246,9 +247,7 @@ WORDS = [
 def do(stripes, tmp_path, *more, epochs=2):
     out, runs = str(tmp_path / "table"), str(tmp_path / "runs")
     words = ["study", "--data", str(stripes), *WORDS, "--epochs", str(epochs), "--out", out, "--runs", runs]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(design, "recipe_for", lambda *_: Recipe(batch_size=16))
-        return cli.main([*words, *more])
+    return cli.main([*words, *more])
 
 
 def test_a_killed_run_goes_on_and_a_finished_one_is_left_alone(stripes, tmp_path, capsys, monkeypatch):
@@ -282,7 +281,7 @@ def test_a_killed_run_goes_on_and_a_finished_one_is_left_alone(stripes, tmp_path
     # What the row says of the run.
     assert (row["steps"], row["images_seen"], row["test_n"]) == (6, 96, 16)
     assert row["reduced"]
-    assert not row["sweep"]
+    assert row["sweep"]
     assert row["parameters"] == sum(p.numel() for p in model.parameters() if p.requires_grad)
     assert row["peak_memory"] > 5e7
     assert row["matrix_share"] == pytest.approx(
@@ -849,7 +848,7 @@ def test_torchvisions_sets_by_name(trained, tmp_path, monkeypatch, brief, name, 
 def test_probe_and_fine_tuning_from_the_studys_own_weights(trained, stripes, brief, capsys):
     assert transfer(stripes, trained, "probe", "--source", str(stripes)) == 0
     assert transfer(stripes, trained, "probe", "--weights", "random") == 0
-    assert transfer(stripes, trained, "finetune", "--source", str(stripes)) == 0
+    assert transfer(stripes, trained, "finetune", "--source", str(stripes), "--sweep", "batch_size=24") == 0
     own, null = read(trained, "probe")
     (tuned,) = read(trained, "finetune")
     assert [row["source"] for row in (own, null, tuned)] == ["stripes", "random", "stripes"]
@@ -858,7 +857,7 @@ def test_probe_and_fine_tuning_from_the_studys_own_weights(trained, stripes, bri
     assert (own["epochs"], own["train_images"], own["test_n"]) == (0, 48, 16)
     assert own["test_accuracy"] > 0.8  # stripes along one axis or the other: any features tell them apart
     assert own["train_accuracy"] == 1.0
-    assert (tuned["steps"], tuned["lr"]) == (10, 5e-4)
+    assert (tuned["steps"], tuned["lr"]) == (2, 5e-4)
     assert transfer("digits", trained, "probe", "--source", "photo_crops") == 2
     assert "study --data photo_crops --cells small_hard_wide --seeds 0" in capsys.readouterr().err
 

@@ -24,7 +24,7 @@ from t2t_analysis.training.recipe import rate_at
 from t2t_analysis.training.rows import rounded
 from t2t_analysis.training.train import train
 
-RECIPE = Recipe(epochs=3, batch_size=8, drop_path=0.2, ema=0.9)
+RECIPE = Recipe(epochs=3, batch_size=8, drop_path=0.2, ema=0.9, mixup=0.2)
 
 
 class Stripes(Dataset):

@@ -18,7 +18,7 @@ from ..errors import DataError
 from .crops import EpochCrops, FixedCrops, choose_fraction, shared_zero
 from .info import DataInfo
 from .loading import SMALL, as_pair, check_types, preprocessing, source_info
-from .sources import Source, find_source
+from .sources import Source, StreamSource, find_source
 
 
 @contextmanager
@@ -83,13 +83,15 @@ def _train_transform(config: dict[str, Any], augment: bool) -> Any:
 
 
 def labelled_source(data: str | Path, split: str, **where: Any) -> Source:
-    """Images that can be trained on: with labels, of splits that are kept apart.
+    """Images that can be trained on: by number, with labels, of splits that are kept apart.
 
     Raises
     ------
     DataError : they are not.
     """
     source = find_source(data, split=split, strict=True, **where)
+    if isinstance(source, StreamSource):
+        raise DataError(f"{data!r} can only be read in its own order; training here needs images by number")
     if (source.labels < 0).any():
         raise DataError(f"{data!r} has no class labels to train on; photo_crops has, and so do class folders")
     return source

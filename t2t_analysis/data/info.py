@@ -38,14 +38,14 @@ class Source:
 class DataInfo(Shown):
     """Name, size, classes and licence of a choice of images, and which of them they are.
 
-    ``chance`` is the accuracy of the best constant guess on
+    ``n`` is None for a stream of unknown length. ``chance`` is the accuracy of the best constant guess on
     these images (the share of their commonest class), NaN without labels. ``names[i]`` is what image
     ``index == i`` is called; ``skipped`` says of each unreadable image why.
     """
 
     name: str
     split: str
-    n: int
+    n: int | None
     classes: tuple[str, ...]
     licence: str
     chance: float
@@ -54,7 +54,7 @@ class DataInfo(Shown):
     skipped: tuple[str, ...] = ()
 
     def _line(self) -> str:
-        return f"{self.name}, {self.split}, {self.n} images"
+        return f"{self.name}, {self.split}, {'a stream' if self.n is None else f'{self.n} images'}"
 
     def _facts(self) -> dict[str, Any]:
         return {

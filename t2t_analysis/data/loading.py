@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .._device import torch_device
 from ..errors import DataError, UnknownNameError
@@ -19,7 +20,8 @@ from ..models.wrappers import unwrapped
 from .crops import CROP, FixedCrops, as_images, crop_classes, crops_info
 from .imagenet import number_as_head
 from .info import DataInfo, chance_level
-from .sources import Source, find_source
+from .reading import to_rgb
+from .sources import Source, StreamSource, find_source
 
 #: Below this input size no border is cut off: a 32 px image has none to spare.
 SMALL = 64
@@ -189,6 +191,24 @@ class _Crops(_Prepared, Dataset):
         return [Batch(x, y, i) for x, y, i in zip(images, labels, indices, strict=True)]  # type: ignore[arg-type]
 
 
+class _Stream(_Prepared, IterableDataset):
+    """The first images of a set that can only be read in its own order; whole batches are dealt to shards."""
+
+    def __init__(self, dataset: Any, info: DataInfo, batch_size: int, shard: tuple[int, int]) -> None:
+        self.dataset, self.info, self.batch_size, self.shard = dataset, info, batch_size, shard
+
+    def __iter__(self) -> Iterator[Batch]:
+        rank, world = self.shard
+        index = -1
+        for index, (image, label) in enumerate(islice(self.dataset, self.info.n)):
+            if index // self.batch_size % world == rank:
+                picture = self.prepare(to_rgb(image, f"{self.info.name}[{index}]"))
+                yield Batch(picture, int(label), index)  # type: ignore[arg-type]
+        if self.info.n is not None and index + 1 < self.info.n:
+            about = f"n_images={self.info.n} of {self.info.name!r}"
+            raise DataError(f"{about}: it ended after {index + 1} images")
+
+
 def dealt_batches(n: int, batch_size: int, shard: tuple[int, int]) -> list[list[int]]:
     """Every ``world``-th batch of consecutive indices, from ``rank`` on."""
     rank, world = shard
@@ -326,6 +346,12 @@ def images_of(source: Source, chosen: np.ndarray, skipped: tuple[str, ...] = (),
     return _Images(source, chosen, source_info(source, split, chosen, skipped))
 
 
+def _stream_info(source: StreamSource, split: str, n_images: int | None) -> DataInfo:
+    order = "read in its own order: n_images takes the first images, not balanced over classes"
+    notes = (f"{source.name} is {order}", *source.notes)
+    return DataInfo(source.name, split, n_images, (), "see the data set's own page", float("nan"), notes)
+
+
 class ImageLoader(DataLoader):
     """What `load_images` returns: batches for one model, and the same images as any other model wants them."""
 
@@ -335,7 +361,7 @@ class ImageLoader(DataLoader):
         self.config, self.img_size, self._how = config, img_size, how
 
     def __repr__(self) -> str:
-        size = max(map(len, self.batch_sampler), default=0)  # type: ignore[arg-type]
+        size = self.batch_size or max(map(len, self.batch_sampler), default=0)  # type: ignore[arg-type]
         return f"<images: {self.dataset.info._line()}, batches of {size}>"  # type: ignore[attr-defined]
 
     def _repr_html_(self) -> str:
@@ -491,7 +517,7 @@ def load_images(
     ----------
     data : "photos" (embedded photographs, no labels), "photo_crops" (labelled crops of them), a folder of
         images, a tree of class folders, a .tar of either, one image file, or a name for timm's data set
-        factory (torch/cifar10, hfds/NAME). Folders and tars may hold train/ and test/ (or val/)
+        factory (torch/cifar10, hfds/NAME, wds/NAME). Folders and tars may hold train/ and test/ (or val/)
         folders; without them all is used.
     model : its own preprocessing is used (size, crop, interpolation, mean and std); ImageNet's at 224
         without one. `measure` and whatever else takes models and a loader shows the same images to every model
@@ -525,6 +551,11 @@ def load_images(
         size = _Crops.config(model, img_size)["input_size"][1:]
         dataset: Any = _crops_dataset(split, n_images, seed, size)
     else:
-        source = number_as_head(find_source(data, split=split, root=root, download=download), model)
+        source = find_source(data, split=split, root=root, download=download)
+        if isinstance(source, StreamSource):
+            info = _stream_info(source, split, n_images)
+            stream = _Stream(source.dataset, info, batch_size, shard)
+            return ImageLoader(stream, batch_size=batch_size, **common | {"num_workers": 0})
+        source = number_as_head(source, model)
         dataset = _images_dataset(source, split, n_images, seed, on_error)
     return ImageLoader(dataset, batch_sampler=dealt_batches(len(dataset), batch_size, shard), **common)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,15 @@ class TimmSource(Source):
             return to_rgb(self.items[number][0], self.label_of(number))
         # Not through timm's ImageDataset: that returns the next image, silently, when one cannot be read.
         return read_rgb(reader[number][0], self.label_of(number))
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """A timm data set that can only be read from its beginning; ``dataset`` yields (image, label)."""
+
+    name: str
+    dataset: Any
+    notes: tuple[str, ...] = ()
 
 
 def _from_path(data: str, path: Path, split: str, strict: bool) -> FileSource:
@@ -117,12 +127,9 @@ def open_timm(data: str, split: str, root: str | Path | None, download: bool) ->
         raise DataError(f"timm could not open {data!r} ({split}) in {folder}: {error}{how}") from error
 
 
-def _from_timm(data: str, dataset: Any, notes: tuple[str, ...]) -> TimmSource:
+def _from_timm(data: str, dataset: Any, notes: tuple[str, ...]) -> TimmSource | StreamSource:
     if isinstance(dataset, IterableDataset):
-        raise DataError(
-            f"{data!r} can only be read in its own order, and a choice of images needs them by number: save those "
-            "that are wanted in a folder"
-        )
+        return StreamSource(data, dataset, notes)
     labels = _timm_labels(dataset)
     if labels is None:
         notes = (*notes, f"{data} does not list its labels: none are given, n_images is not balanced")
@@ -142,7 +149,7 @@ def _not_found(data: str, path: Path) -> DataError | UnknownNameError:
         guess = f"; did you mean {str(path.parent / close[0])!r}?" if close else ""
         missing = "" if path.parent.is_dir() else f" (the folder {path.parent} does not exist either)"
         return DataError(f"no such file or folder: {data!r}{missing}{guess}")
-    hint = "or a folder, a .tar, or a name for timm such as torch/cifar10, hfds/NAME"
+    hint = "or a folder, a .tar, or a name for timm such as torch/cifar10, hfds/NAME, wds/NAME"
     return UnknownNameError("data", data, [*EMBEDDED, *nearest(path.name, siblings)], hint)
 
 
@@ -153,7 +160,7 @@ def find_source(
     strict: bool = False,
     root: str | Path | None = None,
     download: bool = True,
-) -> Source:
+) -> Source | StreamSource:
     """Return the images that ``data`` names.
 
     ``strict`` demands split folders of a folder or tar (training may not borrow its test images).

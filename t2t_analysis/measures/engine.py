@@ -316,8 +316,11 @@ def _photographs(loader: Any) -> Tensor | None:
 def _share(loader: Any) -> tuple[int, int]:
     """(rank, world) of the loader's shard, or of this process; shards are dealt whole batches in turn."""
     sampler: Any = getattr(loader, "batch_sampler", None)
+    dataset: Any = getattr(loader, "dataset", None)
     if hasattr(sampler, "rank") and hasattr(sampler, "world"):
         return sampler.rank, sampler.world
+    if getattr(dataset, "shard", None):
+        return dataset.shard
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1

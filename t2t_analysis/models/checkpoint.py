@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import io
 import math
 import pickletools
 import re
 import sys
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import safetensors.torch
@@ -33,6 +34,10 @@ _EMA, _PLAIN = "ema.", "model."  # how our Lightning module names its moving ave
 _SHOWN = 5  # names listed in an error before "and n more"
 _LONGEST = 200  # characters of a name that are shown
 _MOST_PER_BYTE = 10  # bytes that a byte of a file may stand for, once unpacked
+_MOST_PER_STEP = 100  # values that a step of a pickle may handle in the mean
+# Opcodes of a pickle that remember, recall, and add to the thing before what they take
+_PUT, _GET = {"PUT", "BINPUT", "LONG_BINPUT"}, {"GET", "BINGET", "LONG_BINGET"}
+_ADD = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD"}
 
 
 class Checkpoint(NamedTuple):
@@ -169,6 +174,9 @@ def _check_archive(path: Path) -> None:
     Torch looks at neither; it stores tensors uncompressed.
     """
     if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            for _ in range(5):  # as many pickles stand at the beginning of a file in torch's old format
+                _check_pickle(path, file)
         return
     with zipfile.ZipFile(path) as archive:
         if any(PurePosixPath(name).name == "constants.pkl" for name in archive.namelist()):
@@ -181,6 +189,49 @@ def _check_archive(path: Path) -> None:
             raise CheckpointError(f"{path} is refused: its {size:,} bytes would unpack to {unpacked:,}")
         if damaged := archive.testzip():
             raise CheckpointError(f"{path} is damaged: the checksum of its part {damaged!r} is wrong")
+        for name in archive.namelist():
+            if name.endswith("data.pkl"):
+                _check_pickle(path, io.BytesIO(archive.read(name)))
+
+
+def _check_pickle(path: Path, stream: IO[bytes]) -> None:
+    """Refuse a pickle that puts a thing twice into the next, that twice into the next ...: a bomb.
+
+    A key that is such a nest of tuples is never done hashing.
+    """
+    for step, handled in enumerate(_values_handled(stream)):
+        if handled > _MOST_PER_STEP * (step + 10_000):
+            raise CheckpointError(f"{path} is refused: its first {step} steps handle {handled:,} values")
+
+
+def _values_handled(stream: IO[bytes]) -> Iterator[int]:
+    """Values that a pickle has handled after each of its steps, one counted wherever it is referred to.
+
+    Opcodes are read, none is executed; what stands on the stack are counts.
+    """
+    stack: list[list[int]] = []
+    memo: dict[Any, list[int]] = {}
+    marks: list[int] = []
+    handled = 0
+    with contextlib.suppress(ValueError, LookupError):  # no pickle: torch says so better
+        for opcode, argument, _ in pickletools.genops(stream):
+            if opcode.name in _PUT:
+                memo[argument] = stack[-1]
+            elif opcode.name in _GET:
+                stack.append(memo[argument])
+            elif opcode.name == "MARK":
+                marks.append(len(stack))
+            else:
+                kept = opcode.name in _ADD  # what is added to stays where it is, and in the memo
+                marked = pickletools.markobject in opcode.stack_before
+                first = marks.pop() if marked else len(stack) - len(opcode.stack_before) + kept
+                handled += (taken := sum(count for (count,) in stack[first:]))
+                del stack[first:]
+                if kept:
+                    stack[-1][0] += taken
+                else:
+                    stack += [[1 + taken] for _ in opcode.stack_after]
+            yield handled
 
 
 def _why_unreadable(path: Path, error: Exception) -> str:

@@ -1,27 +1,34 @@
-"""Fetch one file into the cache: verified, atomic, and quick to say that there is no network."""
+"""Fetch one file into the cache: verified, atomic, and quick to say that there is no network.
+
+What ``torch.hub.download_url_to_file`` leaves open is closed around it: it waits for a silent server without end, takes
+a truncated answer for the file, and asks any address.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import queue
 import re
+import socket
+import sys
 import threading
+import urllib.error
 import urllib.parse
-from collections.abc import Callable
-from concurrent.futures import Future
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
 
 from filelock import FileLock
+from torch.hub import download_url_to_file
 
 from .._files import whole_file
-from .._progress import progress
+from .._progress import in_kernel
 from ..errors import DownloadError
 
 _STALL = 30.0  # seconds without a byte, once a server has begun to answer
-_PIECE = 2**20  # bytes
 _T = TypeVar("_T")
 
 
@@ -48,19 +55,22 @@ def within(seconds: float, function: Callable[[], _T]) -> _T:
 
     A resolver ignores socket timeouts, so the call runs in a thread that is left behind when it is late.
     """
-    answer: Future[_T] = Future()
+    answer: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
-            answer.set_result(function())
+            answer.put((True, function()))
         except BaseException as error:
-            answer.set_exception(error)
+            answer.put((False, error))
 
     threading.Thread(target=run, daemon=True).start()
     try:
-        return answer.result(seconds)
-    except TimeoutError:
+        fine, value = answer.get(timeout=seconds)
+    except queue.Empty:
         raise TimeoutError(f"no answer within {seconds:g} s") from None
+    if fine:
+        return value
+    raise value
 
 
 def fetch(url: str, path: str | Path, sha256_prefix: str | None = None, *, timeout: float = 5.0) -> Path:
@@ -86,47 +96,73 @@ def fetch(url: str, path: str | Path, sha256_prefix: str | None = None, *, timeo
     prefix = (sha256_prefix or hash_prefix_of(path.name) or "").lower()
     if _is_good(path, prefix):
         return path
+    length = _length(url, timeout)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"):
             if not _is_good(path, prefix):  # another process may have been quicker
-                _download(url, path, prefix, timeout)
+                _download(url, path, prefix, length)
     except DownloadError:
         raise
-    except HTTPError as error:
+    except urllib.error.HTTPError as error:
         raise DownloadError(f"{url} answered {error.code} {error.reason}; expected the file") from error
-    except (URLError, TimeoutError, HTTPException, ValueError) as error:
-        raise DownloadError(f"cannot reach {url}: {getattr(error, 'reason', error)}") from error
-    except OSError as error:
+    except RuntimeError as error:
+        raise DownloadError(f"{url} has the wrong content: {error}; the download was deleted") from error
+    except (OSError, HTTPException, ValueError) as error:
         hint = "the environment variable T2T_ANALYSIS_CACHE moves the cache"
-        raise DownloadError(f"cannot fetch {url} to {path}: {error} ({hint})") from error
+        raise DownloadError(f"cannot fetch {url} to {path}: {_reason(error)} ({hint})") from error
     return path
+
+
+def _download(url: str, path: Path, prefix: str, length: int) -> None:
+    with whole_file(path) as part, _impatient():
+        download_url_to_file(url, str(part), prefix or None, sys.stderr.isatty() or in_kernel())
+        if length and (arrived := part.stat().st_size) != length:
+            raise DownloadError(f"{url} broke off: {arrived} of {length} bytes arrived; try again")
 
 
 def _is_good(path: Path, prefix: str) -> bool:
     return path.is_file() and (not prefix or file_sha256(path).startswith(prefix))
 
 
-def _download(url: str, path: Path, prefix: str, timeout: float) -> None:
+def _length(url: str, timeout: float) -> int:
+    """Bytes that the server of ``url`` promises, 0 where it does not say; it has ``timeout`` seconds to answer."""
     _check_address(url)
-    request = Request(url, headers={"User-Agent": "t2t_analysis"})
-    answer: Any = within(timeout, lambda: urlopen(request, timeout=_STALL))
-    with answer, whole_file(path) as part:
-        _check_address(answer.url)  # after redirections
-        length = int(answer.headers.get("Content-Length") or 0)
-        pieces = iter(lambda: answer.read(_PIECE), b"")
-        with part.open("wb") as file:
-            for piece in progress(pieces, f"downloading {path.name}", length // _PIECE, "MiB"):
-                file.write(piece)
-        if length and (arrived := part.stat().st_size) != length:
-            raise DownloadError(f"{url} broke off: {arrived} of {length} bytes arrived; try again")
-        if not (found := file_sha256(part)).startswith(prefix):
-            raise DownloadError(
-                f"{url} has the wrong content: expected SHA-256 {prefix}, found {found}; the download was deleted"
-            )
+    request = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "t2t_analysis"})
+
+    def ask() -> Any:
+        try:
+            return urllib.request.urlopen(request, timeout=2 * timeout)  # `within` speaks first, of one clock
+        except urllib.error.HTTPError as error:
+            return error  # an answer, if not a kind one: the file itself is asked for next
+
+    try:
+        with within(timeout, ask) as answer:
+            _check_address(answer.url)  # after redirections
+            return int(answer.headers.get("Content-Length") or 0) if answer.status in (200, None) else 0
+    except DownloadError:
+        raise
+    except (OSError, HTTPException, ValueError) as error:
+        raise DownloadError(f"cannot reach {url}: {_reason(error)}") from error
 
 
 def _check_address(url: str) -> None:
     parts = urllib.parse.urlsplit(url)
     if parts.scheme not in ("https", "file") and parts.hostname not in ("127.0.0.1", "localhost"):
         raise DownloadError(f"{url} is refused: expected an https address")
+
+
+@contextmanager
+def _impatient() -> Iterator[None]:
+    """Let no connection be silent for longer than ``_STALL``."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_STALL)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _reason(error: BaseException) -> str:
+    inner = getattr(error, "reason", None)
+    return str(inner or error) or type(error).__name__

@@ -8,12 +8,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from fnmatch import fnmatchcase
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .._names import our_models
 from ..errors import ParameterError, UnknownNameError
@@ -163,7 +163,14 @@ class Run:
     @property
     def sweep(self) -> bool:
         """Whether more than the number of epochs differs from the fixed recipe."""
-        return replace(self.recipe, epochs=self.fixed.epochs) != self.fixed
+        return bool(self.changes)
+
+    @property
+    def changes(self) -> dict[str, float]:
+        """Numbers of the recipe, other than epochs, that differ from the fixed one."""
+        fixed = self.fixed
+        pairs = {f.name: (getattr(self.recipe, f.name), getattr(fixed, f.name)) for f in fields(Recipe)}
+        return {name: ours for name, (ours, usual) in pairs.items() if ours != usual and name != "epochs"}
 
     @property
     def name(self) -> str:
@@ -179,7 +186,8 @@ class Run:
         words = [self.model, label.replace("/", "-"), f"f{100 * recipe.fraction:g}"]
         words += [] if self.task == "train" else [self.task, "from", self.origin.replace("/", "-")]
         words += [recipe.optimizer] if recipe.optimizer != "muon" else []
-        return "__".join([*words, f"e{recipe.epochs}", f"s{recipe.seed}", digest])
+        words += [f"e{recipe.epochs}", f"s{recipe.seed}", *(f"{k}{v:g}" for k, v in self.changes.items())]
+        return "__".join([*words, digest])
 
     def words(self, data: str | None = None) -> list[str]:
         """Arguments of ``study`` that plan this run and no other."""
@@ -187,6 +195,8 @@ class Run:
         words += ["--fractions", f"{self.recipe.fraction:g}"]
         words += ["--epochs", str(self.recipe.epochs)] if self.recipe.epochs else []
         words += ["--optimizer", self.recipe.optimizer] if self.recipe.optimizer != "muon" else []
+        for key, number in self.changes.items():
+            words += ["--sweep", f"{key}={number:g}"]
         if self.task != "train":
             words += ["--task", self.task, *(["--source", self.source] if self.source else [])]
             words += ["--weights", self.weights] if self.weights else []
@@ -221,6 +231,14 @@ def choose_cells(wanted: str) -> tuple[str, ...]:
     return tuple(sorted(chosen, key=lambda name: (*GROUPS["all"], *our_models()).index(name)))
 
 
+def _recipes(base: Recipe, sweep: Mapping[str, Sequence[float]]) -> list[Recipe]:
+    """``base`` with each value of each field in turn; without a sweep just ``base``."""
+    if not sweep:
+        return [base]
+    kinds: dict[str, Any] = {field.name: type(field.default) for field in fields(Recipe)}
+    return [replace(base, **{key: kinds[key](n)}) for key, numbers in sweep.items() for n in numbers]
+
+
 def plan(
     models: Iterable[str],
     data: str,
@@ -228,6 +246,7 @@ def plan(
     seeds: Sequence[int] | None = None,
     fractions: Sequence[float] | None = None,
     epochs: Sequence[int] | None = None,
+    sweep: Mapping[str, Sequence[float]] | None = None,
     task: str = "train",
     source: str = "",
     weights: str = "",
@@ -237,19 +256,20 @@ def plan(
     first, since a longer run goes on where a shorter one began to decay.
 
     Corners have five seeds, other cells three; the two cells that the question is about have all fractions; on the
-    whole data corners and parts have all lengths, else the last is run.
+    whole data corners and parts have all lengths, else the last is run. With a sweep each cell has its first seed.
     """
     runs = []
     for model in models:
         base = recipe_for(model, data, optimizer, task)
-        chosen = seeds or range(5 if model in CORNERS else 3)
-        several = model in FRACTION_CELLS and task == "train"
+        chosen = tuple(seeds or range(5 if model in CORNERS else 3))
+        several = model in FRACTION_CELLS and task == "train" and not sweep
         for fraction in fractions or (FRACTIONS if several else (1.0,)):
             followed = task == "train" and fraction == 1 and model in (*CORNERS, *PARTS)
             lengths = epochs or (horizons_of(data) if followed else (base.epochs,))
-            for seed, length in product(chosen, lengths):
+            for seed, length in product(chosen[:1] if sweep else chosen, lengths):
                 one = replace(base, seed=seed, fraction=fraction, epochs=length if task != "probe" else 0)
-                runs.append(Run(model, data, one, task, source, weights))
+                recipes = _recipes(one, sweep or {})
+                runs += [Run(model, data, recipe, task, source, weights) for recipe in recipes]
     order = {name: i for i, name in enumerate(GROUPS["all"])}
     return sorted(runs, key=lambda run: _worth(run, order))
 

@@ -16,6 +16,7 @@ import pandas as pd
 import timm
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -121,6 +122,9 @@ class Classifier(L.LightningModule):
         if precision == LINEAR:
             with_bf16_products(self.model)
         self.ema = ModelEmaV3(self.model, decay=self.recipe.ema, use_warmup=True)
+        how = {"label_smoothing": self.recipe.smoothing, "num_classes": self.num_classes}
+        alphas = self.recipe.mixup, self.recipe.cutmix
+        self.mix = Mixup(*alphas, **how) if any(alphas) else None
         self.loss = SoftTargetCrossEntropy()
         self.history: list[dict[str, float]] = []
         self._sums = torch.zeros(3)  # loss, hits, images of this epoch
@@ -139,9 +143,11 @@ class Classifier(L.LightningModule):
         self._began = time.perf_counter(), time.process_time()
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Seed dropout and drop path by (seed, step, rank): loaders also draw from this generator."""
+        """Seed dropout, drop path and mixup by (seed, step, rank): loaders also draw from these generators."""
         key = [self.recipe.seed, self.global_step, self.global_rank]
-        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+        seed = int(np.random.SeedSequence(key).generate_state(1)[0])
+        torch.manual_seed(seed)
+        np.random.seed(seed)  # timm's Mixup draws from numpy's global generator
 
     def _targets(self, labels: Tensor) -> Tensor:
         off = self.recipe.smoothing / self.num_classes
@@ -151,8 +157,10 @@ class Classifier(L.LightningModule):
     def training_step(self, batch: tuple[Tensor, Tensor], _: int) -> Tensor:
         """One step on images (B, C, H, W) and labels (B,)."""
         images, labels = batch
+        mix = self.mix if len(labels) % 2 == 0 else None
+        images, targets = mix(images, labels) if mix else (images, self._targets(labels))
         logits = self.model(images)
-        loss = self.loss(logits.float(), self._targets(labels))
+        loss = self.loss(logits.float(), targets)
         with torch.no_grad():
             hits, count = (logits.argmax(1) == labels).sum(), torch.full_like(loss, len(labels))
             self._sums += torch.stack((loss.detach() * len(labels), hits, count)).float()

@@ -20,7 +20,7 @@ def _knob(default: Any, low: float, high: float, words: str) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Warm-up, constant rate, decay; label smoothing, drop path, moving average.
+    """Warm-up, constant rate, decay; label smoothing, drop path, moving average; mixup and cutmix on request.
 
     Attributes
     ----------
@@ -32,8 +32,10 @@ class Recipe:
     decay : share of the run in which it falls to 0 at the end.
     weight_decay : not applied to biases, norms and what the model's ``no_weight_decay`` names.
     smoothing : of the labels.
+    mixup, cutmix : their alphas; off by default, since the class of a 32 px crop is its texture.
     drop_path : stochastic depth of the last block.
     ema : decay of the averaged weights, which are the ones that are evaluated and exported; warmed up.
+    clip : largest gradient norm; 0 is off, as in the authors' recipe.
     fraction : share of the training set.
     """
 
@@ -45,8 +47,11 @@ class Recipe:
     decay: float = _knob(0.2, 0, 1, "share of the run in which it falls to 0 at the end")
     weight_decay: float = _knob(0.05, 0, 1e3, "not for biases, norms and the class token")
     smoothing: float = _knob(0.1, 0, 0.99, "of the labels")
+    mixup: float = _knob(0.0, 0, 1e3, "alpha of mixup; 0 is off")
+    cutmix: float = _knob(0.0, 0, 1e3, "alpha of cutmix; 0 is off")
     drop_path: float = _knob(0.05, 0, 0.99, "stochastic depth of the last block")
     ema: float = _knob(0.95, 0, 0.999999, "decay of the averaged weights")
+    clip: float = _knob(0.0, 0, 1e9, "largest gradient norm; 0 is off")
     fraction: float = _knob(1.0, 1e-9, 1, "share of the training set")
     seed: int = _knob(0, 0, 2**63 - 1, "of weights, order, augmentation and dropout")
 
@@ -83,7 +88,9 @@ smoothing 0.1, drop path 0.05, EMA 0.95'
             f"weight decay {self.weight_decay:g}, smoothing {self.smoothing:g}, drop path {self.drop_path:g}, "
             f"EMA {self.ema:g}"
         )
-        return text + (f", training fraction {self.fraction:g}" if self.fraction < 1 else "")
+        extras = {"mixup": self.mixup, "cutmix": self.cutmix, "gradient clipping": self.clip}
+        extras |= {"training fraction": self.fraction} if self.fraction < 1 else {}
+        return text + "".join(f", {name} {value:g}" for name, value in extras.items() if value)
 
 
 def rate_at(step: int, warm: int, branch: int, total: int) -> float:

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed, wait
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -42,6 +42,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--epochs", help="lengths, as 3,6 (default: the horizons of the design)")
     add("--optimizer", default="muon", choices=tuple(OPTIMISERS), help="default: muon")
     add("--rates", action="store_true", help="only choose the rate of each cell, on held-out training images")
+    words = "one run per value of a field of the recipe, as lr=5e-4,1e-3,2e-3; the first seed only"
+    add("--sweep", action="append", metavar="FIELD=VALUES", help=words)
     words = "train, or take trained weights to --data (default: train)"
     add("--task", default="train", choices=TASKS, help=words)
     add("--source", help="finetune, probe: data set that the study's own weights were trained on")
@@ -59,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def numbers(text: str, what: str) -> tuple[float, ...]:
     """Return numbers and ranges of whole numbers, as typed.
 
-    >>> numbers("0-2,5", "--seeds"), numbers("0.1,1", "--fractions")
-    ((0, 1, 2, 5), (0.1, 1))
+    >>> numbers("0-2,5", "--seeds"), numbers("5e-4,1e-3", "--sweep")
+    ((0, 1, 2, 5), (0.0005, 0.001))
     """
     found: list[float] = []
     for word in filter(None, (word.strip() for word in text.split(","))):
@@ -75,6 +77,22 @@ def numbers(text: str, what: str) -> tuple[float, ...]:
     if not found:
         raise ParameterError(f"{what} {text!r}: no number in it")
     return tuple(found)
+
+
+def sweep_of(words: Sequence[str] | None) -> dict[str, tuple[float, ...]]:
+    """Fields of the recipe with the values that each takes in turn.
+
+    >>> sweep_of(["lr=5e-4,1e-3"])
+    {'lr': (0.0005, 0.001)}
+    """
+    known = [f.name for f in fields(Recipe) if f.name not in ("seed", "fraction", "epochs", "optimizer")]
+    found = {}
+    for word in words or ():
+        key, _, values = word.partition("=")
+        if key not in known:
+            raise UnknownNameError("field of the recipe", key, known)
+        found[key] = numbers(values, f"--sweep {key}")
+    return found
 
 
 def planned(arguments: argparse.Namespace) -> list[Run]:
@@ -94,7 +112,7 @@ def planned(arguments: argparse.Namespace) -> list[Run]:
         asked["fractions"] = tuple(map(float, asked["fractions"]))
     how: dict[str, Any] = {name: getattr(arguments, name) for name in ("data", "task", "optimizer")}
     start: dict[str, Any] = {name: getattr(arguments, name) or "" for name in ("source", "weights")}
-    return plan(choose_cells(arguments.cells), **how, **start, **asked)
+    return plan(choose_cells(arguments.cells), **how, **start, sweep=sweep_of(arguments.sweep), **asked)
 
 
 def devices_of(text: str) -> list[str]:

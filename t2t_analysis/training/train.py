@@ -151,6 +151,7 @@ def train(
             accelerator=accelerator,
             devices=devices if cuda or devices != "auto" else 1,
             precision="32-true" if precision == LINEAR else precision,
+            gradient_clip_val=recipe.clip or None,
             default_root_dir=out,
             plugins=[AtomicCheckpointIO()],
             callbacks=[
