@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bs4 import BeautifulSoup, Tag
+from jinja2 import Environment, FileSystemLoader
 
-from .index import sidecars, telling
+from .index import TEMPLATES, sidecars, telling
 from .layout import CHIPS
 
 #: folder of the pictures, in that of the released reports
@@ -50,39 +51,16 @@ def _reports(released: Path) -> list[dict[str, Any]]:
 def results_markdown(released: Path) -> str:
     """Return the released reports as Markdown: verdicts, and for each report its answer and its first picture."""
     reports = _reports(released)
-    suites = [path.parent for path in sorted(released.glob("*/index.html"))]
-    lines = ["# Results", "", "Made from the released reports by `python -m t2t_analysis report --release`; each title",
-             "links to its page, which holds every figure, null and interval.", ""]  # fmt: skip
-    lines += _what_holds(reports)
-    for suite in suites:
-        lines += [f"Further pages: [{suite.name}]({_RELEASED}/{suite.name}/index.html).", ""]
-        lines += _what_holds(_reports(suite))
-    for about in reports:
-        page = f"{_RELEASED}/{about['stem']}.html"
-        lines += [f"## [{about['title']}]({page})", "", f"{about['model']} against {about['baseline']}.", ""]
-        lines += [str(sentence) + "\n" for sentence in about.get("findings", [])[:1]]
-        for picture in sorted((released / FIGURES).glob(f"{about['stem']}.*")):
-            lines += [f"![{about['title']}]({_RELEASED}/{FIGURES}/{picture.name})", ""]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-def _what_holds(reports: list[dict[str, Any]]) -> list[str]:
-    """The verdicts of a suite: a line a claim, a column a kind of evidence, which are never mixed."""
-    lines = []
-    for ledger in (ledger for about in reports for ledger in about.get("verdicts", [])):
-        spoken = [row for row in ledger["verdicts"] if row["evidence"]]  # of the others nothing is said here
-        kinds = list(dict.fromkeys(one["basis"] for row in spoken for one in row["evidence"]))
-        lines += ["## What holds", "", f"For {ledger['about']}.", ""]
-        lines += [_cells("claim", *kinds), _cells(*["---"] * (len(kinds) + 1))]
-        for row in spoken:
-            lines.append(_cells(row["statement"], *(_said(row, kind, ledger["about"]) for kind in kinds)))
-        lines.append("")
-    return lines
-
-
-def _cells(*cells: str) -> str:
-    """A line of a table."""
-    return f"| {' | '.join(cell.replace('|', '¦') for cell in cells)} |"
+    suites = {path.parent.name: _reports(path.parent) for path in sorted(released.glob("*/index.html"))}
+    pictures = {
+        one["stem"]: sorted(p.name for p in (released / FIGURES).glob(f"{one['stem']}.*")) for one in reports
+    }
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), trim_blocks=True)
+    environment.filters |= {"said": _said, "cell": lambda text: text.replace("|", "¦")}
+    text = environment.get_template("results.md.j2").render(
+        reports=reports, suites=suites, pictures=pictures, released=_RELEASED, figures=FIGURES
+    )
+    return text.rstrip() + "\n"
 
 
 def _said(row: dict[str, Any], kind: str, about: str) -> str:

@@ -11,7 +11,7 @@ from jinja2 import Environment, FileSystemLoader
 from .._files import write_whole
 from .layout import CHIPS, chip_class
 
-_TEMPLATES = Path(__file__).parent / "template"
+TEMPLATES = Path(__file__).parent / "template"
 
 
 def sidecars(folder: Path) -> list[dict[str, Any]]:
@@ -41,6 +41,7 @@ def _row(about: dict[str, Any], folder: Path) -> dict[str, Any]:
         "kilobytes": -(-about.get("page_bytes", 0) // 1000),
         "sentence": next(iter(about.get("findings", [])), ""),
         "settings": _settings(about),
+        "untrained": about.get("untrained", []),
     }
 
 
@@ -100,32 +101,11 @@ def _cells(evidence: list[dict[str, Any]], about: str) -> dict[str, dict[str, li
     return found
 
 
-def _groups(done: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Runs of one pair together, so that its names stand once."""
-    found: dict[str, dict[str, Any]] = {}
-    for row in done:
-        group = found.setdefault(row["pair"], {"pair": row["pair"], "rows": [], "untrained": []})
-        group["rows"].append(row)
-        group["untrained"] += [name for name in row.get("untrained", []) if name not in group["untrained"]]
-    return list(found.values())
-
-
-def _matrix(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """Notebooks x pairs; a cell lists the runs of that notebook on that pair."""
-    pairs = sorted({row["pair"] for row in rows})
-    notebooks = sorted({row["notebook"] for row in rows})
-    cells = {
-        name: [[row for row in rows if (row["notebook"], row["pair"]) == (name, pair)] for pair in pairs]
-        for name in notebooks
-    }
-    return {"pairs": pairs, "cells": cells}
-
-
 def write_index(folder: str | Path) -> Path:
     """Write ``index.html`` from the sidecars in ``folder`` and return its path."""
     folder = Path(folder)
     rows = [_row(about, folder) for about in sidecars(folder)]
-    environment = Environment(loader=FileSystemLoader(_TEMPLATES), autoescape=True, trim_blocks=True)
+    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
     environment.filters["chip"] = chip_class
     failed = [row for row in rows if row["status"] == "failed"]
     done = [row for row in rows if row["status"] == "done"]
@@ -134,8 +114,8 @@ def write_index(folder: str | Path) -> Path:
     suites = [path.parent.name for path in sorted(folder.glob("*/index.html"))]
     above = (folder.parent / "index.html").is_file() and not suites
     text = environment.get_template("suite.html.j2").render(
-        made_from=made_from, versions=versions, done=done, suites=suites, above=above, groups=_groups(done),
-        shapes=CHIPS, failed=failed, matrix=_matrix(rows), ledgers=_ledgers(done),
+        made_from=made_from, versions=versions, rows=rows, done=done, suites=suites, above=above, shapes=CHIPS,
+        failed=failed, ledgers=_ledgers(done),
     )  # fmt: skip
     path = folder / "index.html"
     write_whole(path, text + "\n")
