@@ -128,19 +128,16 @@ def p_words(p: Any) -> str:
 
 
 def _digits(digits: int, *values: float) -> int:
-    """``digits``, or as many as the largest value needs, and one more where a value that is not 0 would read so."""
+    """``digits``, or as many as the largest value needs, and one more where a value that is not 0 would read so.
+
+    Whether an interval holds 0 has to be seen.
+
+    >>> _digits(3, 0.0011, 0.0002, 0.0021), _digits(3, 0.1, 0.0, 0.2)
+    (4, 3)
+    """
     largest = max(abs(x) for x in values)
     if 1e-9 <= largest < 0.5 * 10**-digits:  # what is smaller still is as good as 0
         digits = math.ceil(-math.log10(largest))
-    return enough_digits(digits, *values)
-
-
-def enough_digits(digits: int, *values: float) -> int:
-    """``digits``, or one more where a value that is not 0 would read as 0: whether an interval holds 0 has to be seen.
-
-    >>> enough_digits(3, 0.0011, 0.0002, 0.0021), enough_digits(3, 0.1, 0.0, 0.2)
-    (4, 3)
-    """
     return digits + any(round(x, digits) == 0 != round(x, digits + 1) for x in values)
 
 

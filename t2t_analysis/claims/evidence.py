@@ -148,17 +148,15 @@ def seed_evidence(
     halves = runs.assign(model=["first two seeds"] * 2 + ["other seeds"] * (len(runs) - 2))
     weights = {"first two seeds": 1.0, "other seeds": -1.0}
     rows = []
-    for of, names in [("test_accuracy", list(CONTRASTS)), *((h, _contrasts(h)) for h in HEADLINES)]:
+    asked = {"test_accuracy": list(CONTRASTS)}
+    asked |= {name: [f"{quantity}:{name}" for quantity in OF_HEADLINES] for name in HEADLINES}
+    for of, names in asked.items():
         known = halves[halves[of].notna()]
         if known["model"].nunique() < 2:
             continue
         columns = contrast(known, weights, of=of).columns()
         rows += [_seed_row(q, **columns, model="first two seeds", model_b="other seeds") for q in names]
     return Result("evidence", pd.DataFrame(rows), {"data": data, "cell": cell})
-
-
-def _contrasts(headline: str) -> list[str]:
-    return [f"{quantity}:{headline}" for quantity in OF_HEADLINES]
 
 
 # ------------------------------------------------------------------------------------------ two models

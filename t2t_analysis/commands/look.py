@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -117,23 +116,11 @@ def _classes(one: Glance) -> str:
     return ", ".join(f"{names[i] if names else f'class {i}'} {share:.0%}" for share, i in found)
 
 
-_STYLE = """
-:root { color-scheme: light dark; font: 1rem/1.5 system-ui, sans-serif }
-body { max-width: 60rem; margin: 2rem auto; padding: 0 1rem }
-table { border-collapse: collapse } th, td { text-align: left; padding: .3rem .8rem; border-bottom: 1px solid #8888 }
-figure { margin: 2rem 0; overflow-x: auto } img { max-width: 100%; background: white } figcaption { max-width: 45rem }
-"""
-
-
 def page(photo: str, seen: Sequence[Glance], rows: Sequence[Sequence[str]], figures: Sequence[Figure]) -> str:
     """The page: one file that asks for nothing else."""
-    title = escape(f"{Path(photo).name} in {seen[0].label}")
+    from ..reports.index import rendered
+
     head, *body = rows
-    origins = "".join(f"<li>{escape(one.label)}: {escape(one.weights)}</li>" for one in seen)
-    return "\n".join([
-        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width">',
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><main>", f"<h1>{title}</h1><ul>{origins}</ul>",
-        html_table("What the photograph shows", head, body), f"<p>{escape(_CAUTION)}</p>",
-        *(figure.html() for figure in figures), "</main></body></html>", "",
-    ])  # fmt: skip
+    table = html_table("What the photograph shows", head, body)
+    about = {"photo": Path(photo).name, "seen": seen, "table": table, "caution": _CAUTION, "figures": figures}
+    return rendered("look.html.j2", about) + "\n"

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from bs4 import BeautifulSoup, Tag
-from jinja2 import Environment, FileSystemLoader
 
-from .index import TEMPLATES, sidecars, telling
+from .index import rendered, sidecars, telling
 from .layout import CHIPS
 
 #: folder of the pictures, in that of the released reports
@@ -55,11 +54,9 @@ def results_markdown(released: Path) -> str:
     pictures = {
         one["stem"]: sorted(p.name for p in (released / FIGURES).glob(f"{one['stem']}.*")) for one in reports
     }
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), trim_blocks=True)
-    environment.filters |= {"said": _said, "cell": lambda text: text.replace("|", "¦")}
-    text = environment.get_template("results.md.j2").render(
-        reports=reports, suites=suites, pictures=pictures, released=_RELEASED, figures=FIGURES
-    )
+    where = {"released": _RELEASED, "figures": FIGURES}
+    values = where | {"reports": reports, "suites": suites, "pictures": pictures}
+    text = rendered("results.md.j2", values, said=_said, cell=lambda text: text.replace("|", "¦"))
     return text.rstrip() + "\n"
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from html import escape
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -317,9 +318,6 @@ def _is_heading(tag: Tag) -> bool:
 
 
 def _free(slug: str, taken: set[str]) -> str:
-    name, number = slug, 1
-    while name in taken:
-        number += 1
-        name = f"{slug}-{number}"
-    taken.add(name)
+    names = chain([slug], (f"{slug}-{number}" for number in count(2)))
+    taken.add(name := next(name for name in names if name not in taken))
     return name

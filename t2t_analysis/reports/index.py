@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ from jinja2 import Environment, FileSystemLoader
 from .._files import write_whole
 from .layout import CHIPS, chip_class
 
-TEMPLATES = Path(__file__).parent / "template"
+
+def rendered(template: str, values: Mapping[str, Any], **filters: Callable[..., str]) -> str:
+    """Text of a template in ``template/``; what is put into a page is escaped."""
+    loader, page = FileSystemLoader(Path(__file__).parent / "template"), template.endswith(".html.j2")
+    environment = Environment(loader=loader, autoescape=page, trim_blocks=True)
+    environment.filters |= filters
+    return environment.get_template(template).render(values)
 
 
 def sidecars(folder: Path) -> list[dict[str, Any]]:
@@ -105,18 +112,16 @@ def write_index(folder: str | Path) -> Path:
     """Write ``index.html`` from the sidecars in ``folder`` and return its path."""
     folder = Path(folder)
     rows = [_row(about, folder) for about in sidecars(folder)]
-    environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True)
-    environment.filters["chip"] = chip_class
     failed = [row for row in rows if row["status"] == "failed"]
     done = [row for row in rows if row["status"] == "done"]
     made_from = sorted({str(row["commit"]) for row in done if row.get("commit")})
     versions: dict[str, str] = next((row["versions"] for row in done if row.get("versions")), {})
     suites = [path.parent.name for path in sorted(folder.glob("*/index.html"))]
     above = (folder.parent / "index.html").is_file() and not suites
-    text = environment.get_template("suite.html.j2").render(
-        made_from=made_from, versions=versions, rows=rows, done=done, suites=suites, above=above, shapes=CHIPS,
-        failed=failed, ledgers=_ledgers(done),
-    )  # fmt: skip
+    text = rendered("suite.html.j2", {
+        "made_from": made_from, "versions": versions, "rows": rows, "done": done, "failed": failed, "suites": suites,
+        "above": above, "shapes": CHIPS, "ledgers": _ledgers(done),
+    }, chip=chip_class)  # fmt: skip
     path = folder / "index.html"
     write_whole(path, text + "\n")
     return path

@@ -56,13 +56,8 @@ def _reach(facts: Facts) -> str:
 
 def _last(facts: Facts, name: str, note: str) -> str:
     """A quantity in the last layer of each model."""
-
-    def row(label: str) -> pd.Series | None:
-        rows = facts.rows(name, model=label, model_b=None, head=None)
-        rows = rows[rows["layer"].notna()].sort_values("layer")
-        return rows.iloc[-1] if len(rows) else None
-
-    return facts.of_rows(name, row, note=note)
+    where = {"model_b": None, "head": None}
+    return facts.of_rows(name, lambda label: facts.most(name, label, "layer", **where), note=note)
 
 
 def geometry_conclusions(results: Iterable[Result | None], models: Mapping[str, Any]) -> list[str]:

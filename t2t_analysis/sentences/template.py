@@ -37,9 +37,9 @@ def kept(*sentences: str) -> list[str]:
     return [sentence for sentence in sentences if sentence][:MOST]
 
 
-def largest(rows: pd.DataFrame) -> pd.Series:
-    """The row with the largest value."""
-    return rows.iloc[int(rows["value"].to_numpy(float).argmax())]
+def largest(rows: pd.DataFrame, by: str = "value") -> pd.Series:
+    """The row with the largest value, or number in another column."""
+    return rows.iloc[int(rows[by].to_numpy(float).argmax())]
 
 
 def beyond(row: Mapping[str, Any] | pd.Series, of: float = 0.0) -> int:
@@ -108,10 +108,11 @@ class Facts:
             raise T2TError(f"{len(found)} rows of {name} of {label} where {where}; say which")
         return found.iloc[0] if len(found) else None
 
-    def most(self, name: str, label: str, **where: Any) -> pd.Series | None:
-        """Of several rows of a model, that with the largest value."""
+    def most(self, name: str, label: str, by: str = "value", **where: Any) -> pd.Series | None:
+        """Of several rows of a model, that with the largest value, or number in another column."""
         found = self.rows(name, model=label, **where)
-        return largest(found) if len(found) else None
+        found = found[found[by].notna()]
+        return largest(found, by) if len(found) else None
 
     def difference(self, name: str, **where: Any) -> pd.Series | None:
         """The row of the difference of the two models, or of one and its control: the first minus the second."""
