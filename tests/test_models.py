@@ -15,9 +15,10 @@ from benchmarks._textbook import plain_split, plain_splits
 from t2t_analysis import load_model
 from t2t_analysis.errors import CheckpointError, T2TError
 from t2t_analysis.measures import random_twin
-from t2t_analysis.models import MODELS, SMALL_MODELS, SMALL_PARTS, SMALL_VARIANTS
+from t2t_analysis.models import MODELS, SMALL_MODELS
 from t2t_analysis.models.t2t import VARIANTS
 from t2t_analysis.models.tokens import Dropout, T2TModule, TokenPerformer, Window, normalised_split
+from t2t_analysis.training import design
 
 from . import records
 
@@ -531,10 +532,9 @@ def test_hard_split_refuses_what_it_would_cut_off():
 
 
 def test_small_models_are_matched():
-    names = (*SMALL_MODELS, *SMALL_PARTS, *SMALL_VARIANTS)
-    models = {n: timm.create_model(n) for n in names}
+    models = {n: timm.create_model(n) for n in SMALL_MODELS}
     counts = {n: sum(p.numel() for p in m.parameters() if p.requires_grad) for n, m in models.items()}
-    assert (len(SMALL_MODELS), len(SMALL_PARTS), len(SMALL_VARIANTS)) == (8, 3, 8)
+    assert set(SMALL_MODELS) == set(design.GROUPS["all"])
     assert max(counts.values()) / min(counts.values()) < 1.01, counts
     assert {m.tokens_to_token.grid_size for m in models.values()} == {(8, 8)}
     soft = {m.tokens_to_token.windows for n, m in models.items() if "hard" not in n}
@@ -572,7 +572,8 @@ def test_weights_files_bring_their_windows(tmp_path):
 
 def test_parts_of_the_module_are_what_their_names_say():
     x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    tokens = {name.split("_")[1]: timm.create_model(name).tokens_to_token.eval() for name in SMALL_PARTS}
+    kinds = ("hardnorm", "mlp", "convgelu")
+    tokens = {kind: timm.create_model(f"small_{kind}_wide").tokens_to_token.eval() for kind in kinds}
     # The norm is over each patch: a patch times a factor plus a constant is the same token, up to eps.
     norm = tokens["hardnorm"]
     assert torch.allclose(norm(x), norm(5 * x + 3), atol=1e-3)
@@ -581,7 +582,7 @@ def test_parts_of_the_module_are_what_their_names_say():
     # Without attention a token sees its window, 15 pixels wide, and nothing else.
     other = x.clone()
     other[..., 20:, 20:] *= -1
-    for kind in ("mlp", "convgelu", "hardnorm"):
+    for kind in kinds:
         moved = (tokens[kind](x) - tokens[kind](other)).abs().amax((0, 2)).reshape(8, 8) > 1e-6
         assert moved[-1, -1], kind
         assert not moved[:2].any() and not moved[:, :2].any(), kind  # noqa: PT018
@@ -591,7 +592,7 @@ def test_parts_of_the_module_are_what_their_names_say():
 
 
 def test_small_variants_are_what_their_names_say():
-    models = {n.rsplit("_", 1)[1]: timm.create_model(n) for n in SMALL_VARIANTS if "hard" in n}
+    models = {n.rsplit("_", 1)[1]: timm.create_model(n) for n in design.VARIANTS if "hard" in n}
     assert models["se"].blocks[0].attn.se_layer.fc[0].out_features == 6
     assert (models["resnext"].blocks[0].attn.num_heads, models["resnext"].blocks[0].attn.head_dim) == (12, 8)
     assert [info["num_chs"] for info in models["dense"].feature_info] == [
