@@ -1,4 +1,4 @@
-"""The Lightning module and the callbacks that make a run resumable and readable."""
+"""The Lightning module, and what makes a run resumable."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import pandas as pd
 import timm
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Checkpoint
 from timm.data import Mixup
 from timm.loss import SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
@@ -171,20 +172,29 @@ class Classifier(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         self.ema.update(self.model, step=self.global_step)
 
-    def end_leg(self) -> bool:
-        """Add up a leg's time; at the end of an epoch add its row to the history, and say so."""
+    def on_train_epoch_end(self) -> None:
+        """Add up a leg's time; at the end of an epoch write the learning curve and say where we are.
+
+        Checkpoints are written after this.
+        """
         ended = time.perf_counter(), time.process_time()
         self._seconds = [s + b - a for s, a, b in zip(self._seconds, self._began, ended, strict=True)]
         if (self.current_epoch + 1) % self.length.legs:
-            return False
+            return
         loss, hits, images = self._sums.tolist()
         rate = self.optimizers().param_groups[0]["lr"]  # type: ignore[union-attr]
-        self.history.append({
+        row = {
             "epoch": self.current_epoch // self.length.legs, "train_loss": loss / images,
             "train_accuracy": hits / images, "lr": rate,
             "images_per_second": images / self._seconds[0], "cpu_seconds": self._seconds[1],
-        })  # fmt: skip
-        return True
+        }  # fmt: skip
+        self.history.append(row)
+        if self.global_rank == 0:
+            with whole_file(Path(self.trainer.default_root_dir) / "curve.csv") as temporary:
+                pd.DataFrame(self.history).to_csv(temporary, index=False)
+            told = f"loss {row['train_loss']:.3f}  train accuracy {row['train_accuracy']:.3f}"
+            speed = f"{row['images_per_second']:.0f} images/s"
+            print(f"epoch {row['epoch'] + 1}/{self.length.epochs}  {told}  {speed}", file=sys.stderr, flush=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The learning curve travels in the checkpoint, so that a resumed run has all of it."""
@@ -216,36 +226,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, temporary, storage_options)
 
 
-class History(L.Callback):
-    """The learning curve as CSV, and one line an epoch on stderr with the time that is left."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._began = 0.0
-        self._first: int | None = None
-
-    def on_train_epoch_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Remember when this run, which may be a resumed one, began."""
-        if self._first is None:
-            self._began, self._first = time.perf_counter(), trainer.current_epoch
-
-    def on_train_epoch_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        """Add a row, write the curve, say where we are; checkpoints are written after this."""
-        assert isinstance(module, Classifier)
-        assert self._first is not None
-        if not module.end_leg():
-            return
-        if not trainer.is_global_zero:
-            return
-        with whole_file(self.path) as temporary:
-            pd.DataFrame(module.history).to_csv(temporary, index=False)
-        done, total = trainer.current_epoch + 1, int(trainer.max_epochs or 0)
-        left = (time.perf_counter() - self._began) / (done - self._first) * (total - done)
-        legs = module.length.legs
-        print(_line(module.history[-1], done // legs, total // legs, left), file=sys.stderr, flush=True)
-
-
-class Trunk(L.Callback):
+class Trunk(Checkpoint):
     """Keeps the checkpoint at which the decay begins: longer runs of the same recipe go on from there.
 
     Parameters
@@ -274,10 +255,3 @@ class Trunk(L.Callback):
         if trainer.current_epoch + 1 == module.length.branch_leg:
             self.folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(self.folder / f"{self.key(module)}_{module.length.branch_leg}.ckpt")
-
-
-def _line(row: dict[str, float], done: int, total: int, left: float) -> str:
-    return (
-        f"epoch {done}/{total}  loss {row['train_loss']:.3f}  train accuracy {row['train_accuracy']:.3f}  "
-        f"{row['images_per_second']:.0f} images/s  {int(left // 60)}:{int(left % 60):02d} left"
-    )

@@ -38,17 +38,11 @@ class Place(NamedTuple):
     out: Path
     runs: Path
     device: str = "cpu"
-    compile: bool | None = None
 
     @property
     def cuda(self) -> bool:
-        """Whether it computes on a GPU."""
+        """Whether it computes on a GPU; then the model is compiled."""
         return self.device.startswith("cuda")
-
-    @property
-    def compiled(self) -> bool:
-        """Whether the model is compiled; on a GPU unless told otherwise."""
-        return self.cuda if self.compile is None else self.compile
 
 
 class Images(NamedTuple):
@@ -79,7 +73,7 @@ def _train(run: Run, place: Place, dataset: Any, folder: Path, **more: Any) -> C
     index = int(place.device.partition(":")[2] or 0)
     kind, which = ("cuda", [index]) if place.cuda else ("cpu", 1)
     where: dict[str, Any] = {"accelerator": kind, "devices": which}
-    where |= {"precision": precision.usual(place.cuda), "compile": place.compiled}
+    where |= {"precision": precision.usual(place.cuda), "compile": place.cuda}
     return train(run.model, run.data, recipe=run.recipe, out=folder, dataset=dataset, **where, **more)
 
 
@@ -110,7 +104,7 @@ def _trained_row(
     model = rows.rounded(module.averaged())
     row = rows.identity(run) | about
     row |= rows.quality(score(model, images.test, place.device), score(model, images.seen, place.device))
-    row |= rows.effort(module, model) | {"compiled": place.compiled}
+    row |= rows.effort(module, model) | {"compiled": place.cuda}
     per_epoch = module.length.per_epoch * run.recipe.batch_size
     row |= rows.cost(model, module.history, per_epoch, place.device)
     row["precision"] = precision.describe(module.hparams["precision"], place.cuda)

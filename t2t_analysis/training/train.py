@@ -19,7 +19,7 @@ from .. import models
 from .._files import writable_folder
 from ..data import train_data
 from ..errors import ParameterError, T2TError, UnknownNameError
-from .module import AtomicCheckpointIO, Classifier, History, LegSampler, Trunk
+from .module import AtomicCheckpointIO, Classifier, LegSampler, Trunk
 from .precision import LINEAR, usual
 from .recipe import Recipe
 
@@ -154,12 +154,7 @@ def train(
             gradient_clip_val=recipe.clip or None,
             default_root_dir=out,
             plugins=[AtomicCheckpointIO()],
-            callbacks=[
-                History(out / "curve.csv"),
-                *([trunk] if trunk else []),
-                *callbacks,
-                last,
-            ],
+            callbacks=[*callbacks, *([trunk] if trunk else []), last],
             **_QUIET,
         )
         try:
