@@ -102,14 +102,19 @@ def standardise(crops: Tensor) -> Tensor:
     return centred / std.clamp_min(MIN_STD)
 
 
-def cut_crops(pixels: Tensor, block: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-    """Gather crops (n, 32, 32) from ``pixels`` (blocks, 64, 64) at once; the other arguments have shape
-    (n,).
-    """
-    offset = torch.arange(CROP, device=top.device)
-    rows = top[:, None] + offset  # (n, 32)
-    cols = left[:, None] + torch.where(flip[:, None], CROP - 1 - offset, offset)
-    return pixels[block[:, None, None], rows[:, :, None], cols[:, None, :]]
+def cut_crops(
+    pixels: Tensor,
+    block: Tensor,
+    top: Tensor,
+    left: Tensor,
+    flip: Tensor,
+    size: tuple[int, int] = (CROP, CROP),
+) -> Tensor:
+    """Gather crops (n, h, w, ...) from ``pixels`` (blocks, ..., H, W) at once; the other arguments have shape (n,)."""
+    down, across = (torch.arange(side, device=top.device) for side in size)
+    rows = top[:, None] + down  # (n, h)
+    cols = left[:, None] + torch.where(flip[:, None], size[1] - 1 - across, across)
+    return pixels[block[:, None, None], ..., rows[:, :, None], cols[:, None, :]]
 
 
 def as_images(crops: Tensor, img_size: tuple[int, int], channels: int = 3) -> Tensor:

@@ -28,6 +28,7 @@ from ..data.crops import (
     blocks,
     choose_fraction,
     crop_classes,
+    cut_crops,
 )  # fmt: skip
 from ..data.loading import (
     SMALL,
@@ -65,7 +66,7 @@ class ResidentImages:
         fraction: float = 1.0, seed: int = 0, device: str | torch.device = "cpu",
     ) -> None:  # fmt: skip
         self.seed, self.device, self.info, self._length = seed, torch.device(device), info, len(labels)
-        self._normalise = normalise
+        self._normalise, self._size = normalise, (pixels.shape[-2], pixels.shape[-1])
         chosen = choose_fraction(labels, fraction, seed)
         self.different = len(chosen)
         self._pixels = F.pad(pixels[chosen], (PAD, PAD, PAD, PAD)).to(self.device)
@@ -85,19 +86,8 @@ class ResidentImages:
     def batch(self, indices: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) and labels (B,)."""
         image, top, left, flip = self._draws[torch.as_tensor(indices).to(self.device)].unbind(1)
-        return self._normalise(_crop(self._pixels, image, top, left, flip.bool())), self._labels[image]
-
-
-def _crop(pixels: Tensor, image: Tensor, top: Tensor, left: Tensor, flip: Tensor) -> Tensor:
-    """Gather (B, 3, H, W) from padded images (N, 3, H + 8, W + 8); the other arguments are (B,)."""
-    height, width = (side - 2 * PAD for side in pixels.shape[-2:])
-    down, across = torch.arange(height, device=pixels.device), torch.arange(width, device=pixels.device)
-    rows = top[:, None] + down  # (B, H)
-    cols = left[:, None] + torch.where(flip[:, None], width - 1 - across, across)  # (B, W)
-    channels = torch.arange(pixels.shape[1], device=pixels.device)
-    return pixels[
-        image[:, None, None, None], channels[None, :, None, None], rows[:, None, :, None], cols[:, None, None]
-    ]
+        found = cut_crops(self._pixels, image, top, left, flip.bool(), self._size).permute(0, 3, 1, 2)
+        return self._normalise(found.contiguous()), self._labels[image]
 
 
 @lru_cache(maxsize=4)
