@@ -192,9 +192,7 @@ class Classifier(L.LightningModule):
         if self.global_rank == 0:
             with whole_file(Path(self.trainer.default_root_dir) / "curve.csv") as temporary:
                 pd.DataFrame(self.history).to_csv(temporary, index=False)
-            told = f"loss {row['train_loss']:.3f}  train accuracy {row['train_accuracy']:.3f}"
-            speed = f"{row['images_per_second']:.0f} images/s"
-            print(f"epoch {row['epoch'] + 1}/{self.length.epochs}  {told}  {speed}", file=sys.stderr, flush=True)
+            print(_line(row, self.length.epochs, self._seconds[0]), file=sys.stderr, flush=True)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The learning curve travels in the checkpoint, so that a resumed run has all of it."""
@@ -255,3 +253,13 @@ class Trunk(Checkpoint):
         if trainer.current_epoch + 1 == module.length.branch_leg:
             self.folder.mkdir(parents=True, exist_ok=True)
             trainer.save_checkpoint(self.folder / f"{self.key(module)}_{module.length.branch_leg}.ckpt")
+
+
+def _line(row: dict[str, float], epochs: int, seconds: float) -> str:
+    """Where a run is after an epoch that took so many seconds."""
+    done = int(row["epoch"]) + 1
+    left = seconds * (epochs - done)
+    return (
+        f"epoch {done}/{epochs}  loss {row['train_loss']:.3f}  train accuracy {row['train_accuracy']:.3f}  "
+        f"{row['images_per_second']:.0f} images/s  {int(left // 60)}:{int(left % 60):02d} left"
+    )
