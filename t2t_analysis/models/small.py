@@ -46,9 +46,9 @@ _IDEAS: dict[str, dict[str, Any]] = {
 
 
 def _arguments(row: dict[str, str]) -> dict[str, Any]:
-    common = {"img_size": 32, "num_classes": 10, "token_dim": 32, "windows": SMALL_WINDOWS}
+    common: dict[str, Any] = {"img_size": 32, "num_classes": 10, "token_dim": 32, "windows": SMALL_WINDOWS}
+    common |= {"mlp_ratio": float(row["mlp_ratio"]), "tokens_type": row["tokens_type"]}
     sizes = {key: int(row[key]) for key in ("depth", "embed_dim", "num_heads")}
-    sizes |= {"mlp_ratio": float(row["mlp_ratio"]), "tokens_type": row["tokens_type"]}
     return common | sizes | _IDEAS.get(row["idea"], {})
 
 
