@@ -76,10 +76,8 @@ def parsers() -> tuple[_Parser, Mapping[str, _Parser]]:
     for name, command in COMMANDS.items():
         if command.exists:
             lines = [f"  t2t-analysis {name} {example}".rstrip() for example in command.examples]
-            said, epilog = (
-                command.words[0].upper() + command.words[1:] + ".",
-                "\n".join(["examples:", *lines]),
-            )
+            said = f"{command.words[0].upper()}{command.words[1:]}."
+            epilog = "\n".join(["examples:", *lines])
             added = commands.add_parser(name, help=command.words, description=said, epilog=epilog, **options)
             added.module = command.module
     return whole, commands.choices

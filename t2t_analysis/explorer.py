@@ -247,10 +247,8 @@ def _token(token: tuple[int, int] | str | None) -> dict[str, Any]:
 def beside(frame: pd.DataFrame) -> pd.DataFrame:
     """Return tidy rows as a table for people: a row for each number, two columns for each model."""
     looks = [quantity(name) for name in frame["quantity"]]
-    what = [
-        look.title + ("" if pd.isna(of) else f", {of}")
-        for look, of in zip(looks, frame["variant"], strict=True)
-    ]
+    variants = ", " + frame["variant"].astype("string")
+    what = [look.title + of for look, of in zip(looks, variants.fillna(""), strict=True)]
     rows = frame.assign(what=what).set_index("what")
     for name in ("value", "null"):
         rows[name] = [look.number(x) for look, x in zip(looks, frame[name], strict=True)]

@@ -42,10 +42,10 @@ def claim_named(name: str) -> Claim:
     """The claim of a name; raises ``UnknownNameError`` for any other."""
     from ..errors import UnknownNameError
 
-    for claim in all_claims():
-        if claim.name == name:
-            return claim
-    raise UnknownNameError("claim", name, [claim.name for claim in all_claims()])
+    known = {claim.name: claim for claim in all_claims()}
+    if name not in known:
+        raise UnknownNameError("claim", name, known)
+    return known[name]
 
 
 def family(kind: Kind) -> int:

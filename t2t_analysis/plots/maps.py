@@ -206,13 +206,9 @@ def cka_map(results: Result | Sequence[Result]) -> Figure:
     Cells that are not beyond the null (p of the max statistic at or above 0.05) are marked: brackets around their
     number, or a cross where there are too many cells for numbers.
     """
-    frames = [
-        frame
-        for result in ([results] if isinstance(results, Result) else results)
-        for _, frame in rows_of(result, quantity="cka_unbiased").groupby(
-            ["model", "model_b"], sort=False, dropna=False
-        )
-    ]
+    asked = [results] if isinstance(results, Result) else results
+    whole = pd.concat([rows_of(result, quantity="cka_unbiased") for result in asked])
+    frames = [frame for _, frame in whole.groupby(["model", "model_b"], sort=False, dropna=False)]
     drawn = [_cka(frame) for frame in frames]
     numbers = max(max(one.cells.shape) for one in drawn) <= ANNOTATED
     look = quantity("cka_unbiased")
@@ -224,7 +220,7 @@ def cka_map(results: Result | Sequence[Result]) -> Figure:
             ax.set_visible(False)
         label = f"{look.label} ({'brackets' if numbers else 'cross'}: within chance)"
         draw_maps(fig, axes.flat[: len(drawn)], drawn, label)
-    return finish(fig, pd.concat(frames), *_cka_words(frames, drawn, look))
+    return finish(fig, whole, *_cka_words(frames, drawn, look))
 
 
 def _cka(frame: pd.DataFrame) -> Map:

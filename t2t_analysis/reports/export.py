@@ -164,13 +164,8 @@ def _inline(svg: str, width: int) -> str:
 
 def outputs_with_role(nb: NotebookNode, role: str) -> list[dict[str, Any]]:
     """Return what our own outputs of one role say in their metadata, in order."""
-    found = []
-    for cell in nb.cells:
-        for output in cell.get("outputs", []):
-            about = output.get("metadata", {}).get(METADATA, {})
-            if about.get("role") == role:
-                found.append(about)
-    return found
+    outputs = (output for cell in nb.cells for output in cell.get("outputs", []))
+    return [output.metadata[METADATA] for output in outputs if _role(output) == role]
 
 
 def _role(output: Any) -> str:

@@ -95,9 +95,8 @@ def _cells(evidence: list[dict[str, Any]], about: str) -> dict[str, dict[str, li
         own = [one for one in evidence if (one["basis"], one["statement"]) == (basis, asked)]
         lines: dict[tuple[str, str], list[str]] = {}
         for one in own:
-            lines.setdefault((one["verdict"], one["why"]), []).append(
-                one["about"].partition(",")[0].removesuffix(" alone")
-            )
+            name = one["about"].partition(",")[0].removesuffix(" alone")
+            lines.setdefault((one["verdict"], one["why"]), []).append(name)
         of = own[0]["compared"] if own[0]["about"] == about else own[0]["about"]
         found.setdefault(basis, {})[asked] = [
             {"verdict": verdict, "why": why, "size": own[0]["size"], "of": of}

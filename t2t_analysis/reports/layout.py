@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from itertools import takewhile
 
 from bs4 import BeautifulSoup, Tag
 
@@ -120,12 +121,7 @@ def _fold_set_up(soup: BeautifulSoup) -> None:
 
 def _cells_after(prose: Tag) -> list[Tag]:
     """The cells between a heading and the next."""
-    cells = []
-    for sibling in prose.find_next_siblings():
-        if "cell" not in (sibling.get("class") or []):
-            break
-        cells.append(sibling)
-    return cells
+    return list(takewhile(lambda block: "cell" in (block.get("class") or []), prose.find_next_siblings()))
 
 
 def _fold_section(soup: BeautifulSoup, prose: Tag) -> None:

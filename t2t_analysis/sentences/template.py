@@ -188,10 +188,8 @@ class Facts:
             (row,) = summary(frame).to_dict("records")
             votes = f" ({row['votes']})" if "," in row["votes"] else ""
             effects = [effect for _, effect in frame[frame["deciding"]].iterrows()]
-            first, rest = (
-                effect_words(effects[0], judged=bool(votes)),
-                [effect_words(one) for one in effects[1:]],
-            )
+            first = effect_words(effects[0], judged=bool(votes))
+            rest = [effect_words(one) for one in effects[1:]]
             because = f"; {row['because']}" if row["because"] not in ("", OPEN, NOT_TESTED) else ""
             if row["statement"] == asked:
                 start, first = "The same:", first.partition(": ")[2]  # the words of the effect stand above
