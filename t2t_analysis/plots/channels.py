@@ -61,7 +61,8 @@ def feature_map_grid(
         for part, one, which in zip(parts, several, chosen, strict=True):
             part.suptitle(f"{one.model}, {one.place}", x=0.01, ha="left", fontsize=10, fontweight="bold")
             axes = part.subplots(1, panels)
-            _image(axes[0], one)
+            axes[0].imshow(one.image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
+            _note(axes[0], "image")
             for ax, scale in zip(axes[1:], scales, strict=True):
                 _grid(ax, one, scale, which, best)
     rows = tidy([{"model": one.model, "weights": one.weights} for one in several])
@@ -84,7 +85,6 @@ def _grid(ax: Axes, maps: ChannelMaps, scale: Scale, chosen: list[int], best: in
     frames |= dict.fromkeys(maps.invalid().nonzero().flatten().tolist(), INVALID)
     mosaic, cell = _mosaic(maps, chosen, scale)
     ax.imshow(mosaic, cmap="gray", vmin=0, vmax=1)
-    ax.set_anchor("N")
     shown = {chosen.index(channel): look for channel, look in frames.items() if channel in chosen}
     _frame(ax, shown, cell, _columns(len(chosen)))
     _note(ax, SCALES[scale] if scale != "prefix" or maps.prefix.shape[1] else "own scale (no prefix)")
@@ -92,14 +92,9 @@ def _grid(ax: Axes, maps: ChannelMaps, scale: Scale, chosen: list[int], best: in
 
 def _note(ax: Axes, words: str) -> None:
     """Say in grey above a picture how it was drawn."""
+    ax.set_anchor("N")
     ax.text(0, 1.03, words, transform=ax.transAxes, color=PALETTE["grey"], fontsize=9, va="bottom")
     ax.axis("off")
-
-
-def _image(ax: Axes, maps: ChannelMaps) -> None:
-    ax.imshow(maps.image.permute(1, 2, 0).clamp(0, 1).cpu().numpy())
-    ax.set_anchor("N")
-    _note(ax, "image")
 
 
 def _columns(count: int) -> int:

@@ -423,7 +423,7 @@ def heads_by_depth(
     names = own_models(result, models)
     look = quantity(name)
     found = {model: rows_of(result, quantity=name, model=model, tokens=tokens) for model in names}
-    drawn = {model: _of_heads(frame) for model, frame in found.items()}
+    drawn = {m: f[f["head"].notna() & ~f["place"].str.contains("*", regex=False)] for m, f in found.items()}
     with use_style():
         fig, axes = panel_grid(len(names), across=min(len(names), 2), height=3.2)
         for number, (ax, (model, frame)) in enumerate(zip(axes, drawn.items(), strict=True)):
@@ -441,10 +441,6 @@ def heads_by_depth(
     each = "; ".join(f"{m} {look.number(v.min())} to {look.number(v.max())}" for m, v in ranges)
     words = f"{look.title}, a dot a head: {each}."
     return finish(fig, whole, caption(words, how_sure(whole), null_words(whole)), f"Dots by layer. {words}")
-
-
-def _of_heads(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame[frame["head"].notna() & ~frame["place"].str.contains("*", regex=False)]
 
 
 def _dots(ax: Axes, axis: DepthAxis, heads: pd.DataFrame, layers: pd.DataFrame, number: int) -> None:

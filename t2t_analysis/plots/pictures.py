@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from numpy.typing import ArrayLike
 
@@ -52,18 +51,13 @@ def tiles(
             if tile is not None:
                 image = ax.imshow(tile.values, cmap=tile.cmap, norm=tile.norm)
                 drawn = image if tile.cmap else drawn
-        row_label(line[0], name)
+        line[0].set_ylabel(_broken(name, 12), fontsize=9, rotation=0, ha="right", va="center")
     for ax, title in zip(axes[0], across, strict=False):
         ax.set_title(_broken(title, int(11 * side)), fontsize=9)
     if bar and drawn is not None:
         scale = fig.colorbar(drawn, ax=axes, label=bar, shrink=0.5, aspect=30, location="bottom", **colorbar)
         scale.ax.xaxis.set_minor_formatter("")
     return fig
-
-
-def row_label(ax: Axes, text: str) -> None:
-    """Name a row of pictures on its left, upright."""
-    ax.set_ylabel(_broken(text, 12), fontsize=9, rotation=0, ha="right", va="center")
 
 
 def _broken(text: str, width: int) -> str:

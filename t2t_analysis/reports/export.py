@@ -299,17 +299,16 @@ def _wrap_tables(soup: BeautifulSoup) -> None:
 def _contents(soup: BeautifulSoup) -> None:
     """Give every heading an id of its own and list the second level."""
     entries = _one(_one(soup, "nav"), "ol")  # type: ignore[arg-type]
-    taken: set[str] = {str(tag["id"]) for tag in soup.find_all(id=True) if not _is_heading(tag)}
-    for heading in soup.find_all(["h1", "h2", "h3", "h4"]):
+    headings = soup.find_all(["h1", "h2", "h3", "h4"])
+    for heading in headings:
+        del heading["id"]
+    taken = {str(tag["id"]) for tag in soup.find_all(id=True)}
+    for heading in headings:
         heading["id"] = _free(slug(heading.get_text(" ")), taken)
         if heading.name == "h2":
             item = soup.new_tag("li")
             item.append(soup.new_tag("a", href=f"#{heading['id']}", string=heading.get_text(" ", strip=True)))
             entries.append(item)
-
-
-def _is_heading(tag: Tag) -> bool:
-    return re.fullmatch("h[1-6]", tag.name) is not None
 
 
 def _free(slug: str, taken: set[str]) -> str:
