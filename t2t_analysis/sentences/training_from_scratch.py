@@ -42,7 +42,8 @@ def study_findings(result: Result, runs: pd.DataFrame) -> list[str]:
     if frame.empty:
         return [f"No effect can be estimated yet. {about}"]
     said = [_sentence(row) for _, row in frame.iterrows()]
-    return [*said[: MOST - 1], about]
+    sensitivity = _under_adamw(result.frame)
+    return [*said[: MOST - 1 - len(sensitivity)], *sensitivity, about]
 
 
 def _sentence(row: pd.Series) -> str:
@@ -70,18 +71,23 @@ def recipe_sentences(result: Result) -> list[str]:
 
 
 def _under_adamw(frame: pd.DataFrame) -> list[str]:
-    """What T2T minus ViT is under AdamW after the longest training, and how many effects point the other way."""
+    """The main effects under AdamW after the longest training, and how many effects point the other way than here."""
     rows = frame[frame["quantity"].str.endswith("_adamw")]
     rows = rows[rows["at"] == rows["at"].max()]
-    both = rows.assign(own=rows["quantity"].str.replace("_adamw", "_at_epochs")).merge(
-        frame, left_on=["own", "at"], right_on=["quantity", "at"], suffixes=("", "_own")
+    rows = rows.assign(of=rows["quantity"].str.removesuffix("_adamw"))
+    own = frame.assign(of=frame["quantity"].str.removesuffix("_at_epochs"))[frame["at_unit"] == "epochs"]
+    both = rows.merge(own[own["of"] != own["quantity"]], on=["of", "at"], suffixes=("", "_own"))
+    main = both[both["of"].isin(["tokeniser_effect", "backbone_effect", "t2t_minus_vit"])]
+    if main.empty:
+        return []
+    each = listed(
+        f"{quantity(row['of']).words} {quantity(row['of']).interval(row)}" for _, row in main.iterrows()
     )
     turned = int((both["value"] * both["value_own"] < 0).sum())
     return [
-        f"Under AdamW, the paper's optimiser, T2T minus ViT is {quantity('t2t_minus_vit').interval(row)} after "
-        f"{row['at']:g} epochs ({plural(row['n'], 'seed')}); {turned} of {plural(len(both), 'effect')} have the other "
-        "sign than under Muon there."
-        for _, row in rows[rows["quantity"] == "t2t_minus_vit_adamw"].iterrows()
+        f"Under AdamW, the paper's optimiser, after {main['at'].iloc[0]:g} epochs "
+        f"({plural(main['n'].iloc[0], 'seed')}): {each}; {turned} of {plural(len(both), 'effect')} have the other sign "
+        "than under Muon."
     ]
 
 
