@@ -312,18 +312,14 @@ def _pick_copy(entry: str, state: dict[str, Tensor]) -> tuple[str, dict[str, Ten
 
 def grid_of(model: nn.Module) -> tuple[int, int] | None:
     """Rows and columns of patch tokens that the model's position table is made for, if it has a grid."""
-    for tokeniser in ("tokens_to_token", "patch_embed"):
-        if grid := getattr(getattr(model, tokeniser, None), "grid_size", None):
-            return int(grid[0]), int(grid[1])
-    return None
+    grid = getattr(getattr(model, "patch_embed", None), "grid_size", None)
+    return (int(grid[0]), int(grid[1])) if grid else None
 
 
 def _grid_at(model: nn.Module, img_size: tuple[int, int]) -> tuple[int, int]:
     """The grid that images of another size (height, width) are cut into."""
-    if (tokeniser := getattr(model, "tokens_to_token", None)) is not None:
-        return tuple(tokeniser.grids(*img_size)[-1])
-    patch: Any = model.get_submodule("patch_embed").patch_size
-    return img_size[0] // patch[0], img_size[1] // patch[1]
+    tokeniser: Any = model.patch_embed
+    return tuple(tokeniser.dynamic_feat_size(img_size))
 
 
 class _Table(NamedTuple):
@@ -367,8 +363,7 @@ def native_img_size(
         return said
     if said is not None and math.prod(_grid_at(model, said)) == table.rows:
         return None if _grid_at(model, said) == table.grid else said
-    tokeniser: Any = getattr(model, "tokens_to_token", None) or model.get_submodule("patch_embed")
-    size = getattr(tokeniser, "img_size", None)
+    size: Any = getattr(model.patch_embed, "img_size", None)
     if size is None or table.square is None or table.old.shape == table.new.shape:
         return None
     side = table.square[0] * (size[0] // table.grid[0])
