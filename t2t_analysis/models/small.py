@@ -21,11 +21,10 @@ from pathlib import Path
 from typing import Any
 
 from timm.models import generate_default_cfgs
-from torch import nn
 
 from .._files import csv_rows
 from .blocks import GhostAttention, GhostMlp, SEAttention
-from .t2t import T2T_ViT_Dense, _cfg, create_t2t_vit, register
+from .t2t import T2T_ViT_Dense, _cfg, register
 from .tokens import Window
 
 SMALL_WINDOWS = (Window(3, 2, 1), Window(3, 2, 1), Window(3, 1, 1))
@@ -63,9 +62,5 @@ _SMALL = _cfg(
 default_cfgs = generate_default_cfgs(dict.fromkeys(SMALL_MODELS, _SMALL))
 
 
-def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    return create_t2t_vit(name, pretrained, **SMALL_MODELS[name] | kwargs)
-
-
-for _name in SMALL_MODELS:
-    register(_name, _create, __name__)
+for _name, _given in SMALL_MODELS.items():
+    register(_name, _given, __name__)

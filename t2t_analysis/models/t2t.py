@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -97,8 +97,12 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
     cls_token: nn.Parameter
     patch_drop: Any
     norm_pre: Any
-    attn_pool: Any
     global_pool: Any
+    num_prefix_tokens, num_reg_tokens, has_class_token = 1, 0, True
+    no_embed_class, pool_include_prefix, grad_checkpointing = False, False, False
+    reg_token: Any = None
+    attn_pool: Any = None
+    dynamic_img_size = True  # type: ignore[misc]
 
     def __init__(
         self,
@@ -126,7 +130,7 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
         self.tokens_config: dict[str, Any] = {"tokens_type": tokens_type, "token_dim": token_dim}
         self.tokens_config["windows"] = windows
         self.num_classes, self.in_chans, self.embed_dim = num_classes, in_chans, embed_dim
-        self._set_timm_traits(global_pool)
+        self.global_pool = global_pool
         norm: Any = norm_layer or partial(nn.LayerNorm, eps=1e-5)
         block: partial[Any] = partial(
             Block, num_heads=num_heads, mlp_ratio=mlp_ratio, qkv_bias=qkv_bias, proj_drop=drop_rate,
@@ -151,14 +155,6 @@ class T2T_ViT(VisionTransformer):  # noqa: N801 - the authors' name
             for module in self.blocks.modules():
                 if isinstance(module, Attention | GhostAttention):
                     module.scale, module.fused_attn = qk_scale, False  # type: ignore[misc]
-
-    def _set_timm_traits(self, global_pool: str) -> None:
-        """Attributes that the inherited methods read."""
-        self.global_pool, self.pool_include_prefix, self.attn_pool = global_pool, False, None
-        self.num_prefix_tokens, self.num_reg_tokens, self.has_class_token = 1, 0, True
-        self.no_embed_class, self.reg_token = False, None
-        self.dynamic_img_size = True  # type: ignore[misc]
-        self.grad_checkpointing = False
 
     def _make_blocks(
         self, block: partial[Any], depth: int, drop_path_rate: float
@@ -316,19 +312,15 @@ def create_t2t_vit(
     return model.to(dtype=dtype)
 
 
-def register(name: str, create: Callable[..., nn.Module], module: str) -> None:
-    """Register ``create(name, pretrained, **kwargs)`` with timm, as a model of ``module``, which configures it."""
+def register(name: str, arguments: dict[str, Any], module: str) -> None:
+    """Register `T2T_ViT` with these arguments with timm, as a model of ``module``, which configures it."""
 
     def entrypoint(pretrained: bool = False, **kwargs: Any) -> nn.Module:
-        return create(name, pretrained, **kwargs)
+        return create_t2t_vit(name, pretrained, **arguments | kwargs)
 
     entrypoint.__name__, entrypoint.__module__ = name, module
     setattr(sys.modules[module], name, register_model(entrypoint))
 
 
-def _create(name: str, pretrained: bool, **kwargs: Any) -> nn.Module:
-    return create_t2t_vit(name, pretrained, **VARIANTS[name] | kwargs)
-
-
-for _name in VARIANTS:
-    register(_name, _create, __name__)
+for _name, _arguments in VARIANTS.items():
+    register(_name, _arguments, __name__)
