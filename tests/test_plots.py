@@ -509,7 +509,7 @@ def test_effects_by_length_has_a_line_an_effect_and_none_for_a_single_length() -
     result = Result("study_effects", [*lengths, *(row | {"quantity": q} for q in names)])
     figure = effects_by_length(result, 0.005)
     assert figure is not None
-    assert "soft split minus hard split 2.0 points [−1.0, 5.0] after 3 epochs" in figure.caption
+    assert "soft split minus hard split 2.0 points [−1.0, 5.0] after 6 epochs" in figure.caption
     assert len(figure.fig.axes[0].containers) == 2
     other = row | {"quantity": "tokeniser_effect_adamw", "at": 6.0, "low": np.nan, "high": np.nan, "n": 1}
     both = effects_by_length(Result("study_effects", [*lengths, other]), 0.005)

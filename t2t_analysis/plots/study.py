@@ -6,13 +6,14 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..quantities import quantity
 from ..results import Result, tidy
 from .base import NULL, Figure, finish, new_axes, role, title_block, use_style
 from .forests import forest
-from .series import caption, error_bars, handle, how_sure, shown
+from .series import caption, error_bars, floats, handle, how_sure, shown
 
 #: ending of the effects that are given for each length -> the optimiser of the runs
 _LENGTHS = {"_at_epochs": "Muon, the study's own", "_adamw": "AdamW, the paper's"}
@@ -110,10 +111,11 @@ def effects_by_length(result: Result, smallest: float) -> Figure | None:
             ax.minorticks_off()
             title_block(ax, _LENGTHS[how])
         axes[0, 0].set_ylabel("effect on top-1 accuracy (points)")
+        axes[0, 0].set_ylim(*_span(rows))
         fig.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     words = caption(
-        " ".join(_ends(drawn, names[0], _LENGTHS[how]) for how, drawn in panels.items()),
-        f"{how_sure(rows)}{' Without a bar: one seed.' * bool(rows['low'].isna().any())} Grey: too small to count.",
+        " ".join(_last(drawn, names[0], _LENGTHS[how]) for how, drawn in panels.items()),
+        f"{how_sure(rows)}{_few(rows)} Grey: too small to count.",
         also=["Points are set aside a little, to be told apart."],
     )
     alt = (
@@ -122,11 +124,27 @@ def effects_by_length(result: Result, smallest: float) -> Figure | None:
     return finish(fig, rows.drop(columns=["how", "of"]), words, alt)
 
 
-def _ends(rows: pd.DataFrame, name: str, how: str) -> str:
-    """An effect after the shortest and the longest training."""
-    about, ends = quantity(name), rows[rows["of"] == name].sort_values("at").iloc[[0, -1]]
-    each = [f"{about.interval(row)} after {row['at']:g} epochs" for _, row in ends.iterrows()]
-    return f"{how}: {about.words} {', '.join(each)}."
+def _span(rows: pd.DataFrame) -> tuple[float, float]:
+    """Ends of an axis that holds all values, and all intervals but those of two seeds, which can be 100 points wide."""
+    drawn = shown(rows)
+    value, low, high = floats(drawn, "value", "low", "high")
+    many = drawn["n"].to_numpy(float) > 2
+    ends = np.concatenate([value, low[many], high[many]])
+    margin = 0.05 * np.ptp(ends[np.isfinite(ends)])
+    return float(np.nanmin(ends) - margin), float(np.nanmax(ends) + margin)
+
+
+def _few(rows: pd.DataFrame) -> str:
+    """What a caption says of points that rest on one seed or two."""
+    two = " Of two seeds, bars may leave the picture." if (rows["n"] == 2).any() else ""
+    return f"{' Without a bar: one seed.' if rows['low'].isna().any() else ''}{two}"
+
+
+def _last(rows: pd.DataFrame, name: str, how: str) -> str:
+    """An effect after the longest training."""
+    row = rows[rows["of"] == name].sort_values("at").iloc[-1]
+    about = quantity(name)
+    return f"{how}: {about.words} {about.interval(row)} after {row['at']:g} epochs."
 
 
 def learning_curves(curves: pd.DataFrame, runs: pd.DataFrame, models: Sequence[str]) -> Figure:
